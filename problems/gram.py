@@ -1,0 +1,155 @@
+"""A Gram matrix, prepared once for every layer and row that shares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .errors import RelaxPruneError
+
+_UNIT_ROUNDOFF = 2.0**-53
+_REFUSED_BELOW = -1e-3
+_ASYMMETRY = 1e-4
+
+
+@dataclass(frozen=True)
+class PsdProof:
+    """What was proven about the eigenvalues of a Gram matrix G.
+
+    Attributes:
+        shift: G + shift · Diag(G) is positive semidefinite; 0 when G itself is.
+        psd: G itself is proven positive semidefinite.
+        method: ``"cholesky"`` or ``"eigenvalues"``.
+        smallest_eigenvalue: of Diag(G)^-½ G Diag(G)^-½ as computed, or None when a Cholesky factorisation sufficed.
+        slack: what was allowed for rounding, in the same scaling.
+    """
+
+    shift: float
+    psd: bool
+    method: str
+    smallest_eigenvalue: float | None
+    slack: float
+
+
+class Gram:
+    """The second moment G = mean of x xᵀ of a layer's inputs, (cols, cols), checked, with its proof of curvature.
+
+    Build one and pass it to several ``MaskProblem`` objects to share the checks (q/k/v read the same inputs).
+
+    Args:
+        matrix: (cols, cols), float; symmetric up to float noise (the symmetric part is used), finite, and positive
+            semidefinite up to −1e-3 in correlation scaling.
+
+    Raises:
+        RelaxPruneError: the matrix is not square, not finite, not symmetric, or clearly not PSD.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        """Check the matrix; see the class for what is refused."""
+        if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise RelaxPruneError(f"gram must be a square (cols, cols) tensor, got {got}")
+        if not matrix.is_floating_point():
+            raise RelaxPruneError(f"gram must hold floats, got {matrix.dtype}")
+        if not bool(torch.isfinite(matrix).all()):
+            raise RelaxPruneError("gram holds NaN or Inf; check the activations it was made from")
+        if matrix.dtype not in (torch.float32, torch.float64):
+            matrix = matrix.float()
+        self.diagonal: Tensor = matrix.diagonal().clone()  # (cols,)
+        self._check_diagonal(matrix)
+        self.matrix: Tensor = self._symmetric(matrix)
+
+    @property
+    def cols(self) -> int:
+        """Number of columns."""
+        return int(self.matrix.shape[0])
+
+    @cached_property
+    def scale(self) -> float:
+        """Mean of the diagonal, or 1 for a zero matrix: what solvers divide by."""
+        mean = float(self.diagonal.to(torch.float64).mean())
+        return mean if mean > 0 else 1.0
+
+    @cached_property
+    def proof(self) -> PsdProof:
+        """Prove how far below zero the spectrum can reach, in float64 and correlation scaling.
+
+        A Cholesky factorisation that succeeds on C − 2s·I proves C ⪰ s·I > 0 when s bounds its backward error,
+        n(n + 5)·u for a matrix with unit diagonal (Higham, Accuracy and Stability, theorem 10.3), plus the rounding
+        of C itself. Only where that fails are all eigenvalues computed.
+
+        Raises:
+            RelaxPruneError: an eigenvalue is below −1e-3.
+        """
+        correlation = self._correlation()
+        n = correlation.shape[0]
+        slack = n * (n + 8) * _UNIT_ROUNDOFF
+        if n == 0:
+            return PsdProof(0.0, True, "cholesky", None, 0.0)
+        if _factorises(correlation, -2 * slack):
+            return PsdProof(0.0, True, "cholesky", None, slack)
+        if _factorises(correlation, slack):
+            return PsdProof(2 * slack, False, "cholesky", None, slack)
+        eigenvalues = torch.linalg.eigvalsh(correlation)
+        smallest = float(eigenvalues[0])
+        slack = 4 * n * _UNIT_ROUNDOFF * max(1.0, float(eigenvalues.abs().amax())) * max(1.0, n**0.5)
+        if smallest < _REFUSED_BELOW:
+            raise RelaxPruneError(
+                "gram must be positive semidefinite, but its smallest eigenvalue in correlation scaling is "
+                f"{smallest:.3g} (at least {_REFUSED_BELOW:g} is accepted); was it computed in too low a precision?"
+            )
+        shift = max(0.0, slack - smallest)
+        return PsdProof(shift, shift == 0.0, "eigenvalues", smallest, slack)
+
+    def _correlation(self) -> Tensor:
+        """Return Diag(G)^-½ G Diag(G)^-½ in float64 over the columns with a positive diagonal."""
+        live = self.diagonal > 0
+        matrix = self.matrix if bool(live.all()) else self.matrix[live][:, live]
+        root = self.diagonal[live].to(torch.float64).rsqrt()
+        correlation = matrix.to(torch.float64, copy=True)
+        correlation.mul_(root.unsqueeze(1)).mul_(root)
+        correlation.diagonal().fill_(1.0)
+        return correlation
+
+    def _check_diagonal(self, matrix: Tensor) -> None:
+        """Refuse a negative diagonal, or a zero one with something beside it."""
+        if bool((self.diagonal < 0).any()):
+            column = int(self.diagonal.argmin())
+            raise RelaxPruneError(
+                "gram must be positive semidefinite, but its diagonal is "
+                f"{float(self.diagonal[column]):.3g} at column {column}"
+            )
+        dead = self.diagonal == 0
+        if bool(dead.any()) and bool((matrix[dead] != 0).any()):
+            column = int(((matrix != 0).any(dim=1) & dead).nonzero()[0])
+            raise RelaxPruneError(
+                f"gram must be positive semidefinite, but column {column} has a zero diagonal and non-zero entries "
+                "beside it"
+            )
+
+    def _symmetric(self, matrix: Tensor) -> Tensor:
+        """Return the symmetric part, which alone enters the objective; refuse more than float noise beside it."""
+        difference = (matrix - matrix.T).abs_()
+        if not bool(difference.any()):
+            return matrix.contiguous()
+        root = self.diagonal.sqrt()
+        allowed = _ASYMMETRY * root.unsqueeze(1) * root
+        if bool((difference > allowed).any()):
+            worst = int((difference - allowed).argmax())
+            i, j = divmod(worst, matrix.shape[1])
+            raise RelaxPruneError(
+                f"gram must be symmetric, but gram[{i}, {j}] is {float(matrix[i, j]):.6g} and gram[{j}, {i}] is "
+                f"{float(matrix[j, i]):.6g}"
+            )
+        return (matrix + matrix.T).mul_(0.5)
+
+
+def _factorises(correlation: Tensor, shift: float) -> bool:
+    """Tell whether ``correlation`` + shift · I has a Cholesky factor; the argument is left as it was."""
+    correlation.diagonal().add_(shift)
+    _, info = torch.linalg.cholesky_ex(correlation)
+    correlation.diagonal().fill_(1.0)
+    return int(info) == 0

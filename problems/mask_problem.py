@@ -1,0 +1,210 @@
+"""Mask selection for one linear layer: which weights to keep."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .errors import RelaxPruneError
+from .gram import Gram
+from .polytopes import Face, Polytope
+from .polytopes.base import Shape
+from .precision import product64, row_blocks
+from .problem import Problem, Working
+from .saliency import saliency
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+class MaskProblem(Problem):
+    """Minimise f(M) = trace((W − M∘W) G (W − M∘W)ᵀ) over the masks M of a polytope.
+
+    f is the mean squared change of the layer's output when the weights outside M are set to zero. Rows separate: with
+    z = 1 − m a row's objective is zᵀ Q z, Q = Diag(w) G Diag(w). Half the gradient in M is −W ∘ (R G), R = W − M∘W.
+
+    Args:
+        weight: (rows, cols) = (out_features, in_features), any float dtype.
+        gram: (cols, cols) second moment of the layer's inputs, as a tensor or a prepared ``Gram``.
+        polytope: the set of masks, for instance ``KSparse(keep=288)`` or ``NM(2, 4)``.
+        fixed_kept: (rows, cols) bool, entries that every mask keeps, or None.
+        fixed_pruned: (rows, cols) bool, entries that every mask prunes, or None.
+
+    Raises:
+        RelaxPruneError: sizes, dtypes or values that cannot be right.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        gram: Tensor | Gram,
+        polytope: Polytope,
+        *,
+        fixed_kept: Tensor | None = None,
+        fixed_pruned: Tensor | None = None,
+    ) -> None:
+        """Check the input; see the class."""
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+            got = (
+                f"{weight.dtype} of shape {tuple(weight.shape)}"
+                if isinstance(weight, Tensor)
+                else type(weight).__name__
+            )
+            raise RelaxPruneError(f"weight must be a float tensor of shape (rows, cols), got {got}")
+        if 0 in weight.shape:
+            raise RelaxPruneError(f"weight must have at least one row and one column, got {tuple(weight.shape)}")
+        if not bool(torch.isfinite(weight).all()):
+            raise RelaxPruneError("weight holds NaN or Inf")
+        if not isinstance(polytope, Polytope):
+            raise RelaxPruneError(f"polytope must be a Polytope such as KSparse or NM, got {type(polytope).__name__}")
+        self.prepared: Gram = gram if isinstance(gram, Gram) else Gram(gram)
+        if self.prepared.cols != weight.shape[1]:
+            raise RelaxPruneError(
+                f"gram is {self.prepared.cols} x {self.prepared.cols}, but weight has {weight.shape[1]} columns"
+            )
+        if self.prepared.matrix.device != weight.device:
+            raise RelaxPruneError(f"gram is on {self.prepared.matrix.device}, but weight is on {weight.device}")
+        if fixed_kept is not None or fixed_pruned is not None:
+            polytope = Face(polytope, fixed_kept, fixed_pruned)
+        self.weight: Tensor = weight.detach()
+        self.polytope: Polytope = polytope
+        polytope.validate(self.shape)
+        _ = self.prepared.proof  # a Gram that is clearly not PSD is refused here, before any long work
+
+    @property
+    def gram(self) -> Tensor:
+        """The Gram matrix, (cols, cols) float32 or float64."""
+        return self.prepared.matrix
+
+    @property
+    def shape(self) -> Shape:
+        """(rows, cols) of the weight."""
+        rows, cols = self.weight.shape
+        return int(rows), int(cols)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lives."""
+        return self.weight.device
+
+    @cached_property
+    def dense_energy(self) -> float:
+        """f(0) = trace(W G Wᵀ): the energy of the layer's output, float64."""
+        weight = self.weight.to(torch.float64)
+        return float((product64(weight, self.gram) * weight).sum())
+
+    @property
+    def reference(self) -> float:
+        """f(0), which relative errors are divided by."""
+        return self.dense_energy
+
+    def half_gradient(self, point: Tensor) -> Tensor:
+        """Return −W ∘ (R G), R = W ∘ (1 − m), in float64: (rows, cols)."""
+        weight = self.weight.to(torch.float64)
+        return -weight * product64(weight * (1 - point.to(torch.float64)), self.gram)
+
+    def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
+        """Return zᵀ Q z per row, (rows,) float64; half the gradient is −Q z."""
+        return ((point.to(torch.float64) - 1) * half_gradient).sum(dim=1)
+
+    def score(self, name: str, power: float = 0.5) -> Tensor:
+        """Return a saliency by name, (rows, cols) float64; ``power`` is RIA's."""
+        return saliency(name, self.weight, self.prepared.diagonal, power)
+
+    def working(self, dtype: torch.dtype = torch.float32) -> WorkingMask:
+        """Return the copy in which every coupled block has mean diagonal 1."""
+        return WorkingMask.of(self, dtype)
+
+    def rows(self, index: slice) -> Self:
+        """Return the problem of a run of whole coupled blocks; checks are not repeated."""
+        return self._unchecked(self.weight[index], self.polytope.rows(index))
+
+    def over(self, polytope: Polytope) -> Self:
+        """Return the same objective over another polytope; checks of the weight and the Gram are not repeated."""
+        return self._unchecked(self.weight, polytope)
+
+    def _unchecked(self, weight: Tensor, polytope: Polytope) -> Self:
+        """Build a problem from parts that were checked already."""
+        part = object.__new__(type(self))
+        part.prepared, part.weight, part.polytope = self.prepared, weight, polytope
+        return part
+
+
+class WorkingMask(Working):
+    """A ``MaskProblem`` scaled so that every coupled block is of order one.
+
+    The Gram keeps its memory where its dtype already fits: its scale is folded into the weight, since
+    Diag(w) G Diag(w) is all that enters.
+    """
+
+    def __init__(self, weight: Tensor, gram: Tensor, diagonal: Tensor, polytope: Polytope) -> None:
+        """Take the scaled tensors; use ``of``."""
+        self.weight = weight  # (rows, cols)
+        self.gram = gram  # (cols, cols)
+        self.diagonal = diagonal  # (rows, cols)
+        self.polytope = polytope
+        self._reach: Tensor | None = None
+
+    @classmethod
+    def of(cls, problem: MaskProblem, dtype: torch.dtype) -> WorkingMask:
+        """Scale a problem: divide each block by its root mean square of |w| sqrt(G_jj)."""
+        polytope, gram = problem.polytope, problem.prepared
+        wide = problem.weight.to(torch.float64)
+        energy = polytope.block_sum((wide.square() * gram.diagonal.to(torch.float64)).mean(dim=1))
+        scale = polytope.to_rows(torch.where(energy > 0, energy, 1.0).rsqrt(), wide.shape[0])
+        weight = (wide * scale).to(dtype)
+        matrix = gram.matrix.to(dtype)
+        return cls(weight, matrix, weight.square() * matrix.diagonal(), polytope)
+
+    def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return W ∘ ((W ∘ direction) G)."""
+        product: Tensor = torch.mm(self.weight * direction, self.gram, out=out)
+        return product.mul_(self.weight)
+
+    def half_gradient(self, point: Tensor) -> Tensor:
+        """Return −W ∘ ((W ∘ (1 − m)) G)."""
+        return self.image(point - 1)
+
+    def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
+        """Return zᵀ Q z per row: (rows,)."""
+        return torch.linalg.vecdot(point - 1, half_gradient)
+
+    def select(self, index: Tensor) -> Self:
+        """Return the rows in ``index``."""
+        part = type(self)(self.weight[index], self.gram, self.diagonal[index], self.polytope.rows(index))
+        part._reach = self._reach
+        return part
+
+    def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Return w_i G_ij w_j: (R, K, L)."""
+        entries = self.gram[left.unsqueeze(2), right.unsqueeze(1)]
+        weight = self.weight[rows]
+        return entries.mul_(weight.gather(1, left).unsqueeze(2)).mul_(weight.gather(1, right).unsqueeze(1))
+
+    def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
+        """Return w_c G_c ∘ w: (R, cols)."""
+        weight = self.weight[rows]
+        return self.gram[column].mul_(weight).mul_(weight.gather(1, column.unsqueeze(1)))
+
+    def group_coupling(self, group: int) -> Tensor:
+        """Return the diagonal blocks of Diag(w) G Diag(w): (rows, groups, group, group)."""
+        groups = self.gram.shape[0] // group
+        blocks = self.gram.view(groups, group, groups, group).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        weight = self.weight.view(-1, groups, group)
+        return weight.unsqueeze(3) * blocks * weight.unsqueeze(2)
+
+    @property
+    def reach(self) -> Tensor:
+        """Largest absolute correlation of each column with another: (cols,)."""
+        if self._reach is None:
+            diagonal = self.gram.diagonal()
+            root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+            largest = torch.zeros_like(root)
+            for part in row_blocks(len(root), 16 * len(root), _CHUNK_BYTES):
+                band = (self.gram[part] * root).abs_()
+                band.diagonal(offset=part.start).zero_()
+                largest[part] = band.amax(dim=1) * root[part]
+            self._reach = largest.mul_(1 + 1e-6)
+        return self._reach

@@ -1,0 +1,126 @@
+"""A face of a polytope: some entries are fixed to kept or pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import RelaxPruneError
+from .base import Polytope, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Face(Polytope):
+    """{m ∈ base : m_ij = 1 where ``kept_entries``, m_ij = 0 where ``pruned_entries``}.
+
+    The oracle of the base serves: an entry fixed to kept costs −∞, one fixed to pruned +∞.
+
+    Args:
+        base: the polytope.
+        kept_entries: (rows, cols) bool, or None.
+        pruned_entries: (rows, cols) bool, or None.
+    """
+
+    base: Polytope
+    kept_entries: Tensor | None = None
+    pruned_entries: Tensor | None = None
+    kind: ClassVar[str] = "face"
+
+    def validate(self, shape: Shape) -> None:
+        """Raise RelaxPruneError when the fixed entries leave no feasible mask."""
+        self.base.validate(shape)
+        for name, entries in (("fixed_kept", self.kept_entries), ("fixed_pruned", self.pruned_entries)):
+            if entries is not None and (entries.dtype != torch.bool or tuple(entries.shape) != tuple(shape)):
+                got = f"{entries.dtype} of shape {tuple(entries.shape)}"
+                raise RelaxPruneError(f"{name} must be a bool mask of shape {tuple(shape)}, got {got}")
+        kept, pruned = self.kept_entries, self.pruned_entries
+        if kept is not None and pruned is not None and bool((kept & pruned).any()):
+            raise RelaxPruneError("fixed_kept and fixed_pruned share entries, and an entry cannot be both")
+        device = next((entries.device for entries in (kept, pruned) if entries is not None), None)
+        mask = self.round(torch.ones(shape, device=device))
+        if not self.contains(mask):
+            raise RelaxPruneError(
+                "fixed_kept and fixed_pruned leave no feasible mask: some count is exceeded or cannot be reached"
+            )
+
+    def kept(self, shape: Shape) -> int:
+        """Return the number of kept entries of the base set."""
+        return self.base.kept(shape)
+
+    def rows_per_block(self, shape: Shape) -> int:
+        """Return the height of a coupled block of the base set."""
+        return self.base.rows_per_block(shape)
+
+    def group_size(self, shape: Shape) -> int:
+        """Return how many consecutive columns share a count in the base set."""
+        return self.base.group_size(shape)
+
+    def fixed(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the entries fixed to kept and to pruned."""
+        return self.kept_entries, self.pruned_entries
+
+    def rows(self, index: Tensor | slice) -> Face:
+        """Return the face of the selected rows."""
+        kept, pruned = self.kept_entries, self.pruned_entries
+        return Face(
+            self.base.rows(index),
+            None if kept is None else kept[index],
+            None if pruned is None else pruned[index],
+        )
+
+    def room(self, mask: Tensor) -> Tensor:
+        """Return where the base has room and the entry is not fixed."""
+        room = self.base.room(mask)
+        return room if self.pruned_entries is None else room & ~self.pruned_entries
+
+    def with_share(self, share: float) -> Polytope:
+        """Return the base's set; entries that the problem fixes to pruned are never chosen by a score of the face."""
+        return Face(self.base.with_share(share), None, self.pruned_entries)
+
+    def at_most_set(self) -> Face:
+        """Return the same face of the base's "at most" set."""
+        return Face(self.base.at_most_set(), self.kept_entries, self.pruned_entries)
+
+    def is_at_most(self) -> bool:
+        """Tell whether fewer entries may be kept."""
+        return self.base.is_at_most()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the base set and how many entries are fixed; the masks themselves belong to the problem's file."""
+        fixed = {
+            name: int(entries.sum())
+            for name, entries in (("fixed_kept", self.kept_entries), ("fixed_pruned", self.pruned_entries))
+            if entries is not None
+        }
+        return {**self.base.to_dict(), **fixed}
+
+    def lmo(self, gradient: Tensor) -> Tensor:
+        """Minimise over the face by the base's oracle with infinite costs on the fixed entries."""
+        return self.base.lmo(self._forced(gradient, -torch.inf))
+
+    def round(self, point: Tensor) -> Tensor:
+        """Round in the base with the fixed entries in place."""
+        return self.base.round(self._forced(point, torch.inf))
+
+    def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
+        """Tell whether the base holds and every fixed entry has its value."""
+        kept, pruned = self.kept_entries, self.pruned_entries
+        values = point.to(torch.float64)
+        good = self.base.contains(point, tolerance)
+        if kept is not None:
+            good = good and bool((values[kept] >= 1 - tolerance).all())
+        if pruned is not None:
+            good = good and bool((values[pruned] <= tolerance).all())
+        return good
+
+    def _forced(self, values: Tensor, kept_value: float) -> Tensor:
+        """Put ``kept_value`` on kept entries and its opposite on pruned ones."""
+        forced = values.clone()
+        if self.kept_entries is not None:
+            forced.masked_fill_(self.kept_entries, kept_value)
+        if self.pruned_entries is not None:
+            forced.masked_fill_(self.pruned_entries, -kept_value)
+        return forced

@@ -1,0 +1,115 @@
+"""N:M masks: n kept in every group of m consecutive columns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import RelaxPruneError
+from .base import Polytope, Shape, counts_within, in_box, smallest, whole_number
+
+_PAIRWISE_LIMIT = 8  # comparing all pairs of a group beats a selection up to about this group size
+
+
+@dataclass(frozen=True)
+class NM(Polytope):
+    """Masks that keep exactly ``keep`` of every ``group`` consecutive columns.
+
+    {m ∈ [0, 1]^(rows × cols) : Σ_{j in group g} m_ij = keep for every row i and group g}, a product of small
+    hypersimplices, so integral. ``at_most=True`` makes the sums ≤ keep (SparseFW, arXiv 2510.13713, section 2).
+
+    Args:
+        keep: entries KEPT in a group (some tools count the pruned ones).
+        group: consecutive columns in a group; must divide the columns of the weight.
+        at_most: allow fewer than ``keep``.
+    """
+
+    keep: int
+    group: int
+    at_most: bool = False
+    kind: ClassVar[str] = "nm"
+
+    def __post_init__(self) -> None:
+        """Check the options that need no shape."""
+        whole_number("group", self.group, 1)
+        whole_number("keep", self.keep, 0)
+        if self.keep > self.group:
+            raise RelaxPruneError(f"keep is {self.keep}, but a group has only {self.group} columns")
+
+    @classmethod
+    def from_pattern(cls, pattern: str) -> NM:
+        """Read ``"2:4"`` as: keep 2 of every 4 consecutive columns."""
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pattern) if isinstance(pattern, str) else None
+        if match is None:
+            raise RelaxPruneError(f'pattern must look like "2:4" (keep 2 of every 4 columns), got {pattern!r}')
+        return cls(int(match[1]), int(match[2]))
+
+    def validate(self, shape: Shape) -> None:
+        """Raise RelaxPruneError when ``group`` does not divide the columns."""
+        if shape[1] % self.group:
+            raise RelaxPruneError(f"group is {self.group}, which does not divide the {shape[1]} columns of the weight")
+
+    def kept(self, shape: Shape) -> int:
+        """Return the number of kept entries of a (rows, cols) mask."""
+        return shape[0] * (shape[1] // self.group) * self.keep
+
+    def group_size(self, shape: Shape) -> int:
+        """Return ``group``."""
+        return self.group
+
+    def room(self, mask: Tensor) -> Tensor:
+        """Return the pruned entries of groups that keep fewer than they may."""
+        if not self.at_most:
+            return torch.zeros_like(mask)
+        groups = mask.view(mask.shape[0], -1, self.group)
+        return ((groups.sum(dim=2, keepdim=True) < self.keep) & ~groups).view(mask.shape)
+
+    def with_share(self, share: float) -> NM:
+        """Return the exact set with floor(share · keep) in each group."""
+        return NM(int(share * self.keep + 1e-9), self.group)
+
+    def at_most_set(self) -> NM:
+        """Return the set with "at most" ``keep`` in each group."""
+        return NM(self.keep, self.group, at_most=True)
+
+    def is_at_most(self) -> bool:
+        """Tell whether fewer entries may be kept."""
+        return self.at_most
+
+    def lmo(self, gradient: Tensor) -> Tensor:
+        """Take the ``keep`` smallest entries of each group; with ``at_most`` only those below 0."""
+        if self.group <= _PAIRWISE_LIMIT:
+            vertex = self._first(gradient).to(gradient.dtype)
+        else:
+            vertex = smallest(gradient.reshape(-1, self.group), self.keep).view_as(gradient)
+        return vertex.mul_(gradient < 0) if self.at_most else vertex
+
+    def round(self, point: Tensor) -> Tensor:
+        """Keep the ``keep`` largest entries of each group, ties by the lowest column; ``at_most``: only above 0."""
+        mask = self._first(-point)
+        return mask & (point > 0) if self.at_most else mask
+
+    def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
+        """Tell whether the counts and the box hold up to ``tolerance``."""
+        values = point.to(torch.float64)
+        counts = values.reshape(-1, self.group).sum(dim=1)
+        return in_box(values, tolerance) and counts_within(counts, self.keep, self.at_most, tolerance)
+
+    def _first(self, scores: Tensor) -> Tensor:
+        """Mark the ``keep`` smallest of each group, ties by the lowest column: (rows, cols) bool.
+
+        An entry is marked when fewer than ``keep`` of its group come before it; ``before`` counts them by comparing
+        columns of all groups at once.
+        """
+        lanes = [scores[:, i :: self.group].contiguous() for i in range(self.group)]  # each (rows, groups)
+        before = [torch.zeros_like(lanes[0], dtype=torch.int16) for _ in lanes]
+        for i in range(self.group):
+            for j in range(i + 1, self.group):
+                i_first = lanes[i] <= lanes[j]
+                before[j] += i_first
+                before[i] += ~i_first
+        return torch.stack([count < self.keep for count in before], dim=2).view(scores.shape)

@@ -1,0 +1,129 @@
+"""What a solver sees of a problem: a quadratic over a polytope, one independent quadratic per row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .polytopes import Polytope
+from .polytopes.base import Shape
+
+
+class Working(ABC):
+    """The normalised copy of a problem that solvers compute with, in their own dtype.
+
+    Written for a relaxed mask m as f(m) = quadratic, whose half gradient is affine in m with the linear part Q (one
+    symmetric matrix per row, never formed). For any θ the annealed objective f_θ(m) = f(m) + θ Σ q m (1 − m), with
+    q = diag(Q), equals f on every mask and has the quadratic part Q − θ Diag(q).
+    """
+
+    polytope: Polytope
+    diagonal: Tensor  # (rows, cols): q, the diagonal of every row's Q
+
+    @abstractmethod
+    def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return Q applied to a direction (rows, cols): the one matrix product of an iteration."""
+
+    @abstractmethod
+    def half_gradient(self, point: Tensor) -> Tensor:
+        """Return half the gradient of f at a relaxed mask (rows, cols), computed from scratch."""
+
+    @abstractmethod
+    def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
+        """Return f at ``point`` per row (rows,) from the half gradient of f (θ = 0) there, without a product."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Self:
+        """Return the working problem of the rows in ``index`` (rows that converged leave the batch)."""
+
+    @abstractmethod
+    def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Return entries of Q: for each of ``rows`` (R,) its entries at columns ``left`` (R, K) x ``right`` (R, L)."""
+
+    @abstractmethod
+    def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
+        """Return one line of Q for each of ``rows`` (R,), the one at ``column`` (R,): (R, cols)."""
+
+    @abstractmethod
+    def group_coupling(self, group: int) -> Tensor:
+        """Return Q inside groups of consecutive columns: (rows, cols / group, group, group)."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> Tensor:
+        """ρ (cols,) with |Q_ij| ≤ min(ρ_i, ρ_j) sqrt(Q_ii Q_jj) for every row and i ≠ j: rules out most exchanges."""
+
+    @property
+    def shape(self) -> Shape:
+        """(rows, cols)."""
+        rows, cols = self.diagonal.shape
+        return int(rows), int(cols)
+
+
+class Problem(ABC):
+    """Minimise a quadratic over the masks of a polytope.
+
+    ``objective`` and everything else that is reported is computed in float64; ``working`` hands solvers a normalised
+    copy in a faster dtype.
+    """
+
+    polytope: Polytope
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """(rows, cols) of a mask."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the problem's tensors live."""
+
+    @property
+    @abstractmethod
+    def reference(self) -> float:
+        """The objective that relative errors are divided by, float64."""
+
+    @abstractmethod
+    def half_gradient(self, point: Tensor) -> Tensor:
+        """Return half the gradient at a mask or relaxed mask, (rows, cols) float64."""
+
+    @abstractmethod
+    def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
+        """Return the objective per row, (rows,) float64, from the half gradient at ``point``."""
+
+    @abstractmethod
+    def working(self, dtype: torch.dtype = torch.float32) -> Working:
+        """Return the normalised copy that solvers compute with."""
+
+    @abstractmethod
+    def rows(self, index: slice) -> Self:
+        """Return the problem of a run of whole coupled blocks, sharing what rows share."""
+
+    @abstractmethod
+    def over(self, polytope: Polytope) -> Self:
+        """Return the same objective over another polytope, for relaxations and restrictions inside a solver."""
+
+    @abstractmethod
+    def score(self, name: str, power: float = 0.5) -> Tensor:
+        """Return a saliency by name, (rows, cols) float64: what warm starts and one-shot solvers round."""
+
+    def row_objective(self, point: Tensor) -> Tensor:
+        """Return the objective of each coupled block at a mask or relaxed mask: (blocks,) float64."""
+        values = point.to(torch.float64)
+        return self.polytope.block_sum(self.row_value(values, self.half_gradient(values)))
+
+    def objective(self, point: Tensor) -> float:
+        """Return the objective at a mask or relaxed mask, in float64."""
+        return float(self.row_objective(point).sum())
+
+    def gradient(self, point: Tensor) -> Tensor:
+        """Return the gradient at a mask or relaxed mask: (rows, cols) float64."""
+        return 2 * self.half_gradient(point.to(torch.float64))
+
+    def relative_error(self, point: Tensor) -> float:
+        """Return objective / reference: for masks, the share of the layer's output energy that is lost."""
+        return self.objective(point) / self.reference if self.reference > 0 else 0.0

@@ -1,0 +1,68 @@
+"""relaxprune: choose which weights of a layer to keep, with any solver and a proven bound on every answer.
+
+Importing this package is cheap: every public name is loaded when it is first used, so neither transformers nor cvxpy
+nor typer is imported until something needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from relaxprune.problems import NM as NM
+    from relaxprune.problems import KSparse as KSparse
+    from relaxprune.problems import MaskProblem as MaskProblem
+    from relaxprune.problems import RelaxPruneError as RelaxPruneError
+
+    from .certificates import Certificate as Certificate
+    from .certificates import certify as certify
+    from .evaluation.perplexity import perplexity as perplexity
+    from .pruning.loading import load_model as load_model
+    from .pruning.model import prune_model as prune_model
+    from .pruning.plan import plan_model as plan_model
+    from .pruning.report import PruneReport as PruneReport
+    from .solution import Solution as Solution
+    from .solution import Status as Status
+    from .solving import available_solvers as available_solvers
+    from .solving import check_solver as check_solver
+    from .solving import solve as solve
+
+_HOME = {
+    "KSparse": "relaxprune.problems",
+    "MaskProblem": "relaxprune.problems",
+    "NM": "relaxprune.problems",
+    "RelaxPruneError": "relaxprune.problems",
+    "Certificate": "relaxprune.certificates",
+    "certify": "relaxprune.certificates",
+    "perplexity": "relaxprune.evaluation.perplexity",
+    "load_model": "relaxprune.pruning.loading",
+    "plan_model": "relaxprune.pruning.plan",
+    "prune_model": "relaxprune.pruning.model",
+    "PruneReport": "relaxprune.pruning.report",
+    "Solution": "relaxprune.solution",
+    "Status": "relaxprune.solution",
+    "available_solvers": "relaxprune.solving",
+    "check_solver": "relaxprune.solving",
+    "solve": "relaxprune.solving",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use (PEP 562)."""
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'relaxprune' has no attribute {name!r}") from None
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

@@ -1,0 +1,104 @@
+"""The ``relaxprune`` command: its subcommands, its exit codes, and how errors read.
+
+Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, told in one
+sentence on stderr; 3 finished, with something the user must see (each is told on stderr and kept in the result);
+130 interrupted.
+
+Nothing here imports torch: each command does when it is called, so that help and version answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+import relaxprune
+
+from .demo import demo
+from .eval import evaluate
+from .prune import prune
+from .solve import solve_file
+from .solvers import solvers
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="relaxprune",
+    help="Choose which weights of a language model to keep, with a proven bound on every layer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 success; 2 bad input; 3 finished, with something you must see; 130 interrupted.",
+)
+app.command("prune")(prune)
+app.command("eval")(evaluate)
+app.command("solve")(solve_file)
+app.command("solvers")(solvers)
+app.command("demo")(demo)
+
+
+def _version(asked: bool) -> None:
+    """Print the version and stop, if asked to."""
+    if asked:
+        print(f"relaxprune {relaxprune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of what happens inside.")] = False,
+) -> None:
+    """Choose which weights of a language model to keep, with a proven bound on every layer."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("relaxprune").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after the command's name; ``sys.argv[1:]`` if None.
+
+    Returns:
+        The exit code (see the module's docstring). Set ``RELAXPRUNE_TRACEBACK=1`` to see where bad input was found.
+    """
+    # Tokenizers warn about their threads when a data loader forks; only a program may decide that, not a library.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():  # Bars of the libraries below are for people: a log file gets our lines only.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app(list(sys.argv[1:] if arguments is None else arguments), prog_name="relaxprune")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        _say("interrupted; finished blocks are kept, and --resume continues from them")
+        return EXIT_INTERRUPTED
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:  # RelaxPruneError is a ValueError
+        if os.environ.get("RELAXPRUNE_TRACEBACK"):
+            raise
+        _say(_sentence(error))
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error's text on one line; an operating system's error names its file."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _say(text: str) -> None:
+    """Print one line to stderr, as it is."""
+    print(f"relaxprune: {text}", file=sys.stderr)

@@ -1,0 +1,36 @@
+"""``relaxprune demo``: dense, Wanda and relaxprune side by side on a small model, in one table."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .option_groups import with_groups
+
+
+@with_groups
+def demo(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What to prune.")] = "smollm2-135m",
+    full: Annotated[bool, typer.Option("--full", help="Full effort: about three times as long.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the 50 % model; runs/demo-TIME if not given.")] = None,
+    max_iterations: Annotated[int | None, typer.Option(min=1, help="Frank-Wolfe iterations per layer.")] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Calibration windows.")] = None,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out windows.")] = 20,
+    length: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 512,
+) -> int:
+    """Prune a small model with Wanda's masks and with relaxprune's, at 50 % and 2:4, and print one table."""
+    from .demo_run import DemoSettings, run_demo
+
+    folder = out or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
+    settings = DemoSettings(
+        model=model,
+        out=folder,
+        max_iterations=max_iterations or (200 if full else 48),
+        windows=windows or (24 if full else 16),
+        held_out=held_out,
+        length=length,
+    )
+    return run_demo(settings)

@@ -1,0 +1,45 @@
+"""The machine a run was made on, and the most memory the process ever held."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+import torch
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the largest resident size of this process so far, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such module.
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_line() -> str:
+    """Say the peak memory in GiB."""
+    peak = peak_memory_bytes()
+    return "peak memory unknown" if peak is None else f"peak memory {peak / 2**30:.2f} GiB"
+
+
+def machine_line() -> str:
+    """Say processor, threads, accelerator and the versions that timings depend on."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = "no accelerator" if accelerator is None else f"accelerator {accelerator.type}"
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}, "
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _processor() -> str:
+    """Return the processor's name, from /proc where there is one."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or "unknown processor"

@@ -1,0 +1,50 @@
+"""What a user must see although the run finished: each is one sentence, kept in the result, and makes exit code 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from relaxprune.solution import Status
+
+if TYPE_CHECKING:
+    from relaxprune.pruning.report import PruneReport
+
+_NAMED = 3
+
+
+def report_notices(report: PruneReport) -> list[str]:
+    """Return the notices of a model's report.
+
+    They are: layers of the plan that were not pruned because no calibration text reached them; layers whose solver
+    broke down, so that their mask is the starting one; and blocks that could not be replayed, so that another, slower
+    way was taken.
+    """
+    from relaxprune.pruning.model import UNREACHED
+
+    notices = []
+    unreached = [layer.name for layer in report.skipped if layer.reason == UNREACHED]
+    if unreached:
+        notices.append(
+            f"{len(unreached)} layers were not pruned, for no calibration text reached them: {_some(unreached)}"
+        )
+    for status in Status:
+        layers = [layer.name for layer in report.layers if layer.status == status.name]
+        if layers and status_notice(status):
+            notices.append(f"{len(layers)} layers ended as {status.name} ({_some(layers)}): {status.value}")
+    method, _, reason = report.propagation.partition(": ")
+    if reason:
+        notices.append(f"the inputs of the blocks were found by the method {method!r}, not by replay: {reason}")
+    return notices
+
+
+def status_notice(status: Status) -> str | None:
+    """Return the sentence of a status that the user must see, or None for one that ends a solve as planned."""
+    return f"{status.name}: {status.value}" if status.failed else None
+
+
+def _some(names: Iterable[str]) -> str:
+    """Name the first few."""
+    listed = list(names)
+    rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + rest

@@ -1,0 +1,148 @@
+"""Command options in groups: each group is a frozen dataclass, so that no command takes twenty arguments.
+
+Typer reads a command's options from its signature. ``with_groups`` gives it a signature in which every dataclass
+argument is replaced by that dataclass's fields, and builds the dataclasses again when the command is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def with_groups(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Let Typer see the fields of a command's dataclass arguments as options.
+
+    A value that the command returns becomes the exit code.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hints[name] for name in inspect.signature(command).parameters if is_dataclass(hints[name])}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            group_hints = get_type_hints(groups[name], include_extras=True)
+            parameters += [_parameter(item, group_hints[item.name]) for item in fields(groups[name])]
+        else:
+            plain = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            parameters.append(plain)
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{item.name: values.pop(item.name) for item in fields(group)})
+        code = command(**values)
+        if code:
+            raise typer.Exit(code)
+
+    run.__dict__.update(__signature__=inspect.Signature(parameters))
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameter(item: Field[Any], hint: Any) -> inspect.Parameter:
+    """Return a dataclass field as a keyword argument."""
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    default = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+Seed = Annotated[int, typer.Option(help="Seed of every random choice (calibration windows, solver).")]
+
+
+@dataclass(frozen=True)
+class ModelGroup:
+    """How a model is loaded; the token for private models is taken from the environment only."""
+
+    device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None
+    dtype: Annotated[str, typer.Option(help="Dtype to compute in; the saved model keeps its own.")] = "auto"
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder for downloaded models.")] = None
+    attn_implementation: Annotated[str | None, typer.Option(help="Attention kernel, as transformers names it.")] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model (off).")
+    ] = False
+
+
+@dataclass(frozen=True)
+class PatternGroup:
+    """How much is pruned."""
+
+    sparsity: Annotated[float | None, typer.Option(help="Fraction pruned in every row, such as 0.5.")] = None
+    pattern: Annotated[str | None, typer.Option(help="KEEP n of every m consecutive columns, such as 2:4.")] = None
+
+    def check(self) -> None:
+        """Refuse both or neither of the two options.
+
+        Raises:
+            RelaxPruneError: naming what was given.
+        """
+        if (self.sparsity is None) == (self.pattern is None):
+            from relaxprune.problems.errors import RelaxPruneError
+
+            given = "neither" if self.sparsity is None else "both"
+            raise RelaxPruneError(f"give either --sparsity or --pattern, got {given}")
+
+
+@dataclass(frozen=True)
+class SolverGroup:
+    """Which solver finds the masks, and how long it may take."""
+
+    solver: Annotated[str, typer.Option(help="Solver; `relaxprune solvers` lists them.")] = "fw"
+    start: Annotated[str, typer.Option(help="Starting mask: wanda, ria, magnitude or none.")] = "wanda"
+    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, none, or auto (by solver).")] = "auto"
+    max_iterations: Annotated[int | None, typer.Option(help="Iterations per layer, all phases together.")] = None
+    gap_tolerance: Annotated[float | None, typer.Option(help="Relative gap that ends the convex phase.")] = None
+    time_limit: Annotated[float | None, typer.Option(help="Seconds per layer.")] = None
+    option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A solver's own option; may be repeated.")] = (
+        field(default_factory=list)
+    )
+
+    @property
+    def start_name(self) -> str | None:
+        """The starting mask's name, None for no start."""
+        return None if self.start == "none" else self.start
+
+    @property
+    def polish_name(self) -> str | None:
+        """The polish's name, None for no polish; ``"auto"`` leaves it to the solver."""
+        return None if self.polish == "none" else self.polish
+
+
+@dataclass(frozen=True)
+class CalibrationGroup:
+    """The text on which a layer's error is measured while its mask is chosen."""
+
+    calibration: Annotated[
+        str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4, wikitext2, or self (sampled).")
+    ] = "builtin"
+    windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 64
+    length: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 512
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Which layers are pruned."""
+
+    include: Annotated[
+        list[str], typer.Option(metavar="PATTERN", help="Prune only layers whose name matches; may be repeated.")
+    ] = field(default_factory=list)
+    exclude: Annotated[
+        list[str], typer.Option(metavar="PATTERN", help="Leave alone layers whose name matches; may be repeated.")
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Where the result goes, and how the run is made."""
+
+    out: Annotated[Path | None, typer.Option(help="Output folder, new or empty.")] = None
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be pruned and stop.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")] = False
+    seed: Seed = 0
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None

@@ -1,0 +1,33 @@
+"""``relaxprune prune``: a model in, a folder out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .option_groups import (
+    CalibrationGroup,
+    LayerGroup,
+    ModelGroup,
+    PatternGroup,
+    RunGroup,
+    SolverGroup,
+    with_groups,
+)
+
+
+@with_groups
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or smollm2-135m.")],
+    how_much: PatternGroup,
+    how: SolverGroup,
+    calibration: CalibrationGroup,
+    layers: LayerGroup,
+    loading: ModelGroup,
+    run: RunGroup,
+) -> int:
+    """Prune a model block by block and write a folder that transformers loads."""
+    from .prune_run import PruneRequest, run_prune
+
+    return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run))

@@ -1,0 +1,226 @@
+"""One pruning run from the command line: check everything first, then load, plan, prune, write, reload and check."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.calibration import TokenWindows
+from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
+from relaxprune.pruning.layers import apply_masks
+from relaxprune.pruning.loading import LoadedModel
+from relaxprune.pruning.model import prune_model
+from relaxprune.pruning.plan import PrunePlan, plan_model
+from relaxprune.pruning.report import PruneReport
+from relaxprune.pruning.run_folder import RunFolder
+from relaxprune.pruning.run_record import RunNotes
+from relaxprune.pruning.settings import PruneOptions, Target
+from relaxprune.solving import check_solver
+
+from .loading import calibration_tokens, load_model
+from .machine import machine_line, memory_line
+from .notices import report_notices
+from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
+from .progress import PruneProgress, duration
+from .solver_options import parse_options
+
+EXIT_NOTICE = 3
+# Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
+_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """Everything that ``relaxprune prune`` was asked for."""
+
+    model: str
+    how_much: PatternGroup
+    how: SolverGroup
+    calibration: CalibrationGroup
+    layers: LayerGroup
+    loading: ModelGroup
+    run: RunGroup
+
+    @property
+    def out(self) -> Path:
+        """The output folder."""
+        if self.run.out is None:
+            raise RelaxPruneError("give --out FOLDER for the pruned model, or --plan to see what would be pruned")
+        return self.run.out
+
+    @property
+    def amount(self) -> dict[str, Any]:
+        """``sparsity`` and ``pattern``, one of them None, as ``prune_model`` takes them."""
+        return {"sparsity": self.how_much.sparsity, "pattern": self.how_much.pattern}
+
+    @property
+    def solver_options(self) -> dict[str, Any]:
+        """The solver's own options, parsed and checked."""
+        return parse_options(self.how.solver, self.how.option)
+
+    @property
+    def polish(self) -> Any:
+        """The polish's name or None, with ``auto`` resolved to what the solver wants, so that it is recorded."""
+        if self.how.polish == "auto":
+            return check_solver(self.how.solver, **self.solver_options).default_polish
+        return self.how.polish_name
+
+    @property
+    def options(self) -> PruneOptions:
+        """The options of ``prune_model``."""
+        return PruneOptions(
+            include=tuple(self.layers.include),
+            exclude=tuple(self.layers.exclude),
+            start=self.how.start_name,
+            polish=self.polish,
+            max_iterations=self.how.max_iterations,
+            time_limit_s=self.how.time_limit,
+            gap_tolerance=self.how.gap_tolerance,
+            seed=self.run.seed,
+        )
+
+
+def run_prune(request: PruneRequest) -> int:
+    """Prune a model as asked and return the exit code.
+
+    Everything that can be checked without the model is checked before it is loaded, and everything that can be checked
+    with it before the first block is solved.
+
+    Raises:
+        RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
+    """
+    request.how_much.check()
+    parse_options(request.how.solver, request.how.option)
+    if not request.run.plan:
+        RunFolder.refuse_occupied(request.out, request.run.resume)
+    if request.run.threads is not None:
+        torch.set_num_threads(request.run.threads)
+    loaded = load_model(request.model, request.loading)
+    tokens = request.calibration.windows * request.calibration.length
+    plan = plan_model(loaded.model, **request.amount, options=request.options, tokens=tokens)
+    if request.run.plan:
+        print(plan)
+        return 0
+    windows = calibration_tokens(request.calibration, loaded, request.run.seed)
+    folder = open_folder(request, loaded, windows)
+    if folder.finished:
+        print(f"{folder.path} holds this run, finished; its {folder.verify_files()} files are as they were written")
+        return 0
+    if folder.solved_blocks:
+        print(f"resuming after {len(folder.solved_blocks)} finished blocks", flush=True)
+    report = prune_loaded(request, loaded, windows, plan, folder)
+    print(report)
+    notices = finish_folder(request, folder, loaded, report)
+    print(f"{machine_line()}; {memory_line()}")
+    for notice in notices:
+        print(f"relaxprune: {notice}", file=sys.stderr)
+    return EXIT_NOTICE if notices else 0
+
+
+def prune_loaded(
+    request: PruneRequest,
+    loaded: LoadedModel,
+    windows: TokenWindows,
+    plan: PrunePlan,
+    folder: RunFolder | None,
+    title: str = "pruning",
+) -> PruneReport:
+    """Prune a loaded model in place, with progress on stdout and finished blocks recorded in ``folder``."""
+    try:
+        with PruneProgress(plan, title) as progress:
+            return prune_model(
+                loaded.model,
+                windows.tokens.split(batch_windows(windows)),
+                **request.amount,
+                solver=request.how.solver,
+                options=request.options,
+                recorder=folder,
+                on_event=progress,
+                **request.solver_options,
+            )
+    except RelaxPruneError:
+        if folder is not None:
+            folder.abandon()
+        raise
+
+
+def batch_windows(windows: TokenWindows) -> int:
+    """Return how many windows go through the model at once."""
+    return max(1, _BATCH_TOKENS // windows.tokens.shape[1])
+
+
+def open_folder(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
+    """Start the run's folder, or continue the one that is there."""
+    fingerprint = run_fingerprint(request, loaded, windows)
+    return RunFolder.open(request.out, loaded.model, loaded.tokenizer, fingerprint, resume=request.run.resume)
+
+
+def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
+    """Collect everything that the masks depend on."""
+    model = loaded.model
+    solver = check_solver(request.how.solver, **request.solver_options)
+    return Fingerprint(
+        model={
+            "source": request.model,
+            "commit": loaded.commit,
+            "class": type(model).__name__,
+            "weights_sha256": weights_sha256(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.config._attn_implementation,
+        },
+        calibration={
+            "source": windows.source,
+            "sha256": windows.sha256,
+            "windows": windows.tokens.shape[0],
+            "length": windows.tokens.shape[1],
+            "batch_windows": batch_windows(windows),
+            "description": plain_values(windows.description),
+        },
+        settings={
+            "solver": request.how.solver,
+            "solver_options": plain_values(asdict(solver)),
+            "polytope": Target(**request.amount).to_dict(),
+            **plain_values(asdict(request.options)),
+            "device": str(model.device),
+            "threads": torch.get_num_threads(),
+        },
+        software=software_versions(),
+    )
+
+
+def finish_folder(
+    request: PruneRequest, folder: RunFolder, loaded: LoadedModel, report: PruneReport
+) -> tuple[str, ...]:
+    """Write the pruned model, reload and check it; returns the notices that the user must see."""
+    notices = tuple(report_notices(report))
+    notes = RunNotes(
+        command=shlex.join(["relaxprune", *sys.argv[1:]]),
+        base_model=request.model if loaded.commit or not Path(request.model).exists() else Path(request.model).name,
+        license=loaded.description.get("license"),
+        notices=notices,
+    )
+    checked = folder.finish(in_stored_dtype(request, loaded, report), report, notes)
+    print(
+        f"written to {folder.path}: reloaded, {checked.tensors} tensors as meant, {checked.pruned_weights} weights of "
+        f"{checked.pruned_layers} layers exactly zero; pruned in {duration(report.seconds['total'])}"
+    )
+    return notices
+
+
+def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneReport) -> Any:
+    """Return the pruned model in the dtype that the source stores.
+
+    ``--dtype`` only sets the dtype of the computation: kept weights must stay those of the source, bit for bit. So the
+    source is loaded again, as it is stored, and gets the same masks.
+    """
+    if request.loading.dtype == "auto":
+        return loaded.model
+    stored = load_model(request.model, replace(request.loading, dtype="auto"))
+    apply_masks(stored.model, report.masks)
+    return stored.model

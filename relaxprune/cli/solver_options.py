@@ -1,0 +1,111 @@
+"""``--option KEY=VALUE``: words from the command line become a solver's options, typed by the solver's dataclass."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.solving import check_solver
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """What one option accepts.
+
+    Attributes:
+        alternatives: the accepted types, of ``bool``, ``int``, ``float``, ``str`` and ``None``'s.
+        choices: the accepted words, where the solver lists them.
+    """
+
+    alternatives: tuple[type, ...]
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How the accepted values are told to the user."""
+        words = [str(choice) for choice in self.choices]
+        words += ["none" if kind is types.NoneType else kind.__name__ for kind in self.alternatives]
+        return " or ".join(words)
+
+
+def parse_options(solver: str, words: Sequence[str]) -> dict[str, Any]:
+    """Turn ``KEY=VALUE`` words into the options of a solver, and check that the solver takes them.
+
+    Args:
+        solver: a name that ``relaxprune solvers`` lists.
+        words: such as ``["anneal=false", "refresh=16"]``.
+
+    Returns:
+        Option name to value, of the type that the solver's dataclass declares.
+
+    Raises:
+        RelaxPruneError: for an unknown solver or option (with a suggestion), a word without ``=``, an option given
+            twice, or a value of another type.
+    """
+    known = option_types(check_solver(solver))
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise RelaxPruneError(f"--option {word!r} must have the form KEY=VALUE")
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise RelaxPruneError(f"solver {solver!r} has no option {key!r}{hint or _listing(known)}")
+        if key in options:
+            raise RelaxPruneError(f"--option {key!r} is given twice; give it once")
+        options[key] = _parse(key, text, known[key])
+    check_solver(solver, **options)
+    return options
+
+
+def option_types(solver: Any) -> dict[str, OptionType]:
+    """Return what each option of a solver accepts; an option that no word can express is left out."""
+    hints = get_type_hints(type(solver))
+    found = {}
+    for field in fields(solver):
+        accepted = _option_type(hints[field.name])
+        if field.init and (accepted.alternatives or accepted.choices):
+            found[field.name] = accepted
+    return found
+
+
+def _option_type(hint: Any) -> OptionType:
+    """Read a type annotation: plain types, unions of them, and ``Literal``."""
+    if get_origin(hint) is Literal:
+        return OptionType((), get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [_option_type(part) for part in get_args(hint)]
+        choices = tuple(choice for part in parts for choice in part.choices)
+        return OptionType(tuple(kind for part in parts for kind in part.alternatives), choices)
+    return OptionType((hint,)) if hint in (bool, int, float, str, types.NoneType) else OptionType(())
+
+
+def _parse(key: str, text: str, accepted: OptionType) -> Any:
+    """Return the value that ``text`` stands for, trying the narrowest type first."""
+    for choice in accepted.choices:
+        if text == str(choice):
+            return choice
+    word = text.lower()
+    if types.NoneType in accepted.alternatives and word == "none":
+        return None
+    if bool in accepted.alternatives and word in _TRUE | _FALSE:
+        return word in _TRUE
+    for kind in (int, float):
+        if kind in accepted.alternatives:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in accepted.alternatives:
+        return text
+    raise RelaxPruneError(f"--option {key}={text!r} must be {accepted.label}")
+
+
+def _listing(known: dict[str, OptionType]) -> str:
+    """Return the end of a sentence that lists the options there are."""
+    return f"; it has {', '.join(sorted(known))}" if known else "; it has none"

@@ -1,0 +1,1 @@
+"""Measuring a pruned model on held-out text."""

@@ -1,0 +1,1 @@
+"""Pruning a whole model: calibration, Gram matrices, blocks, run folders."""

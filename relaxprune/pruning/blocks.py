@@ -1,0 +1,100 @@
+"""Finding the blocks of a model by structure, and the layers outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .layers import PrunableLayer
+
+
+@dataclass(frozen=True, eq=False)
+class BlockList:
+    """The blocks that are pruned one after another.
+
+    Attributes:
+        name: name of the `nn.ModuleList`; "" when the model has none and is pruned layer by layer.
+        names: names of the blocks.
+        modules: the blocks, in the order of the list.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+
+    def index_of(self, layer: PrunableLayer) -> int | None:
+        """Return the block that a layer lies in, None for a layer outside of the blocks."""
+        return next((i for i, name in enumerate(self.names) if f"{layer.name}.".startswith(f"{name}.")), None)
+
+
+NO_BLOCKS = BlockList("", (), ())
+
+
+def find_blocks(model: nn.Module, layers: Sequence[PrunableLayer]) -> BlockList:
+    """Choose the list of blocks to prune one after another.
+
+    A candidate is an `nn.ModuleList` whose every element has prunable layers, not nested in an element of another
+    candidate (experts inside a block are no blocks). Candidates inside the model's decoder (`get_decoder`, which
+    transformers models have) go first, so that a vision tower is not taken for the language model; then the one with
+    the most prunable weights, then the first.
+
+    Args:
+        model: any module.
+        layers: all its prunable layers.
+
+    Returns:
+        The chosen list, or `NO_BLOCKS`.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    candidates = _candidates(model, layers)
+    if not candidates:
+        return NO_BLOCKS
+    decoder = _decoder(model)
+    inside = [name for name in candidates if decoder is not None and _contains(names.get(decoder, ""), name)]
+
+    def weights(name: str) -> int:
+        return sum(layer.weight.numel() for layer in layers if _contains(name, layer.name))
+
+    chosen = max(inside or candidates, key=weights)  # max() keeps the first of equals
+    elements = model.get_submodule(chosen).named_children()
+    pairs = [(f"{chosen}.{index}" if chosen else index, module) for index, module in elements]
+    return BlockList(chosen, tuple(name for name, _ in pairs), tuple(module for _, module in pairs))
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Return whether the model follows the transformers interface, by which heads and embeddings are known."""
+    return hasattr(model, "get_output_embeddings") and hasattr(model, "get_input_embeddings")
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """Return the module that turns hidden states into scores for tokens, if the model names one."""
+    getter: Any = getattr(model, "get_output_embeddings", None)
+    head = getter() if is_language_model(model) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _candidates(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:
+    """Return the names of the outermost lists whose every element has prunable layers."""
+    found: list[str] = []
+    for name, module in model.named_modules():  # parents come before their children
+        if not isinstance(module, nn.ModuleList) or len(module) == 0 or any(_contains(outer, name) for outer in found):
+            continue
+        elements = [f"{name}.{index}" if name else index for index, _ in module.named_children()]
+        if all(any(_contains(element, layer.name) for layer in layers) for element in elements):
+            found.append(name)
+    return found
+
+
+def _contains(outer: str, inner: str) -> bool:
+    """Return whether a module name lies inside another (or is the same); "" is the whole model."""
+    return not outer or f"{inner}.".startswith(f"{outer}.")
+
+
+def _decoder(model: nn.Module) -> nn.Module | None:
+    """Return what the model itself calls its decoder."""
+    getter = getattr(model, "get_decoder", None)
+    decoder = getter() if callable(getter) else None
+    return decoder if isinstance(decoder, nn.Module) else None

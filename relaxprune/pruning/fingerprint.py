@@ -1,0 +1,101 @@
+"""What decides a run's result, as plain JSON values: two runs with equal fingerprints give the same masks.
+
+A run folder keeps the fingerprint from its start; ``--resume`` computes it anew and refuses if anything differs,
+because blocks solved under other conditions must not be mixed (see ``differences`` for how the refusal is worded).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that a run's masks depend on.
+
+    Attributes:
+        model: source, resolved commit, class, dtype and the SHA-256 of every weight before pruning.
+        calibration: source, SHA-256 of the token windows, their count and length, seed.
+        settings: solver and its options, polytope, layer selection, budgets, seed, device, threads.
+        software: versions of relaxprune, Python and the libraries whose arithmetic or text handling is used.
+    """
+
+    model: dict[str, Any]
+    calibration: dict[str, Any]
+    settings: dict[str, Any]
+    software: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fingerprint as it reads after a round trip through JSON (tuples become lists)."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions that can change a run's result."""
+    from relaxprune import __version__
+
+    versions = {"relaxprune": __version__, "python": platform.python_version()}
+    return versions | {name: version(name) for name in _LIBRARIES}
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a dense tensor's bytes, row-major, without a copy where it lies contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over name, dtype, shape and bytes of every parameter and buffer that is saved with the model.
+
+    Args:
+        model: any module with dense tensors.
+
+    Returns:
+        The digest in hexadecimal; it does not depend on the device or the order of the modules.
+    """
+    digest = hashlib.sha256()
+    state = model.state_dict()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name every leaf in which two fingerprints differ.
+
+    Args:
+        then: the stored fingerprint, as ``to_dict`` gives it.
+        now: the present one.
+        prefix: the dotted path of both, for the recursion.
+
+    Returns:
+        One phrase per difference, such as ``"settings.seed was 0 and is now 1"``; empty if they are equal.
+    """
+    found = []
+    for key in sorted({*then, *now}):
+        name = f"{prefix}{key}"
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{name}.")
+        elif old != new:
+            found.append(f"{name} was {json.dumps(old)} and is now {json.dumps(new)}")
+    return found
+
+
+def plain_values(value: Any) -> Any:
+    """Return ``value`` in JSON's own types: a tuple becomes a list, a type that JSON lacks the text that names it."""
+    return json.loads(json.dumps(value, allow_nan=False, default=str))

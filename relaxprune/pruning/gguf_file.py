@@ -1,0 +1,102 @@
+"""The header of a ``.gguf`` file, read just far enough to know that the file is whole.
+
+The ``gguf`` package parses the vocabulary into objects, which takes seconds; this walk skips it. Layout:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (little-endian, versions 2 and 3).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .checkpoint import check_whole
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+@dataclass
+class _Cursor:
+    """A reading position in the bytes of the file."""
+
+    data: mmap.mmap
+    at: int = 0
+
+    def scalar(self, letter: str) -> int | float | bool:
+        """Read one little-endian number of the given `struct` letter."""
+        value: int | float | bool = struct.unpack_from(f"<{letter}", self.data, self.at)[0]
+        self.at += struct.calcsize(letter)
+        return value
+
+    def count(self, letter: str = "Q") -> int:
+        """Read one unsigned integer, which cannot sensibly exceed the file's size where it counts things."""
+        return int(self.scalar(letter))
+
+    def skip_string(self) -> bytes:
+        """Read one length-prefixed string."""
+        length = self.count()
+        self.at += length
+        if self.at > len(self.data):
+            raise struct.error("string beyond the end")
+        return self.data[self.at - length : self.at]
+
+    def value(self, kind: int) -> int | float | bool | bytes | None:
+        """Read one metadata value; arrays are walked over and give None."""
+        if kind == _STRING:
+            return self.skip_string()
+        if kind != _ARRAY:
+            return self.scalar(_SCALARS[kind])
+        inner, count = self.count("I"), self.count()
+        if inner in _SCALARS:
+            self.at += count * struct.calcsize(_SCALARS[inner])
+        else:
+            for _ in range(count):
+                self.value(inner)
+        return None
+
+
+def check_gguf(path: Path) -> str | None:
+    """Check that a ``.gguf`` file is whole and return the licence that it names, if any.
+
+    Raises:
+        RelaxPruneError: the file is empty, a git-LFS pointer, no GGUF file, or shorter than its header declares.
+    """
+    size = check_whole(path)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] != b"GGUF":
+            raise RelaxPruneError(f"{path} is no GGUF file: it does not start with the letters GGUF")
+        try:
+            expected, licence = _walk(_Cursor(data, 4))
+        except (struct.error, KeyError, ValueError) as error:
+            raise RelaxPruneError(f"{path} is truncated or corrupt: its header ends after {size} bytes") from error
+    if size < expected:
+        raise RelaxPruneError(f"{path} is truncated: {size} bytes of {expected}; fetch it again")
+    return licence
+
+
+def _walk(cursor: _Cursor) -> tuple[int, str | None]:
+    """Return the bytes that the file must have and its ``general.license``."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    cursor.count("I")  # version
+    tensors, pairs = cursor.count(), cursor.count()
+    metadata: dict[bytes, int | float | bool | bytes | None] = {}
+    for _ in range(pairs):
+        key = cursor.skip_string()
+        metadata[key] = cursor.value(cursor.count("I"))
+    end = 0
+    for _ in range(tensors):
+        cursor.skip_string()
+        shape = [cursor.count() for _ in range(cursor.count("I"))]
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(cursor.count("I"))]
+        end = max(end, cursor.count() + prod(shape) // block * block_bytes)
+    alignment = metadata.get(b"general.alignment")
+    step = alignment if isinstance(alignment, int) and alignment > 0 else 32
+    licence = metadata.get(b"general.license")
+    text = licence.decode("utf-8", "replace") if isinstance(licence, bytes) else None
+    return -(-cursor.at // step) * step + end, text

@@ -1,0 +1,151 @@
+"""The Gram of a layer's inputs: the mean over tokens of x xᵀ, whatever the batches that the tokens came in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems.errors import RelaxPruneError
+
+# Tokens per matrix product. Bounds the float32 rounding of one product; the products are summed in float64.
+CHUNK_TOKENS = 1024
+
+
+@contextmanager
+def exact_matmul(device: torch.device) -> Iterator[None]:
+    """Full float32 products inside the block: no TF32, no reduced internal precision, no autocast; then as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class GramAccumulator:
+    """Running Gram of all tokens seen so far.
+
+    Float32 and 16-bit activations are multiplied in float32, in chunks of at most `CHUNK_TOKENS` tokens, and the
+    chunks are summed in float64, so another split of the same tokens changes the result by rounding only (about 1e-7
+    of the diagonal). Float64 activations are multiplied in float64. Keeps 8 bytes per entry, and one product of
+    4 bytes per entry while it adds.
+
+    Attributes:
+        features: number of columns of the layer's weight.
+        tokens: number of tokens counted so far; padding is not among them.
+    """
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        """Start from no tokens.
+
+        Args:
+            features: width of the inputs, at least 1.
+            device: where the sum lives; the activations are multiplied where they are.
+
+        Raises:
+            RelaxPruneError: `features` is not positive.
+        """
+        if features < 1:
+            raise RelaxPruneError(f"features must be at least 1, got {features}.")
+        self.features = features
+        self.tokens = 0
+        self._sum = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._dtype = torch.float32
+
+    def add(self, inputs: Tensor, *, kept: Tensor | None = None, layer: str = "inputs", batch: int = 0) -> None:
+        """Count the tokens of one batch.
+
+        Args:
+            inputs: (..., features) activations of any float dtype; every leading index is one token.
+            kept: (batch, tokens) bool, True for real tokens, False for padding; None when all count.
+            layer: name for error messages.
+            batch: index for error messages.
+
+        Raises:
+            RelaxPruneError: wrong width or dtype, a mask that does not fit, or values that are not finite.
+        """
+        where = f"the inputs of layer {layer!r} in batch {batch}"
+        if inputs.dim() == 0 or inputs.shape[-1] != self.features or not inputs.is_floating_point():
+            raise RelaxPruneError(
+                f"{where} must be a float tensor with {self.features} features in its last dimension, "
+                f"got {inputs.dtype} of shape {tuple(inputs.shape)}."
+            )
+        tokens = real_tokens(inputs.detach(), kept, where)  # (tokens, features)
+        if not bool(torch.isfinite(tokens).all()):
+            raise RelaxPruneError(f"{where} contain NaN or Inf; load the model in another dtype or drop that batch.")
+        compute = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+        if compute == torch.float64:
+            self._dtype = torch.float64
+        with exact_matmul(tokens.device):
+            for start in range(0, tokens.shape[0], CHUNK_TOKENS):
+                chunk = tokens[start : start + CHUNK_TOKENS].to(compute)  # (at most CHUNK_TOKENS, features)
+                product = chunk.T @ chunk  # (features, features)
+                if not bool(torch.isfinite(product.diagonal()).all()):
+                    raise RelaxPruneError(
+                        f"{where} overflow when squared in {compute}; their largest entry is "
+                        f"{float(chunk.abs().max()):.3g}."
+                    )
+                self._sum += product.to(self._sum.device)
+        self.tokens += tokens.shape[0]
+
+    def gram(self) -> Tensor:
+        """Return the Gram so far.
+
+        Returns:
+            (features, features), exactly symmetric; float64 when any input was, otherwise float32, with zeros for
+            features whose second moment is below float32's normal range (1.2e-38).
+
+        Raises:
+            RelaxPruneError: no token was counted.
+        """
+        if self.tokens == 0:
+            raise RelaxPruneError("a Gram needs at least one token that is not padding, got none.")
+        mean = self._sum / self.tokens
+        # A product of a matrix with its own transpose is symmetric only up to rounding: the two halves are averaged.
+        mean.add_(mean.T.clone()).mul_(0.5)
+        if self._dtype == torch.float32:
+            # A second moment below float32's normal range would keep neither its value nor its correlations.
+            dead = mean.diagonal() < torch.finfo(torch.float32).tiny
+            mean[dead] = 0
+            mean[:, dead] = 0
+        return mean.to(self._dtype)
+
+    def clone(self) -> GramAccumulator:
+        """Return an independent copy: what is added to one from now on is not added to the other."""
+        twin = copy.copy(self)
+        twin._sum = self._sum.clone()
+        return twin
+
+
+def real_tokens(inputs: Tensor, kept: Tensor | None, where: str) -> Tensor:
+    """Flatten activations to one row per real token.
+
+    Args:
+        inputs: (batch, tokens, ..., features), (batch * tokens, features), or (batch, features) for pooled inputs.
+        kept: (batch, tokens) bool, False for padding; None when all count.
+        where: the subject of the error message.
+
+    Returns:
+        (count, features), a view where possible.
+
+    Raises:
+        RelaxPruneError: padding is present and the inputs have no dimension that it can be matched with.
+    """
+    width = inputs.shape[-1]
+    if kept is None:
+        return inputs.reshape(-1, width)
+    if inputs.dim() >= 3 and inputs.shape[:2] == kept.shape:
+        return inputs[kept.to(inputs.device)].reshape(-1, width)
+    if inputs.dim() == 2 and inputs.shape[0] == kept.numel():
+        return inputs[kept.reshape(-1).to(inputs.device)]
+    if inputs.dim() == 2 and inputs.shape[0] == kept.shape[0]:
+        return inputs
+    raise RelaxPruneError(
+        f"{where} have shape {tuple(inputs.shape)}, which cannot be matched with an attention mask of shape "
+        f"{tuple(kept.shape)}; give batches without padding, or exclude this layer."
+    )

@@ -1,0 +1,118 @@
+"""One layer: from its weight and Gram to its mask and its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Gram, MaskProblem
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.solvers import Solver
+
+from ..solution import Solution
+from ..solving import solve
+from .layers import PrunableLayer
+from .report import LayerReport
+from .settings import PruneOptions, Target
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What is known of a layer's inputs.
+
+    Attributes:
+        gram: their Gram, shared by all layers that read them.
+        tokens: how many tokens are in it.
+        calls: the most calls of the layer in one forward pass.
+        leader: name of the first of the layers that share the Gram.
+    """
+
+    gram: Gram
+    tokens: int
+    calls: int
+    leader: str
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSolver:
+    """Solves layers, all with the same target, solver and effort."""
+
+    target: Target
+    solver: Solver
+    options: PruneOptions
+
+    def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> tuple[Tensor, LayerReport]:
+        """Find the mask of one layer, and what Wanda's mask costs on the same Gram.
+
+        Returns:
+            (rows, cols) bool mask on the CPU, True = kept, and the layer's report.
+
+        Raises:
+            RelaxPruneError: the problem cannot be solved as asked.
+            FloatingPointError: the solver left the finite numbers. Both messages name the layer.
+        """
+        options = self.options
+        matrix = inputs.gram.matrix
+        weight = layer.matrix().to(device=matrix.device, dtype=matrix.dtype)
+        try:
+            problem = MaskProblem(weight, inputs.gram, self.target.polytope_of(layer.name, layer.shape))
+            solution = solve(
+                problem,
+                self.solver,
+                start=options.start,
+                polish=options.polish,
+                max_iterations=options.max_iterations,
+                time_limit_s=options.time_limit_s,
+                gap_tolerance=options.gap_tolerance,
+                seed=options.seed,
+                memory_budget_bytes=options.memory_budget_bytes,
+            )
+        except (RelaxPruneError, FloatingPointError) as error:
+            raise type(error)(f"layer {layer.name!r} in block {block}: {error}") from error
+        mask = solution.mask.cpu()
+        rows, cols = layer.shape
+        report = LayerReport(
+            name=layer.name,
+            parameter=layer.parameter,
+            block=block,
+            kind=layer.kind,
+            rows=rows,
+            cols=cols,
+            requested_sparsity=self.target.requested_sparsity((rows, cols)),
+            sparsity=1 - int(mask.sum()) / mask.numel(),
+            tokens=inputs.tokens,
+            calls=inputs.calls,
+            gram=inputs.leader,
+            **_judged(problem, solution),
+        )
+        return mask, report
+
+
+def _judged(problem: MaskProblem, solution: Solution) -> dict[str, Any]:
+    """Return the part of a layer's report that is known once the mask is."""
+    wanda_mask = problem.polytope.round(problem.score("wanda"))
+    same = torch.equal(wanda_mask, solution.mask)
+    wanda = solution.objective if same else problem.objective(wanda_mask)
+    energy = problem.dense_energy
+    return {
+        "dense_energy": energy,
+        "wanda_objective": wanda,
+        "objective": solution.objective,
+        "wanda_relative_error": wanda / energy if energy > 0 else 0.0,
+        "relative_error": solution.relative_error,
+        "relaxed_objective": solution.relaxed_objective,
+        "unrounded_objective": solution.unrounded_objective,
+        "rounded_objective": solution.rounded_objective,
+        "lower_bound": solution.lower_bound,
+        "gap": solution.gap,
+        "relative_gap": solution.relative_gap,
+        "solver": solution.solver,
+        "polish": solution.polish,
+        "status": solution.status.name,
+        "products": solution.stats.products,
+        "iterations": solution.stats.iterations,
+        "seconds": solution.stats.seconds,
+    }

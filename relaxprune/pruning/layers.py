@@ -1,0 +1,218 @@
+"""Which weights of a module can be pruned, and how each of them is read and written as a (rows, cols) matrix."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .report import SkippedLayer
+
+# 8-bit and packed formats also call themselves floating point; their entries are not the weights.
+PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class PrunableLayer:
+    """One weight that can be pruned.
+
+    Attributes:
+        name: the module's name in the model.
+        module: the module that owns the weight.
+        kind: "Linear", "Conv1D" (stored as (in, out)) or "Conv2d" (seen as (out, in * kernel height * kernel width)).
+        weight: the parameter, as the module stores it.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    weight: nn.Parameter
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter in the model."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) = (outputs, inputs)."""
+        rows, cols = self.matrix().shape
+        return rows, cols
+
+    def matrix(self) -> Tensor:
+        """Return the weight as (rows, cols): a view where the storage allows it, else a copy."""
+        weight = self.weight.detach()
+        return weight.T if self.kind == "Conv1D" else weight.flatten(1)
+
+    def apply_mask(self, mask: Tensor) -> None:
+        """Write +0.0 where the mask is False; all other entries keep their bits.
+
+        Args:
+            mask: (rows, cols) bool, True = kept.
+
+        Raises:
+            RelaxPruneError: another dtype or shape.
+        """
+        if mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
+            raise RelaxPruneError(
+                f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}."
+            )
+        stored = mask.T if self.kind == "Conv1D" else mask.reshape(self.weight.shape)
+        with torch.no_grad():
+            self.weight.masked_fill_(~stored.to(self.weight.device), 0.0)
+
+    def columns(self, inputs: Tensor) -> Tensor:
+        """Return the vectors that the (rows, cols) matrix is multiplied with.
+
+        Args:
+            inputs: what the module was called with: (..., cols), or (batch, channels, height, width) for Conv2d.
+
+        Returns:
+            (..., cols); for Conv2d (batch, positions, cols), with the padding of the convolution in it.
+        """
+        if not isinstance(self.module, nn.Conv2d):
+            return inputs
+        module = self.module
+        images = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
+        # Holds (left, right, top, bottom) for every way of writing `padding`, "same" included.
+        margins = module._reversed_padding_repeated_twice
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        padded = functional.pad(images, margins, mode=mode)
+        patches = functional.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
+        return patches.transpose(1, 2)
+
+    def reading(self) -> tuple[object, ...]:
+        """Return what turns inputs into columns: two layers share a Gram only if this and the tensor are the same."""
+        if not isinstance(self.module, nn.Conv2d):
+            return ("rows",)
+        conv = self.module
+        return (
+            conv.kernel_size,
+            conv.stride,
+            conv.dilation,
+            conv.padding_mode,
+            tuple(conv._reversed_padding_repeated_twice),
+        )
+
+
+def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLayer]]:
+    """Sort every parameter with two or more dimensions into prunable layers and skipped ones.
+
+    Returns:
+        The layers in the order of `model.named_modules()`, and the rest with a reason each. Parameters with fewer
+        dimensions (biases, norms) are no matrices and appear in neither.
+    """
+    names = _names_by_storage(model)
+    layers: list[PrunableLayer] = []
+    skipped: list[SkippedLayer] = []
+    for name, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2:
+                continue
+            full = f"{name}.{local}" if name else local
+            others = [other for other in names[_storage(parameter)] if other != full]
+            kind = layer_kind(module) if local == "weight" else None
+            reason = _reason_to_skip(module, parameter, kind, others)
+            if reason is None and kind is not None:
+                layers.append(PrunableLayer(name, module, kind, parameter))
+            else:
+                skipped.append(SkippedLayer(name if local == "weight" else full, reason or ""))
+    return layers, skipped
+
+
+def layer_kind(module: nn.Module) -> str | None:
+    """Return "Linear", "Conv1D", "Conv2d", or None for a module of another type."""
+    if isinstance(module, nn.Linear):
+        return "Linear"
+    if isinstance(module, nn.Conv2d):
+        return "Conv2d"
+    # Looked up by name: a model that has one has imported transformers, other models need not.
+    lineage = ((cls.__name__, cls.__module__) for cls in type(module).__mro__)
+    return "Conv1D" if ("Conv1D", "transformers.pytorch_utils") in lineage else None
+
+
+def _reason_to_skip(module: nn.Module, parameter: nn.Parameter, kind: str | None, others: list[str]) -> str | None:
+    """Return why this parameter is not pruned, or None."""
+    owner = type(module).__name__
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding: left alone"
+    if others:
+        return f"tied to {', '.join(others)}: pruning it would change them too"
+    if kind is None and parameter.dim() == 3:
+        return f"3-D parameter of {owner} {tuple(parameter.shape)} (fused experts): not supported"
+    if kind is None:
+        return f"parameter of {owner} {tuple(parameter.shape)}: not a Linear, Conv1D or Conv2d"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return f"convolution with {module.groups} groups: not supported"
+    if parameter.dtype not in PLAIN_DTYPES:
+        return f"weight stored as {parameter.dtype}: not supported"
+    return None
+
+
+def _storage(parameter: Tensor) -> tuple[object, ...]:
+    """Identify the memory of a parameter: two that start at the same address are tied."""
+    return (parameter.device, parameter.data_ptr())
+
+
+def _names_by_storage(model: nn.Module) -> dict[tuple[object, ...], list[str]]:
+    """Map each parameter memory to all names that lead to it through different modules."""
+    names: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter.numel():
+                names[_storage(parameter)].append(f"{name}.{local}" if name else local)
+    return names
+
+
+def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse patterns that match nothing.
+
+    Args:
+        kind: "include" or "exclude", for the message.
+        patterns: fnmatch patterns on module names (`*` also matches dots).
+        names: names of all prunable layers.
+
+    Raises:
+        RelaxPruneError: a pattern that matches no name, with the nearest names.
+    """
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
+        raise RelaxPruneError(
+            f"{kind} pattern {pattern!r} matches none of the {len(names)} prunable layers; "
+            f"names look like {', '.join(map(repr, near)) or 'nothing, for there are none'}."
+        )
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether any fnmatch pattern matches the name, case counting."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Prune a model with masks from anywhere, for instance from a mask file.
+
+    Args:
+        model: changed in place.
+        masks: parameter name -> (rows, cols) bool, True = kept; (rows, cols) as in `PrunableLayer.matrix`.
+
+    Raises:
+        RelaxPruneError: a name that is no prunable parameter, or a mask of another dtype or shape.
+    """
+    layers = {layer.parameter: layer for layer in find_layers(model)[0]}
+    unknown = sorted(set(masks) - set(layers))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], list(layers), n=3)
+        raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}.")
+    for parameter, mask in masks.items():
+        layers[parameter].apply_mask(mask)

@@ -1,0 +1,204 @@
+"""Pruning a whole model in place, block by block, each block on inputs that come from the pruned ones before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from relaxprune.problems import Gram
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers import Solver
+
+from ..solving import check_solver
+from .layer_solving import LayerInputs, MaskSolver
+from .layers import PrunableLayer
+from .plan import Survey, survey_model
+from .report import BlockRecord, BlockRecorder, LayerReport, PruneEvent, PruneReport, SkippedLayer
+from .settings import PruneOptions as PruneOptions
+from .settings import Target as Target
+from .stages import Propagation, Rerun, Stage, block_propagation, make_agenda
+from .state import borrowed, read_batches
+from .statistics import StatisticsCollector
+
+UNREACHED = "no batch reached it"
+
+
+def prune_model(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    polytope: Polytope | None = None,
+    solver: str | Solver = "fw",
+    options: PruneOptions | None = None,
+    recorder: BlockRecorder | None = None,
+    on_event: Callable[[PruneEvent], None] | None = None,
+    **solver_options: Any,
+) -> PruneReport:
+    """Prune a model in place: statistics, Gram, solve, write, propagate, block after block.
+
+    Everything is checked before the first forward pass. Kept weights keep their bits, pruned ones become +0.0. The
+    model's training flags, `use_cache`, hooks and the random state are as before when this returns or raises; after an
+    exception the blocks finished so far stay pruned.
+
+    Args:
+        model: any module on one device; transformers language models are pruned in their blocks only, unless
+            `options.include` says otherwise.
+        batches: iterable, read once, of tensors (the model's first argument) or mappings (its keyword arguments;
+            an `attention_mask` of shape (batch, tokens) marks padding with 0, which never counts).
+        sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
+        pattern: "N:M", keep N of every M consecutive columns.
+        polytope: one feasible set for all layers.
+        solver: name or instance, as for `solve`.
+        options: which layers, and with how much effort; the defaults of `PruneOptions` if None.
+        recorder: keeps finished blocks; blocks that it has are applied instead of solved.
+        on_event: called when blocks and layers start and end; its exceptions end the run.
+        **solver_options: options of the solver, as for `solve`.
+
+    Returns:
+        The report, with the masks.
+
+    Raises:
+        RelaxPruneError: input that cannot be right, before any work, or activations that are not finite.
+        FloatingPointError: a solver left the finite numbers; the message names the layer.
+    """
+    options = options or PruneOptions()
+    target = Target(sparsity, pattern, polytope)
+    chosen = check_solver(solver, **solver_options)
+    survey = survey_model(model, target, options)
+    run = _Run(survey, MaskSolver(target, chosen, options), recorder, on_event)
+    with borrowed(model), run.timed("total"):
+        run.prune(model, batches)
+    return PruneReport(
+        layers=run.reports,
+        skipped=[*survey.plan.skipped, *run.skipped],
+        seconds=dict(run.seconds),
+        polytope=target.to_dict(),
+        solver=chosen.name,
+        options={**dataclasses.asdict(options), "solver_options": chosen.options()},
+        propagation=run.propagation,
+        masks=run.masks,
+    )
+
+
+@dataclass
+class _Run:
+    """One call of `prune_model`: what was asked for, and what has come of it so far."""
+
+    survey: Survey
+    mask_solver: MaskSolver
+    recorder: BlockRecorder | None
+    on_event: Callable[[PruneEvent], None] | None
+    reports: list[LayerReport] = field(default_factory=list)
+    skipped: list[SkippedLayer] = field(default_factory=list)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    propagation: str = "rerun"
+    stages: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def prune(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Go through all stages: layers before the blocks, the blocks, layers after them."""
+        read = read_batches(batches)
+        rerun = Rerun(model, read)
+        blocks = self.survey.blocks
+        with self.timed("capture"):
+            agenda = make_agenda(model, self.survey.layers, blocks, read[0])
+        self.stages = agenda.count
+        for stage in agenda.before:
+            self.prune_stage(stage, rerun)
+        if any(stage.layers for stage in agenda.blocks):
+            # Only now: the blocks' inputs come through the layers before them, which are pruned by now.
+            with self.timed("capture"):
+                propagation, self.propagation = block_propagation(model, blocks, read)
+            for stage in propagation.ordered(agenda.blocks):
+                self.prune_stage(stage, propagation)
+        for stage in agenda.after:
+            self.prune_stage(stage, rerun)
+
+    def prune_stage(self, stage: Stage, propagation: Propagation) -> None:
+        """Prune the layers of one stage, from the recorder or by solving, and make the inputs of the next."""
+        self.announce("block_start", stage)
+        record = self.recorder.load(stage.index) if self.recorder and stage.layers else None
+        if record is not None:
+            self.redo(stage, record)
+        elif stage.layers:
+            record = self.solve_stage(stage, propagation)
+            if self.recorder:
+                with self.timed("record"):
+                    self.recorder.save(stage.index, record)
+        with self.timed("propagate"):
+            propagation.advance(stage)
+        self.announce("block_done", stage)
+
+    def redo(self, stage: Stage, record: BlockRecord) -> None:
+        """Apply the masks of a finished block; its layers without a mask were not reached then, nor are they now."""
+        by_parameter = {layer.parameter: layer for layer in stage.layers}
+        reports = {report.parameter: report for report in record.layers}
+        if set(reports) != set(record.masks) or not set(reports) <= set(by_parameter):
+            raise RelaxPruneError(
+                f"the record of block {stage.index} must have a mask and a report for layers of that block only, "
+                f"got masks of {sorted(record.masks)} and reports of {sorted(reports)}."
+            )
+        for report in record.layers:
+            by_parameter[report.parameter].apply_mask(record.masks[report.parameter])
+            self.finish(stage, report, record.masks[report.parameter])
+        self.skip([layer for layer in stage.layers if layer.parameter not in reports])
+
+    def solve_stage(self, stage: Stage, propagation: Propagation) -> BlockRecord:
+        """Gather the Grams of a stage, then solve and write each of its layers."""
+        collector = StatisticsCollector(stage.layers)
+        with self.timed("statistics"):
+            propagation.observe(stage, collector)
+        solved: dict[str, tuple[Tensor, LayerReport]] = {}
+        while collector.groups:
+            group = collector.groups.pop(0)  # its sum is freed before the next one is turned into a Gram
+            if group.accumulator is None or group.accumulator.tokens == 0:
+                continue
+            with self.timed("statistics"):
+                gram = Gram(group.accumulator.gram())
+            for layer in group.layers:
+                self.announce("layer_start", stage, layer.name)
+                inputs = LayerInputs(gram, group.accumulator.tokens, collector.calls[layer.name], group.layers[0].name)
+                with self.timed("solve"):
+                    mask, report = self.mask_solver.solve(layer, inputs, stage.index)
+                layer.apply_mask(mask)
+                solved[layer.parameter] = (mask, report)
+                self.finish(stage, report, mask)
+        self.skip([layer for layer in stage.layers if layer.parameter not in solved])
+        return BlockRecord({name: mask for name, (mask, _) in solved.items()}, [r for _, r in solved.values()])
+
+    def finish(self, stage: Stage, report: LayerReport, mask: Tensor) -> None:
+        """Take a pruned layer into the result."""
+        self.reports.append(report)
+        self.masks[report.parameter] = mask
+        self.announce("layer_done", stage, report.name, report)
+
+    def skip(self, layers: list[PrunableLayer]) -> None:
+        """List layers that no batch reached."""
+        self.skipped += [SkippedLayer(layer.name, UNREACHED) for layer in layers]
+
+    def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
+        """Tell the listener what happened."""
+        if self.on_event is not None:
+            done, total = len(self.reports) + len(self.skipped), len(self.survey.layers)
+            elapsed = time.perf_counter() - self.started
+            self.on_event(PruneEvent(kind, stage.index, self.stages, layer, done, total, report, elapsed))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a `with` block to one of the report's stages."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start

@@ -1,0 +1,179 @@
+"""What a pruning run will do, decided and checked before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+
+from .blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
+from .layers import PrunableLayer, check_patterns, find_layers, matches
+from .report import SkippedLayer, skipped_lines, table
+from .settings import PruneOptions, Target
+from .state import refuse_unsupported
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One layer that will be pruned.
+
+    Attributes:
+        name: module name.
+        kind: "Linear", "Conv1D" or "Conv2d".
+        rows: outputs.
+        cols: inputs.
+        keep: entries kept in the whole matrix.
+        block: index of its block; None outside of the blocks, where the order is known only once the model runs.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    cols: int
+    keep: int
+    block: int | None
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """All that a run will and will not touch. `str()` gives a table.
+
+    Attributes:
+        layers: what will be pruned, if a batch reaches it.
+        skipped: every other matrix, with a reason.
+        blocks: name of the list of blocks, "" when the model is pruned layer by layer.
+        estimated_bytes: memory of a run at most, as `estimate_bytes` counts it.
+        polytope: what was asked for, as in `Target.to_dict`.
+    """
+
+    layers: list[PlannedLayer]
+    skipped: list[SkippedLayer]
+    blocks: str
+    estimated_bytes: int
+    polytope: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return one line per layer, the total, and what is skipped."""
+        lines: list[tuple[object, ...]] = [("layer", "kind", "block", "rows", "cols", "keep", "sparsity")]
+        for layer in self.layers:
+            block = "-" if layer.block is None else layer.block
+            sparsity = 1 - layer.keep / (layer.rows * layer.cols)
+            lines.append((layer.name, layer.kind, block, layer.rows, layer.cols, layer.keep, sparsity))
+        entries = sum(layer.rows * layer.cols for layer in self.layers)
+        total = f"{len(self.layers)} layers, {entries:,} weights, at most {self.estimated_bytes / 2**30:.2f} GiB"
+        return "\n".join([*table(lines), total, *skipped_lines(self.skipped)])
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A plan together with the modules that it speaks of."""
+
+    plan: PrunePlan
+    layers: list[PrunableLayer]
+    blocks: BlockList
+
+
+def plan_model(
+    model: nn.Module,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    polytope: Polytope | None = None,
+    options: PruneOptions | None = None,
+    tokens: int = 0,
+) -> PrunePlan:
+    """Say what `prune_model` would do, without running the model.
+
+    Args:
+        model: any module.
+        sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
+        pattern: "N:M", keep N of every M consecutive columns.
+        polytope: one feasible set for all layers.
+        options: which layers, and how much memory the solver may take.
+        tokens: number of calibration tokens, for the memory estimate.
+
+    Raises:
+        RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
+            nothing, or nothing left to prune.
+    """
+    return survey_model(model, Target(sparsity, pattern, polytope), options or PruneOptions(), tokens).plan
+
+
+def survey_model(model: nn.Module, target: Target, options: PruneOptions, tokens: int = 0) -> Survey:
+    """Choose the layers and check that all of them can be pruned as asked; raises as `plan_model` does."""
+    refuse_unsupported(model)
+    found, skipped = find_layers(model)
+    blocks = find_blocks(model, found)
+    layers, left = select_layers(model, found, blocks, options)
+    if not layers:
+        raise RelaxPruneError(
+            f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone."
+        )
+    planned = []
+    for layer in layers:
+        if not bool(torch.isfinite(layer.weight).all()):
+            raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf.")
+        rows, cols = layer.shape
+        keep = target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
+        planned.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
+    estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens)
+    plan = PrunePlan(planned, [*skipped, *left], blocks.name, estimate, target.to_dict())
+    return Survey(plan, layers, blocks)
+
+
+def select_layers(
+    model: nn.Module, found: Sequence[PrunableLayer], blocks: BlockList, options: PruneOptions
+) -> tuple[list[PrunableLayer], list[SkippedLayer]]:
+    """Split the prunable layers into chosen ones and those left alone, by patterns and defaults.
+
+    Raises:
+        RelaxPruneError: a pattern that matches no layer.
+    """
+    names = [layer.name for layer in found]
+    check_patterns("include", options.include, names)
+    check_patterns("exclude", options.exclude, names)
+    head = output_head(model)
+    only_blocks = blocks is not NO_BLOCKS and is_language_model(model)
+    chosen: list[PrunableLayer] = []
+    left: list[SkippedLayer] = []
+    for layer in found:
+        reason = None
+        if matches(layer.name, options.exclude):
+            reason = "excluded by a pattern"
+        elif options.include and not matches(layer.name, options.include):
+            reason = "matched by no include pattern"
+        elif not options.include and layer.module is head:
+            reason = "output head: left alone unless an include pattern names it"
+        elif not options.include and only_blocks and blocks.index_of(layer) is None:
+            reason = f"outside of the blocks {blocks.name!r}: left alone unless an include pattern names it"
+        if reason is None:
+            chosen.append(layer)
+        else:
+            left.append(SkippedLayer(layer.name, reason))
+    return chosen, left
+
+
+def estimate_bytes(model: nn.Module, layers: Sequence[PlannedLayer], budget: int | None, tokens: int) -> int:
+    """Estimate the memory of a run from above, in bytes; the interpreter and its libraries come on top.
+
+    The sum of: the model; one byte per mask entry; float64 Gram sums of the block with the most (as if no layers
+    shared one); for the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature),
+    its weight in float32 and float64, and the solver's memory budget; and twice the hidden states of all tokens, as
+    wide as the first layer's inputs. Attention masks and activations inside one block are not counted.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    masks = sum(layer.rows * layer.cols for layer in layers)
+    sums: dict[int | None, int] = {}
+    for layer in layers:
+        sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
+    solving = max(20 * layer.cols**2 + 12 * layer.rows * layer.cols for layer in layers)
+    item = max(parameter.element_size() for parameter in model.parameters())
+    states = 2 * tokens * layers[0].cols * item
+    return weights + masks + max(sums.values()) + solving + (budget or DEFAULT_MEMORY_BYTES) + states

@@ -1,0 +1,265 @@
+"""What pruning a model reports: per layer, per block, as a whole, and while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from relaxprune.problems.errors import RelaxPruneError
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A weight that was not pruned, and why.
+
+    Attributes:
+        name: module name, or parameter name where the module has no `weight`.
+        reason: a short clause.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The numbers of one pruned layer; energies and objectives in float64, on the Gram with the stated tokens.
+
+    Attributes:
+        name: module name.
+        parameter: parameter name.
+        block: index of the block (or, outside the blocks, of the step) that the layer was pruned in.
+        kind: "Linear", "Conv1D" or "Conv2d".
+        rows: outputs.
+        cols: inputs.
+        requested_sparsity: fraction to prune that was asked for.
+        sparsity: fraction pruned, counted from the mask.
+        tokens: tokens in the Gram.
+        calls: the most calls of the layer in one forward pass; all count into its one Gram.
+        gram: name of the first layer of those that share this layer's Gram.
+        dense_energy: f(0), the objective of pruning everything.
+        wanda_objective: objective of Wanda's mask on the same Gram.
+        objective: objective of the mask.
+        wanda_relative_error: wanda_objective / dense_energy.
+        relative_error: objective / dense_energy.
+        relaxed_objective: objective at the end of the convex phase, None for solvers without one.
+        unrounded_objective: objective of the point that was rounded, None for solvers that do not round.
+        rounded_objective: objective right after rounding, before any polish; None like the one before.
+        lower_bound: proven to be at most the objective of every feasible mask.
+        gap: objective - lower_bound.
+        relative_gap: gap / objective.
+        solver: name of the solver.
+        polish: name of the polish, None for none.
+        status: name of the solver's status.
+        products: matrix products of the solver.
+        iterations: iterations of the solver.
+        seconds: time of the solver and its polish.
+    """
+
+    name: str
+    parameter: str
+    block: int
+    kind: str
+    rows: int
+    cols: int
+    requested_sparsity: float
+    sparsity: float
+    tokens: int
+    calls: int
+    gram: str
+    dense_energy: float
+    wanda_objective: float
+    objective: float
+    wanda_relative_error: float
+    relative_error: float
+    relaxed_objective: float | None
+    unrounded_objective: float | None
+    rounded_objective: float | None
+    lower_bound: float
+    gap: float
+    relative_gap: float
+    solver: str
+    polish: str | None
+    status: str
+    products: float
+    iterations: int
+    seconds: float
+
+    @property
+    def wanda_ratio(self) -> float:
+        """Objective over Wanda's objective; 1 where both are 0."""
+        return self.objective / self.wanda_objective if self.wanda_objective > 0 else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all attributes as plain numbers and strings."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
+        """Undo `to_dict`.
+
+        Raises:
+            RelaxPruneError: missing or unknown keys.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise RelaxPruneError(f"a layer report must have exactly the keys {sorted(names)}, got {sorted(data)}.")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """All that is needed to redo a finished block without solving.
+
+    Attributes:
+        masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
+            where the module stores the transpose.
+        layers: one report for each mask.
+    """
+
+    masks: dict[str, Tensor]
+    layers: list[LayerReport]
+
+
+class BlockRecorder(Protocol):
+    """Keeps finished blocks, so that an interrupted run can be continued to the same result."""
+
+    def load(self, block_index: int) -> BlockRecord | None:
+        """Return the record of a finished block, None if it has to be solved."""
+
+    def save(self, block_index: int, record: BlockRecord) -> None:
+        """Keep the record of a block that was just finished."""
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """Something happened.
+
+    Attributes:
+        kind: "block_start", "layer_start", "layer_done" or "block_done".
+        block: index of the block.
+        blocks: number of blocks.
+        layer: name of the layer, None for events of blocks.
+        layer_index: layers finished or skipped before this event.
+        layers: number of layers in the plan.
+        report: the layer's report, for "layer_done".
+        seconds_elapsed: since the start of `prune_model`.
+    """
+
+    kind: str
+    block: int
+    blocks: int
+    layer: str | None
+    layer_index: int
+    layers: int
+    report: LayerReport | None
+    seconds_elapsed: float
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """The result of `prune_model`.
+
+    Attributes:
+        layers: one report per pruned layer, in the order of pruning.
+        skipped: every matrix that was not pruned, with a reason.
+        seconds: stage -> seconds; stages are capture, statistics, solve (and judge, with Wanda's mask
+            for comparison), propagate, record, total.
+        polytope: what was asked for, as in `Target.to_dict`.
+        solver: name of the solver.
+        options: all of `PruneOptions`, and the effective options of the solver as "solver_options".
+        propagation: "replay" (blocks were run on stored inputs), "rerun" (the whole model was run for each block) or
+            "rerun: REASON" when the model has blocks that cannot be replayed.
+        masks: parameter name -> (rows, cols) bool on the CPU, True = kept.
+    """
+
+    layers: list[LayerReport]
+    skipped: list[SkippedLayer]
+    seconds: dict[str, float]
+    polytope: dict[str, Any]
+    solver: str
+    options: dict[str, Any]
+    propagation: str
+    masks: dict[str, Tensor] = dataclasses.field(repr=False)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction pruned of all entries of all pruned layers."""
+        entries = sum(layer.rows * layer.cols for layer in self.layers)
+        return sum(layer.sparsity * layer.rows * layer.cols for layer in self.layers) / max(entries, 1)
+
+    @property
+    def mean_relative_error(self) -> float:
+        """Mean over layers of objective / dense energy."""
+        return _mean([layer.relative_error for layer in self.layers])
+
+    @property
+    def mean_wanda_relative_error(self) -> float:
+        """Mean over layers of the relative error of Wanda's mask on the same Gram."""
+        return _mean([layer.wanda_relative_error for layer in self.layers])
+
+    @property
+    def mean_wanda_ratio(self) -> float:
+        """Mean over layers of objective / Wanda's objective."""
+        return _mean([layer.wanda_ratio for layer in self.layers])
+
+    @property
+    def mean_relative_gap(self) -> float:
+        """Mean over layers of (objective - lower bound) / objective."""
+        return _mean([layer.relative_gap for layer in self.layers])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the masks, as plain numbers, strings, lists and dicts."""
+        return {
+            "sparsity": self.sparsity,
+            "mean_relative_error": self.mean_relative_error,
+            "mean_wanda_relative_error": self.mean_wanda_relative_error,
+            "mean_wanda_ratio": self.mean_wanda_ratio,
+            "mean_relative_gap": self.mean_relative_gap,
+            "polytope": self.polytope,
+            "solver": self.solver,
+            "options": self.options,
+            "propagation": self.propagation,
+            "seconds": self.seconds,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
+        }
+
+    def __str__(self) -> str:
+        """Return a table with one line per layer, the means, and what was skipped."""
+        head = ("layer", "shape", "sparsity", "wanda error", "error", "ratio", "gap", "status", "seconds")
+        lines: list[tuple[object, ...]] = []
+        for item in self.layers:
+            numbers = (item.sparsity, item.wanda_relative_error, item.relative_error, item.wanda_ratio)
+            shape = f"{item.rows}x{item.cols}"
+            lines.append((item.name, shape, *numbers, item.relative_gap, item.status, item.seconds))
+        means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
+        lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.seconds for item in self.layers)))
+        return "\n".join([*table([head, *lines]), *skipped_lines(self.skipped)])
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean, 0 for no values."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def table(lines: Sequence[Sequence[object]]) -> list[str]:
+    """Align columns, the first to the left and the others to the right; floats get four decimals."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    texts = []
+    for first, *others in cells:
+        padded = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        texts.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return texts
+
+
+def skipped_lines(skipped: Sequence[SkippedLayer]) -> list[str]:
+    """Return one line for each skipped layer, with a head line; nothing when none was skipped."""
+    if not skipped:
+        return []
+    return [f"not pruned ({len(skipped)}):", *(f"  {layer.name}: {layer.reason}" for layer in skipped)]

@@ -1,0 +1,236 @@
+"""The folder a pruning run writes: a model that transformers loads, its masks, a record of every number, a model card.
+
+While a run is under way its progress lies in ``.relaxprune/`` inside the folder: ``run.json`` (the fingerprint) and one
+file per finished block, each written durably the moment the block is done. ``finish`` writes the model, reloads it,
+checks it, and writes ``relaxprune.json`` last: a folder that has this file is complete and checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .durable import file_sha256, sync_folder, write_json, write_text
+from .fingerprint import Fingerprint, differences
+from .mask_file import read_mask_file, write_masks
+from .model_card import model_card
+from .report import BlockRecord, LayerReport, PruneReport
+from .run_record import SCHEMA_VERSION, RunNotes, now, read_record, run_record
+from .saved_model import Verification, install_files, save_settings, verify_saved_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RECORD_NAME = "relaxprune.json"
+MASKS_NAME = "masks.safetensors"
+_WORK_NAME = ".relaxprune"
+_log = logging.getLogger("relaxprune")
+
+
+class RunFolder:
+    """One run's folder; records finished blocks (``BlockRecorder``) and writes the result.
+
+    Make one with ``open``; ``path`` and ``fingerprint`` are then fixed.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Hold the folder ``path`` for the run with this fingerprint; writes nothing (see ``open``)."""
+        self.path = path
+        self.fingerprint = dict(fingerprint)
+        self._work = path / _WORK_NAME
+        self._blocks = self._work / "blocks"
+
+    @staticmethod
+    def refuse_occupied(path: str | Path, resume: bool = False) -> None:
+        """Refuse a folder that a run may not write to; to be called before any work.
+
+        Args:
+            path: the output folder.
+            resume: whether an interrupted run in it is to be continued.
+
+        Raises:
+            RelaxPruneError: if ``path`` is a file, or is not empty and is not a run to be resumed.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RelaxPruneError(f"output folder {str(path)!r} is a file; name a folder that is new or empty")
+        if not path.is_dir() or not any(path.iterdir()):
+            return
+        if not resume:
+            raise RelaxPruneError(
+                f"output folder {str(path)!r} is not empty; name a new one, or add --resume to continue the run in it"
+            )
+        if not (path / _WORK_NAME / "run.json").is_file() and not (path / RECORD_NAME).is_file():
+            raise RelaxPruneError(f"output folder {str(path)!r} is not empty and holds no relaxprune run to resume")
+
+    @classmethod
+    def open(
+        cls, path: str | Path, model: PreTrainedModel, tokenizer: Any, fingerprint: Fingerprint, *, resume: bool = False
+    ) -> RunFolder:
+        """Start a run in a new folder, or continue the one in it.
+
+        Saves config, generation config and tokenizer at once.
+
+        Args:
+            path: the output folder, new or empty; with ``resume`` it may hold a run with an equal fingerprint.
+            model: the model before pruning.
+            tokenizer: its tokenizer, or None.
+            fingerprint: what decides the result.
+            resume: continue an interrupted run.
+
+        Returns:
+            The folder, ready to record blocks.
+
+        Raises:
+            RelaxPruneError: if the folder is occupied, the stored run differs (naming how), or the model's settings
+                cannot be saved; then nothing is left behind.
+        """
+        cls.refuse_occupied(path, resume)
+        folder = cls(Path(path), fingerprint.to_dict())
+        stored = folder._stored_fingerprint()
+        if stored is not None:
+            changes = differences(stored, folder.fingerprint)
+            if changes:
+                raise RelaxPruneError(f"cannot resume the run in {str(path)!r}: {'; '.join(changes)}")
+            if folder.finished:
+                return folder
+        folder._begin(model, tokenizer)
+        return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in this folder is complete and was checked."""
+        return (self.path / RECORD_NAME).is_file()
+
+    @property
+    def solved_blocks(self) -> list[int]:
+        """Indices of the blocks whose masks are recorded here, ascending."""
+        return sorted(int(path.stem) for path in self._blocks.glob("*.safetensors"))
+
+    def load(self, block_index: int) -> BlockRecord | None:
+        """Return a block's record from the interrupted run, or None if it has to be solved.
+
+        When a block is missing, the records of all later blocks are dropped: they were solved on inputs from a block
+        that will now be solved anew.
+
+        Raises:
+            RelaxPruneError: if the file is damaged; deleting it has the block solved again.
+        """
+        path = self._block_path(block_index)
+        if not path.is_file():
+            self._drop_after(block_index)
+            return None
+        masks, extra = read_mask_file(path)
+        if not isinstance(extra, dict) or extra.get("block") != block_index:
+            raise RelaxPruneError(
+                f"{str(path)!r} is not the record of block {block_index}; delete it to solve it again"
+            )
+        return BlockRecord(masks=masks, layers=[LayerReport.from_dict(layer) for layer in extra["layers"]])
+
+    def save(self, block_index: int, record: BlockRecord) -> None:
+        """Record a finished block durably: masks and reports in one file, whole or not at all."""
+        extra = {"block": block_index, "layers": [layer.to_dict() for layer in record.layers]}
+        write_masks(self._block_path(block_index), record.masks, extra)
+
+    def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> Verification:
+        """Write the result, reload it from disk, check it, and only then declare the run finished.
+
+        Args:
+            model: the pruned model, in the dtype to be saved.
+            report: the run's report; ``masks.safetensors`` gets its masks.
+            notes: command, base model, licence, notices.
+
+        Returns:
+            What the reload confirmed.
+
+        Raises:
+            RelaxPruneError: if the reloaded files are not exactly what was meant.
+        """
+        staging = self._staging()
+        model.save_pretrained(staging)
+        write_masks(staging / MASKS_NAME, report.masks)
+        files = install_files(staging, self.path)
+        verification = verify_saved_model(self.path, model, read_mask_file(self.path / MASKS_NAME)[0])
+        record = run_record(self.fingerprint, report, notes, verification)
+        layers = [layer.to_dict() for layer in report.layers]
+        write_text(self.path / "README.md", model_card(notes, self.fingerprint, layers))
+        names = sorted({*files, "README.md"} | {path.name for path in self.path.iterdir() if path.is_file()})
+        record["files"] = {
+            name: {"bytes": (self.path / name).stat().st_size, "sha256": file_sha256(self.path / name)}
+            for name in names
+        }
+        write_json(self.path / RECORD_NAME, record)
+        shutil.rmtree(self._work)
+        sync_folder(self.path)
+        return verification
+
+    def verify_files(self) -> int:
+        """Compare every file of a finished run with the SHA-256 that ``relaxprune.json`` has for it.
+
+        Returns:
+            The number of files.
+
+        Raises:
+            RelaxPruneError: naming the first file that is missing or differs.
+        """
+        files = read_record(self.path / RECORD_NAME)["files"]
+        for name, facts in files.items():
+            path = self.path / name
+            if not path.is_file() or file_sha256(path) != facts["sha256"]:
+                raise RelaxPruneError(f"{str(path)!r} is missing or is not the file that the finished run wrote")
+        return len(files)
+
+    def abandon(self) -> None:
+        """Remove what a run wrote that ended before its first block: bad input must leave nothing behind."""
+        if self.finished or self.solved_blocks:
+            return
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self._work, ignore_errors=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _begin(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        """Write the fingerprint first, so that any later crash can be resumed, then the model's settings."""
+        self._blocks.mkdir(parents=True, exist_ok=True)
+        self._written: list[Path] = []
+        run = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "started": now()}
+        if self._stored_fingerprint() is None:
+            write_json(self._work / "run.json", run)
+        staging = self._staging()
+        try:
+            save_settings(model, tokenizer, staging)
+            self._written = [self.path / name for name in install_files(staging, self.path)]
+        except RelaxPruneError:
+            self.abandon()
+            raise
+
+    def _stored_fingerprint(self) -> dict[str, Any] | None:
+        """Return the fingerprint of the run in this folder, finished or not, or None if there is none."""
+        for path in (self.path / RECORD_NAME, self._work / "run.json"):
+            if path.is_file():
+                stored: dict[str, Any] = read_record(path)["fingerprint"]
+                return stored
+        return None
+
+    def _staging(self) -> Path:
+        """Return an empty folder on the same file system for files that another library writes."""
+        staging = self._work / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        return staging
+
+    def _block_path(self, block_index: int) -> Path:
+        return self._blocks / f"{block_index:05d}.safetensors"
+
+    def _drop_after(self, block_index: int) -> None:
+        """Delete the records of the blocks after ``block_index``, saying so."""
+        stale = [index for index in self.solved_blocks if index > block_index]
+        for index in stale:
+            _log.warning("block %d has no record: block %d is solved again", block_index, index)
+            self._block_path(index).unlink()

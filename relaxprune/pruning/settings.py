@@ -1,0 +1,122 @@
+"""What a user asks of a pruning run: how much to prune, of which layers, with how much effort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from relaxprune.problems import NM, KSparse
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
+from relaxprune.problems.saliency import SALIENCIES
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Choices of a run that do not depend on the solver.
+
+    Attributes:
+        include: fnmatch patterns on module names; only matching layers are pruned, also ones that are left alone by
+            default (output head, layers outside of the blocks). Empty for the default.
+        exclude: fnmatch patterns on module names to leave alone.
+        start: mask that the solver starts from: "wanda", "ria", "magnitude" or None.
+        polish: "swap" to end every mask 1-swap optimal, None to keep it as rounded, "auto" for what suits the solver.
+        max_iterations: cap per layer, None for the solver's own.
+        time_limit_s: seconds per layer; a run with a limit that is reached is not reproducible.
+        gap_tolerance: relative gap at which the convex phase of a layer ends.
+        seed: random seed of the solver.
+        memory_budget_bytes: bound on the solver's temporaries, None for the solver's own.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    start: str | None = "wanda"
+    polish: str | None = "auto"
+    max_iterations: int | None = None
+    time_limit_s: float | None = None
+    gap_tolerance: float | None = None
+    seed: int = 0
+    memory_budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that would only fail once the first layer is solved.
+
+        Raises:
+            RelaxPruneError: an unknown start or polish, a pattern given as one string, or a number out of range.
+        """
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}.")
+        if self.start not in (*SALIENCIES, None):
+            raise RelaxPruneError(f"start must be one of {', '.join(SALIENCIES)} or None, got {self.start!r}.")
+        if self.polish not in ("auto", "swap", None):
+            raise RelaxPruneError(f"polish must be 'auto', 'swap' or None, got {self.polish!r}.")
+        for name in ("max_iterations", "time_limit_s", "gap_tolerance", "memory_budget_bytes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RelaxPruneError(f"{name} must be positive or None, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What share of each layer to prune: exactly one of the three is set.
+
+    Attributes:
+        sparsity: fraction in [0, 1] to prune in every row.
+        pattern: "N:M", keep N of every M consecutive columns.
+        polytope: the same feasible set for every layer.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    polytope: Polytope | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none or several, and values out of range.
+
+        Raises:
+            RelaxPruneError: not exactly one is set, or the one that is set makes no sense.
+        """
+        given = {name: getattr(self, name) for name in ("sparsity", "pattern", "polytope")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none of them"
+            raise RelaxPruneError(f"give exactly one of sparsity, pattern and polytope, got {got}.")
+        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
+            raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}.")
+        if self.pattern is not None:
+            NM.from_pattern(self.pattern)
+
+    def polytope_of(self, name: str, shape: tuple[int, int]) -> Polytope:
+        """Return the feasible set of one layer.
+
+        Raises:
+            RelaxPruneError: the layer's shape does not fit; the message names it.
+        """
+        try:
+            polytope = self._polytope(shape)
+            polytope.validate(shape)
+        except RelaxPruneError as error:
+            raise RelaxPruneError(f"layer {name!r} of shape {shape} does not fit: {error}") from error
+        return polytope
+
+    def _polytope(self, shape: tuple[int, int]) -> Polytope:
+        """Return the set for a shape, unchecked."""
+        if self.sparsity is not None:
+            return KSparse.from_sparsity(self.sparsity, shape)
+        if self.pattern is not None:
+            return NM.from_pattern(self.pattern)
+        assert self.polytope is not None  # by __post_init__
+        return self.polytope
+
+    def requested_sparsity(self, shape: tuple[int, int]) -> float:
+        """Return the fraction that was asked for, before it is rounded to a count."""
+        if self.sparsity is not None:
+            return self.sparsity
+        return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {"sparsity": S}, {"pattern": "N:M"} or {"polytope": {...}}."""
+        if self.sparsity is not None:
+            return {"sparsity": self.sparsity}
+        return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}

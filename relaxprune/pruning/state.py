@@ -1,0 +1,140 @@
+"""What is borrowed from a model while it is pruned, and how batches are put through it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .tree import map_tree
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass of the model.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        kept: (batch, tokens) bool, False for padding; None when there is none.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    kept: Tensor | None
+
+
+def read_batches(batches: Iterable[Any]) -> list[Batch]:
+    """Read all batches, once.
+
+    Args:
+        batches: an iterable (generators too) of tensors, which become the model's first argument, or of mappings,
+            which become its keyword arguments. An integer tensor of one dimension is one window of tokens. A
+            2-D `attention_mask` marks padding with 0.
+
+    Raises:
+        RelaxPruneError: no batch, or a batch of another type.
+    """
+    if isinstance(batches, (str, bytes, Mapping)):
+        raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}.")
+    read = [_read_batch(batch, index) for index, batch in enumerate(batches)]
+    if not read:
+        raise RelaxPruneError("batches must hold at least one batch, got an empty iterable.")
+    return read
+
+
+def _read_batch(batch: Any, index: int) -> Batch:
+    """Give one batch its arguments and its padding mask."""
+    if isinstance(batch, Tensor):
+        window = batch.dim() == 1 and not batch.is_floating_point()
+        return Batch((batch.unsqueeze(0) if window else batch,), {}, None)
+    if not isinstance(batch, Mapping):
+        raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}.")
+    kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return Batch((), kwargs, None)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise RelaxPruneError(f"attention_mask must have the shape (batch, tokens), got {shape} in batch {index}.")
+    kept = mask != 0
+    return Batch((), kwargs, None if bool(kept.all()) else kept)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of the model's parameters; `refuse_unsupported` makes sure that there is one only."""
+    return next(model.parameters()).device
+
+
+def run_model(model: nn.Module, batch: Batch) -> Any:
+    """Put one batch through the model, on the model's device and without a key-value cache."""
+    device = model_device(model)
+    args, kwargs = map_tree((batch.args, batch.kwargs), Tensor, lambda leaf: leaf.to(device))
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs["use_cache"] = False
+    return model(*args, **kwargs)
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Refuse models whose weights cannot be changed in place.
+
+    Raises:
+        RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, or adapters.
+    """
+    if not isinstance(model, nn.Module):
+        raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    devices = {parameter.device for parameter in model.parameters()}
+    if not devices:
+        raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any.")
+    if any(device.type == "meta" for device in devices):
+        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading.")
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one.")
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise RelaxPruneError("model must be without adapters, got peft modules; merge_and_unload() them first.")
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no key-value cache; everything as it was afterwards, also after an exception.
+
+    Training flags are restored module by module, `use_cache` config by config, and the random state of the CPU and of
+    the model's device as a whole.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    configs = _cache_configs(model)
+    device = model_device(model)
+    with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+        else:
+            index = torch.get_device_module(device).current_device() if device.index is None else device.index
+            stack.enter_context(torch.random.fork_rng(devices=[index], device_type=device.type))
+        # Inference tensors carry no version, and versions tell whether an input was changed in place.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        try:
+            model.eval()
+            for config, _ in configs:
+                config.use_cache = False
+            yield
+        finally:
+            for module, flag in training:
+                module.training = flag
+            for config, use_cache in configs:
+                config.use_cache = use_cache
+
+
+def _cache_configs(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Return each distinct configuration object that has `use_cache`, with its value."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    distinct = {id(config): config for config in configs if hasattr(config, "use_cache")}
+    return [(config, config.use_cache) for config in distinct.values()]

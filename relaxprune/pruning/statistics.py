@@ -1,0 +1,131 @@
+"""Hooks that gather the Grams of several layers at once, one Gram for all layers that read the same tensor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .gram import GramAccumulator
+from .layers import PrunableLayer
+
+
+@dataclass(frozen=True, eq=False)
+class GramGroup:
+    """Layers that read the same tensors in every batch so far.
+
+    Attributes:
+        layers: at least one, in the order of the model.
+        accumulator: their Gram; None when no batch reached them, or when only the grouping was asked for.
+    """
+
+    layers: tuple[PrunableLayer, ...]
+    accumulator: GramAccumulator | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One call of a layer: its input as it was, and the version that tells whether it was changed since."""
+
+    tensor: Tensor
+    version: int
+
+    def key(self) -> Hashable:
+        """Identify the tensor within one forward pass, during which it is held alive."""
+        tensor = self.tensor
+        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, self.version)
+
+
+class StatisticsCollector:
+    """Gathers the inputs of some layers during one forward pass at a time.
+
+    Inputs are held until the pass ends and then multiplied once per distinct tensor. Layers start in one group, and a
+    group splits whenever its layers read different tensors; the parts keep what they had in common until then. A
+    layer that is called several times in a pass counts all its calls into its one Gram.
+
+    Attributes:
+        groups: the partition of the layers by what they have read so far.
+        calls: layer name -> the most calls in one pass.
+        order: names of the layers in the order of their first call.
+    """
+
+    def __init__(self, layers: Sequence[PrunableLayer], *, multiply: bool = True) -> None:
+        """Prepare for some layers.
+
+        Args:
+            layers: the layers to listen to.
+            multiply: False to find out only who shares what and in which order.
+        """
+        self.groups: list[GramGroup] = [GramGroup(tuple(layers), None)] if layers else []
+        self.calls: dict[str, int] = {layer.name: 0 for layer in layers}
+        self.order: list[str] = []
+        self._layers = tuple(layers)
+        self._multiply = multiply
+        self._readings: dict[str, list[Reading]] = defaultdict(list)
+
+    @contextmanager
+    def listening(self, batch: int, kept: Tensor | None) -> Iterator[None]:
+        """Listen to one forward pass, then count it; hooks are gone afterwards, also after an exception.
+
+        Args:
+            batch: index for error messages.
+            kept: (batch, tokens) bool, False for padding; None when all tokens count.
+        """
+        handles = [
+            layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True) for layer in self._layers
+        ]
+        try:
+            yield
+            self._absorb(batch, kept)
+        finally:
+            self._readings.clear()
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: PrunableLayer) -> Any:
+        """Return the hook that notes what one layer is called with."""
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            if not self.calls[layer.name] and not self._readings[layer.name]:
+                self.order.append(layer.name)
+            self._readings[layer.name].append(Reading(tensor.detach(), tensor._version))
+
+        return note
+
+    def _absorb(self, batch: int, kept: Tensor | None) -> None:
+        """Split the groups by what was read in this pass, and count each distinct reading once."""
+        groups: list[GramGroup] = []
+        for group in self.groups:
+            by_key: dict[Hashable, list[PrunableLayer]] = defaultdict(list)
+            for layer in group.layers:
+                readings = self._readings.get(layer.name, [])
+                by_key[(layer.reading() if readings else (), *(reading.key() for reading in readings))].append(layer)
+                self.calls[layer.name] = max(self.calls[layer.name], len(readings))
+            for part, layers in enumerate(by_key.values()):
+                own = group.accumulator if part == 0 or group.accumulator is None else group.accumulator.clone()
+                groups.append(GramGroup(tuple(layers), own))
+        # Only now is anything added: a clone must not hold what another part read in this pass.
+        self.groups = [self._count(group, batch, kept) for group in groups]
+
+    def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:
+        """Add this pass's readings of a group's first layer, which are those of all its layers."""
+        leader = group.layers[0]
+        readings = self._readings.get(leader.name, [])
+        if not readings or not self._multiply:
+            return group
+        accumulator = group.accumulator or GramAccumulator(leader.shape[1], readings[0].tensor.device)
+        for reading in readings:
+            if reading.tensor._version != reading.version:
+                raise RelaxPruneError(
+                    f"the input of layer {leader.name!r} is changed in place after the layer has read it; "
+                    f"set inplace=False in the modules beside it, or exclude the layer."
+                )
+            accumulator.add(leader.columns(reading.tensor), kept=kept, layer=leader.name, batch=batch)
+        return GramGroup(group.layers, accumulator)

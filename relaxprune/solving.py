@@ -1,0 +1,188 @@
+"""solve(): one call from a problem to a mask with a proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import MaskProblem, RelaxPruneError
+from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.saliency import SALIENCIES
+from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solver, solver_class, solver_names
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+
+from .certificates.certificate import build, check_mask
+from .solution import Solution
+
+POLISHES = ("swap",)
+
+
+def solve(
+    problem: MaskProblem,
+    solver: str | Solver = "fw",
+    *,
+    start: str | Tensor | None = "wanda",
+    polish: str | None = "auto",
+    max_iterations: int | None = None,
+    time_limit_s: float | None = None,
+    gap_tolerance: float | None = None,
+    seed: int = 0,
+    memory_budget_bytes: int | None = None,
+    callback: Callable[[Progress], None] | None = None,
+    throw: bool = True,
+    **solver_options: Any,
+) -> Solution:
+    """Choose a mask, polish it, and prove how far from the best mask it can be.
+
+    Args:
+        problem: the mask problem.
+        solver: a name (see ``available_solvers``) or a ``Solver`` instance.
+        start: ``"wanda"``, ``"ria"``, ``"magnitude"``, a feasible (rows, cols) bool mask, or None (the first columns).
+        polish: ``"swap"`` descends to a 1-swap optimum after rounding; None leaves the rounded mask; ``"auto"`` is swap
+            for solvers of the relaxation and None for one-shot masks and published methods.
+        max_iterations: iterations of both phases together; None takes the solver's default.
+        time_limit_s: seconds for solver and polish together.
+        gap_tolerance: relative Frank-Wolfe gap that ends the convex phase.
+        seed: for solvers that draw random numbers.
+        memory_budget_bytes: bound on temporaries beside the problem itself; rows are solved in blocks that fit.
+        callback: called with a ``Progress`` every 10 iterations.
+        throw: raise when the solver breaks down; False returns a Solution whose status says so.
+        **solver_options: options of the solver named.
+
+    Returns:
+        A Solution; its mask is exactly feasible whatever the status.
+
+    Raises:
+        RelaxPruneError: bad input, in one sentence, before any work.
+        FloatingPointError: the computation left the finite numbers and ``throw`` is set.
+    """
+    chosen = check_solver(solver, **solver_options)
+    polisher = _polisher(polish, chosen)
+    _check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
+    if not isinstance(problem, MaskProblem):
+        raise RelaxPruneError(f"problem must be a MaskProblem, got {type(problem).__name__}")
+    started = time.monotonic()
+    run = Run(
+        start_mask(problem, start),
+        max_iterations,
+        None if time_limit_s is None else started + time_limit_s,
+        gap_tolerance,
+        seed,
+        memory_budget_bytes or DEFAULT_MEMORY_BYTES,
+        callback,
+    )
+    answer = chosen.run(problem, run)
+    if answer.status.failed and throw:
+        raise FloatingPointError(answer.status.value)
+    final = answer.point.dtype == torch.bool
+    mask = answer.point if final else problem.polytope.round(answer.point)
+    rounded = mask
+    if polisher is not None:
+        polished = polisher.run(problem, replace(run, start=mask, max_iterations=None))
+        mask = polished.point
+        _add_counts(answer, polished)
+    answer.counts.seconds = time.monotonic() - started
+    return _report(problem, answer, mask, None if final else rounded, run, chosen, polisher)
+
+
+def check_solver(solver: str | Solver, **solver_options: Any) -> Solver:
+    """Return the solver instance that ``solve`` would use, without doing any work.
+
+    Raises:
+        RelaxPruneError: unknown solver or option, with a suggestion.
+    """
+    return make_solver(solver, **solver_options)
+
+
+def available_solvers() -> dict[str, str]:
+    """Return the name and a one-line summary of every solver, other packages' included."""
+    return {name: solver_class(name).summary for name in solver_names()}
+
+
+def start_mask(problem: MaskProblem, start: str | Tensor | None) -> Tensor:
+    """Return the feasible mask that a solve starts from, (rows, cols) bool."""
+    if isinstance(start, Tensor):
+        check_mask(problem, start, "start")
+        return start
+    if start is None:
+        return problem.polytope.round(torch.ones(problem.shape, device=problem.device))
+    if start not in SALIENCIES:
+        raise RelaxPruneError(
+            f"start must be one of {', '.join(SALIENCIES)}, a mask or None, got {start!r}"
+            f"{did_you_mean(str(start), SALIENCIES)}"
+        )
+    return problem.polytope.round(problem.score(start))
+
+
+def _polisher(polish: str | None, solver: Solver) -> Solver | None:
+    """Return the solver that polishes after rounding, or None."""
+    name = solver.default_polish if polish == "auto" else polish
+    if name is None:
+        return None
+    if name not in POLISHES:
+        raise RelaxPruneError(f'polish must be "swap", "auto" or None, got {polish!r}')
+    return None if solver.name == name else make_solver(name)
+
+
+def _check_budgets(
+    max_iterations: int | None, time_limit_s: float | None, gap_tolerance: float | None, memory_bytes: int | None
+) -> None:
+    """Raise when a budget is not a positive number."""
+    if max_iterations is not None and (not isinstance(max_iterations, int) or max_iterations < 1):
+        raise RelaxPruneError(f"max_iterations must be a whole number of at least 1, got {max_iterations!r}")
+    for name, value in (
+        ("time_limit_s", time_limit_s),
+        ("gap_tolerance", gap_tolerance),
+        ("memory_budget_bytes", memory_bytes),
+    ):
+        if value is not None and not value > 0:
+            raise RelaxPruneError(f"{name} must be a positive number, got {value!r}")
+
+
+def _add_counts(answer: Answer, polished: Answer) -> None:
+    """Add a polish's cost to the solver's, and let its time limit show."""
+    answer.counts.swap_rounds += polished.counts.swap_rounds
+    answer.counts.swaps += polished.counts.swaps
+    answer.counts.products += polished.counts.products
+    if polished.status is Status.TIME_LIMIT:
+        answer.status = Status.TIME_LIMIT
+
+
+def _report(
+    problem: MaskProblem,
+    answer: Answer,
+    mask: Tensor,
+    rounded: Tensor | None,
+    run: Run,
+    solver: Solver,
+    polisher: Solver | None,
+) -> Solution:
+    """Judge the mask in float64 and put everything together."""
+    row_objective = problem.row_objective(mask)
+    # Without a convex phase the mask itself gives the tangent: a valid bound, usually a weak one.
+    hint = mask if answer.relaxed is None else answer.relaxed
+    certificate = build(problem, row_objective, hint, run.memory_bytes)
+    status = answer.status
+    if certificate.relative_gap <= 1e-9 and not status.failed:
+        status = Status.OPTIMAL
+    return Solution(
+        mask=mask,
+        objective=certificate.objective,
+        relative_error=certificate.objective / problem.reference if problem.reference > 0 else 0.0,
+        certificate=certificate,
+        row_objective=row_objective,
+        relaxed_mask=answer.relaxed,
+        relaxed_objective=None if answer.relaxed is None else certificate.relaxed_objective,
+        unrounded_objective=None if rounded is None else problem.objective(answer.point),
+        rounded_objective=None if rounded is None else problem.objective(rounded),
+        status=status,
+        stats=answer.counts,
+        solver=solver.name,
+        options=solver.options(),
+        polish=None if polisher is None else polisher.name,
+    )

@@ -1,0 +1,148 @@
+"""The solver protocol: what a caller asks, what a solver answers."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from relaxprune.problems import Problem
+
+CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
+DEFAULT_MEMORY_BYTES = 2**30
+
+
+class Status(Enum):
+    """How a solve ended; the value says what to do about it."""
+
+    OPTIMAL = "The gap is closed: no feasible mask has a lower objective."
+    CONVERGED = "The solver met its own stopping rule; relative_gap says how far from the best mask it can be."
+    ITERATION_LIMIT = (
+        "The iteration budget ended first: raise max_iterations, or read relative_gap and accept the mask."
+    )
+    TIME_LIMIT = "The time limit ended first: raise time_limit_s, or read relative_gap and accept the mask."
+    NOT_FINITE = "The computation left the finite numbers: solve in float64 (dtype='float64') or look for huge weights."
+
+    @property
+    def failed(self) -> bool:
+        """Whether the solver broke down; the mask is then its start, which is feasible all the same."""
+        return self is Status.NOT_FINITE
+
+
+def worse(one: Status, other: Status) -> Status:
+    """Return the status to report for two blocks of rows together."""
+    order = [Status.OPTIMAL, Status.CONVERGED, Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.NOT_FINITE]
+    return max(one, other, key=order.index)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback gets every ``CHECK_EVERY`` iterations, per block of rows.
+
+    Attributes:
+        solver: name of the solver.
+        row_block, row_blocks: which block of rows is being solved, and how many there are.
+        iteration: iterations done in this block of rows.
+        products: matrix products done in this block of rows.
+        active_blocks: coupled blocks that have not converged.
+        seconds: since the solver started.
+    """
+
+    solver: str
+    row_block: int
+    row_blocks: int
+    iteration: int
+    products: int
+    active_blocks: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a caller asks of one solve, the same for every solver.
+
+    Attributes:
+        start: (rows, cols) bool feasible mask to start from.
+        max_iterations: None takes the solver's own default.
+        deadline: ``time.monotonic()`` to stop at, or None.
+        gap_tolerance: relative Frank-Wolfe gap at which a convex phase ends, or None.
+        seed: for solvers that draw random numbers.
+        memory_bytes: bound on temporaries; rows are solved in blocks that fit.
+        callback: called with a ``Progress`` now and then; it may raise to stop.
+    """
+
+    start: Tensor
+    max_iterations: int | None = None
+    deadline: float | None = None
+    gap_tolerance: float | None = None
+    seed: int = 0
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    callback: Callable[[Progress], None] | None = None
+
+    def expired(self) -> bool:
+        """Tell whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+@dataclass
+class Counts:
+    """What a solve cost.
+
+    Attributes:
+        iterations: the most iterations any block of rows took.
+        products: full (rows, cols) @ (cols, cols) products, in whole matrices (a block of rows counts its share).
+        swap_rounds, swaps: rounds of swap descent, and exchanges made in all.
+        seconds: wall-clock time of solver and polish together.
+    """
+
+    iterations: int = 0
+    products: float = 0.0
+    swap_rounds: int = 0
+    swaps: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the counts as plain numbers."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass
+class Answer:
+    """What a solver hands back; everything reported is recomputed from it.
+
+    Attributes:
+        point: (rows, cols) relaxed mask to round, or a bool mask that is final.
+        relaxed: (rows, cols) relaxed mask at the end of a convex phase, or None.
+        status: how it ended.
+        counts: what it cost.
+    """
+
+    point: Tensor
+    relaxed: Tensor | None = None
+    status: Status = Status.CONVERGED
+    counts: Counts = field(default_factory=Counts)
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A frozen dataclass of options with one method.
+
+    ``name`` is the registry's, ``summary`` one line for listings, ``default_polish`` what ``polish="auto"`` means.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    default_polish: ClassVar[str | None] = "swap"
+
+    @abstractmethod
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Solve ``problem`` within the budgets of ``run``."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the effective options."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}

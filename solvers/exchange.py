@@ -1,0 +1,163 @@
+"""Exchanges of one kept and one pruned weight: exact gains for whole batches of rows, in float64.
+
+For a mask m, half gradient h and q = diag(Q), pruning a kept u changes the objective by a_u = q_u − 2 h_u, restoring a
+pruned p by b_p = q_p + 2 h_p, and both together by a_u + b_p − 2 Q_up. The formula is that of the Combinatorial Brain
+Surgeon (Yu et al., ICML 2022) and SparseSwaps (arXiv 2512.10922).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Working
+
+RELATIVE_TOLERANCE = 1e-10  # of the block's objective: below it, a gain is not worth a move
+_POOL = 16  # candidates per side in the quick search
+_PAIRS = 2**23  # pairs evaluated at once in the exact search
+
+
+@dataclass
+class Moves:
+    """One exchange per row: ``gain`` (R,) is the change of the objective, negative where it helps."""
+
+    gain: Tensor
+    prune: Tensor
+    restore: Tensor
+
+
+class Descent:
+    """Masks, half gradients and objectives of a batch of rows, kept consistent under exchanges.
+
+    Args:
+        problem: a float64 working problem.
+        mask: (rows, cols) bool, feasible.
+    """
+
+    def __init__(self, problem: Working, mask: Tensor) -> None:
+        """Compute the half gradient once; moves then update it."""
+        self.problem = problem
+        self.mask = mask.clone()
+        point = mask.to(problem.diagonal.dtype)
+        self.half_gradient = problem.half_gradient(point)
+        self.objective = problem.row_value(point, self.half_gradient)  # (rows,)
+        self.fixed_kept, self.fixed_pruned = problem.polytope.fixed()
+        self.noise = 1e-16 * problem.diagonal.sum(dim=1)
+
+    def tolerance(self) -> Tensor:
+        """Return the gain per row (rows,) that counts as none."""
+        return RELATIVE_TOLERANCE * self.objective.clamp_min(0) + self.noise
+
+    def single_gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the change of pruning each kept entry and of restoring each pruned one; +∞ where not allowed.
+
+        Args:
+            rows: (R,) indices.
+
+        Returns:
+            Two (R, cols) tensors.
+        """
+        mask, diagonal = self.mask[rows], self.problem.diagonal[rows]
+        half = self.half_gradient[rows]
+        prune = torch.where(mask, diagonal - 2 * half, torch.inf)
+        restore = torch.where(mask, torch.inf, diagonal + 2 * half)
+        if self.fixed_kept is not None:
+            prune.masked_fill_(self.fixed_kept[rows], torch.inf)
+        if self.fixed_pruned is not None:
+            restore.masked_fill_(self.fixed_pruned[rows], torch.inf)
+        return prune, restore
+
+    def prune(self, rows: Tensor, columns: Tensor) -> None:
+        """Prune one entry in each of ``rows``; gains are the caller's to add to ``objective``."""
+        self.mask[rows, columns] = False
+        self.half_gradient.index_add_(0, rows, self.problem.coupling_row(rows, columns), alpha=-1)
+
+    def restore(self, rows: Tensor, columns: Tensor) -> None:
+        """Restore one entry in each of ``rows``."""
+        self.mask[rows, columns] = True
+        self.half_gradient.index_add_(0, rows, self.problem.coupling_row(rows, columns))
+
+    def apply(self, rows: Tensor, moves: Moves) -> None:
+        """Exchange in each of ``rows``, one move a row."""
+        self.restore(rows, moves.restore)
+        self.prune(rows, moves.prune)
+        self.objective[rows] += moves.gain
+
+
+def pool_search(descent: Descent, rows: Tensor) -> Moves:
+    """Return a good exchange for each of ``rows`` among the most promising candidates of either side."""
+    prune, restore = descent.single_gains(rows)
+    reach = descent.problem.reach * descent.problem.diagonal[rows]
+    size = min(_POOL, prune.shape[1])
+    left = (prune - reach).topk(size, dim=1, largest=False, sorted=False).indices
+    right = (restore - reach).topk(size, dim=1, largest=False, sorted=False).indices
+    return _best_pair(descent, rows, left, right, (prune, restore))
+
+
+def exact_search(descent: Descent, rows: Tensor) -> Moves:
+    """Return the best exchange of ALL pairs for each of ``rows``, without looking at pairs that cannot help.
+
+    2 |Q_up| ≤ ρ_u q_u + ρ_p q_p with ρ the largest correlation of a column, so a pair helps only if
+    (a_u − ρ_u q_u) + (b_p − ρ_p q_p) is negative: the two sides separate, and most columns drop out at once.
+    """
+    prune, restore = descent.single_gains(rows)
+    reach = descent.problem.reach * descent.problem.diagonal[rows]
+    low_prune, low_restore = prune - reach, restore - reach
+    limit = -descent.tolerance()[rows].unsqueeze(1)
+    left_ok = low_prune + low_restore.amin(dim=1, keepdim=True) < limit
+    right_ok = low_restore + low_prune.amin(dim=1, keepdim=True) < limit
+    moves = Moves(prune.new_zeros(len(rows)), torch.zeros_like(rows), torch.zeros_like(rows))
+    left_count, right_count = left_ok.sum(dim=1), right_ok.sum(dim=1)
+    # Rows of like size go together, so that padding costs little.
+    order = (left_count * right_count).argsort(descending=True)
+    widest_left, widest_right = left_count[order].tolist(), right_count[order].tolist()
+    start = 0
+    while start < len(order) and widest_left[start] and widest_right[start]:
+        stop = start + 1
+        left_size, right_size = widest_left[start], widest_right[start]
+        while stop < len(order):
+            left_next, right_next = max(left_size, widest_left[stop]), max(right_size, widest_right[stop])
+            if left_next * right_next * (stop + 1 - start) > _PAIRS or not widest_left[stop] * widest_right[stop]:
+                break
+            left_size, right_size, stop = left_next, right_next, stop + 1
+        part = order[start:stop]
+        left = low_prune[part].topk(left_size, dim=1, largest=False, sorted=False).indices
+        right = low_restore[part].topk(right_size, dim=1, largest=False, sorted=False).indices
+        best = _best_pair(descent, rows[part], left, right, (prune[part], restore[part]))
+        moves.gain[part], moves.prune[part], moves.restore[part] = best.gain, best.prune, best.restore
+        start = stop
+    return moves
+
+
+def group_search(descent: Descent, rows: Tensor, coupling: Tensor) -> Moves:
+    """Return the best exchange inside a group for each of ``rows``, over all pairs of all groups.
+
+    Args:
+        descent: the masks.
+        rows: (R,) indices.
+        coupling: (rows, groups, group, group), Q inside groups.
+    """
+    prune, restore = descent.single_gains(rows)
+    _, groups, group, _ = coupling.shape
+    left, right = prune.view(-1, groups, group, 1), restore.view(-1, groups, 1, group)
+    change = (left + right - 2 * coupling[rows]).flatten(1)  # (R, groups * group * group)
+    gain, index = change.min(dim=1)
+    first = index // (group * group) * group
+    return Moves(gain, first + index // group % group, first + index % group)
+
+
+def _best_pair(descent: Descent, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+    """Evaluate ``left`` (R, K) x ``right`` (R, L) candidates and return the best of each row."""
+    prune, restore = gains
+    change = descent.problem.coupling(rows, left, right).mul_(-2)
+    change += prune.gather(1, left).unsqueeze(2)
+    change += restore.gather(1, right).unsqueeze(1)
+    gain, index = change.flatten(1).min(dim=1)
+    width = right.shape[1]
+    return Moves(
+        gain,
+        left.gather(1, (index // width).unsqueeze(1)).squeeze(1),
+        right.gather(1, (index % width).unsqueeze(1)).squeeze(1),
+    )

@@ -1,0 +1,184 @@
+"""Annealed Frank-Wolfe, the primary solver."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import RelaxPruneError, Working
+
+from .loop import IterativeSolver, Plan, State
+
+_VERTEX_TOLERANCE = 1e-5
+_MEAN_WEIGHT = 3  # iterate k weighs about k^2 in the mean
+_REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
+
+
+class FrankWolfeState(State):
+    """The relaxed mask m as m − ½, the half gradient carried along, and the target of the steps."""
+
+    def __init__(self, problem: Working, start: Tensor, convex: int, plan: Plan) -> None:
+        """Begin at ``start`` (rows, cols) with ``convex`` of the plan's iterations before annealing."""
+        self.centred = start - 0.5  # (rows, cols)
+        self.half_gradient = problem.half_gradient(start)  # of f_theta, (rows, cols)
+        self.smooth = self.half_gradient.clone()  # running mean of half gradients
+        self.target = self.centred.clone()  # running mean of vertices, minus ½
+        self.mean = self.centred.clone()  # weighted mean of the convex phase's iterates: the better tangent point
+        self.theta = 0.0
+        self.iteration = 0
+        self.iterations, self.convex = plan.iterations, convex
+        self.gap_tolerance = plan.gap_tolerance
+        self.end_of_convex: Tensor | None = None
+        self.product_count = 1
+
+    def point(self) -> Tensor:
+        """Return m."""
+        return self.centred + 0.5
+
+    def relaxed(self) -> Tensor | None:
+        """Return the mean iterate of the convex phase, up to now while that lasts."""
+        return self.mean + 0.5 if self.end_of_convex is None else self.end_of_convex
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows in ``index``."""
+        for name in ("centred", "mean", "half_gradient", "smooth", "target", "end_of_convex"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[index])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+        return self.centred.device
+
+    def start_annealing(self) -> None:
+        """End the convex phase now; annealing keeps its planned length."""
+        self.iterations -= self.convex - self.iteration
+        self.convex = self.iteration
+
+    def anneal_to(self, theta: float, diagonal: Tensor) -> None:
+        """Move the carried half gradient from f at the present theta to f at ``theta``: no product needed."""
+        self.half_gradient.addcmul_(diagonal, self.centred, value=self.theta - theta)
+        self.theta = theta
+
+    def refresh(self, problem: Working) -> None:
+        """Recompute the half gradient from scratch."""
+        self.half_gradient = problem.half_gradient(self.point())
+        self.half_gradient.addcmul_(problem.diagonal, self.centred, value=-self.theta)
+        self.product_count += 1
+
+
+@dataclass(frozen=True)
+class FrankWolfe(IterativeSolver[FrankWolfeState]):
+    """Frank-Wolfe with exact line search per coupled block, then annealing to a vertex.
+
+    On masks f_θ(m) = f(m) + θ Σ q m (1 − m), q = diag(Q), equals f for every θ. The convex phase (θ = 0) gives the
+    bound; then θ rises to 1 while Frank-Wolfe goes on, and the growing concave diagonal drives the relaxed mask to a
+    vertex, so that rounding loses almost nothing. One matrix product per iteration: the half gradient is carried
+    along, since it is affine in m, and recomputed every 50 iterations against drift.
+
+    While annealing, steps go towards a running mean of the oracle's vertices rather than the last one (with weight
+    ``momentum`` on the past, fading as θ nears 1): the mean is feasible too, and zigzags less. Line search keeps f_θ
+    monotone in each block. The bound is taken at the mean iterate of the convex phase, whose tangent is flatter.
+
+    Frank-Wolfe for this problem: arXiv 2510.13713, algorithm 2; exact line search: Jaggi, ICML 2013. The oracle answers
+    a mean of gradients in the manner of Mokhtari, Hassani and Karbasi, JMLR 2020.
+
+    Args:
+        dtype: ``"float32"`` or ``"float64"``.
+        anneal: False stops after the convex phase: the plain relaxation.
+        convex_share: share of the iterations before annealing starts.
+        momentum: weight of past vertices in the target at θ = 0, in [0, 1).
+        smoothing: weight of past gradients in the oracle's input, in [0, 1).
+    """
+
+    anneal: bool = True
+    convex_share: float = 0.25
+    momentum: float = 0.7
+    smoothing: float = 0.3
+
+    name: ClassVar[str] = "fw"
+    summary: ClassVar[str] = "annealed Frank-Wolfe with exact line search (the default)"
+    default_iterations: ClassVar[int] = 210
+    matrices: ClassVar[int] = 13
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        for name in ("convex_share", "momentum", "smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (name != "convex_share" and value == 1):
+                raise RelaxPruneError(f"{name} must lie in [0, 1), got {value!r}")
+
+    def init(self, problem: Working, start: Tensor, plan: Plan) -> FrankWolfeState:
+        """Start at a feasible mask."""
+        convex = plan.iterations if not self.anneal else math.ceil(self.convex_share * plan.iterations)
+        return FrankWolfeState(problem, start, convex, plan)
+
+    def step(self, problem: Working, state: FrankWolfeState) -> None:
+        """Take one Frank-Wolfe step, raising θ first when annealing."""
+        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
+            state.refresh(problem)
+        annealing = state.iteration >= state.convex
+        if annealing:
+            if state.end_of_convex is None:
+                state.end_of_convex = state.mean + 0.5
+            left = state.iterations - state.convex
+            state.anneal_to((state.iteration - state.convex + 1) / left, problem.diagonal)
+        smoothing, momentum = (self.smoothing, self.momentum * math.sqrt(1 - state.theta)) if annealing else (0.0, 0.0)
+        state.smooth.lerp_(state.half_gradient, 1 - smoothing)
+        vertex = problem.polytope.lmo(state.smooth).sub_(0.5)
+        state.target.lerp_(vertex, 1 - momentum)
+        move(problem, state, torch.sub(state.target, state.centred, out=vertex))
+        state.iteration += 1
+        if not annealing:
+            state.mean.lerp_(state.centred, _MEAN_WEIGHT / (state.iteration + _MEAN_WEIGHT - 1))
+
+    def done(self, problem: Working, state: FrankWolfeState) -> Tensor:
+        """Convex: the gap is within tolerance. Annealed: at a vertex that the oracle returns, so no θ will move it."""
+        if state.end_of_convex is not None:
+            if state.iteration >= state.iterations:
+                return torch.ones(problem.polytope.block_count(problem.shape), dtype=torch.bool, device=state.device)
+            return self._at_fixed_vertex(problem, state)
+        within = self._within_gap(problem, state)
+        if self.anneal and bool(within.all()):
+            state.start_annealing()
+        return within if not self.anneal else torch.zeros_like(within)
+
+    def _within_gap(self, problem: Working, state: FrankWolfeState) -> Tensor:
+        """Tell which coupled blocks have a Frank-Wolfe gap within ``gap_tolerance`` of their objective: (blocks,)."""
+        polytope, half = problem.polytope, state.half_gradient
+        point = state.point()
+        value = polytope.block_sum(problem.row_value(point, half))
+        gap = 2 * polytope.block_sum(torch.linalg.vecdot(half, point - polytope.lmo(half)))
+        return gap <= (state.gap_tolerance or 0.0) * value.abs()
+
+    @staticmethod
+    def _at_fixed_vertex(problem: Working, state: FrankWolfeState) -> Tensor:
+        """Tell which coupled blocks sit at a vertex that the oracle answers: a larger θ only favours it more."""
+        vertex = problem.polytope.lmo(state.half_gradient).sub_(0.5)
+        moved = ((vertex - state.centred).abs() > _VERTEX_TOLERANCE).sum(dim=1)
+        return problem.polytope.block_sum(moved) == 0
+
+    def products(self, state: FrankWolfeState) -> int:
+        """Return one product at the start, one per iteration, one per refresh."""
+        return state.product_count
+
+
+def move(problem: Working, state: FrankWolfeState, direction: Tensor) -> None:
+    """Exact line search on f_θ along ``direction`` (rows, cols), per coupled block, and the step, in place."""
+    polytope = problem.polytope
+    image = problem.image(direction)
+    state.product_count += 1
+    if state.theta:
+        image.addcmul_(problem.diagonal, direction, value=-state.theta)
+    slope = polytope.block_sum(torch.linalg.vecdot(state.half_gradient, direction))
+    curvature = polytope.block_sum(torch.linalg.vecdot(image, direction))
+    # Where the line is not convex the far end is best; a direction that ascends (a mean of old vertices may) is left.
+    step = torch.where(curvature > 0, (-slope / curvature).clamp(max=1), 1.0)
+    step = polytope.to_rows(torch.where(slope < 0, step, 0.0), direction.shape[0])
+    state.centred.addcmul_(direction, step)
+    state.half_gradient.addcmul_(image, step)

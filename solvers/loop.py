@@ -1,0 +1,200 @@
+"""The one loop that owns budgets, checks, callbacks and history for all iterative solvers."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem, RelaxPruneError, Working
+from relaxprune.problems.precision import row_blocks
+
+from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
+
+
+class State(ABC):
+    """What an iterative solver carries: its tensors have one line per row of the problem."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> None:
+        """Keep only the rows in ``index``, in place."""
+
+    @abstractmethod
+    def point(self) -> Tensor:
+        """Return the relaxed mask now, (rows, cols)."""
+
+    @abstractmethod
+    def relaxed(self) -> Tensor | None:
+        """Return the relaxed mask at the end of the convex phase, (rows, cols), or None before that."""
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class IterativeSolver(Solver, Generic[S]):
+    """A solver made of ``init``, ``step`` and ``done``; the loop is here, once.
+
+    Args:
+        dtype: ``"float32"`` or ``"float64"``, what the iterations compute in.
+    """
+
+    dtype: str = "float32"
+    default_iterations: ClassVar[int] = 200
+    matrices: ClassVar[int] = 10  # (rows, cols) tensors held at once, for the memory budget
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.dtype not in ("float32", "float64"):
+            raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
+
+    @abstractmethod
+    def init(self, problem: Working, start: Tensor, plan: Plan) -> S:
+        """Return the state at a feasible mask ``start`` (rows, cols), float."""
+
+    @abstractmethod
+    def step(self, problem: Working, state: S) -> None:
+        """Do one iteration, in place, without waiting for the device."""
+
+    @abstractmethod
+    def done(self, problem: Working, state: S) -> Tensor:
+        """Return which coupled blocks have converged: (blocks,) bool. Called every ``CHECK_EVERY`` iterations."""
+
+    @abstractmethod
+    def products(self, state: S) -> int:
+        """Return the matrix products done so far for the rows in ``state``."""
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Solve block of rows by block of rows, so that temporaries stay within the memory budget."""
+        rows, cols = problem.shape
+        dtype = getattr(torch, self.dtype)
+        started = time.monotonic()
+        splits = problem.polytope.rows_per_block(problem.shape) < rows
+        bytes_per_row = self.matrices * cols * dtype.itemsize
+        parts = row_blocks(rows, bytes_per_row, run.memory_bytes) if splits else [slice(0, rows)]
+        answer = Answer(torch.empty(rows, cols, dtype=dtype, device=problem.device))
+        for number, part in enumerate(parts):
+            share = (part.stop - part.start) / rows
+            plan = Plan.of(self, run, number, len(parts), started)
+            loop = _Loop(self, problem.rows(part) if splits else problem, run.start[part], plan, dtype)
+            loop.go()
+            loop.store(answer, part)
+            answer.counts.iterations = max(answer.counts.iterations, loop.iterations)
+            answer.counts.products += loop.row_products * share
+            answer.status = worse(answer.status, loop.status)
+        return answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budgets of one block of rows."""
+
+    iterations: int
+    gap_tolerance: float | None
+    deadline: float | None
+    row_block: int
+    row_blocks: int
+    started: float
+    callback: Callable[[Progress], None] | None
+
+    @classmethod
+    def of(cls, solver: IterativeSolver[Any], run: Run, number: int, count: int, started: float) -> Plan:
+        """Share the time that is left evenly among the blocks of rows still to do."""
+        iterations = solver.default_iterations if run.max_iterations is None else run.max_iterations
+        deadline = run.deadline
+        if deadline is not None:
+            now = time.monotonic()
+            deadline = now + max(0.0, deadline - now) / (count - number)
+        return cls(iterations, run.gap_tolerance, deadline, number, count, started, run.callback)
+
+
+class _Loop(Generic[S]):
+    """Runs one block of rows to its end; coupled blocks that converged leave the batch."""
+
+    def __init__(
+        self, solver: IterativeSolver[S], problem: Problem, start: Tensor, plan: Plan, dtype: torch.dtype
+    ) -> None:
+        self.solver, self.plan = solver, plan
+        self.working = problem.working(dtype)
+        self.rows = problem.shape[0]
+        self.state = solver.init(self.working, start.to(dtype), plan)
+        self.active = torch.arange(self.rows, device=start.device)
+        self.out = start.to(dtype)
+        self.out_relaxed = start.to(dtype)
+        self.has_relaxed = False
+        self.iterations = 0
+        self.row_products = 0.0
+        self.status = Status.ITERATION_LIMIT
+
+    def go(self) -> None:
+        """Iterate until converged or out of budget."""
+        counted = 0
+        for iteration in range(1, self.plan.iterations + 1):
+            self.solver.step(self.working, self.state)
+            self.iterations = iteration
+            last = iteration == self.plan.iterations
+            if last or iteration % CHECK_EVERY == 0:
+                products = self.solver.products(self.state)
+                self.row_products += (products - counted) * len(self.active) / self.rows
+                counted = products
+                if self._look(products):
+                    break
+        self._keep(self.active, torch.arange(len(self.active), device=self.active.device))
+
+    def _look(self, products: int) -> bool:
+        """Check the state: finite, converged, in time. Returns whether to stop."""
+        plan = self.plan
+        if not bool(torch.isfinite(self.state.point()).all()):
+            self.status = Status.NOT_FINITE
+            self.active = self.active[:0]  # nothing of a broken state is kept: the start stays in the output
+            return True
+        finished = self.solver.done(self.working, self.state)
+        if plan.callback is not None:
+            seconds = time.monotonic() - plan.started
+            remaining = int((~finished).sum())
+            plan.callback(
+                Progress(
+                    self.solver.name, plan.row_block, plan.row_blocks, self.iterations, products, remaining, seconds
+                )
+            )
+        if bool(finished.all()):
+            self.status = Status.CONVERGED
+            return True
+        self._compact(finished)
+        if plan.deadline is not None and time.monotonic() >= plan.deadline:
+            self.status = Status.TIME_LIMIT
+            return True
+        return False
+
+    def _compact(self, finished: Tensor) -> None:
+        """Let finished rows leave once they are a quarter of the batch (copying costs about one pass)."""
+        if len(finished) != len(self.active) or int(finished.sum()) * 4 < len(finished):
+            return
+        self._keep(self.active[finished], finished.nonzero().squeeze(1))
+        stay = (~finished).nonzero().squeeze(1)
+        self.active = self.active[stay]
+        self.working = self.working.select(stay)
+        self.state.select(stay)
+
+    def _keep(self, rows: Tensor, index: Tensor) -> None:
+        """Copy the state's rows ``index`` to the output's ``rows``."""
+        if not len(rows):
+            return
+        self.out[rows] = self.state.point()[index]
+        relaxed = self.state.relaxed()
+        if relaxed is not None:
+            self.has_relaxed = True
+            self.out_relaxed[rows] = relaxed[index]
+
+    def store(self, answer: Answer, part: slice) -> None:
+        """Put this block's rows into the whole answer."""
+        answer.point[part] = self.out
+        if self.has_relaxed:
+            if answer.relaxed is None:
+                answer.relaxed = torch.empty_like(answer.point)
+            answer.relaxed[part] = self.out_relaxed

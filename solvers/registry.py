@@ -1,0 +1,87 @@
+"""Names of solvers: lazy paths, entry points of other packages, and a suggestion for a misspelt name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from relaxprune.problems import RelaxPruneError
+from relaxprune.problems.errors import did_you_mean
+
+from .base import Solver
+
+ENTRY_POINT_GROUP = "relaxprune.solvers"
+
+_BUILT_IN: dict[str, str] = {
+    "fw": "relaxprune.solvers.frank_wolfe:FrankWolfe",
+    "sparsefw": "relaxprune.solvers.sparsefw:SparseFW",
+    "swap": "relaxprune.solvers.swap:Swap",
+    "wanda": "relaxprune.solvers.saliency:Wanda",
+    "ria": "relaxprune.solvers.saliency:RIA",
+    "magnitude": "relaxprune.solvers.saliency:Magnitude",
+}
+
+
+def _outside() -> dict[str, EntryPoint]:
+    """Return the solvers that other installed packages declare; a name of ours cannot be taken over."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in _BUILT_IN or point.name in found:
+            raise RelaxPruneError(f"solver {point.name!r} is declared twice; the second time by {point.value}")
+        found[point.name] = point
+    return found
+
+
+def solver_names() -> list[str]:
+    """Return the names of all solvers, ours first, without importing any."""
+    return [*_BUILT_IN, *sorted(_outside())]
+
+
+def solver_class(name: str) -> type[Solver]:
+    """Import the solver of this name.
+
+    Raises:
+        RelaxPruneError: no solver has the name (the closest is suggested), or it is not a Solver.
+    """
+    outside = _outside()
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        found = getattr(import_module(module), attribute)
+    elif name in outside:
+        found = outside[name].load()
+    else:
+        known = [*_BUILT_IN, *sorted(outside)]
+        raise RelaxPruneError(f"solver is {name!r}; known solvers are {', '.join(known)}{did_you_mean(name, known)}")
+    if not (isinstance(found, type) and issubclass(found, Solver)):
+        raise RelaxPruneError(f"solver {name!r} must be a subclass of relaxprune.solvers.Solver, got {found!r}")
+    return found
+
+
+def make_solver(solver: str | Solver, **options: Any) -> Solver:
+    """Return a solver instance from a name and options, or the instance given.
+
+    Raises:
+        RelaxPruneError: unknown name, unknown option, or options beside an instance.
+    """
+    if isinstance(solver, Solver):
+        if options:
+            raise RelaxPruneError(
+                f"solver is an instance, which carries its own options; got {', '.join(sorted(options))} beside it"
+            )
+        return solver
+    if not isinstance(solver, str):
+        raise RelaxPruneError(f"solver must be a name or a Solver instance, got {type(solver).__name__}")
+    found = solver_class(solver)
+    known = [item.name for item in fields(found)]
+    for option in options:
+        if option not in known:
+            raise RelaxPruneError(
+                f"solver {solver!r} has no option {option!r}{did_you_mean(option, known)} "
+                f"(its options are {', '.join(known) or 'none'})"
+            )
+    try:
+        return found(**options)
+    except TypeError as error:
+        raise RelaxPruneError(f"solver {solver!r} cannot take these options: {error}") from error

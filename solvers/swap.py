@@ -1,0 +1,184 @@
+"""Exact 1-swap descent: exchange a kept and a pruned weight until no exchange of any pair helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem
+from relaxprune.problems.precision import row_blocks
+
+from .base import Answer, Counts, Run, Solver, Status
+from .exchange import Descent, Moves, exact_search, group_search, pool_search
+
+_MATRICES = 16  # (rows, cols) float64 tensors held at once
+
+
+@dataclass(frozen=True)
+class Swap(Solver):
+    """1-swap descent in float64, per row, inside groups for N:M, and across rows where they share a count.
+
+    Ends 1-swap optimal: no exchange of ALL pairs lowers a coupled block's objective by more than 1e-9 of it. Every move
+    lowers the objective, so the mask is never worse than the start. For "at most" sets single prunings and restorings
+    are moves too. Exchanges: SparseSwaps (arXiv 2512.10922); the quick search tries 16 candidates a side, and only a
+    search that excludes every other pair by a bound ends a row.
+    """
+
+    name: ClassVar[str] = "swap"
+    summary: ClassVar[str] = "exact 1-swap descent from the start mask"
+    default_polish: ClassVar[str | None] = None
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a block of rows."""
+        rows, cols = problem.shape
+        coupled = problem.polytope.rows_per_block(problem.shape)
+        splits = coupled < rows
+        parts = row_blocks(rows // coupled, _MATRICES * 8 * cols * coupled, run.memory_bytes) if splits else []
+        mask = run.start.clone()
+        answer = Answer(mask)
+        for part in [slice(p.start * coupled, p.stop * coupled) for p in parts] or [slice(0, rows)]:
+            piece = problem.rows(part) if splits else problem
+            search = _Search(piece, mask[part], run, answer.counts)
+            search.descend()
+            mask[part] = search.descent.mask
+            answer.counts.products += (part.stop - part.start) / rows
+            if search.status is not Status.CONVERGED:
+                answer.status = search.status
+        answer.counts.iterations = answer.counts.swap_rounds
+        return answer
+
+
+class _Search:
+    """Descends one block of rows."""
+
+    def __init__(self, problem: Problem, mask: Tensor, run: Run, counts: Counts) -> None:
+        self.working = problem.working(torch.float64)
+        self.polytope, self.shape = problem.polytope, problem.shape
+        self.descent = Descent(self.working, mask)
+        self.run, self.counts = run, counts
+        # Every move lowers the objective, so the descent ends; the cap is against rounding noise alone.
+        self.rounds_left = run.max_iterations if run.max_iterations is not None else 100 * sum(self.shape)
+        self.status = Status.CONVERGED
+        group = self.polytope.group_size(self.shape)
+        self.group_coupling = self.working.group_coupling(group) if group < self.shape[1] else None
+
+    def descend(self) -> None:
+        """Alternate kinds of moves until none helps or the budget ends."""
+        everything = torch.arange(self.shape[0], device=self.descent.mask.device)
+        while True:
+            moved = self._within_rows(everything)
+            if self.polytope.rows_per_block(self.shape) > 1:
+                moved += self._across_rows()
+            if self.polytope.is_at_most():
+                moved += self._singles(everything)
+            if not moved or self._stopped():
+                return
+
+    def _stopped(self) -> bool:
+        """Tell whether a budget has ended."""
+        if self.run.expired():
+            self.status = Status.TIME_LIMIT
+        elif self.rounds_left <= 0:
+            self.status = Status.ITERATION_LIMIT
+        return self.status is not Status.CONVERGED
+
+    def _within_rows(self, rows: Tensor) -> int:
+        """Exchange inside rows until none of all pairs helps; return the number of exchanges."""
+        before = self.counts.swaps
+        if self.group_coupling is not None:
+            self._repeat(partial(group_search, coupling=self.group_coupling), rows)
+            return self.counts.swaps - before
+        while len(rows) and not self._stopped():
+            self._repeat(pool_search, rows)
+            rows = self._round(exact_search, rows)
+        return self.counts.swaps - before
+
+    def _repeat(self, search: Callable[[Descent, Tensor], Moves], rows: Tensor) -> None:
+        """Do rounds of ``search``; rows without a helpful move leave."""
+        while len(rows) and not self._stopped():
+            rows = self._round(search, rows)
+
+    def _round(self, search: Callable[[Descent, Tensor], Moves], rows: Tensor) -> Tensor:
+        """Apply one move per row where it helps and return those rows."""
+        moves = search(self.descent, rows)
+        helps = moves.gain < -self.descent.tolerance()[rows]
+        rows = rows[helps]
+        if len(rows):
+            self.descent.apply(rows, Moves(moves.gain[helps], moves.prune[helps], moves.restore[helps]))
+        self._count(len(rows))
+        return rows
+
+    def _count(self, moves: int) -> None:
+        """Account for one round."""
+        self.counts.swaps += moves
+        self.counts.swap_rounds += 1
+        self.rounds_left -= 1
+
+    def _across_rows(self) -> int:
+        """Prune in one row and restore in another, many disjoint pairs of rows at once; return the exchanges."""
+        descent = self.descent
+        everything = torch.arange(self.shape[0], device=descent.mask.device)
+        total = 0
+        while self.shape[0] > 1 and not self._stopped():
+            prune, restore = descent.single_gains(everything)
+            prune_gain, prune_column = prune.min(dim=1)
+            restore_gain, restore_column = restore.min(dim=1)
+            donors, takers = _pair_rows(prune_gain, restore_gain, float(descent.tolerance().sum()))
+            if not len(donors):
+                break
+            descent.prune(donors, prune_column[donors])
+            descent.restore(takers, restore_column[takers])
+            descent.objective[donors] += prune_gain[donors]
+            descent.objective[takers] += restore_gain[takers]
+            self._count(len(donors))
+            total += len(donors)
+        return total
+
+    def _singles(self, rows: Tensor) -> int:
+        """For "at most" sets: prune or restore a single entry where that alone helps; return the moves."""
+        descent, coupled = self.descent, self.polytope.rows_per_block(self.shape) > 1
+        total = 0
+        for restoring in (False, True):
+            while not self._stopped():
+                prune, restore = descent.single_gains(rows)
+                if restoring:
+                    restore.masked_fill_(~self.polytope.room(descent.mask), torch.inf)
+                gain, column = (restore if restoring else prune).min(dim=1)
+                helps = (gain < -descent.tolerance()).nonzero().squeeze(1)
+                if not len(helps):
+                    break
+                # Rows that share a count take turns, so that the count is never exceeded.
+                chosen = gain[helps].argmin().unsqueeze(0) if coupled else torch.arange(len(helps), device=rows.device)
+                helps = helps[chosen]
+                (descent.restore if restoring else descent.prune)(helps, column[helps])
+                descent.objective[helps] += gain[helps]
+                self._count(len(helps))
+                total += len(helps)
+        return total
+
+
+def _pair_rows(prune_gain: Tensor, restore_gain: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Match rows to prune in with other rows to restore in, each row used once, so that every pair helps.
+
+    Rows that are cheap to prune and dear to restore give, the others take. When no such pair helps, the single best
+    pair of different rows is returned, or none at all: then no exchange across rows helps.
+    """
+    order = (prune_gain - restore_gain).nan_to_num(nan=0.0).argsort()
+    half = len(order) // 2
+    donors, takers = order[:half], order[len(order) - half :]
+    donors = donors[prune_gain[donors].argsort()]
+    takers = takers[restore_gain[takers].argsort()]
+    helps = prune_gain[donors] + restore_gain[takers] < -tolerance
+    if bool(helps.any()):
+        return donors[helps], takers[helps]
+    best_prune, best_restore = prune_gain.argsort()[:2], restore_gain.argsort()[:2]
+    pairs = [(i, j) for i in best_prune.tolist() for j in best_restore.tolist() if i != j]
+    i, j = min(pairs, key=lambda pair: float(prune_gain[pair[0]] + restore_gain[pair[1]]))
+    if not bool(prune_gain[i] + restore_gain[j] < -tolerance):
+        return order[:0], order[:0]
+    return torch.tensor([i], device=order.device), torch.tensor([j], device=order.device)

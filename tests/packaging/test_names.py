@@ -1,0 +1,39 @@
+"""Public names: none is also a module's name, all are there, and the examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import types
+
+import pytest
+
+from .repository import library, packages
+
+
+def _public(package: types.ModuleType) -> list[str]:
+    """Return the names that a package offers, lazy ones too."""
+    names = getattr(package, "__all__", None)
+    return list(names) if names is not None else [name for name in dir(package) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", packages())
+def test_no_module_is_named_like_a_public_function(name: str) -> None:
+    package = importlib.import_module(name)
+    modules = {info.name for info in pkgutil.iter_modules(package.__path__)}
+    offered = {item for item in _public(package) if not isinstance(getattr(package, item), types.ModuleType)}
+    assert not offered & modules
+
+
+@pytest.mark.parametrize("name", packages())
+def test_every_offered_name_is_there(name: str) -> None:
+    package = importlib.import_module(name)
+    missing = [item for item in _public(package) if not hasattr(package, item)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", [module.name for module in library() if not module.name.endswith("__main__")])
+def test_examples_in_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0

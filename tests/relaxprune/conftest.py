@@ -1,0 +1,56 @@
+"""A tiny model with a tokenizer, in memory and saved, and the one real model that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from relaxprune.pruning.loading import LoadedModel, load_model
+
+VOCABULARY = 64
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LoadedModel:
+    """SmolLM2-135M-Instruct, dequantised: about 20 s to load, so once a session. Tests must not change it."""
+    return load_model("smollm2-135m")
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose text is the ids themselves: "7 12 3" gives [7, 12, 3]."""
+    words = {str(number): number for number in range(VOCABULARY - 1)} | {"<unk>": VOCABULARY - 1}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.fixture
+def tiny_llama() -> LlamaForCausalLM:
+    """A random llama of two blocks in float32, 64 positions, in evaluation mode."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The tiny llama and its tokenizer as ``save_pretrained`` writes them."""
+    folder = tmp_path / "tiny"
+    tiny_llama.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
