@@ -10,13 +10,12 @@ from torch import Tensor
 
 from .errors import RelaxPruneError
 from .gram import Gram
+from .neighbours import Neighbours
 from .polytopes import Face, Polytope
 from .polytopes.base import Shape
-from .precision import product64, row_blocks
+from .precision import product64
 from .problem import Problem, Working
 from .saliency import saliency
-
-_CHUNK_BYTES = 64 * 2**20
 
 
 class MaskProblem(Problem):
@@ -145,7 +144,7 @@ class WorkingMask(Working):
         self.gram = gram  # (cols, cols)
         self.diagonal = diagonal  # (rows, cols)
         self.polytope = polytope
-        self._reach: Tensor | None = None
+        self._neighbours: Neighbours | None = None
 
     @classmethod
     def of(cls, problem: MaskProblem, dtype: torch.dtype) -> WorkingMask:
@@ -174,14 +173,14 @@ class WorkingMask(Working):
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
         part = type(self)(self.weight[index], self.gram, self.diagonal[index], self.polytope.rows(index))
-        part._reach = self._reach
+        part._neighbours = self._neighbours
         return part
 
     def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Return w_i G_ij w_j: (R, K, L)."""
+        line = rows.unsqueeze(1)
         entries = self.gram[left.unsqueeze(2), right.unsqueeze(1)]
-        weight = self.weight[rows]
-        return entries.mul_(weight.gather(1, left).unsqueeze(2)).mul_(weight.gather(1, right).unsqueeze(1))
+        return entries.mul_(self.weight[line, left].unsqueeze(2)).mul_(self.weight[line, right].unsqueeze(1))
 
     def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
         """Return w_c G_c ∘ w: (R, cols)."""
@@ -196,15 +195,8 @@ class WorkingMask(Working):
         return weight.unsqueeze(3) * blocks * weight.unsqueeze(2)
 
     @property
-    def reach(self) -> Tensor:
-        """Largest absolute correlation of each column with another: (cols,)."""
-        if self._reach is None:
-            diagonal = self.gram.diagonal()
-            root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-            largest = torch.zeros_like(root)
-            for part in row_blocks(len(root), 16 * len(root), _CHUNK_BYTES):
-                band = (self.gram[part] * root).abs_()
-                band.diagonal(offset=part.start).zero_()
-                largest[part] = band.amax(dim=1) * root[part]
-            self._reach = largest.mul_(1 + 1e-6)
-        return self._reach
+    def neighbours(self) -> Neighbours:
+        """The most correlated columns of each column, from the Gram alone."""
+        if self._neighbours is None:
+            self._neighbours = Neighbours.of(self.gram)
+        return self._neighbours

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .neighbours import Neighbours
 from .polytopes import Polytope
 from .polytopes.base import Shape
 
@@ -53,8 +54,8 @@ class Working(ABC):
 
     @property
     @abstractmethod
-    def reach(self) -> Tensor:
-        """ρ (cols,) with |Q_ij| ≤ min(ρ_i, ρ_j) sqrt(Q_ii Q_jj) for every row and i ≠ j: rules out most exchanges."""
+    def neighbours(self) -> Neighbours:
+        """The most correlated columns: |Q_ij| ≤ ρ sqrt(Q_ii Q_jj) for every row, with the ρ that it gives."""
 
     @property
     def shape(self) -> Shape:

@@ -7,6 +7,7 @@ Surgeon (Yu et al., ICML 2022) and SparseSwaps (arXiv 2512.10922).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -89,46 +90,100 @@ class Descent:
 def pool_search(descent: Descent, rows: Tensor) -> Moves:
     """Return a good exchange for each of ``rows`` among the most promising candidates of either side."""
     prune, restore = descent.single_gains(rows)
-    reach = descent.problem.reach * descent.problem.diagonal[rows]
     size = min(_POOL, prune.shape[1])
-    left = (prune - reach).topk(size, dim=1, largest=False, sorted=False).indices
-    right = (restore - reach).topk(size, dim=1, largest=False, sorted=False).indices
+    left = prune.topk(size, dim=1, largest=False, sorted=False).indices
+    right = restore.topk(size, dim=1, largest=False, sorted=False).indices
     return _best_pair(descent, rows, left, right, (prune, restore))
 
 
 def exact_search(descent: Descent, rows: Tensor) -> Moves:
     """Return the best exchange of ALL pairs for each of ``rows``, without looking at pairs that cannot help.
 
-    2 |Q_up| ≤ ρ_u q_u + ρ_p q_p with ρ the largest correlation of a column, so a pair helps only if
-    (a_u − ρ_u q_u) + (b_p − ρ_p q_p) is negative: the two sides separate, and most columns drop out at once.
+    With ρ a bound on their correlation, 2 |Q_up| ≤ ρ_u q_u + ρ_p q_p, so a pair helps only if
+    (a_u − ρ_u q_u) + (b_p − ρ_p q_p) is negative: the two sides separate, and most columns drop out at once. Pairs of
+    neighbouring columns are looked at one by one; all others are bounded by the smaller correlations outside.
     """
-    prune, restore = descent.single_gains(rows)
-    reach = descent.problem.reach * descent.problem.diagonal[rows]
-    low_prune, low_restore = prune - reach, restore - reach
+    gains = descent.single_gains(rows)
+    near = _neighbour_search(descent, rows, gains)
+    far = _far_search(descent, rows, gains)
+    better = far.gain < near.gain
+    return Moves(
+        torch.where(better, far.gain, near.gain),
+        torch.where(better, far.prune, near.prune),
+        torch.where(better, far.restore, near.restore),
+    )
+
+
+def _candidates(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor], reach: Tensor) -> tuple[Tensor, ...]:
+    """Return (a − ρ q), (b − ρ q), and which columns of each can be part of a helpful pair: four (R, cols)."""
+    prune, restore = gains
+    slack = reach * descent.problem.diagonal[rows]
+    low_prune, low_restore = prune - slack, restore - slack
     limit = -descent.tolerance()[rows].unsqueeze(1)
-    left_ok = low_prune + low_restore.amin(dim=1, keepdim=True) < limit
-    right_ok = low_restore + low_prune.amin(dim=1, keepdim=True) < limit
-    moves = Moves(prune.new_zeros(len(rows)), torch.zeros_like(rows), torch.zeros_like(rows))
+    left = low_prune + low_restore.amin(dim=1, keepdim=True) < limit
+    right = low_restore + low_prune.amin(dim=1, keepdim=True) < limit
+    return low_prune, low_restore, left, right
+
+
+def _neighbour_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+    """Return the best exchange of each of ``rows`` among all pairs of neighbouring columns."""
+    neighbours = descent.problem.neighbours
+    prune, restore = gains
+    _, _, left, right = _candidates(descent, rows, gains, neighbours.nearest)
+    line, column = (left | right).nonzero(as_tuple=True)  # (P,) each: a candidate column of a row
+    gain = prune.new_zeros(len(rows))
+    chosen = torch.zeros(len(rows), 2, dtype=torch.long, device=rows.device)
+    size = max(1, _PAIRS // neighbours.index.shape[1])
+    for start in range(0, len(line), size):
+        at, own = line[start : start + size], column[start : start + size]
+        other = neighbours.index[own]  # (P, count)
+        kept = torch.isfinite(prune[at, own]).unsqueeze(1)
+        partner = torch.where(kept, restore[at.unsqueeze(1), other], prune[at.unsqueeze(1), other])
+        alone = torch.where(kept.squeeze(1), prune[at, own], restore[at, own])
+        coupling = descent.problem.coupling(rows[at], own.unsqueeze(1), other).squeeze(1)
+        change, index = (partner - 2 * coupling).min(dim=1)
+        change += alone
+        _keep_best(gain, chosen, at, change, torch.stack([own, other.gather(1, index.unsqueeze(1)).squeeze(1)], dim=1))
+    kept = torch.isfinite(prune.gather(1, chosen[:, :1])).squeeze(1)
+    pruned_column = torch.where(kept, chosen[:, 0], chosen[:, 1])
+    return Moves(gain, pruned_column, torch.where(kept, chosen[:, 1], chosen[:, 0]))
+
+
+def _keep_best(gain: Tensor, chosen: Tensor, line: Tensor, change: Tensor, pair: Tensor) -> None:
+    """Lower ``gain`` (R,) to the least ``change`` of each line, in place, and record its ``pair``."""
+    least = gain.scatter_reduce(0, line, change, "amin")
+    hit = (change == least[line]) & (change < gain[line])
+    chosen[line[hit]] = pair[hit]
+    gain.copy_(least)
+
+
+def _far_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+    """Return the best exchange of each of ``rows`` among the pairs that the bound outside neighbours leaves open."""
+    low_prune, low_restore, left_ok, right_ok = _candidates(descent, rows, gains, descent.problem.neighbours.rest)
+    moves = Moves(low_prune.new_zeros(len(rows)), torch.zeros_like(rows), torch.zeros_like(rows))
     left_count, right_count = left_ok.sum(dim=1), right_ok.sum(dim=1)
     # Rows of like size go together, so that padding costs little.
     order = (left_count * right_count).argsort(descending=True)
-    widest_left, widest_right = left_count[order].tolist(), right_count[order].tolist()
-    start = 0
-    while start < len(order) and widest_left[start] and widest_right[start]:
-        stop = start + 1
-        left_size, right_size = widest_left[start], widest_right[start]
-        while stop < len(order):
-            left_next, right_next = max(left_size, widest_left[stop]), max(right_size, widest_right[stop])
-            if left_next * right_next * (stop + 1 - start) > _PAIRS or not widest_left[stop] * widest_right[stop]:
-                break
-            left_size, right_size, stop = left_next, right_next, stop + 1
-        part = order[start:stop]
+    for part, left_size, right_size in _batches(order, left_count[order].tolist(), right_count[order].tolist()):
         left = low_prune[part].topk(left_size, dim=1, largest=False, sorted=False).indices
         right = low_restore[part].topk(right_size, dim=1, largest=False, sorted=False).indices
-        best = _best_pair(descent, rows[part], left, right, (prune[part], restore[part]))
+        best = _best_pair(descent, rows[part], left, right, (gains[0][part], gains[1][part]))
         moves.gain[part], moves.prune[part], moves.restore[part] = best.gain, best.prune, best.restore
-        start = stop
     return moves
+
+
+def _batches(order: Tensor, left: list[int], right: list[int]) -> Iterator[tuple[Tensor, int, int]]:
+    """Split rows, largest first, into batches of at most ``_PAIRS`` padded pairs; rows without pairs are left out."""
+    start = 0
+    while start < len(order) and left[start] * right[start]:
+        stop, left_size, right_size = start + 1, left[start], right[start]
+        while stop < len(order) and left[stop] * right[stop]:
+            wider_left, wider_right = max(left_size, left[stop]), max(right_size, right[stop])
+            if wider_left * wider_right * (stop + 1 - start) > _PAIRS:
+                break
+            left_size, right_size, stop = wider_left, wider_right, stop + 1
+        yield order[start:stop], left_size, right_size
+        start = stop
 
 
 def group_search(descent: Descent, rows: Tensor, coupling: Tensor) -> Moves:

@@ -14,6 +14,7 @@ from relaxprune.problems import RelaxPruneError, Working
 from .loop import IterativeSolver, Plan, State
 
 _VERTEX_TOLERANCE = 1e-5
+_ITERATIONS_PER_MOMENTUM = 300
 _MEAN_WEIGHT = 3  # iterate k weighs about k^2 in the mean
 _REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
 
@@ -91,7 +92,7 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
         dtype: ``"float32"`` or ``"float64"``.
         anneal: False stops after the convex phase: the plain relaxation.
         convex_share: share of the iterations before annealing starts.
-        momentum: weight of past vertices in the target at θ = 0, in [0, 1).
+        momentum: weight of past vertices in the target at θ = 0, in [0, 1); less when the iterations are few.
         smoothing: weight of past gradients in the oracle's input, in [0, 1).
     """
 
@@ -128,7 +129,9 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
                 state.end_of_convex = state.mean + 0.5
             left = state.iterations - state.convex
             state.anneal_to((state.iteration - state.convex + 1) / left, problem.diagonal)
-        smoothing, momentum = (self.smoothing, self.momentum * math.sqrt(1 - state.theta)) if annealing else (0.0, 0.0)
+        # A memory of vertices longer than the schedule would only lag behind it.
+        memory = min(self.momentum, state.iterations / _ITERATIONS_PER_MOMENTUM) * math.sqrt(1 - state.theta)
+        smoothing, momentum = (self.smoothing, memory) if annealing else (0.0, 0.0)
         state.smooth.lerp_(state.half_gradient, 1 - smoothing)
         vertex = problem.polytope.lmo(state.smooth).sub_(0.5)
         state.target.lerp_(vertex, 1 - momentum)

@@ -18,7 +18,7 @@ from relaxprune.pruning import run_folder
 
 def killing(function: Any, deadly_call: int) -> Any:
     """Wrap ``function`` so that its ``deadly_call``-th call ends the process."""
-    calls = []
+    calls: list[None] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
         calls.append(None)

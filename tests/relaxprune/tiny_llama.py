@@ -29,7 +29,9 @@ def save_tiny_llama(folder: Path, *, blocks: int = 3, dtype: torch.dtype = torch
         eos_token_id=1,
         initializer_range=0.2,
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(folder)
     vocabulary = {"<s>": 0, "</s>": 1} | {word: index + 2 for index, word in enumerate(WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
