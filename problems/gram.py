@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .errors import RelaxPruneError
+from .precision import row_blocks
 
 _UNIT_ROUNDOFF = 2.0**-53
 _REFUSED_BELOW = -1e-3
 _ASYMMETRY = 1e-4
+_BAND_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -132,19 +134,20 @@ class Gram:
 
     def _symmetric(self, matrix: Tensor) -> Tensor:
         """Return the symmetric part, which alone enters the objective; refuse more than float noise beside it."""
-        difference = (matrix - matrix.T).abs_()
-        if not bool(difference.any()):
-            return matrix.contiguous()
         root = self.diagonal.sqrt()
-        allowed = _ASYMMETRY * root.unsqueeze(1) * root
-        if bool((difference > allowed).any()):
-            worst = int((difference - allowed).argmax())
-            i, j = divmod(worst, matrix.shape[1])
-            raise RelaxPruneError(
-                f"gram must be symmetric, but gram[{i}, {j}] is {float(matrix[i, j]):.6g} and gram[{j}, {i}] is "
-                f"{float(matrix[j, i]):.6g}"
-            )
-        return (matrix + matrix.T).mul_(0.5)
+        exact = True
+        for part in row_blocks(matrix.shape[0], 3 * matrix.element_size() * matrix.shape[0], _BAND_BYTES):
+            difference = (matrix[part] - matrix[:, part].T).abs_()
+            exact = exact and not bool(difference.any())
+            excess = difference - _ASYMMETRY * root[part].unsqueeze(1) * root
+            if bool((excess > 0).any()):
+                i, j = divmod(int(excess.argmax()), matrix.shape[1])
+                i += part.start
+                raise RelaxPruneError(
+                    f"gram must be symmetric, but gram[{i}, {j}] is {float(matrix[i, j]):.6g} and gram[{j}, {i}] is "
+                    f"{float(matrix[j, i]):.6g}"
+                )
+        return matrix.contiguous() if exact else (matrix + matrix.T).mul_(0.5)
 
 
 def _factorises(correlation: Tensor, shift: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from .neighbours import Neighbours
 from .polytopes import Polytope
 from .polytopes.base import Shape
+from .precision import row_blocks
+
+_JUDGE_BYTES = 256 * 2**20
+_JUDGE_MATRICES = 5
 
 
 class Working(ABC):
@@ -114,8 +119,27 @@ class Problem(ABC):
 
     def row_objective(self, point: Tensor) -> Tensor:
         """Return the objective of each coupled block at a mask or relaxed mask: (blocks,) float64."""
-        values = point.to(torch.float64)
-        return self.polytope.block_sum(self.row_value(values, self.half_gradient(values)))
+        pieces = [
+            problem.polytope.block_sum(problem.row_value(point[part], problem.half_gradient(point[part])))
+            for part, problem in self.split(_JUDGE_MATRICES, _JUDGE_BYTES)
+        ]
+        return torch.cat(pieces)
+
+    def split(self, matrices: int, budget_bytes: int) -> Iterator[tuple[slice, Self]]:
+        """Yield runs of whole coupled blocks, and their problems, of a size that fits a memory budget.
+
+        Args:
+            matrices: number of float64 tensors of the problem's shape that the caller holds at once.
+            budget_bytes: bound on their size together; at least one coupled block is yielded at a time.
+        """
+        rows, cols = self.shape
+        height = self.polytope.rows_per_block(self.shape)
+        if height == rows:
+            yield slice(0, rows), self
+            return
+        for blocks in row_blocks(rows // height, 8 * matrices * cols * height, budget_bytes):
+            part = slice(blocks.start * height, blocks.stop * height)
+            yield part, self.rows(part)
 
     def objective(self, point: Tensor) -> float:
         """Return the objective at a mask or relaxed mask, in float64."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
-from relaxprune.problems.precision import row_blocks
 
 from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
 
@@ -32,6 +31,8 @@ class State(ABC):
     def relaxed(self) -> Tensor | None:
         """Return the relaxed mask at the end of the convex phase, (rows, cols), or None before that."""
 
+
+_SCALING_MATRICES = 2
 
 S = TypeVar("S", bound=State)
 
@@ -71,17 +72,16 @@ class IterativeSolver(Solver, Generic[S]):
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve block of rows by block of rows, so that temporaries stay within the memory budget."""
-        rows, cols = problem.shape
-        dtype = getattr(torch, self.dtype)
+        dtype: torch.dtype = getattr(torch, self.dtype)
         started = time.monotonic()
-        splits = problem.polytope.rows_per_block(problem.shape) < rows
-        bytes_per_row = self.matrices * cols * dtype.itemsize
-        parts = row_blocks(rows, bytes_per_row, run.memory_bytes) if splits else [slice(0, rows)]
-        answer = Answer(torch.empty(rows, cols, dtype=dtype, device=problem.device))
-        for number, part in enumerate(parts):
-            share = (part.stop - part.start) / rows
-            plan = Plan.of(self, run, number, len(parts), started)
-            loop = _Loop(self, problem.rows(part) if splits else problem, run.start[part], plan, dtype)
+        # Scaling passes through float64, and the iterations hold ``matrices`` tensors of their own dtype.
+        wide = _SCALING_MATRICES + self.matrices * dtype.itemsize // 8
+        pieces = list(problem.split(wide, run.memory_bytes))
+        answer = Answer(torch.empty(problem.shape, dtype=dtype, device=problem.device))
+        for number, (part, piece) in enumerate(pieces):
+            share = (part.stop - part.start) / problem.shape[0]
+            plan = Plan.of(self, run, number, len(pieces), started)
+            loop = _Loop(self, piece, run.start[part], plan, dtype)
             loop.go()
             loop.store(answer, part)
             answer.counts.iterations = max(answer.counts.iterations, loop.iterations)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem
-from relaxprune.problems.precision import row_blocks
 
 from .base import Answer, Counts, Run, Solver, Status
 from .exchange import Descent, Moves, exact_search, group_search, pool_search
@@ -35,18 +34,13 @@ class Swap(Solver):
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a block of rows."""
-        rows, cols = problem.shape
-        coupled = problem.polytope.rows_per_block(problem.shape)
-        splits = coupled < rows
-        parts = row_blocks(rows // coupled, _MATRICES * 8 * cols * coupled, run.memory_bytes) if splits else []
         mask = run.start.clone()
         answer = Answer(mask)
-        for part in [slice(p.start * coupled, p.stop * coupled) for p in parts] or [slice(0, rows)]:
-            piece = problem.rows(part) if splits else problem
+        for part, piece in problem.split(_MATRICES, run.memory_bytes):
             search = _Search(piece, mask[part], run, answer.counts)
             search.descend()
             mask[part] = search.descent.mask
-            answer.counts.products += (part.stop - part.start) / rows
+            answer.counts.products += (part.stop - part.start) / problem.shape[0]
             if search.status is not Status.CONVERGED:
                 answer.status = search.status
         answer.counts.iterations = answer.counts.swap_rounds

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem
 from relaxprune.problems.gram import PsdProof
-from relaxprune.problems.precision import row_blocks
 
 _UNIT_ROUNDOFF = 2.0**-53
+_MATRICES = 12  # float64 tensors of the problem's shape held at once
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,7 @@ def fw_bound(problem: MaskProblem, point: Tensor, memory_bytes: int) -> FwBound:
         point: (rows, cols), a relaxed mask; need not be feasible.
         memory_bytes: bound on temporaries, where rows are independent.
     """
-    rows, cols = problem.shape
-    height = problem.polytope.rows_per_block(problem.shape)
-    if height < rows:
-        blocks = row_blocks(rows // height, 12 * 8 * cols * height, memory_bytes)
-        parts = [slice(block.start * height, block.stop * height) for block in blocks]
-        pieces = [_bound(problem.rows(part), point[part]) for part in parts]
-    else:
-        pieces = [_bound(problem, point)]
+    pieces = [_bound(piece, point[part]) for part, piece in problem.split(_MATRICES, memory_bytes)]
     return FwBound(
         torch.cat([piece.row_lower_bound for piece in pieces]),
         torch.cat([piece.value for piece in pieces]),
