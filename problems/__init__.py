@@ -14,9 +14,11 @@ from .polytopes import NM as NM
 from .polytopes import Face as Face
 from .polytopes import KSparse as KSparse
 from .polytopes import Polytope as Polytope
+from .polytopes import TransposableNM as TransposableNM
 from .polytopes import polytope_from_dict as polytope_from_dict
 from .problem import Problem as Problem
 from .problem import Working as Working
+from .quadratic_problem import QuadraticProblem as QuadraticProblem
 
 __all__ = [
     "NM",
@@ -26,7 +28,9 @@ __all__ = [
     "MaskProblem",
     "Polytope",
     "Problem",
+    "QuadraticProblem",
     "RelaxPruneError",
+    "TransposableNM",
     "Working",
     "polytope_from_dict",
 ]

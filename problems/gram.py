@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import RelaxPruneError
-from .precision import row_blocks
+from .precision import UNIT_ROUNDOFF, row_blocks
 
-_UNIT_ROUNDOFF = 2.0**-53
 _REFUSED_BELOW = -1e-3
 _ASYMMETRY = 1e-4
 _BAND_BYTES = 64 * 2**20
@@ -88,7 +87,7 @@ class Gram:
         """
         correlation = self._correlation()
         n = correlation.shape[0]
-        slack = n * (n + 8) * _UNIT_ROUNDOFF
+        slack = n * (n + 8) * UNIT_ROUNDOFF
         if n == 0:
             return PsdProof(0.0, True, "cholesky", None, 0.0)
         if _factorises(correlation, -2 * slack):
@@ -97,7 +96,7 @@ class Gram:
             return PsdProof(2 * slack, False, "cholesky", None, slack)
         eigenvalues = torch.linalg.eigvalsh(correlation)
         smallest = float(eigenvalues[0])
-        slack = 4 * n * _UNIT_ROUNDOFF * max(1.0, float(eigenvalues.abs().amax())) * max(1.0, n**0.5)
+        slack = 4 * n * UNIT_ROUNDOFF * max(1.0, float(eigenvalues.abs().amax())) * max(1.0, n**0.5)
         if smallest < _REFUSED_BELOW:
             raise RelaxPruneError(
                 "gram must be positive semidefinite, but its smallest eigenvalue in correlation scaling is "

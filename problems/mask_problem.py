@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .errors import RelaxPruneError
-from .gram import Gram
+from .gram import Gram, PsdProof
 from .neighbours import Neighbours
 from .polytopes import Face, Polytope
 from .polytopes.base import Shape
-from .precision import product64
+from .precision import UNIT_ROUNDOFF, product64
 from .problem import Problem, Working
 from .saliency import saliency
 
@@ -107,6 +107,41 @@ class MaskProblem(Problem):
         """Return zᵀ Q z per row, (rows,) float64; half the gradient is −Q z."""
         return ((point.to(torch.float64) - 1) * half_gradient).sum(dim=1)
 
+    @property
+    def proof(self) -> PsdProof:
+        """The Gram's: Diag(w) (G + τ Diag(G)) Diag(w) is PSD where G + τ Diag(G) is."""
+        return self.prepared.proof
+
+    @property
+    def diagonal(self) -> Tensor:
+        """w² G_jj, (rows, cols) float64."""
+        return self.weight.to(torch.float64).square() * self.prepared.diagonal.to(torch.float64)
+
+    @property
+    def nonnegative(self) -> bool:
+        """True: the objective is an energy."""
+        return True
+
+    def rounding(self, point: Tensor) -> Tensor:
+        """Bound rounding by |G_ij| ≤ (1 + τ) sqrt(G_ii G_jj): (rows,) float64."""
+        magnitude = self.diagonal.sqrt()
+        inner = (magnitude * (1 - point).abs()).sum(dim=1)
+        rows, cols = self.shape
+        terms = cols + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
+        return 8 * terms * UNIT_ROUNDOFF * inner * (inner + magnitude.sum(dim=1))
+
+    def flatter(self, point: Tensor, half_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale z = 1 − m per coupled block to the largest bound.
+
+        With b = min over masks of (Q y)·z, the tangent at κ y bounds by 2 κ b − κ² yᵀQy, largest at κ = b / yᵀQy.
+        """
+        polytope = self.polytope
+        energy = polytope.block_sum(self.row_value(point, half_gradient))
+        least = polytope.block_sum((half_gradient * (polytope.lmo(half_gradient) - 1)).sum(dim=1))
+        scale = torch.where(energy > 0, least / energy, 1.0).nan_to_num(nan=1.0).clamp(0, 2)
+        column = polytope.to_rows(scale, point.shape[0])
+        return 1 - column * (1 - point), half_gradient * column
+
     def score(self, name: str, power: float = 0.5) -> Tensor:
         """Return a saliency by name, (rows, cols) float64; ``power`` is RIA's."""
         return saliency(name, self.weight, self.prepared.diagonal, power)
@@ -167,7 +202,8 @@ class WorkingMask(Working):
 
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return zᵀ Q z per row: (rows,)."""
-        return torch.linalg.vecdot(point - 1, half_gradient)
+        value: Tensor = torch.linalg.vecdot(point - 1, half_gradient)
+        return value
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
@@ -180,6 +216,12 @@ class WorkingMask(Working):
         line = rows.unsqueeze(1)
         entries = self.gram[left.unsqueeze(2), right.unsqueeze(1)]
         return entries.mul_(self.weight[line, left].unsqueeze(2)).mul_(self.weight[line, right].unsqueeze(1))
+
+    def coupling_with(self, rows: Tensor, partner: Tensor) -> Tensor:
+        """Return w_j G_jp w_p with p the partner of j: (R, cols)."""
+        weight = self.weight[rows]
+        line = self.gram.gather(1, partner.unsqueeze(1)).squeeze(1)
+        return weight[:, partner].mul_(weight).mul_(line)
 
     def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
         """Return w_c G_c ∘ w: (R, cols)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+UNIT_ROUNDOFF = 2.0**-53
 _CHUNK_BYTES = 64 * 2**20
 
 

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .gram import PsdProof
 from .neighbours import Neighbours
 from .polytopes import Polytope
 from .polytopes.base import Shape
@@ -48,6 +49,10 @@ class Working(ABC):
     @abstractmethod
     def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Return entries of Q: for each of ``rows`` (R,) its entries at columns ``left`` (R, K) x ``right`` (R, L)."""
+
+    @abstractmethod
+    def coupling_with(self, rows: Tensor, partner: Tensor) -> Tensor:
+        """Return, for each of ``rows`` (R,) and every column, the entry of Q at its ``partner`` (cols,): (R, cols)."""
 
     @abstractmethod
     def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
@@ -100,6 +105,34 @@ class Problem(ABC):
     @abstractmethod
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return the objective per row, (rows,) float64, from the half gradient at ``point``."""
+
+    @property
+    @abstractmethod
+    def proof(self) -> PsdProof:
+        """What is proven of the curvature: Q + shift · Diag(q) is positive semidefinite for every row."""
+
+    @property
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """The diagonal q of every row's Q, (rows, cols) float64."""
+
+    @abstractmethod
+    def rounding(self, point: Tensor) -> Tensor:
+        """Bound the rounding error of the value and of a tangent at ``point`` over all masks: (rows,) float64."""
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether the objective is at least 0 wherever Q is positive semidefinite."""
+        return False
+
+    def flatter(self, point: Tensor, half_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a point whose tangent bounds better, and the half gradient there, without a product.
+
+        Args:
+            point: (rows, cols) float64.
+            half_gradient: (rows, cols) float64, at ``point``.
+        """
+        return point, half_gradient
 
     @abstractmethod
     def working(self, dtype: torch.dtype = torch.float32) -> Working:

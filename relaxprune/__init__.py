@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from relaxprune.problems import NM as NM
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
+    from relaxprune.problems import QuadraticProblem as QuadraticProblem
     from relaxprune.problems import RelaxPruneError as RelaxPruneError
+    from relaxprune.problems import TransposableNM as TransposableNM
 
     from .certificates import Certificate as Certificate
     from .certificates import certify as certify
@@ -34,7 +36,9 @@ _HOME = {
     "KSparse": "relaxprune.problems",
     "MaskProblem": "relaxprune.problems",
     "NM": "relaxprune.problems",
+    "QuadraticProblem": "relaxprune.problems",
     "RelaxPruneError": "relaxprune.problems",
+    "TransposableNM": "relaxprune.problems",
     "Certificate": "relaxprune.certificates",
     "certify": "relaxprune.certificates",
     "perplexity": "relaxprune.evaluation.perplexity",

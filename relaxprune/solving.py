@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relaxprune.problems import MaskProblem, RelaxPruneError
+from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solver, solver_class, solver_names
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
@@ -20,10 +21,11 @@ from .certificates.certificate import build, check_mask
 from .solution import Solution
 
 POLISHES = ("swap",)
+_CLOSED = 1e-9
 
 
 def solve(
-    problem: MaskProblem,
+    problem: Problem,
     solver: str | Solver = "fw",
     *,
     start: str | Tensor | None = "wanda",
@@ -63,9 +65,11 @@ def solve(
     """
     chosen = check_solver(solver, **solver_options)
     polisher = _polisher(polish, chosen)
+    whole_number("seed", seed, 0)
     _check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
-    if not isinstance(problem, MaskProblem):
-        raise RelaxPruneError(f"problem must be a MaskProblem, got {type(problem).__name__}")
+    if not isinstance(problem, Problem):
+        raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
+    chosen.check(problem)
     started = time.monotonic()
     run = Run(
         start_mask(problem, start),
@@ -104,7 +108,7 @@ def available_solvers() -> dict[str, str]:
     return {name: solver_class(name).summary for name in solver_names()}
 
 
-def start_mask(problem: MaskProblem, start: str | Tensor | None) -> Tensor:
+def start_mask(problem: Problem, start: str | Tensor | None) -> Tensor:
     """Return the feasible mask that a solve starts from, (rows, cols) bool."""
     if isinstance(start, Tensor):
         check_mask(problem, start, "start")
@@ -133,14 +137,14 @@ def _check_budgets(
     max_iterations: int | None, time_limit_s: float | None, gap_tolerance: float | None, memory_bytes: int | None
 ) -> None:
     """Raise when a budget is not a positive number."""
-    if max_iterations is not None and (not isinstance(max_iterations, int) or max_iterations < 1):
-        raise RelaxPruneError(f"max_iterations must be a whole number of at least 1, got {max_iterations!r}")
+    if max_iterations is not None:
+        whole_number("max_iterations", max_iterations, 1)
     for name, value in (
         ("time_limit_s", time_limit_s),
         ("gap_tolerance", gap_tolerance),
         ("memory_budget_bytes", memory_bytes),
     ):
-        if value is not None and not value > 0:
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
             raise RelaxPruneError(f"{name} must be a positive number, got {value!r}")
 
 
@@ -154,7 +158,7 @@ def _add_counts(answer: Answer, polished: Answer) -> None:
 
 
 def _report(
-    problem: MaskProblem,
+    problem: Problem,
     answer: Answer,
     mask: Tensor,
     rounded: Tensor | None,
@@ -168,7 +172,10 @@ def _report(
     hint = mask if answer.relaxed is None else answer.relaxed
     certificate = build(problem, row_objective, hint, run.memory_bytes)
     status = answer.status
-    if certificate.relative_gap <= 1e-9 and not status.failed:
+    closed = certificate.gap <= _CLOSED * abs(certificate.objective) or (
+        problem.nonnegative and problem.proof.psd and certificate.objective == 0
+    )
+    if closed and not status.failed:
         status = Status.OPTIMAL
     return Solution(
         mask=mask,

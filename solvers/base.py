@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from relaxprune.problems import Problem
+from relaxprune.problems import Problem, RelaxPruneError
 
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
@@ -38,6 +39,21 @@ def worse(one: Status, other: Status) -> Status:
     """Return the status to report for two blocks of rows together."""
     order = [Status.OPTIMAL, Status.CONVERGED, Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.NOT_FINITE]
     return max(one, other, key=order.index)
+
+
+def check_kind(name: str, value: object, example: object) -> None:
+    """Raise RelaxPruneError unless ``value`` is a bool, a finite number or a string, as ``example`` is."""
+    if isinstance(example, bool):
+        good, kind = isinstance(value, bool), "True or False"
+    elif isinstance(example, int):
+        good, kind = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif isinstance(example, float):
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        kind = "a finite number"
+    else:
+        good, kind = not isinstance(example, str) or isinstance(value, str), "a string"
+    if not good:
+        raise RelaxPruneError(f"{name} must be {kind}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -139,9 +155,22 @@ class Solver(ABC):
     summary: ClassVar[str]
     default_polish: ClassVar[str | None] = "swap"
 
+    def __post_init__(self) -> None:
+        """Check that every option is of its default's kind; solvers with more to check call this first.
+
+        Raises:
+            RelaxPruneError: an option is not a number, a bool or a string as it should be.
+        """
+        for item in fields(self):
+            check_kind(item.name, getattr(self, item.name), item.default)
+
     @abstractmethod
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve ``problem`` within the budgets of ``run``."""
+
+    def check(self, problem: Problem) -> None:
+        """Raise RelaxPruneError when the solver cannot take ``problem``: what is missing, and which solvers fit."""
+        return None
 
     def options(self) -> dict[str, Any]:
         """Return the effective options."""

@@ -49,7 +49,7 @@ class Descent:
 
     def tolerance(self) -> Tensor:
         """Return the gain per row (rows,) that counts as none."""
-        return RELATIVE_TOLERANCE * self.objective.clamp_min(0) + self.noise
+        return RELATIVE_TOLERANCE * self.objective.abs() + self.noise
 
     def single_gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change of pruning each kept entry and of restoring each pruned one; +∞ where not allowed.
@@ -88,12 +88,11 @@ class Descent:
 
 
 def pool_search(descent: Descent, rows: Tensor) -> Moves:
-    """Return a good exchange for each of ``rows`` among the most promising candidates of either side."""
-    prune, restore = descent.single_gains(rows)
-    size = min(_POOL, prune.shape[1])
-    left = prune.topk(size, dim=1, largest=False, sorted=False).indices
-    right = restore.topk(size, dim=1, largest=False, sorted=False).indices
-    return _best_pair(descent, rows, left, right, (prune, restore))
+    """Return a good exchange for each of ``rows``: the cheapest entries to prune with the cheapest to restore."""
+    gains = descent.single_gains(rows)
+    size = min(_POOL, gains[0].shape[1])
+    left, right = (side.topk(size, dim=1, largest=False, sorted=False).indices for side in gains)
+    return _best_pair(descent, rows, left, right, gains)
 
 
 def exact_search(descent: Descent, rows: Tensor) -> Moves:
@@ -104,13 +103,16 @@ def exact_search(descent: Descent, rows: Tensor) -> Moves:
     neighbouring columns are looked at one by one; all others are bounded by the smaller correlations outside.
     """
     gains = descent.single_gains(rows)
-    near = _neighbour_search(descent, rows, gains)
-    far = _far_search(descent, rows, gains)
-    better = far.gain < near.gain
+    return _better(_near_search(descent, rows, gains), _far_search(descent, rows, gains))
+
+
+def _better(one: Moves, other: Moves) -> Moves:
+    """Return the better move of each row."""
+    first = one.gain <= other.gain
     return Moves(
-        torch.where(better, far.gain, near.gain),
-        torch.where(better, far.prune, near.prune),
-        torch.where(better, far.restore, near.restore),
+        torch.where(first, one.gain, other.gain),
+        torch.where(first, one.prune, other.prune),
+        torch.where(first, one.restore, other.restore),
     )
 
 
@@ -125,36 +127,24 @@ def _candidates(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor], re
     return low_prune, low_restore, left, right
 
 
-def _neighbour_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
-    """Return the best exchange of each of ``rows`` among all pairs of neighbouring columns."""
-    neighbours = descent.problem.neighbours
-    prune, restore = gains
-    _, _, left, right = _candidates(descent, rows, gains, neighbours.nearest)
-    line, column = (left | right).nonzero(as_tuple=True)  # (P,) each: a candidate column of a row
-    gain = prune.new_zeros(len(rows))
+def _near_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+    """Return the best exchange of each of ``rows`` among all pairs of a column and one of its neighbours."""
+    neighbours = descent.problem.neighbours.index
+    kept = descent.mask[rows]
+    alone = torch.where(kept, *gains)  # (R, cols)
+    gain = alone.new_zeros(len(rows))
     chosen = torch.zeros(len(rows), 2, dtype=torch.long, device=rows.device)
-    size = max(1, _PAIRS // neighbours.index.shape[1])
-    for start in range(0, len(line), size):
-        at, own = line[start : start + size], column[start : start + size]
-        other = neighbours.index[own]  # (P, count)
-        kept = torch.isfinite(prune[at, own]).unsqueeze(1)
-        partner = torch.where(kept, restore[at.unsqueeze(1), other], prune[at.unsqueeze(1), other])
-        alone = torch.where(kept.squeeze(1), prune[at, own], restore[at, own])
-        coupling = descent.problem.coupling(rows[at], own.unsqueeze(1), other).squeeze(1)
-        change, index = (partner - 2 * coupling).min(dim=1)
+    for partner in neighbours.T.contiguous():  # (cols,): one neighbour of every column
+        change = descent.problem.coupling_with(rows, partner).mul_(-2)
         change += alone
-        _keep_best(gain, chosen, at, change, torch.stack([own, other.gather(1, index.unsqueeze(1)).squeeze(1)], dim=1))
-    kept = torch.isfinite(prune.gather(1, chosen[:, :1])).squeeze(1)
-    pruned_column = torch.where(kept, chosen[:, 0], chosen[:, 1])
-    return Moves(gain, pruned_column, torch.where(kept, chosen[:, 1], chosen[:, 0]))
-
-
-def _keep_best(gain: Tensor, chosen: Tensor, line: Tensor, change: Tensor, pair: Tensor) -> None:
-    """Lower ``gain`` (R,) to the least ``change`` of each line, in place, and record its ``pair``."""
-    least = gain.scatter_reduce(0, line, change, "amin")
-    hit = (change == least[line]) & (change < gain[line])
-    chosen[line[hit]] = pair[hit]
-    gain.copy_(least)
+        change += alone[:, partner]
+        change.masked_fill_(kept == kept[:, partner], torch.inf)
+        least, column = change.min(dim=1)
+        chosen = torch.where((least < gain).unsqueeze(1), torch.stack([column, partner[column]], dim=1), chosen)
+        gain = torch.minimum(gain, least)
+    first_kept = kept.gather(1, chosen[:, :1]).squeeze(1)
+    one, other = chosen.unbind(dim=1)
+    return Moves(gain, torch.where(first_kept, one, other), torch.where(first_kept, other, one))
 
 
 def _far_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:

@@ -44,6 +44,10 @@ class FrankWolfeState(State):
         """Return the mean iterate of the convex phase, up to now while that lasts."""
         return self.mean + 0.5 if self.end_of_convex is None else self.end_of_convex
 
+    def finite(self) -> Tensor:
+        """Return whether the point and the half gradient are finite: a step of 0 would hide what is not."""
+        return torch.isfinite(self.centred).all() & torch.isfinite(self.half_gradient).all()
+
     def select(self, index: Tensor) -> None:
         """Keep the rows in ``index``."""
         for name in ("centred", "mean", "half_gradient", "smooth", "target", "end_of_convex"):
@@ -128,7 +132,8 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
             if state.end_of_convex is None:
                 state.end_of_convex = state.mean + 0.5
             left = state.iterations - state.convex
-            state.anneal_to((state.iteration - state.convex + 1) / left, problem.diagonal)
+            # The loop looks every few iterations only, so a schedule cut short may be overrun.
+            state.anneal_to(min(1.0, (state.iteration - state.convex + 1) / max(1, left)), problem.diagonal)
         # A memory of vertices longer than the schedule would only lag behind it.
         memory = min(self.momentum, state.iterations / _ITERATIONS_PER_MOMENTUM) * math.sqrt(1 - state.theta)
         smoothing, momentum = (self.smoothing, memory) if annealing else (0.0, 0.0)

@@ -27,6 +27,10 @@ class State(ABC):
     def point(self) -> Tensor:
         """Return the relaxed mask now, (rows, cols)."""
 
+    def finite(self) -> Tensor:
+        """Return whether everything carried along is finite, as a tensor of one bool."""
+        return torch.isfinite(self.point()).all()
+
     @abstractmethod
     def relaxed(self) -> Tensor | None:
         """Return the relaxed mask at the end of the convex phase, (rows, cols), or None before that."""
@@ -51,6 +55,7 @@ class IterativeSolver(Solver, Generic[S]):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         if self.dtype not in ("float32", "float64"):
             raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
 
@@ -77,7 +82,7 @@ class IterativeSolver(Solver, Generic[S]):
         # Scaling passes through float64, and the iterations hold ``matrices`` tensors of their own dtype.
         wide = _SCALING_MATRICES + self.matrices * dtype.itemsize // 8
         pieces = list(problem.split(wide, run.memory_bytes))
-        answer = Answer(torch.empty(problem.shape, dtype=dtype, device=problem.device))
+        answer = Answer(run.start.to(dtype, copy=True))
         for number, (part, piece) in enumerate(pieces):
             share = (part.stop - part.start) / problem.shape[0]
             plan = Plan.of(self, run, number, len(pieces), started)
@@ -149,7 +154,7 @@ class _Loop(Generic[S]):
     def _look(self, products: int) -> bool:
         """Check the state: finite, converged, in time. Returns whether to stop."""
         plan = self.plan
-        if not bool(torch.isfinite(self.state.point()).all()):
+        if not bool(self.state.finite()):
             self.status = Status.NOT_FINITE
             self.active = self.active[:0]  # nothing of a broken state is kept: the start stays in the output
             return True
@@ -196,5 +201,5 @@ class _Loop(Generic[S]):
         answer.point[part] = self.out
         if self.has_relaxed:
             if answer.relaxed is None:
-                answer.relaxed = torch.empty_like(answer.point)
+                answer.relaxed = answer.point.clone()  # a block of rows that broke down has its start there
             answer.relaxed[part] = self.out_relaxed

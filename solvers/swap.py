@@ -14,6 +14,7 @@ from relaxprune.problems import Problem
 
 from .base import Answer, Counts, Run, Solver, Status
 from .exchange import Descent, Moves, exact_search, group_search, pool_search
+from .interchange import tile_search
 
 _MATRICES = 16  # (rows, cols) float64 tensors held at once
 
@@ -22,10 +23,11 @@ _MATRICES = 16  # (rows, cols) float64 tensors held at once
 class Swap(Solver):
     """1-swap descent in float64, per row, inside groups for N:M, and across rows where they share a count.
 
-    Ends 1-swap optimal: no exchange of ALL pairs lowers a coupled block's objective by more than 1e-9 of it. Every move
-    lowers the objective, so the mask is never worse than the start. For "at most" sets single prunings and restorings
-    are moves too. Exchanges: SparseSwaps (arXiv 2512.10922); the quick search tries 16 candidates a side, and only a
-    search that excludes every other pair by a bound ends a row.
+    Ends 1-swap optimal: no exchange of ALL pairs lowers a coupled block's objective by more than 1e-9 of it; where
+    columns have counts too, no interchange of two rows and two columns of a tile does. Every move lowers the objective,
+    so the mask is never worse than the start. For "at most" sets single prunings and restorings are moves too.
+    Exchanges: SparseSwaps (arXiv 2512.10922); the quick search tries 16 candidates a side, and only a search that
+    excludes every other pair by a bound ends a row.
     """
 
     name: ClassVar[str] = "swap"
@@ -59,11 +61,15 @@ class _Search:
         self.rounds_left = run.max_iterations if run.max_iterations is not None else 100 * sum(self.shape)
         self.status = Status.CONVERGED
         group = self.polytope.group_size(self.shape)
-        self.group_coupling = self.working.group_coupling(group) if group < self.shape[1] else None
+        grouped = group < self.shape[1] or self.polytope.counts_columns()
+        self.group_coupling = self.working.group_coupling(group) if grouped else None
 
     def descend(self) -> None:
         """Alternate kinds of moves until none helps or the budget ends."""
         everything = torch.arange(self.shape[0], device=self.descent.mask.device)
+        if self.polytope.counts_columns():
+            self._interchange()
+            return
         while True:
             moved = self._within_rows(everything)
             if self.polytope.rows_per_block(self.shape) > 1:
@@ -89,6 +95,8 @@ class _Search:
             return self.counts.swaps - before
         while len(rows) and not self._stopped():
             self._repeat(pool_search, rows)
+            if self._stopped():
+                break
             rows = self._round(exact_search, rows)
         return self.counts.swaps - before
 
@@ -106,6 +114,15 @@ class _Search:
             self.descent.apply(rows, Moves(moves.gain[helps], moves.prune[helps], moves.restore[helps]))
         self._count(len(rows))
         return rows
+
+    def _interchange(self) -> None:
+        """Interchange inside tiles until none of all interchanges helps."""
+        coupling = self.group_coupling
+        bands = torch.arange(self.polytope.block_count(self.shape), device=self.descent.mask.device)
+        while coupling is not None and len(bands) and not self._stopped():
+            rows, moves, bands = tile_search(self.descent, bands, coupling)
+            self.descent.apply(rows, moves)
+            self._count(len(rows) // 2)
 
     def _count(self, moves: int) -> None:
         """Account for one round."""

@@ -154,5 +154,7 @@ def random_case(seed: int, sets: tuple[str, ...] = SETS, grams: tuple[str, ...] 
     weight = make_weight(weight_kind, rule.shape, gram, draw)
     kept, pruned = fixed_entries(rule, draw) if draw.whole(0, 2) == 0 else (None, None)
     problem = MaskProblem(weight, gram, polytope, fixed_kept=kept, fixed_pruned=pruned)
-    label = f"seed {seed}: {polytope}, gram {gram_kind}, weight {weight_kind}, fixed {kept is not None, pruned is not None}"
+    label = (
+        f"seed {seed}: {polytope}, gram {gram_kind}, weight {weight_kind}, fixed {kept is not None, pruned is not None}"
+    )
     return Case(problem, rule.fixing(kept, pruned), label)

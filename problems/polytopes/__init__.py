@@ -5,5 +5,6 @@ from .base import polytope_from_dict as polytope_from_dict
 from .face import Face as Face
 from .ksparse import KSparse as KSparse
 from .nm import NM as NM
+from .transposable import TransposableNM as TransposableNM
 
-__all__ = ["NM", "Face", "KSparse", "Polytope", "polytope_from_dict"]
+__all__ = ["NM", "Face", "KSparse", "Polytope", "TransposableNM", "polytope_from_dict"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
+from .vertices import block_vertices
 
 Shape = tuple[int, int]
 
@@ -52,6 +53,49 @@ class Polytope(ABC):
             A vertex v, (rows, cols) of 0 and 1 in the dtype of ``gradient``.
         """
 
+    def lmo_bound(self, gradient: Tensor, kept: Tensor | None = None, pruned: Tensor | None = None) -> Tensor:
+        """Bound ⟨gradient, v⟩ from below over the set, per coupled block: what certificates may rely on.
+
+        A set whose oracle is not exact to the last digit subtracts what it cannot prove.
+
+        Args:
+            gradient: (rows, cols), any float dtype, finite.
+            kept: (rows, cols) bool, entries where v = 1, or None.
+            pruned: (rows, cols) bool, entries where v = 0, or None.
+
+        Returns:
+            (blocks,) float64.
+        """
+        wide = gradient.to(torch.float64)
+        return self.block_sum(wide * self.lmo(with_fixed(wide, kept, pruned, -torch.inf)))
+
+    def face_lmo(self, gradient: Tensor, point: Tensor, tolerance: float = 0.0) -> Tensor:
+        """Minimise ⟨gradient, v⟩ over the minimal face that contains ``point``: its entries at 0 and 1 stay there.
+
+        The face of a count is cut by its bounds, so infinite costs on the entries at a bound make ``lmo`` exact; where
+        an "at most" count is tight at the point it is tight on the face. Negate the gradient for an away vertex.
+
+        Args:
+            gradient: (rows, cols), any float dtype, finite.
+            point: (rows, cols), in the set up to rounding.
+            tolerance: entries this near to 0 or 1, and counts this near to full, count as there.
+
+        Returns:
+            A vertex of the set, (rows, cols) of 0 and 1 in the dtype of ``gradient``.
+        """
+        costs = gradient.masked_fill(point <= tolerance, torch.inf).masked_fill_(point >= 1 - tolerance, -torch.inf)
+        vertex = self.lmo(costs)
+        if not self.is_at_most():
+            return vertex
+        index, keep = self.cells((point.shape[0], point.shape[1]))
+        blocks = point.reshape(-1, self.rows_per_block((point.shape[0], point.shape[1])) * point.shape[1])
+        index = index.to(point.device)
+        rounding = 8 * index.shape[1] * torch.finfo(point.dtype).eps
+        tight = blocks[:, index].sum(dim=2) >= keep - max(tolerance, rounding)  # (blocks, cells)
+        full = torch.zeros_like(blocks, dtype=torch.bool)
+        full[:, index.reshape(-1)] = tight.repeat_interleave(index.shape[1], dim=1)
+        return torch.where(full.view(point.shape), self.with_share(1.0).lmo(costs), vertex)
+
     @abstractmethod
     def round(self, point: Tensor) -> Tensor:
         """Return the feasible mask nearest to ``point``: the largest entries are kept, ties by the lowest column.
@@ -67,6 +111,27 @@ class Polytope(ABC):
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
         """Tell whether ``point``, a (rows, cols) mask or relaxed mask, lies in the set, up to ``tolerance`` a count."""
 
+    def projects(self) -> bool:
+        """Tell whether ``project`` is there."""
+        return False
+
+    def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the point x of the set nearest to ``point``: the least Σ w (x − point)².
+
+        Args:
+            point: (rows, cols), any float dtype; an entry of +∞ stays at 1, one of −∞ at 0.
+            weights: (rows, cols), nonnegative, or None for all alike.
+
+        Returns:
+            (rows, cols) in the dtype of ``point``.
+
+        Raises:
+            RelaxPruneError: the set has no projection (``projects`` tells).
+        """
+        raise RelaxPruneError(
+            f"a {self.kind} set has no projection; solvers that need only a linear oracle, as fw, fit"
+        )
+
     def rows_per_block(self, shape: Shape) -> int:
         """Return how many consecutive rows share a count: the height of one coupled block."""
         return 1
@@ -75,9 +140,40 @@ class Polytope(ABC):
         """Return how many consecutive columns of a row share a count: all of them, or a group."""
         return shape[1]
 
+    def counts_columns(self) -> bool:
+        """Tell whether columns have counts inside group x group tiles: exchanges inside one row then leave the set."""
+        return False
+
     def fixed(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the (rows, cols) bool entries that the set fixes to kept and to pruned, None for none."""
         return None, None
+
+    def cells(self, shape: Shape) -> tuple[Tensor, int]:
+        """Return which entries of one coupled block of a (rows, cols) mask share a count, and the count.
+
+        Returns:
+            (cells, n) int64, flat indices into a block of (rows_per_block, cols), and the kept entries of each cell.
+        """
+        height = self.rows_per_block(shape)
+        size = self.group_size(shape) if height == 1 else height * shape[1]
+        index = torch.arange(height * shape[1]).view(-1, size)
+        return index, self.kept(shape) * size // (shape[0] * shape[1])
+
+    def vertices(self, shape: Shape) -> Tensor:
+        """Return every mask of ONE coupled block of a (rows, cols) mask: (masks, rows_per_block, cols) bool.
+
+        Raises:
+            RelaxPruneError: there are more than 2^20 masks, or blocks differ because entries are fixed.
+        """
+        height = self.rows_per_block(shape)
+        kept, pruned = self.fixed()
+        if shape[0] != height and (kept is not None or pruned is not None):
+            raise RelaxPruneError(
+                f"shape must be one coupled block of {height} x {shape[1]} where entries are fixed, got {shape}"
+            )
+        cells, keep = self.cells(shape)
+        masks = block_vertices(height * shape[1], cells, keep, self.is_at_most(), kept, pruned)
+        return masks.view(-1, height, shape[1])
 
     def rows(self, index: Tensor | slice) -> Polytope:
         """Return the set for a selection of whole coupled blocks, given by their rows."""
@@ -126,7 +222,17 @@ def polytope_from_dict(values: dict[str, Any]) -> Polytope:
     if kind not in _KINDS:
         raise RelaxPruneError(f"polytope kind is {kind!r}; known kinds are {', '.join(sorted(_KINDS))}")
     build: Callable[..., Polytope] = _KINDS[kind]
-    return build(**options)
+    try:
+        return build(**options)
+    except TypeError as error:
+        raise RelaxPruneError(f"polytope of kind {kind!r} cannot be built from {options}: {error}") from error
+
+
+def with_fixed(values: Tensor, kept: Tensor | None, pruned: Tensor | None, kept_value: float) -> Tensor:
+    """Return ``values`` (rows, cols) with ``kept_value`` where ``kept`` is set and its opposite where ``pruned`` is."""
+    if kept is not None:
+        values = values.masked_fill(kept, kept_value)
+    return values if pruned is None else values.masked_fill(pruned, -kept_value)
 
 
 def whole_number(name: str, value: object, low: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape
+from .base import Polytope, Shape, with_fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +29,22 @@ class Face(Polytope):
     pruned_entries: Tensor | None = None
     kind: ClassVar[str] = "face"
 
+    def __post_init__(self) -> None:
+        """Make a face of a face one face of the set below."""
+        if isinstance(self.base, Face):
+            object.__setattr__(self, "kept_entries", _either(self.base.kept_entries, self.kept_entries))
+            object.__setattr__(self, "pruned_entries", _either(self.base.pruned_entries, self.pruned_entries))
+            object.__setattr__(self, "base", self.base.base)
+
     def validate(self, shape: Shape) -> None:
         """Raise RelaxPruneError when the fixed entries leave no feasible mask."""
         self.base.validate(shape)
         for name, entries in (("fixed_kept", self.kept_entries), ("fixed_pruned", self.pruned_entries)):
-            if entries is not None and (entries.dtype != torch.bool or tuple(entries.shape) != tuple(shape)):
+            if entries is None:
+                continue
+            if not isinstance(entries, Tensor):
+                raise RelaxPruneError(f"{name} must be a bool mask of shape {tuple(shape)}, got {entries!r}")
+            if entries.dtype != torch.bool or tuple(entries.shape) != tuple(shape):
                 got = f"{entries.dtype} of shape {tuple(entries.shape)}"
                 raise RelaxPruneError(f"{name} must be a bool mask of shape {tuple(shape)}, got {got}")
         kept, pruned = self.kept_entries, self.pruned_entries
@@ -58,6 +69,14 @@ class Face(Polytope):
         """Return how many consecutive columns share a count in the base set."""
         return self.base.group_size(shape)
 
+    def cells(self, shape: Shape) -> tuple[Tensor, int]:
+        """Return the cells of the base set."""
+        return self.base.cells(shape)
+
+    def counts_columns(self) -> bool:
+        """Tell whether columns of the base set have counts."""
+        return self.base.counts_columns()
+
     def fixed(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the entries fixed to kept and to pruned."""
         return self.kept_entries, self.pruned_entries
@@ -77,8 +96,8 @@ class Face(Polytope):
         return room if self.pruned_entries is None else room & ~self.pruned_entries
 
     def with_share(self, share: float) -> Polytope:
-        """Return the base's set; entries that the problem fixes to pruned are never chosen by a score of the face."""
-        return Face(self.base.with_share(share), None, self.pruned_entries)
+        """Return the base's set of that share with the same fixed entries, which are then among the first chosen."""
+        return Face(self.base.with_share(share), self.kept_entries, self.pruned_entries)
 
     def at_most_set(self) -> Face:
         """Return the same face of the base's "at most" set."""
@@ -101,9 +120,21 @@ class Face(Polytope):
         """Minimise over the face by the base's oracle with infinite costs on the fixed entries."""
         return self.base.lmo(self._forced(gradient, -torch.inf))
 
+    def lmo_bound(self, gradient: Tensor, kept: Tensor | None = None, pruned: Tensor | None = None) -> Tensor:
+        """Bound by the base, which is told what is fixed."""
+        return self.base.lmo_bound(gradient, _either(self.kept_entries, kept), _either(self.pruned_entries, pruned))
+
     def round(self, point: Tensor) -> Tensor:
         """Round in the base with the fixed entries in place."""
         return self.base.round(self._forced(point, torch.inf))
+
+    def projects(self) -> bool:
+        """Tell whether the base has a projection."""
+        return self.base.projects()
+
+    def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Project in the base with the fixed entries at infinity, where they stay."""
+        return self.base.project(self._forced(point, torch.inf), weights)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
         """Tell whether the base holds and every fixed entry has its value."""
@@ -118,9 +149,11 @@ class Face(Polytope):
 
     def _forced(self, values: Tensor, kept_value: float) -> Tensor:
         """Put ``kept_value`` on kept entries and its opposite on pruned ones."""
-        forced = values.clone()
-        if self.kept_entries is not None:
-            forced.masked_fill_(self.kept_entries, kept_value)
-        if self.pruned_entries is not None:
-            forced.masked_fill_(self.pruned_entries, -kept_value)
-        return forced
+        return with_fixed(values, self.kept_entries, self.pruned_entries, kept_value)
+
+
+def _either(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the union of two masks, each of which may be None."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import RelaxPruneError
 from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, whole_number
+from .projection import project_capped
 
 
 def pruned_count(size: int, sparsity: float) -> int:
@@ -60,6 +61,8 @@ class KSparse(Polytope):
             per: ``"row"`` or ``"layer"``.
             at_most: allow fewer kept entries.
         """
+        if not isinstance(shape, tuple) or len(shape) != 2:
+            raise RelaxPruneError(f"shape must be (rows, cols) of the weight, got {shape!r}")
         rows, cols = shape
         size = rows * cols if per == "layer" else cols
         return cls(size - pruned_count(size, sparsity), per, at_most)
@@ -111,6 +114,15 @@ class KSparse(Polytope):
         """Keep the ``keep`` largest entries; with ``at_most`` only those above 0."""
         mask = largest_stable(self._flat(point), self.keep).view(point.shape)
         return mask & (point > 0) if self.at_most else mask
+
+    def projects(self) -> bool:
+        """Tell that ``project`` is there."""
+        return True
+
+    def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Project each row (the matrix) onto a capped simplex."""
+        lines = None if weights is None else self._flat(weights)
+        return project_capped(self._flat(point), self.keep, lines, at_most=self.at_most).view(point.shape)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
         """Tell whether the counts and the box hold up to ``tolerance``."""

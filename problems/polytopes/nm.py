@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape, counts_within, in_box, smallest, whole_number
+from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, whole_number
+from .projection import project_capped
 
 _PAIRWISE_LIMIT = 8  # comparing all pairs of a group beats a selection up to about this group size
 
@@ -90,8 +91,22 @@ class NM(Polytope):
 
     def round(self, point: Tensor) -> Tensor:
         """Keep the ``keep`` largest entries of each group, ties by the lowest column; ``at_most``: only above 0."""
-        mask = self._first(-point)
+        if self.group <= _PAIRWISE_LIMIT:
+            mask = self._first(-point)
+        else:
+            mask = largest_stable(point.reshape(-1, self.group), self.keep).view(point.shape)
         return mask & (point > 0) if self.at_most else mask
+
+    def projects(self) -> bool:
+        """Tell that ``project`` is there."""
+        return True
+
+    def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Project each group onto a capped simplex."""
+        # Groups lie along columns of a transposed copy: sums over long dimensions of many lanes are the quick ones.
+        lanes = None if weights is None else weights.reshape(-1, self.group).T.contiguous()
+        groups = point.reshape(-1, self.group).T.contiguous()
+        return project_capped(groups, self.keep, lanes, at_most=self.at_most, dim=0).T.reshape(point.shape)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
         """Tell whether the counts and the box hold up to ``tolerance``."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relaxprune.problems import MaskProblem, RelaxPruneError
+from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
@@ -53,8 +54,8 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float:
-        """``gap`` / ``objective``; 0 for a zero objective."""
-        return self.gap / self.objective if self.objective > 0 else 0.0
+        """``gap`` / abs(``objective``); 0 for a zero objective."""
+        return self.gap / abs(self.objective) if self.objective else 0.0
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""
@@ -65,7 +66,7 @@ class Certificate:
 
 
 def certify(
-    problem: MaskProblem,
+    problem: Problem,
     mask: Tensor | Solution,
     method: str = "fw",
     *,
@@ -91,6 +92,7 @@ def certify(
     hint = mask.relaxed_mask if isinstance(mask, Solution) else None
     values = mask.mask if isinstance(mask, Solution) else mask
     check_mask(problem, values, "mask")
+    whole_number("max_iterations", max_iterations, 1)
     started = time.monotonic()
     if hint is None:
         run = Run(values, max_iterations=max_iterations, memory_bytes=memory_budget_bytes)
@@ -99,7 +101,7 @@ def certify(
     return build(problem, problem.row_objective(values), hint, memory_budget_bytes, started)
 
 
-def check_mask(problem: MaskProblem, mask: Tensor, name: str) -> None:
+def check_mask(problem: Problem, mask: Tensor, name: str) -> None:
     """Raise unless ``mask`` is a feasible bool mask of the problem."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
         got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
@@ -112,14 +114,14 @@ def check_mask(problem: MaskProblem, mask: Tensor, name: str) -> None:
 
 
 def build(
-    problem: MaskProblem, row_objective: Tensor, point: Tensor, memory_bytes: int, started: float | None = None
+    problem: Problem, row_objective: Tensor, point: Tensor, memory_bytes: int, started: float | None = None
 ) -> Certificate:
     """Return the Frank-Wolfe certificate of a mask with these objectives, from the tangent at ``point``."""
     started = time.monotonic() if started is None else started
     bound = fw_bound(problem, point, memory_bytes)
     # A mask is itself a bound's ceiling: where rounding leaves the bound a last digit above it, the mask is optimal.
     row_bound = torch.minimum(bound.row_lower_bound, row_objective)
-    proof = problem.prepared.proof
+    proof = problem.proof
     return Certificate(
         method="fw",
         objective=float(row_objective.sum()),

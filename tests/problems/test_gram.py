@@ -55,7 +55,7 @@ def test_a_little_below_zero_is_accepted_and_shifted(value):
 def test_clearly_below_zero_is_refused_whatever_the_scale(value, scale):
     spread = torch.logspace(-3, 3, 6, dtype=torch.float64)
     matrix = with_smallest_eigenvalue(value) * spread * spread.unsqueeze(1) * scale
-    with pytest.raises(RelaxPruneError, match="gram must be positive semidefinite.*smallest eigenvalue"):
+    with pytest.raises(RelaxPruneError, match=r"gram must be positive semidefinite.*smallest eigenvalue"):
         _ = Gram(matrix).proof
 
 

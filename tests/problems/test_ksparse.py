@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,10 @@ from relaxprune.problems import polytope_from_dict
 from tests.enumeration import Rule
 from tests.random_problems import Draw
 
+# Options of the wrong kind, which a type checker would refuse.
+HALF_COUNT: Any = 2.0
+COLUMN: Any = "column"
+WORD: Any = "half"
 SEEDS = st.integers(0, 2**31)
 
 
@@ -107,7 +113,7 @@ def test_contains_counts_box_and_tolerance(seed):
     mask = draw.bits(0.5, *rule.shape)
     assert polytope.contains(mask) == rule.feasible(mask)
     vertices = [polytope.lmo(draw.normal(*rule.shape)) for _ in range(3)]
-    middle = sum(vertices) / 3
+    middle = torch.stack(vertices).mean(dim=0)
     assert polytope.contains(middle, 1e-9)
     assert not polytope.contains(middle + 1.5, 1e-9) and not polytope.contains(middle - 1.5, 1e-9)
     assert not polytope.contains(middle * torch.nan)
@@ -115,7 +121,16 @@ def test_contains_counts_box_and_tolerance(seed):
 
 @pytest.mark.parametrize(
     ("sparsity", "cols", "pruned"),
-    [(0.5, 576, 288), (0.29, 100, 29), (0.57, 100, 57), (0.7, 10, 7), (1 / 3, 10, 3), (0.0, 7, 0), (1.0, 7, 7), (1, 4, 4)],
+    [
+        (0.5, 576, 288),
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.7, 10, 7),
+        (1 / 3, 10, 3),
+        (0.0, 7, 0),
+        (1.0, 7, 7),
+        (1, 4, 4),
+    ],
 )
 def test_sparsity_is_the_pruned_fraction_rounded_down(sparsity, cols, pruned):
     assert KSparse.from_sparsity(sparsity, (4, cols)).keep == cols - pruned
@@ -138,15 +153,15 @@ def test_a_dictionary_and_back(polytope):
     ("make", "words"),
     [
         (lambda: KSparse(-1), "keep must be a whole number of at least 0, got -1"),
-        (lambda: KSparse(2.0), "keep must be a whole number"),
+        (lambda: KSparse(HALF_COUNT), "keep must be a whole number"),
         (lambda: KSparse(True), "keep must be a whole number"),
-        (lambda: KSparse(2, per="column"), 'per must be "row" or "layer"'),
+        (lambda: KSparse(2, per=COLUMN), 'per must be "row" or "layer"'),
         (lambda: KSparse(5).validate((3, 4)), "keep is 5, but each row of a 3 x 4 weight has 4"),
         (lambda: KSparse(13, "layer").validate((3, 4)), "keep is 13, but the matrix of a 3 x 4 weight has 12"),
         (lambda: KSparse.from_sparsity(1.5, (3, 4)), "sparsity is the pruned fraction"),
         (lambda: KSparse.from_sparsity(-0.1, (3, 4)), "sparsity is the pruned fraction"),
         (lambda: KSparse.from_sparsity(float("nan"), (3, 4)), "sparsity is the pruned fraction"),
-        (lambda: KSparse.from_sparsity("half", (3, 4)), "sparsity is the pruned fraction"),
+        (lambda: KSparse.from_sparsity(WORD, (3, 4)), "sparsity is the pruned fraction"),
         (lambda: polytope_from_dict({"kind": "sphere"}), "polytope kind is 'sphere'"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,7 @@ from tests.enumeration import Rule
 from tests.problems.test_ksparse import best_vertex_value, linear_program
 from tests.random_problems import Draw
 
+NOT_TEXT: Any = 24
 SEEDS = st.integers(0, 2**31)
 
 
@@ -99,7 +102,7 @@ def test_a_pattern_counts_the_kept():
         (lambda: NM(2, 4).validate((3, 10)), "group is 4, which does not divide the 10 columns"),
         (lambda: NM.from_pattern("2-4"), 'pattern must look like "2:4"'),
         (lambda: NM.from_pattern("5:4"), "keep is 5"),
-        (lambda: NM.from_pattern(24), 'pattern must look like "2:4"'),
+        (lambda: NM.from_pattern(NOT_TEXT), 'pattern must look like "2:4"'),
     ],
 )
 def test_what_cannot_be_right_is_refused_in_one_sentence(make, words):

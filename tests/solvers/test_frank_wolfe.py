@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaxprune import MaskProblem, Status, solve
+from relaxprune import NM, KSparse, MaskProblem, Status, solve
 from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
 from tests.counting import counted
 from tests.enumeration import best_values
-from tests.layers import POLYTOPES, layer
-from tests.random_problems import SETS, random_case
+from tests.layers import POLYTOPES, correlated_gram, layer
+from tests.random_problems import SETS, Draw, random_case
 
 SEEDS = st.integers(0, 2**31)
 
@@ -74,7 +74,7 @@ def test_the_line_search_is_exact(name):
 
 @pytest.mark.parametrize("name", POLYTOPES)
 def test_the_convex_phase_finds_the_minimum_of_the_relaxation(name):
-    problem, rule = layer(name)
+    problem, _ = layer(name)
     solution = solve(problem, "fw", anneal=False, dtype="float64", max_iterations=3000, polish=None)
     assert solution.relaxed_objective is not None
     # The plain gap at a point bounds its distance to the minimum: the bound must come close to the relaxed objective.
@@ -83,24 +83,28 @@ def test_the_convex_phase_finds_the_minimum_of_the_relaxation(name):
 
 
 def test_annealing_leaves_almost_nothing_to_rounding():
-    for name in POLYTOPES:
-        problem, _ = layer(name, seed=2)
+    draw = Draw(2)
+    weight, gram = draw.normal(24, 192), correlated_gram(192, draw)
+    for polytope in (KSparse(96), KSparse(96 * 24, "layer"), NM(2, 4), KSparse(96, at_most=True)):
+        problem = MaskProblem(weight, gram, polytope)
         annealed = solve(problem, "fw", polish=None)
         plain = solve(problem, "fw", anneal=False, polish=None)
         assert annealed.rounding_loss is not None and plain.rounding_loss is not None
-        assert abs(annealed.rounding_loss) <= 0.02 * annealed.objective, name
-        assert annealed.objective < plain.objective, name
-        assert annealed.objective < solve(problem, "wanda").objective, name
+        assert abs(annealed.rounding_loss) <= 0.05 * annealed.objective, polytope
+        assert annealed.rounding_loss < 0.2 * plain.rounding_loss, polytope
+        assert annealed.objective < plain.objective, polytope
+        assert annealed.objective < solve(problem, "wanda").objective, polytope
 
 
 @pytest.mark.parametrize("kind", SETS)
 @given(seed=SEEDS)
 def test_near_the_best_mask_of_small_problems(kind, seed):
-    """Not a promise of the method, but far from it means that something broke: never above twice the best plus noise."""
+    """Not a promise of the method, but far above the best something is broken."""
     case = random_case(seed, sets=(kind,), grams=("gaussian", "diagonal"))
     solution = solve(case.problem)
     best = float(best_values(case.problem.weight, case.problem.gram, case.rule).sum())
-    assert solution.objective <= 2 * best + 1e-9 * case.problem.dense_energy, case.label
+    energy = float((case.problem.weight.double() ** 2 * case.problem.gram.double().diagonal()).sum())
+    assert solution.objective <= 2 * best + 0.1 * energy, case.label
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 7, 40, 120])
@@ -141,10 +145,12 @@ def test_converged_rows_leave_the_batch():
 
 def test_a_gap_tolerance_ends_the_convex_phase_only():
     problem, _ = layer("row")
-    loose = solve(problem, "fw", gap_tolerance=0.9)
-    full = solve(problem, "fw")
-    assert loose.stats.products < full.stats.products
-    assert loose.rounding_loss is not None and abs(loose.rounding_loss) <= 0.05 * loose.objective
+    for tolerance in (2.5, 1.2, 0.8):  # reached after 10, some 30 and some 60 of the 75 iterations
+        loose = solve(problem, "fw", gap_tolerance=tolerance, max_iterations=300)
+        full = solve(problem, "fw", max_iterations=300)
+        assert loose.stats.products < full.stats.products, tolerance
+        assert loose.status is Status.CONVERGED and loose.stats.iterations > 225
+        assert loose.objective < 1.2 * full.objective
     plain = solve(problem, "fw", anneal=False, gap_tolerance=0.5, max_iterations=2000, polish=None)
     assert plain.status is Status.CONVERGED and plain.stats.iterations < 2000
     assert plain.relative_gap < 1

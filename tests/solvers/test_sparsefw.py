@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -102,5 +104,7 @@ def test_reported_products_are_the_products_done():
 def test_the_start_acts_only_through_alpha():
     problem, _ = layer("row")
     random = problem.polytope.round(Draw(4).uniform(0, 1, *SHAPE))
-    options = {"max_iterations": 40, "dtype": "float64"}
-    assert torch.equal(solve(problem, "sparsefw", start=random, **options).mask, solve(problem, "sparsefw", **options).mask)
+    options: dict[str, Any] = {"max_iterations": 40, "dtype": "float64"}
+    assert torch.equal(
+        solve(problem, "sparsefw", start=random, **options).mask, solve(problem, "sparsefw", **options).mask
+    )

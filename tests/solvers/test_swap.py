@@ -50,7 +50,7 @@ def test_the_check_itself_fails_on_a_mask_with_one_swapped_pair(name):
     mask = solve(problem, "swap").mask.numpy()
     around = rule.neighbours(mask)
     assert len(around) > 100
-    for other in around[:: len(around) // 20]:
+    for other in around[:: len(around) // 5]:
         assert swap_gain(problem.weight, problem.gram, rule, other) > TOLERANCE
 
 

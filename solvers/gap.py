@@ -1,0 +1,31 @@
+"""When a convex relaxation is solved well enough: the Frank-Wolfe gap against a tolerance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Working
+
+# The relative gap that ends a solve when the caller names none: what the arithmetic can still tell from zero.
+_DEFAULT = {torch.float32: 1e-4, torch.float64: 1e-6}
+
+
+def within_gap(problem: Working, point: Tensor, half_gradient: Tensor, tolerance: float | None) -> Tensor:
+    """Tell which coupled blocks have a Frank-Wolfe gap ⟨∇f, m − v⟩ of at most ``tolerance`` times |f|.
+
+    Args:
+        problem: the working problem.
+        point: (rows, cols), the relaxed mask m.
+        half_gradient: (rows, cols), half the gradient at m.
+        tolerance: None takes 1e-4 in float32 and 1e-6 in float64.
+
+    Returns:
+        (blocks,) bool.
+    """
+    polytope = problem.polytope
+    tolerance = _DEFAULT[point.dtype] if tolerance is None else tolerance
+    value = polytope.block_sum(problem.row_value(point, half_gradient))
+    gap = 2 * polytope.block_sum(torch.linalg.vecdot(half_gradient, point - polytope.lmo(half_gradient)))
+    noise = torch.finfo(point.dtype).eps * polytope.block_sum(problem.diagonal)
+    return gap <= tolerance * value.abs() + noise

@@ -1,0 +1,85 @@
+"""Iterated local search: what minutes of search find beyond one descent."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from relaxprune.problems import Problem, RelaxPruneError
+
+from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
+from .local_search import MATRICES, LocalSearch, loosened, separates
+
+
+@dataclass(frozen=True)
+class IteratedLocalSearch(Solver):
+    """Kick a 1-swap optimum by 2 to 16 random exchanges, descend again, keep the better (Lourenço, Martin, Stützle 2003).
+
+    All rows and ``copies`` of each are one batch in float64; never worse than the start, and better the longer it may
+    run: give ``time_limit_s``, or ``max_iterations`` rounds of exchanges (1000 where neither is given). Exchanges stay
+    inside rows (inside groups for N:M); for counts over the layer, or "at most", the final polish moves the counts. Same
+    seed, same rounds: same mask.
+
+    Args:
+        copies: independent searches of each row.
+    """
+
+    copies: int = 8
+
+    name: ClassVar[str] = "ils"
+    summary: ClassVar[str] = "iterated local search from the start mask, for as long as it may run"
+    default_polish: ClassVar[str | None] = "swap"
+    default_iterations: ClassVar[int] = 1000
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 1:
+            raise RelaxPruneError(f"copies must be a whole number of at least 1, got {self.copies!r}")
+
+    def check(self, problem: Problem) -> None:
+        """Refuse sets in which an entry has several counts.
+
+        Raises:
+            RelaxPruneError: exchanges inside a row would break a count, as in transposable patterns.
+        """
+        if not separates(problem):
+            raise RelaxPruneError(
+                "solver 'ils' exchanges two entries of a row, which breaks the column counts of "
+                f"{problem.polytope!r}; 'fw' fits"
+            )
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Search from ``run.start``, block of rows by block of rows, sharing the time that is left evenly."""
+        answer = Answer(run.start.clone())
+        group = problem.polytope.group_size(problem.shape)
+        started = time.monotonic()
+        pieces = list(loosened(problem).split(MATRICES * self.copies, run.memory_bytes))
+        for number, (part, piece) in enumerate(pieces):
+            search = LocalSearch(piece, group, run.start[part], self.copies, run.seed + number)
+            limit, deadline = self._budget(run, len(pieces) - number)
+            status, done = Status.ITERATION_LIMIT, 0
+            while done < limit:
+                search.round()
+                done += 1
+                if run.callback is not None and done % CHECK_EVERY == 0:
+                    seconds = time.monotonic() - started
+                    products, rows = int(search.products), part.stop - part.start
+                    run.callback(Progress(self.name, number, len(pieces), done, products, rows, seconds))
+                if deadline is not None and time.monotonic() >= deadline:
+                    status = Status.TIME_LIMIT
+                    break
+            answer.point[part] = search.result()
+            answer.status = worse(answer.status, status)
+            answer.counts.iterations = max(answer.counts.iterations, done)
+            answer.counts.swaps += search.swaps
+            answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
+        return answer
+
+    def _budget(self, run: Run, pieces_left: int) -> tuple[float, float | None]:
+        """Return the rounds and the deadline of the next block of rows."""
+        if run.deadline is None:
+            return (self.default_iterations if run.max_iterations is None else run.max_iterations), None
+        now = time.monotonic()
+        limit = float("inf") if run.max_iterations is None else run.max_iterations
+        return limit, now + max(0.0, run.deadline - now) / pieces_left

@@ -1,0 +1,150 @@
+"""Moving inside the minimal face of a point: directions, the longest step, and entries that reach a bound on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Polytope, Working
+
+_ROUNDING = 8  # entries within this many units of roundoff of 0 or 1 are put there
+_LEAST_CURVATURE = 1e-8  # of a block's mean: below it, scaling by the diagonal would only amplify noise
+
+
+@dataclass
+class Advance:
+    """Where a line search ended, per coupled block: views (blocks, entries) of the tensors that it changed.
+
+    Attributes:
+        hits: (blocks,) entries that reached a bound, or counts that became tight.
+        direction, image: the last direction and Q times it, after entries that hit a bound were taken out.
+    """
+
+    hits: Tensor
+    direction: Tensor
+    image: Tensor
+
+
+class Faces:
+    """What steps need to know of a polytope of shape (rows, cols): which entries share a count, and how many they keep.
+
+    ``disjoint`` says whether every entry belongs to one count, in runs: then directions inside a face have a formula.
+    """
+
+    def __init__(self, polytope: Polytope, shape: tuple[int, int], device: torch.device) -> None:
+        """Look at the set once."""
+        index, keep = polytope.cells(shape)
+        self.index, self.keep = index.to(device), keep
+        self.at_most = polytope.is_at_most()
+        self.size = polytope.rows_per_block(shape) * shape[1]
+        self.cols, self.cell = shape[1], int(index.shape[1])
+        self.disjoint = index.numel() == self.size and bool((index.reshape(-1) == torch.arange(self.size)).all())
+
+    def blocks(self, values: Tensor) -> Tensor:
+        """View (rows, cols) as (blocks, entries of a block)."""
+        return values.view(-1, self.size)
+
+    def downhill(self, half_gradient: Tensor, point: Tensor, diagonal: Tensor) -> Tensor:
+        """Return the steepest descent direction inside the minimal face of ``point``, in the metric of ``diagonal``.
+
+        It minimises ⟨h, d⟩ + ½ Σ q d² over the d that are 0 where the point is 0 or 1 and keep every count (an
+        "at most" count only where it is tight). All arguments and the result are (rows, cols).
+        """
+        free = (point > 0) & (point < 1)
+        inverse = torch.where(free, diagonal.clamp_min(_LEAST_CURVATURE).reciprocal(), 0.0).view(-1, self.cell)
+        gradient = half_gradient.view(-1, self.cell)
+        total = inverse.sum(dim=1, keepdim=True)
+        price = (inverse * gradient).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
+        if self.at_most:
+            room = self.keep - point.view(-1, self.cell).sum(dim=1, keepdim=True)
+            price = torch.where(room <= self._rounding(point), price, 0.0)
+        return (inverse * (price - gradient)).view(point.shape)
+
+    def reach(self, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the longest step along ``direction`` inside the set, which entry ends it, and whether one does.
+
+        Args:
+            point, direction: (blocks, entries).
+
+        Returns:
+            Step (blocks,), index (blocks,) and bool (blocks,): False where a count ends it.
+        """
+        room = torch.where(direction > 0, 1 - point, torch.where(direction < 0, point, torch.inf))
+        step, index = (room / torch.where(direction == 0, 1.0, direction.abs())).min(dim=1)
+        if not self.at_most:
+            return step, index, torch.ones_like(step, dtype=torch.bool)
+        left = self.keep - point[:, self.index].sum(dim=2)  # (blocks, cells)
+        rise = direction[:, self.index].sum(dim=2)
+        rising = rise > self._rounding(point) * direction.abs().amax(dim=1, keepdim=True)
+        count = torch.where(rising, left.clamp_min(0) / torch.where(rising, rise, 1.0), torch.inf).amin(dim=1)
+        return torch.minimum(step, count), index, step <= count
+
+    def _rounding(self, values: Tensor) -> float:
+        """Return what a sum over a cell can be off by."""
+        return _ROUNDING * self.cell * torch.finfo(values.dtype).eps
+
+
+def advance(
+    problem: Working, faces: Faces, point: Tensor, half_gradient: Tensor, direction: Tensor, rounds: int
+) -> Advance:
+    """Search exactly along ``direction`` inside the set, in place, with ONE matrix product.
+
+    Where an entry reaches 0 or 1 before the minimum of the line, it is taken out of the direction (its share goes to
+    another entry of the same count) and the search goes on, up to ``rounds`` times: the new image differs by two lines
+    of Q, 2 / cols of a product. This is the breakpoint search along a bent path (Moré and Toraldo, SIAM J. Optim. 1991),
+    for sums that must be kept.
+
+    Args:
+        problem: the working problem.
+        faces: the set.
+        point, half_gradient: (rows, cols), moved in place.
+        direction: (rows, cols) of descent, or 0; changed in place.
+        rounds: line searches at most; 1 stops at the first bound.
+    """
+    image = problem.image(direction)
+    x, h, d, qd = (faces.blocks(values) for values in (point, half_gradient, direction, image))
+    inverse = faces.blocks(problem.diagonal.clamp_min(_LEAST_CURVATURE).reciprocal()) if rounds > 1 else None
+    line = torch.arange(len(x), device=x.device)
+    alive, hits = torch.ones_like(line, dtype=torch.bool), torch.zeros_like(line)
+    for number in range(rounds):
+        hit, entry, at = _search(faces, (x, h, d, qd), alive)
+        hits += hit
+        if inverse is None or number + 1 == rounds:
+            break
+        score = torch.where((x > 0) & (x < 1) & _same_cell(faces, at), x * (1 - x) * inverse, 0.0)
+        best, to = score.max(dim=1)
+        alive = hit & entry & (best > 0)
+        share = torch.where(alive, d[line, at], 0.0)
+        d[line, at] -= share
+        d[line, to] += share
+        for column, sign in ((at, -share), (to, share)):
+            row = line * (faces.size // faces.cols) + column // faces.cols
+            lines = problem.coupling_row(row, column % faces.cols)  # (blocks, cols)
+            image.index_add_(0, row, lines * sign.unsqueeze(1))
+    return Advance(hits, d, qd)
+
+
+def _search(faces: Faces, tensors: tuple[Tensor, ...], alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do one exact line search in the blocks ``alive``; return where a bound ended it, by an entry, and which."""
+    x, h, d, qd = tensors
+    slope, curvature = torch.linalg.vecdot(h, d), torch.linalg.vecdot(qd, d)
+    best = torch.where(curvature > 0, -slope / curvature, torch.inf)
+    reach, at, entry = faces.reach(x, d)
+    going = alive & (slope < 0) & torch.isfinite(reach)
+    step = torch.where(going, torch.minimum(best, reach), 0.0).unsqueeze(1)
+    x.addcmul_(d, step)
+    h.addcmul_(qd, step)
+    tiny = _ROUNDING * torch.finfo(x.dtype).eps
+    x.masked_fill_(x <= tiny, 0.0).masked_fill_(x >= 1 - tiny, 1.0)
+    hit = going & (best >= reach)
+    line = torch.arange(len(x), device=x.device)
+    x[line, at] = torch.where(hit & entry, (d[line, at] > 0).to(x.dtype), x[line, at])
+    return hit, entry, at
+
+
+def _same_cell(faces: Faces, entry: Tensor) -> Tensor:
+    """Tell which entries share a count with ``entry`` (blocks,) of each block: (blocks, entries); disjoint cells only."""
+    cell = torch.arange(faces.size, device=entry.device) // faces.cell
+    return cell == (entry // faces.cell).unsqueeze(1)
