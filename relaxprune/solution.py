@@ -22,7 +22,8 @@ class Solution:
     Attributes:
         mask: (rows, cols) bool, exactly feasible; True = kept.
         objective: f(mask), float64, recomputed from the mask.
-        relative_error: objective / f(0), the share of the layer's output energy that is lost.
+        relative_error: objective / f(0), the share of the layer's output energy that is lost; 0 where f(0) is not
+            positive.
         certificate: the proof behind ``lower_bound``, recomputed from the problem.
         row_objective: (blocks,) float64, the objective of each coupled block.
         relaxed_mask: (rows, cols), the end of the convex phase, comparable with the bound; None for one-shot solvers.

@@ -144,7 +144,7 @@ class LocalSearch:
         unit = above.kthvalue(rank + 1, dim=1, keepdim=True).values
         unit = torch.where(torch.isfinite(unit) & (unit > 0), unit, 1.0)
         noise = torch.empty_like(gain).exponential_(generator=self.generator)
-        return noise * (1 + above / unit) ** _POWER
+        return torch.where(torch.isfinite(gain), noise * (1 + above / unit) ** _POWER, torch.inf)
 
     def _draw_in_groups(self, prune: Tensor, restore: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the first pair of each of up to 16 groups, the groups in a random order: times and entries."""

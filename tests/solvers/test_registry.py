@@ -111,7 +111,7 @@ def test_an_instance_is_used_as_it_is():
         ("wanda", {"power": 1.0}, "solver 'wanda' has no option 'power' (its options are none)"),
         ("fw", {"dtype": "float16"}, 'dtype must be "float32" or "float64", got'),
         ("fw", {"momentum": 1.0}, "momentum must lie in [0, 1)"),
-        ("fw", {"momentum": float("nan")}, "momentum must lie in [0, 1)"),
+        ("fw", {"momentum": float("nan")}, "momentum must be a finite number"),
         ("fw", {"smoothing": -0.1}, "smoothing must lie in [0, 1)"),
         ("fw", {"convex_share": 1.5}, "convex_share must lie in [0, 1"),
         ("fw", {"convex_share": "half"}, "convex_share"),

@@ -24,18 +24,19 @@ from .reference import distance, frank_wolfe_gap, relaxed_optimum
 MOST_ITERATIONS = 300  # a cap on defaults that were chosen for real layers
 OPTIMAL = 1e-6  # relative: how near to the proven optimum an answer must be that calls itself OPTIMAL
 BOX = {torch.float32: 1e-4, torch.float64: 1e-9}  # how far a relaxed mask may leave the set, per dtype
+OWN = ("dtype", "anneal")  # options that only some solvers have
 GRACE_S = 3.0  # what a busy machine may add to a time limit
 
 
 def attempt(case: Case, name: str, **settings: Any) -> Solution | None:
     """Solve ``case`` by the solver ``name``; None where it says, as it should, that it cannot take the problem.
 
-    ``settings`` go to ``solve``; a ``dtype`` is passed on only to solvers that have it. A solver that needs a package
-    which is not installed is a visible skip.
+    ``settings`` go to ``solve``; the options in ``OWN`` are passed on only to solvers that have them. A solver that
+    needs a package which is not installed is a visible skip.
     """
     found = solver_class(name)
-    if "dtype" in settings and "dtype" not in {option.name for option in fields(found)}:
-        del settings["dtype"]
+    known = {option.name for option in fields(found)}
+    settings = {key: value for key, value in settings.items() if key not in OWN or key in known}
     if getattr(found, "default_iterations", 0) > MOST_ITERATIONS:
         settings.setdefault("max_iterations", MOST_ITERATIONS)
     try:
@@ -93,7 +94,9 @@ def check_relaxation(case: Case, name: str, tolerance: float) -> None:
     The gap is measured by our own gradient and a linear program. A solver whose ``relaxes`` is False (its relaxed mask
     belongs to another problem, as SparseFW's to a face) answers only for its bound.
     """
-    solution = attempt(case, name, gap_tolerance=tolerance, polish=None, dtype="float64", max_iterations=2000)
+    # CONVERGED must speak of the relaxation: what anneals afterwards is told not to.
+    convex = {"dtype": "float64", "anneal": False}
+    solution = attempt(case, name, gap_tolerance=tolerance, polish=None, max_iterations=500, **convex)
     if solution is None or solution.relaxed_mask is None:
         return
     optimum = relaxed_optimum(case)
@@ -121,13 +124,8 @@ def check_permuted(parts: Parts, name: str, share: float = 0.01) -> None:
     )
     if one.relaxed_mask is not None and other.relaxed_mask is not None and getattr(solver_class(name), "relaxes", True):
         gap = max(frank_wolfe_gap(first, one.relaxed_mask), frank_wolfe_gap(second, other.relaxed_mask))
-        apart = abs(case_value(first, one.relaxed_mask) - case_value(second, other.relaxed_mask))
+        apart = abs(first.value(one.relaxed_mask) - second.value(other.relaxed_mask))
         assert apart <= gap + first.margin, first.label
-
-
-def case_value(case: Case, point: Tensor) -> float:
-    """The objective by our own arithmetic."""
-    return case.value(point)
 
 
 def check_products(case: Case, name: str) -> None:
