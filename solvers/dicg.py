@@ -92,7 +92,10 @@ class DICG(IterativeSolver[DicgState]):
 
     def step(self, problem: Working, state: DicgState) -> None:
         """Choose a direction per coupled block and search along it."""
+        conjugate = self.in_face and state.faces.disjoint
         if state.iteration and state.iteration % _REFRESH_EVERY == 0:
+            if conjugate:
+                state.faces.settle(state.mask)
             state.half_gradient = problem.half_gradient(state.mask)
             state.product_count += 1
         polytope, half, mask = problem.polytope, state.half_gradient, state.mask
@@ -100,7 +103,7 @@ class DICG(IterativeSolver[DicgState]):
         inside = torch.zeros_like(state.conjugate)
         if state.iteration < _WARM_STEPS:
             direction = vertex - mask
-        elif not (self.in_face and state.faces.disjoint):
+        elif not conjugate:
             direction = vertex - polytope.face_lmo(-half, mask)
         else:
             # Once a face is nearly solved its vertices cost about alike; its best one shares most entries with v.
@@ -109,8 +112,8 @@ class DICG(IterativeSolver[DicgState]):
             inside = polytope.block_sum(torch.linalg.vecdot(half, mask - away)) >= self.share * gap
             stay = polytope.to_rows(inside, mask.shape[0])
             direction = torch.where(stay, self._conjugate(problem, state), vertex - away)
-        many = self.in_face and state.faces.disjoint and state.iteration >= _WARM_STEPS
-        moved = advance(problem, state.faces, mask, half, direction, state.rounds if many else 1)
+        rounds = state.rounds if conjugate and state.iteration >= _WARM_STEPS else 1
+        moved = advance(problem, state.faces, mask, half, direction, rounds)
         state.direction, state.image = moved.direction.view(mask.shape), moved.image.view(mask.shape)
         state.conjugate = inside & (moved.hits == 0)
         state.hits += moved.hits

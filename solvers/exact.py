@@ -63,7 +63,8 @@ class Exact(Solver):
         blocks = problem.polytope.block_count(problem.shape)
         for number, (part, _, program) in enumerate(block_programs(problem)):
             seconds = None if run.deadline is None else (run.deadline - time.monotonic()) / (blocks - number)
-            mask, status, nodes = self._prove(program, answer.point[part], Limits(seconds, run.max_iterations, run.seed))
+            limits = Limits(seconds, run.max_iterations, run.seed)
+            mask, status, nodes = self._prove(program, answer.point[part], limits)
             answer.point[part] = mask
             answer.status = worse(answer.status, status)
             answer.counts.iterations = max(answer.counts.iterations, nodes)

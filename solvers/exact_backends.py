@@ -44,8 +44,8 @@ class Limits:
 def solve_with_scip(program: BlockProgram, diagonal: Array, incumbent: Array, limits: Limits) -> Proof:
     """Solve by SCIP (Bolusani et al., arXiv 2402.17702) through PySCIPOpt.
 
-    The convex form is written as a sum of squares of linear forms, zᵀ (Q − Diag(d)) z = |Lᵀ z|², each square with its own
-    bound: three to ten times faster than one dense quadratic constraint, and feasible to 1e-8.
+    The convex form is written as a sum of squares of linear forms, zᵀ (Q − Diag(d)) z = |Lᵀ z|², each square with its
+    own bound: two to six times faster than one dense quadratic constraint on real rows of 48 columns.
     """
     scip: Any = require("pyscipopt", "exact")
     model = scip.Model()

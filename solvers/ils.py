@@ -14,12 +14,12 @@ from .local_search import MATRICES, LocalSearch, loosened, separates
 
 @dataclass(frozen=True)
 class IteratedLocalSearch(Solver):
-    """Kick a 1-swap optimum by 2 to 16 random exchanges, descend again, keep the better (Lourenço, Martin, Stützle 2003).
+    """Kick a 1-swap optimum by up to 16 random exchanges, descend again, keep the better (Lourenço et al. 2003).
 
     All rows and ``copies`` of each are one batch in float64; never worse than the start, and better the longer it may
-    run: give ``time_limit_s``, or ``max_iterations`` rounds of exchanges (1000 where neither is given). Exchanges stay
-    inside rows (inside groups for N:M); for counts over the layer, or "at most", the final polish moves the counts. Same
-    seed, same rounds: same mask.
+    run: give ``time_limit_s``, or ``max_iterations`` rounds of exchanges (1000 where neither is given). A start from
+    ``fw``'s mask ends lower than one from Wanda's. Exchanges stay inside rows (inside groups for N:M); for counts over
+    the layer, or "at most", the final polish moves the counts. Same seed, same rounds: same mask.
 
     Args:
         copies: independent searches of each row.

@@ -57,10 +57,19 @@ class Faces:
         gradient = half_gradient.view(-1, self.cell)
         total = inverse.sum(dim=1, keepdim=True)
         price = (inverse * gradient).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
-        if self.at_most:
-            room = self.keep - point.view(-1, self.cell).sum(dim=1, keepdim=True)
-            price = torch.where(room <= self._rounding(point), price, 0.0)
-        return (inverse * (price - gradient)).view(point.shape)
+        tight = self._tight(point)
+        direction = inverse * (torch.where(tight, price, 0.0) - gradient)
+        # Scales may lie many orders apart, and what the sum is off by must not add up over steps.
+        excess = direction.sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
+        return direction.addcmul_(inverse, torch.where(tight, excess, 0.0), value=-1).view(point.shape)
+
+    def settle(self, point: Tensor) -> None:
+        """Give back, in place, what rounding took from the counts of ``point`` (rows, cols) that are kept exactly."""
+        cells = point.view(-1, self.cell)
+        slack = cells * (1 - cells)
+        total = slack.sum(dim=1, keepdim=True)
+        missing = torch.where(self._tight(point), self.keep - cells.sum(dim=1, keepdim=True), 0.0)
+        cells.addcmul_(slack, missing / torch.where(total > 0, total, 1.0)).clamp_(0, 1)
 
     def reach(self, point: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the longest step along ``direction`` inside the set, which entry ends it, and whether one does.
@@ -77,9 +86,15 @@ class Faces:
             return step, index, torch.ones_like(step, dtype=torch.bool)
         left = self.keep - point[:, self.index].sum(dim=2)  # (blocks, cells)
         rise = direction[:, self.index].sum(dim=2)
-        rising = rise > self._rounding(point) * direction.abs().amax(dim=1, keepdim=True)
+        still = torch.where(left <= self._rounding(point), direction.abs().amax(dim=1, keepdim=True), 0.0)
+        rising = rise > still * torch.finfo(point.dtype).eps ** 0.5
         count = torch.where(rising, left.clamp_min(0) / torch.where(rising, rise, 1.0), torch.inf).amin(dim=1)
         return torch.minimum(step, count), index, step <= count
+
+    def _tight(self, point: Tensor) -> Tensor:
+        """Tell which counts of disjoint cells hold with equality: (cells of all blocks, 1) bool, or all of them."""
+        room = self.keep - point.view(-1, self.cell).sum(dim=1, keepdim=True)
+        return room <= self._rounding(point) if self.at_most else torch.ones_like(room, dtype=torch.bool)
 
     def _rounding(self, values: Tensor) -> float:
         """Return what a sum over a cell can be off by."""

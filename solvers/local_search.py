@@ -17,8 +17,7 @@ from .exchange import Descent, Moves, group_search, pool_search
 MATRICES = 14  # (rows, cols) float64 tensors held at once, per copy
 _STRENGTHS = (2, 4, 8, 16)  # pairs exchanged by a kick
 _EASY = 16  # entries that are about equally likely to be drawn
-import os
-_POWER = float(os.environ.get('PW','1'))
+_POWER = 2  # how much less likely dearer entries are
 
 
 def loosened(problem: Problem) -> Problem:
@@ -60,7 +59,8 @@ class LocalSearch:
     def __init__(self, problem: Problem, group: int, mask: Tensor, copies: int, seed: int) -> None:
         self.group, self.rows, self.copies = group, mask.shape[0], copies
         self.generator = torch.Generator(device=mask.device).manual_seed(seed)
-        line = torch.arange(self.rows, device=mask.device).repeat(copies)  # copy c of row r is line c * rows + r
+        # Copy c of row r is line c · rows + r.
+        line = torch.arange(self.rows, device=mask.device).repeat(copies)
         self.working = problem.working(torch.float64).select(line)
         self.descent = Descent(self.working, mask[line])
         self.best_mask = self.descent.mask.clone()
@@ -105,6 +105,7 @@ class LocalSearch:
 
     def _kick(self, lines: Tensor) -> None:
         """Return ``lines`` to their best mask with some random pairs exchanged; half gradients are made afresh."""
+        # The draw below reads single gains at the best mask, so the descent goes back there first.
         self.descent.mask[lines] = mask = self.best_mask[lines]
         self.descent.half_gradient[lines] = self.best_half[lines]
         kick = self._draw(lines)
@@ -122,8 +123,8 @@ class LocalSearch:
     def _draw(self, lines: Tensor) -> Kick:
         """Draw 2, 4, 8 or 16 pairs of entries that are not fixed, each pair within a group.
 
-        Entries race: the cheaper it is to move one, the likelier it is drawn. Uniform draws mostly move entries that the
-        descent at once moves back.
+        Entries race: the cheaper it is to move one, the likelier it is drawn. Uniform draws mostly move entries that
+        the descent at once moves back.
         """
         left, right = (self._race(gain) for gain in self.descent.single_gains(lines))
         pick = torch.randint(len(_STRENGTHS), (len(lines), 1), generator=self.generator, device=left.device)

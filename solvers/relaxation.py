@@ -97,7 +97,8 @@ class Relaxation(Solver):
                 break
             settings, began = self._settings(run, blocks - number), time.monotonic()
             z, word, iterations = _minimise(program, self.backend, settings) if len(program.linear) else _NOTHING
-            status = _status(word, run.expired() or time.monotonic() - began >= _MOST * settings.get(seconds_name, math.inf))
+            allowed = settings.get(seconds_name, math.inf)
+            status = _status(word, run.expired() or time.monotonic() - began >= _MOST * allowed)
             if z is not None:
                 point[part] = program.put(point[part], z)
                 closed = _CLOSED if run.gap_tolerance is None else run.gap_tolerance
@@ -119,7 +120,9 @@ class Relaxation(Solver):
             settings[names.seconds] = max(1e-3, (run.deadline - time.monotonic()) / blocks_left)
         if run.max_iterations is not None:
             if names.iterations is None:
-                raise RelaxPruneError(f"max_iterations must be None for backend {self.backend}, which has no such limit")
+                raise RelaxPruneError(
+                    f"max_iterations must be None for backend {self.backend}, which has no such limit"
+                )
             settings[names.iterations] = run.max_iterations
         return settings
 
@@ -180,7 +183,7 @@ def _status(word: str, out_of_time: bool) -> Status:
 
 
 def _relative_gap(piece: Problem, program: BlockProgram, z: Array, point: torch.Tensor) -> float:
-    """Return our Frank-Wolfe gap at ``z`` relative to its objective, from the true quadratic and the polytope's oracle."""
+    """Return our own Frank-Wolfe gap at ``z``, of the true quadratic, relative to its objective."""
     gradient = torch.zeros(point.numel(), dtype=torch.float64)
     gradient[program.free] = torch.from_numpy(-program.gradient(z))  # in m = 1 − z
     gradient = gradient.view(point.shape).to(point.device)

@@ -38,7 +38,10 @@ class Swap(Solver):
         """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a block of rows."""
         mask = run.start.clone()
         answer = Answer(mask)
-        for part, piece in problem.split(_MATRICES, run.memory_bytes):
+        group = problem.polytope.group_size(problem.shape)
+        # Couplings inside groups take as many matrices as a group has columns.
+        matrices = _MATRICES + (group if group < problem.shape[1] else 0)
+        for part, piece in problem.split(matrices, run.memory_bytes):
             search = _Search(piece, mask[part], run, answer.counts)
             search.descend()
             mask[part] = search.descent.mask

@@ -1,8 +1,8 @@
 """The diagonal that may leave a quadratic form: Q − Diag(d) stays convex, and on masks nothing changes.
 
-On binaries z_j² = z_j, so zᵀ Q z = zᵀ (Q − Diag(d)) z + d·z for every diagonal d. The larger d, the larger the right-hand
-side between the masks, and the sooner branch and bound ends (quadratic convex reformulation: Billionnet and Elloumi,
-Mathematical Programming 109, 2007).
+On binaries z_j² = z_j, so zᵀ Q z = zᵀ (Q − Diag(d)) z + d·z for every diagonal d. The larger d, the larger the
+right-hand side between the masks, and the sooner branch and bound ends (quadratic convex reformulation: Billionnet and
+Elloumi, Mathematical Programming 109, 2007).
 """
 
 from __future__ import annotations

@@ -93,8 +93,9 @@ def cheapest(costs: Tensor, keep: int) -> Tensor:
 def prices(costs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return row and column prices (u, v) that prove ``mask`` cheapest.
 
-    Kept entries cost at most u + v, pruned ones at least that. They are shortest distances in the residual graph, by Bellman-Ford. For a mask that is only nearly cheapest the
-    search stops early and the prices are nearly right: any prices give a valid dual bound.
+    Kept entries cost at most u + v, pruned ones at least that. They are shortest distances in the residual graph, by
+    Bellman-Ford. For a mask that is only nearly cheapest the search stops early and the prices are nearly right: any
+    prices give a valid dual bound.
 
     Args:
         costs: (group, group, tiles) float64; −∞ where an entry is fixed to kept, +∞ where it is fixed to pruned.
@@ -114,7 +115,8 @@ def prices(costs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def _whole(costs: Tensor) -> Tensor:
     """Scale each tile by a power of two and round, so that all sums of path lengths are exact.
 
-    Infinities become finite: a cost of ±2·group times the largest finite one outweighs any alternating cycle, so it is paid only where it must.
+    Infinities become finite: a cost of ±2·group times the largest finite one outweighs any alternating cycle, so it is
+    paid only where it must.
     """
     group = costs.shape[0]
     finite = costs.isfinite()

@@ -40,7 +40,7 @@ def block_vertices(
     left = (member * ~never.unsqueeze(1)).sum(dim=0, dtype=torch.int32)  # (cells,) entries that may still be kept
     masks, counts = torch.zeros(1, size, dtype=torch.bool), torch.zeros(1, cells.shape[0], dtype=torch.int32)
     for entry in range(size):
-        choices = [choice for choice in (False, True) if not (must[entry] and not choice or never[entry] and choice)]
+        choices = [True] if must[entry] else [False] if never[entry] else [False, True]
         grown = masks.repeat(len(choices), 1)
         value = torch.tensor(choices).repeat_interleave(len(masks))
         grown[:, entry] = value

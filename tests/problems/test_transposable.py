@@ -79,7 +79,7 @@ def test_fixed_entries_are_obeyed_at_least_cost_and_the_bound_is_tight(seed):
     mask = torch.from_numpy(np.concatenate([masks[draw.whole(0, len(masks) - 1)] for _ in range(bands)]))
     share = float(draw.uniform(0, 1))
     kept, pruned = mask & draw.bits(share, *mask.shape), ~mask & draw.bits(share, *mask.shape)
-    cost = make_costs(draw.pick(COSTS), *mask.shape, draw)
+    cost = make_costs(draw.pick(COSTS), bands * group, group, draw)
     base = TransposableNM(keep, group)
     face = Face(base, kept, pruned if draw.whole(0, 1) else None)
     face.validate((bands * group, group))
@@ -97,6 +97,24 @@ def test_fixed_entries_are_obeyed_at_least_cost_and_the_bound_is_tight(seed):
         for value, least in ((bound[band], every[good].min()), (free[band], every.min())):
             assert float(value) <= least + 1e-15 * scale
             assert float(value) == pytest.approx(least, abs=1e-11 * scale)
+
+
+@given(seed=SEEDS)
+def test_the_oracle_of_the_minimal_face(seed):
+    """A point between a few masks: the best mask among those that agree with it where it is 0 or 1."""
+    draw = Draw(seed)
+    group = draw.whole(2, 4)
+    masks = tile_masks(group, draw.whole(0, group))
+    point = torch.from_numpy(masks[[draw.whole(0, len(masks) - 1) for _ in range(draw.whole(1, 3))]]).double().mean(0)
+    polytope = TransposableNM(int(masks[0][0].sum()), group)
+    cost = make_costs(draw.pick(COSTS), group, group, draw)
+    vertex = polytope.face_lmo(cost, point)
+    inside = masks[((point.numpy() == masks) | ((point > 0) & (point < 1)).numpy()).all(axis=(1, 2))]
+    assert feasible(vertex.bool(), group, polytope.keep)
+    assert bool(((vertex == point) | ((point > 0) & (point < 1))).all())
+    scale = 1 + float(cost.abs().sum())
+    least = (inside * cost.numpy()).sum(axis=(1, 2)).min()
+    assert float((cost * vertex).sum()) == pytest.approx(least, abs=1e-11 * scale)
 
 
 def test_the_bound_holds_whatever_the_oracle_answers(monkeypatch):
@@ -203,7 +221,7 @@ def test_solvers_give_masks_and_valid_bounds(solver, keep, shape, fixed):
         kept = polytope.round(draw.normal(*shape)) & draw.bits(0.2, *shape) if fixed else None
         problem = MaskProblem(weight, gram, polytope, fixed_kept=kept)
         best = best_bands(weight, gram, 4, keep, (kept, None))
-        solution = solve(problem, solver, **({"max_iterations": 60} if solver in ("fw", "sparsefw") else {}))
+        solution = solve(problem, solver, max_iterations=60)
         assert feasible(solution.mask, 4, keep) and problem.polytope.contains(solution.mask)
         tolerance = 1e-12 * float(best.sum())
         assert (solution.row_lower_bound.numpy() <= best + tolerance).all()
