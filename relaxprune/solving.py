@@ -61,7 +61,8 @@ def solve(
 
     Raises:
         RelaxPruneError: bad input, in one sentence, before any work.
-        FloatingPointError: the computation left the finite numbers and ``throw`` is set.
+        FloatingPointError: the solver broke down and ``throw`` is set.
+        RuntimeError: the solver returned a mask that is not feasible.
     """
     chosen = check_solver(solver, **solver_options)
     polisher = _polisher(polish, chosen)
@@ -90,6 +91,8 @@ def solve(
         polished = polisher.run(problem, replace(run, start=mask, max_iterations=None))
         mask = polished.point
         _add_counts(answer, polished)
+    if not problem.polytope.contains(mask):
+        raise RuntimeError(f"solver {chosen.name!r} returned a mask outside of {problem.polytope!r}: a bug of that solver")
     answer.counts.seconds = time.monotonic() - started
     return _report(problem, answer, mask, None if final else rounded, run, chosen, polisher)
 

@@ -93,6 +93,8 @@ class ActiveSet:
             RelaxPruneError: the vertices would take more than ``limit`` bytes.
         """
         if self._used == len(self.weights):
+            self.trim()
+        if self._used == len(self.weights):
             self._grow(_GROWTH * self._used)
         key = self._key(vertex)
         active = self.weights[: self._used + 1] > 0
@@ -244,7 +246,7 @@ def shift(weights: Tensor, move: Move, step: Tensor) -> None:
     """Move ``weights`` (slots, blocks) by ``step`` (blocks,), in place; a step of full length leaves exact zeros."""
     line = torch.arange(len(step), device=step.device)
     weights *= (1 + move.scale * step).clamp_min(0)
-    full = step >= move.longest
+    full = (step >= move.longest) & (step > 0)
     weights[move.up, line] += torch.where(move.scale > 0, 0.0, step)
     left = (weights[move.down, line] - torch.where(move.scale < 0, 0.0, step)).clamp_min(0)
     weights[move.down, line] = torch.where(full & (move.scale >= 0), 0.0, left)

@@ -27,17 +27,18 @@ class Status(Enum):
         "The iteration budget ended first: raise max_iterations, or read relative_gap and accept the mask."
     )
     TIME_LIMIT = "The time limit ended first: raise time_limit_s, or read relative_gap and accept the mask."
+    BACKEND_FAILED = "The backend gave no usable answer: try another backend or solver; the start mask is returned."
     NOT_FINITE = "The computation left the finite numbers: solve in float64 (dtype='float64') or look for huge weights."
 
     @property
     def failed(self) -> bool:
         """Whether the solver broke down; the mask is then its start, which is feasible all the same."""
-        return self is Status.NOT_FINITE
+        return self in (Status.NOT_FINITE, Status.BACKEND_FAILED)
 
 
 def worse(one: Status, other: Status) -> Status:
     """Return the status to report for two blocks of rows together."""
-    order = [Status.OPTIMAL, Status.CONVERGED, Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.NOT_FINITE]
+    order = list(Status)  # from best to worst
     return max(one, other, key=order.index)
 
 

@@ -179,7 +179,7 @@ def _status(word: str, out_of_time: bool) -> Status:
         "infeasible_or_unbounded",
     ):
         _logger.warning("cvxpy returned the status %r, which relaxprune does not know", word)
-    return Status.NOT_FINITE
+    return Status.BACKEND_FAILED
 
 
 def _relative_gap(piece: Problem, program: BlockProgram, z: Array, point: torch.Tensor) -> float:

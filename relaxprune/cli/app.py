@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 
 import relaxprune
 
+from .compare import compare_solvers
 from .demo import demo
 from .eval import evaluate
 from .prune import prune
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("prune")(prune)
 app.command("eval")(evaluate)
 app.command("solve")(solve_file)
+app.command("compare")(compare_solvers)
 app.command("solvers")(solvers)
 app.command("demo")(demo)
 

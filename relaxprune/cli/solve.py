@@ -33,7 +33,7 @@ def solve_file(
     options = parse_options(how.solver, how.option)
     if out is not None and out.exists():
         raise FileExistsError(f"output file {str(out)!r} exists; name a new one")
-    problem = _read_problem(file, how_much, device)
+    problem = read_problem(file, how_much, device)
     solution = solve(
         problem,
         how.solver,
@@ -61,7 +61,7 @@ def solve_file(
     return 0
 
 
-def _read_problem(file: Path, how_much: PatternGroup, device: str | None) -> Any:
+def read_problem(file: Path, how_much: PatternGroup, device: str | None) -> Any:
     """Read ``weight`` and ``gram`` and put the polytope around them."""
     from safetensors import SafetensorError, safe_open
 

@@ -77,7 +77,7 @@ def test_every_status_word_is_mapped():
             "optimal_inaccurate": Status.CONVERGED,
             "user_limit": Status.ITERATION_LIMIT,
         }
-        assert _status(word, False) is expected.get(word, Status.NOT_FINITE), word
+        assert _status(word, False) is expected.get(word, Status.BACKEND_FAILED), word
     assert _status("user_limit", True) is Status.TIME_LIMIT
 
 
@@ -90,7 +90,7 @@ def test_a_breakdown_is_a_status_not_an_exception(monkeypatch):
     monkeypatch.setattr(cvxpy.Problem, "solve", broken)
     problem, rule = layer("row")
     solution = solve(problem, Relaxation(), throw=False)
-    assert solution.status is Status.NOT_FINITE and rule.feasible(solution.mask)
+    assert solution.status is Status.BACKEND_FAILED and rule.feasible(solution.mask)
 
 
 def test_refusals(monkeypatch):

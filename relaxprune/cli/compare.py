@@ -1,0 +1,103 @@
+"""``relaxprune compare``: one layer, many solvers, one table."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .option_groups import PatternGroup, Seed, with_groups
+
+if TYPE_CHECKING:
+    from relaxprune.comparison import Comparison, Row
+
+
+@dataclass(frozen=True)
+class CompareGroup:
+    """Which solvers are compared, and what each of them is given."""
+
+    solvers: Annotated[str, typer.Option(help="all, or names with commas between them.")] = "all"
+    start: Annotated[str, typer.Option(help="Starting mask: wanda, ria, magnitude or none.")] = "wanda"
+    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, none, or auto (by solver).")] = "auto"
+    max_iterations: Annotated[int | None, typer.Option(help="Iterations per solver, all phases together.")] = None
+    gap_tolerance: Annotated[float | None, typer.Option(help="Relative gap that ends the convex phase.")] = None
+    time_limit: Annotated[float | None, typer.Option(help="Seconds per solve.")] = None
+
+    @property
+    def names(self) -> list[str] | None:
+        """The solvers named, None for all."""
+        return None if self.solvers == "all" else [name.strip() for name in self.solvers.split(",") if name.strip()]
+
+
+@with_groups
+def compare_solvers(
+    file: Annotated[Path, typer.Argument(help="safetensors with `weight` (rows, cols) and `gram` (cols, cols).")],
+    how_much: PatternGroup,
+    how: CompareGroup,
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json and the plot; new or empty.")] = None,
+    plot: Annotated[bool, typer.Option(help="Plot gap against time; costs each solver about one more solve.")] = True,
+    device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None,
+    seed: Seed = 0,
+) -> int:
+    """Solve one layer by several solvers: objective, bound, gap, status and cost in one table."""
+    from relaxprune.comparison import CompareSettings, compare
+    from relaxprune.comparison_plot import require_matplotlib
+
+    from .solve import read_problem
+
+    how_much.check()
+    draw = plot and out is not None
+    if draw:
+        require_matplotlib()
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"output folder {str(out)!r} exists and is not empty; name a new one")
+    problem = read_problem(file, how_much, device)
+    settings = CompareSettings(
+        start=None if how.start == "none" else how.start,
+        polish=None if how.polish == "none" else how.polish,
+        max_iterations=how.max_iterations,
+        time_limit_s=how.time_limit,
+        gap_tolerance=how.gap_tolerance,
+        seed=seed,
+        curves=draw,
+    )
+    comparison = compare(problem, how.names, settings, _show if sys.stderr.isatty() else None)
+    print(comparison)
+    if out is not None:
+        _write(comparison, out, draw)
+    return _exit_code(comparison, named=how.names is not None)
+
+
+def _show(row: Row) -> None:
+    """Say that a solver is done, to people who wait."""
+    print(f"{row.solver}: {row.status}", file=sys.stderr)
+
+
+def _write(comparison: Comparison, out: Path, draw: bool) -> None:
+    """Write the JSON, and the plot where there is something to draw."""
+    from relaxprune import __version__
+    from relaxprune.comparison_plot import plot_comparison
+    from relaxprune.pruning.durable import write_bytes, write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    head = {"relaxprune": __version__, "command": shlex.join(["relaxprune", *sys.argv[1:]])}
+    write_json(out / "comparison.json", {**head, **comparison.to_dict()})
+    if draw and comparison.best_objective is not None:
+        write_bytes(out / "gap.png", plot_comparison(comparison))
+    print(f"written to {out}")
+
+
+def _exit_code(comparison: Comparison, named: bool) -> int:
+    """Return 3, and tell why, where a solver broke, or refused a problem that it was named for."""
+    from relaxprune.comparison import REFUSED
+
+    code = 0
+    for row in comparison.rows:
+        if row.failed or (named and row.status == REFUSED):
+            print(f"relaxprune: {row.solver} ended as {row.status}: {row.message}", file=sys.stderr)
+            code = 3
+    return code
