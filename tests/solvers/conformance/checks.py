@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -113,7 +114,9 @@ def check_relaxation(case: Case, name: str, tolerance: float) -> None:
     assert optimum - slack <= value <= optimum + gap + slack, f"{case.label}: {value}, optimum {optimum}, gap {gap}"
     assert value - gap <= solution.lower_bound + slack, f"{case.label}: the bound is weaker than the relaxed mask's own"
     if solution.status is Status.CONVERGED:
-        assert gap <= tolerance * abs(value) * 1.01 + slack, f"{case.label}: CONVERGED with a relative gap {gap / value}"
+        assert gap <= tolerance * abs(value) * 1.01 + slack, (
+            f"{case.label}: CONVERGED with a relative gap {gap / value}"
+        )
 
 
 @cache
@@ -124,7 +127,7 @@ def _relaxes(name: str) -> bool:
 
 
 def check_permuted(parts: Parts, name: str, share: float = 0.01) -> None:
-    """The order of rows and columns does not matter: same relaxed optimum within the gaps, same objective within 1 %."""
+    """The order of rows and columns does not matter: same relaxed optimum in the gaps, same objective within 1 %."""
     limit = {} if hasattr(solver_class(name), "default_iterations") else {"time_limit_s": MOST_SECONDS}
     cases = (parts.case(), parts.permuted(1).case())
     pair = [(case, attempt(case, name, dtype="float64", **limit)) for case in cases]
@@ -196,7 +199,7 @@ def check_monotone(case: Case, name: str) -> None:
             return
         point = solution.unrounded_objective
         values.append(solution.objective if point is None else point)
-    rises = [later - earlier for earlier, later in zip(values, values[1:], strict=False)]
+    rises = [later - earlier for earlier, later in pairwise(values)]
     assert max(rises) <= 1e-9 * abs(values[0]) + case.margin, f"{case.label}: {values}"
 
 
