@@ -92,7 +92,9 @@ def solve(
         mask = polished.point
         _add_counts(answer, polished)
     if not problem.polytope.contains(mask):
-        raise RuntimeError(f"solver {chosen.name!r} returned a mask outside of {problem.polytope!r}: a bug of that solver")
+        raise RuntimeError(
+            f"solver {chosen.name!r} returned a mask outside of {problem.polytope!r}: a bug of that solver"
+        )
     answer.counts.seconds = time.monotonic() - started
     return _report(problem, answer, mask, None if final else rounded, run, chosen, polisher)
 

@@ -65,7 +65,7 @@ class Shifted:
 
 
 class AdmmState(State):
-    """The mask m, and the scaled dual υ = u / w, both in units of the mask."""
+    """The mask m, and the dual divided by w, both in units of the mask."""
 
     def __init__(self, problem: WorkingMask, start: Tensor, solver: Admm, plan: Plan) -> None:
         """Begin at ``start`` (rows, cols) with a dual of zero."""

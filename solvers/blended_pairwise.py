@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .active_set import ActiveSetSolver, ActiveSetState, Move
+from .vertex_moves import ActiveSetSolver, ActiveSetState, Move
 
 
 @dataclass(frozen=True)

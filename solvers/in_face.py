@@ -1,4 +1,4 @@
-"""Moving inside the minimal face of a point: directions, the longest step, and entries that reach a bound on the way."""
+"""Moving inside the minimal face of a point: directions, the longest step, entries that reach a bound on the way."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ class Faces:
         """Return the longest step along ``direction`` inside the set, which entry ends it, and whether one does.
 
         Args:
-            point, direction: (blocks, entries).
+            point: (blocks, entries).
+            direction: (blocks, entries).
 
         Returns:
             Step (blocks,), index (blocks,) and bool (blocks,): False where a count ends it.
@@ -117,13 +118,14 @@ def advance(
 
     Where an entry reaches 0 or 1 before the minimum of the line, it is taken out of the direction (its share goes to
     another entry of the same count) and the search goes on, up to ``rounds`` times: the new image differs by two lines
-    of Q, 2 / cols of a product. This is the breakpoint search along a bent path (Moré and Toraldo, SIAM J. Optim. 1991),
-    for sums that must be kept.
+    of Q, 2 / cols of a product. This is the breakpoint search along a bent path (Moré and Toraldo, SIAM J. Optim.
+    1991), for sums that must be kept.
 
     Args:
         problem: the working problem.
         faces: the set.
-        point, half_gradient: (rows, cols), moved in place.
+        point: (rows, cols), moved in place.
+        half_gradient: (rows, cols), moved with it.
         direction: (rows, cols) of descent, or 0; changed in place.
         rounds: line searches at most; 1 stops at the first bound.
     """
@@ -169,6 +171,6 @@ def _search(faces: Faces, tensors: tuple[Tensor, ...], alive: Tensor) -> tuple[T
 
 
 def _same_cell(faces: Faces, entry: Tensor) -> Tensor:
-    """Tell which entries share a count with ``entry`` (blocks,) of each block: (blocks, entries); disjoint cells only."""
+    """Tell which entries share a count with ``entry`` (blocks,) of each block, of disjoint cells: (blocks, entries)."""
     cell = torch.arange(faces.size, device=entry.device) // faces.cell
     return cell == (entry // faces.cell).unsqueeze(1)

@@ -92,8 +92,10 @@ def _solve(values: Tensor, inverse: Tensor, target: Tensor, dim: int, price: Ten
         price = torch.where(open_lines, torch.where(good, newton, low + (high - low) / 2), price)
         if count * _FEW < open_lines.numel():
             index = open_lines.flatten().nonzero().squeeze(1)
-            rest = (part.index_select(1 - dim, index) for part in (values, inverse, target))
-            found.index_copy_(1 - dim, index, _solve(*rest, dim, price.index_select(1 - dim, index)))
+            few, few_inverse, few_target, few_price = (
+                part.index_select(1 - dim, index) for part in (values, inverse, target, price)
+            )
+            found.index_copy_(1 - dim, index, _solve(few, few_inverse, few_target, dim, few_price))
             excess = excess.masked_fill(open_lines, 0.0)
             break
     else:

@@ -15,6 +15,7 @@ from tests.enumeration import Rule
 from tests.random_problems import SETS, Draw, fixed_entries, make_set
 
 SEEDS = st.integers(0, 2**31)
+SHARES = [(1.0, 0, 0, 0), (0.5, 0.5, 0, 0), (0.25, 0.25, 0.25, 0.25), (0.125, 0.125, 0.25, 0.5)]
 
 
 def random_point(rule: Rule, draw: Draw) -> torch.Tensor:
@@ -22,13 +23,13 @@ def random_point(rule: Rule, draw: Draw) -> torch.Tensor:
     parts = []
     for masks in rule.blocks:
         picks = [masks[draw.whole(0, len(masks) - 1)] for _ in range(4)]
-        shares = [(1.0, 0, 0, 0), (0.5, 0.5, 0, 0), (0.25, 0.25, 0.25, 0.25), (0.125, 0.125, 0.25, 0.5)][draw.whole(0, 3)]
+        shares = SHARES[draw.whole(0, 3)]
         parts.append(sum(share * torch.from_numpy(pick).double() for share, pick in zip(shares, picks, strict=True)))
     return torch.cat(parts)
 
 
 def on_face(rule: Rule, block: int, masks: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """The masks of a block that lie on the smallest face with ``point`` (height, cols): written from the inequalities."""
+    """The masks of a block on the smallest face with ``point`` (height, cols), from the inequalities."""
     good = ((masks == 1) | (point < 1)).all(axis=(1, 2)) & ((masks == 0) | (point > 0)).all(axis=(1, 2))
     flat, first = masks.reshape(len(masks), -1), block * masks[0].size
     for cell in rule.cells:
@@ -39,7 +40,9 @@ def on_face(rule: Rule, block: int, masks: np.ndarray, point: np.ndarray) -> np.
     return masks[good]
 
 
-def judge(polytope: Polytope, rule: Rule, point: torch.Tensor, gradient: torch.Tensor, given_point=None, **options) -> None:
+def judge(
+    polytope: Polytope, rule: Rule, point: torch.Tensor, gradient: torch.Tensor, given_point=None, **options
+) -> None:
     vertex = polytope.face_lmo(gradient, point if given_point is None else given_point, **options)
     assert vertex.dtype == gradient.dtype and vertex.shape == gradient.shape
     for block, masks in enumerate(rule.blocks):

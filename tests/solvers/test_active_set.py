@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, Status, solve
 from relaxprune.problems import RelaxPruneError
 from relaxprune.solvers import Plan, Run
-from relaxprune.solvers.active_set import ActiveSet, ActiveSetSolver
+from relaxprune.solvers.active_set import ActiveSet
 from relaxprune.solvers.away_step import AwayStep
 from relaxprune.solvers.blended_pairwise import BlendedPairwise
 from relaxprune.solvers.pairwise import Pairwise
+from relaxprune.solvers.vertex_moves import ActiveSetSolver
 from tests.counting import counted
 from tests.enumeration import Rule, magnitude
 from tests.layers import POLYTOPES, correlated_gram, layer
@@ -101,7 +102,8 @@ def test_drop_steps_shrink_the_set(kind):
             drops += int((sizes < before).sum())
         before = sizes
     assert drops >= 5
-    assert int(before.max()) <= 20  # 10 columns need no more than 10 vertices (Carathéodory); none of 1000 steps leaves many beyond
+    # Ten columns need no more than ten vertices (Carathéodory), and a thousand steps leave few beyond.
+    assert int(before.max()) <= 20
     assert len(state.active.weights) <= 64
 
 

@@ -106,7 +106,9 @@ def test_pairwise_steps_alone_converge_too():
     draw = Draw(6)
     problem = MaskProblem(draw.normal(3, 10), correlated_gram(10, draw), KSparse(5))
     rule = Rule.groups((3, 10), 5, 10)
-    solution = solve(problem, DICG(dtype="float64", in_face=False), gap_tolerance=1e-3, max_iterations=4000, polish=None)
+    solution = solve(
+        problem, DICG(dtype="float64", in_face=False), gap_tolerance=1e-3, max_iterations=4000, polish=None
+    )
     value, gap = value_and_gap(problem, rule, solution.relaxed_mask)
     assert gap <= 1.01e-3 * value
     assert solve(problem, EXACT, gap_tolerance=1e-3, polish=None).stats.products < solution.stats.products / 3
@@ -117,7 +119,9 @@ def test_takes_a_tenth_of_the_products_of_plain_frank_wolfe():
     problem = MaskProblem(draw.normal(4, 96), correlated_gram(96, draw), KSparse(48))
     quick = solve(problem, EXACT, gap_tolerance=1e-6, polish=None)
     budget = int(10 * quick.stats.products)
-    slow = solve(problem, FrankWolfe(anneal=False, dtype="float64"), gap_tolerance=1e-6, max_iterations=budget, polish=None)
+    slow = solve(
+        problem, FrankWolfe(anneal=False, dtype="float64"), gap_tolerance=1e-6, max_iterations=budget, polish=None
+    )
     assert quick.status is Status.CONVERGED and slow.status is Status.ITERATION_LIMIT
     assert quick.relaxed_objective < slow.relaxed_objective
 

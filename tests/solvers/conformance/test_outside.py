@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -68,7 +67,6 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     points = {**points, "random": f"{module}:RandomMask"}
     _write_package(tmp_path, points)
     monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
     yield list(points)
     for name in [name for name in sys.modules if name.split(".")[0] == module.split(".")[0]]:
         del sys.modules[name]
