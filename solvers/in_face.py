@@ -156,9 +156,10 @@ def _search(faces: Faces, tensors: tuple[Tensor, ...], alive: Tensor) -> tuple[T
     """Do one exact line search in the blocks ``alive``; return where a bound ended it, by an entry, and which."""
     x, h, d, qd = tensors
     slope, curvature = torch.linalg.vecdot(h, d), torch.linalg.vecdot(qd, d)
-    best = torch.where(curvature > 0, -slope / curvature, torch.inf)
+    # Comparisons are written so that NaN passes through to the point, where the loop sees it.
+    best = torch.where(curvature <= 0, torch.inf, -slope / curvature)
     reach, at, entry = faces.reach(x, d)
-    going = alive & (slope < 0) & torch.isfinite(reach)
+    going = alive & ~(slope >= 0) & ~torch.isinf(reach)
     step = torch.where(going, torch.minimum(best, reach), 0.0).unsqueeze(1)
     x.addcmul_(d, step)
     h.addcmul_(qd, step)

@@ -116,8 +116,9 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
         move = self.choose(state, half, problem.polytope.lmo(state.half_gradient).view(state.blocks, -1))
         image = problem.image(move.direction.view(state.mask.shape)).view(state.blocks, -1)
         slope, curvature = torch.linalg.vecdot(half, move.direction), torch.linalg.vecdot(image, move.direction)
-        best = torch.where(curvature > 0, -slope / curvature, torch.inf)
-        step = torch.where(slope < 0, torch.minimum(best, move.longest), 0.0)
+        # Comparisons are written so that NaN passes through to the point, where the loop sees it.
+        best = torch.where(curvature <= 0, torch.inf, -slope / curvature)
+        step = torch.where(slope >= 0, 0.0, torch.minimum(best, move.longest))
         shift(state.active.weights, move, step)
         state.mask.view(state.blocks, -1).addcmul_(move.direction, step.unsqueeze(1))
         half.addcmul_(image, step.unsqueeze(1))

@@ -15,7 +15,7 @@ from relaxprune.solvers.away_step import AwayStep
 from relaxprune.solvers.blended_pairwise import BlendedPairwise
 from relaxprune.solvers.pairwise import Pairwise
 from relaxprune.solvers.vertex_moves import ActiveSetSolver
-from tests.counting import counted
+from tests.counting import broken_at, counted
 from tests.enumeration import Rule, magnitude
 from tests.layers import POLYTOPES, correlated_gram, layer
 from tests.random_problems import SETS, Draw, random_case
@@ -170,3 +170,12 @@ def test_too_little_memory_is_refused_with_the_number():
         solve(problem, Pairwise(dtype="float64", active_bytes=5000), gap_tolerance=1e-9, max_iterations=2000)
     with pytest.raises(RelaxPruneError, match="active_bytes must be a positive whole number, got 0"):
         AwayStep(active_bytes=0)
+
+
+@solvers
+def test_a_product_that_overflows_ends_in_a_status(kind):
+    problem, rule = layer("row")
+    for call in (2, 9, 30):
+        with broken_at(call, float("nan")):
+            solution = solve(problem, kind(), max_iterations=60, throw=False)
+        assert solution.status is Status.NOT_FINITE and rule.feasible(solution.mask)

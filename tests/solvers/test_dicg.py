@@ -11,7 +11,7 @@ from relaxprune.problems.polytopes.transposable import TransposableNM
 from relaxprune.solvers import Plan, Run
 from relaxprune.solvers.dicg import DICG
 from relaxprune.solvers.frank_wolfe import FrankWolfe
-from tests.counting import counted
+from tests.counting import broken_at, counted
 from tests.enumeration import Rule, magnitude
 from tests.layers import POLYTOPES, correlated_gram, layer
 from tests.random_problems import SETS, Draw, random_case
@@ -175,3 +175,11 @@ def test_solving_in_blocks_of_rows_gives_the_same_minimum():
 def test_a_share_outside_zero_to_one_is_refused():
     with pytest.raises(RelaxPruneError, match="share must lie between 0 and 1, got 1"):
         DICG(share=1)
+
+
+def test_a_product_that_overflows_ends_in_a_status():
+    problem, rule = layer("row")
+    for call in (2, 9, 30):
+        with broken_at(call, float("nan")):
+            solution = solve(problem, DICG(), max_iterations=60, throw=False)
+        assert solution.status is Status.NOT_FINITE and rule.feasible(solution.mask)
