@@ -41,6 +41,21 @@ class Limits:
     seed: int
 
 
+def _factor(quadratic: Array, diagonal: Array) -> tuple[Array, Array]:
+    """Return L with L Lᵀ = Q − Diag(d), and d, lowered where a zero column or rounding leaves no factor.
+
+    On masks every d gives the same objective, so a lower one costs tightness and nothing else.
+    """
+    lower = 0.0
+    scale = max(float(np.abs(quadratic).max(initial=0.0)), np.finfo(np.float64).tiny)
+    while True:
+        lowered = diagonal - lower
+        try:
+            return np.linalg.cholesky(quadratic - np.diag(lowered)), lowered
+        except np.linalg.LinAlgError:
+            lower = max(1e-14 * scale, 4 * lower)
+
+
 def solve_with_scip(program: BlockProgram, diagonal: Array, incumbent: Array, limits: Limits) -> Proof:
     """Solve by SCIP (Bolusani et al., arXiv 2402.17702) through PySCIPOpt.
 
@@ -57,7 +72,7 @@ def solve_with_scip(program: BlockProgram, diagonal: Array, incumbent: Array, li
         model.setParam("limits/time", max(limits.seconds, 1e-3))
     if limits.nodes is not None:
         model.setParam("limits/nodes", limits.nodes)
-    factor = np.linalg.cholesky(program.quadratic - np.diag(diagonal))  # (n, n), L Lᵀ
+    factor, diagonal = _factor(program.quadratic, diagonal)
     z = [model.addVar(vtype="B") for _ in range(len(factor))]
     form = [model.addVar(lb=None) for _ in z]
     square = [model.addVar(lb=0.0) for _ in z]

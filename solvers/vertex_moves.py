@@ -74,7 +74,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
 
     active_bytes: int = 2**30
 
-    default_iterations: ClassVar[int] = 1000
+    default_iterations: ClassVar[int] = 2000
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -26,7 +26,7 @@ def _name(page: Path) -> str:
 def _run_python(block: Block, namespace: dict[str, object]) -> None:
     """Run a Python block in its page's namespace; tracebacks show the page's own line numbers."""
     source = "\n" * block.line + block.text
-    exec(compile(source, str(block.page), "exec"), namespace)
+    exec(compile(source, str(block.page), "exec", dont_inherit=True), namespace)
 
 
 def _run_console(block: Block, folder: Path) -> None:

@@ -19,6 +19,8 @@ FLOORS = (
     ("relaxprune.certificates", 2),
     ("relaxprune.solution", 2),
     ("relaxprune.solving", 3),
+    ("relaxprune.comparison", 4),
+    ("relaxprune.comparison_plot", 4),
     ("relaxprune.pruning", 4),
     ("relaxprune.evaluation", 4),
     ("relaxprune.cli", 5),

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, Solution, Status, solve
 from relaxprune.problems import Face
-from relaxprune.solvers import solver_names
 from tests.enumeration import Rule, best_values, magnitude, objective, swap_gain
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import SETS, Draw, make_gram, random_case
 
 SEEDS = st.integers(0, 2**31)
-SOLVERS = solver_names()
+# The others have sizes that they refuse; the conformance suite holds them to the same.
+SOLVERS = ("fw", "sparsefw", "swap", "wanda", "ria", "magnitude")
 
 
 def check_invariants(problem: MaskProblem, solution: Solution, rule: Rule) -> None:

@@ -24,7 +24,7 @@ from .problems import Case, Parts, tiny
 from .reference import distance, frank_wolfe_gap, relaxed_optimum
 
 MOST_ITERATIONS = 60  # a cap on defaults that were chosen for real layers
-MOST_SECONDS = 2.0  # for solvers whose work is no number of iterations, where the problem is not tiny
+MOST_SECONDS = 1.0  # for solvers whose work is no number of iterations, where the problem is not tiny
 OPTIMAL = 1e-6  # relative: how near to the proven optimum an answer must be that calls itself OPTIMAL
 BOX = {torch.float32: 1e-4, torch.float64: 1e-9}  # how far a relaxed mask may leave the set, per dtype
 OWN = ("dtype", "anneal")  # options that only some solvers have
@@ -125,21 +125,25 @@ def _relaxes(name: str) -> bool:
 
 
 def check_permuted(parts: Parts, name: str, share: float = 0.01) -> None:
-    """The order of rows and columns does not matter: same relaxed optimum in the gaps, same objective within 1 %."""
+    """The order of rows and columns does not matter: same relaxed optimum in the gaps, same objective within 1 %.
+
+    The objective is that of a heuristic: what is rounded from a relaxation that has not converged is held to its gap.
+    """
     limit = {} if hasattr(solver_class(name), "default_iterations") else {"time_limit_s": MOST_SECONDS}
-    cases = (parts.case(), parts.permuted(1).case())
-    pair = [(case, attempt(case, name, dtype="float64", **limit)) for case in cases]
-    (first, one), (second, other) = pair
+    first, second = parts.case(), parts.permuted(1).case()
+    one, other = (attempt(case, name, dtype="float64", **limit) for case in (first, second))
     if one is None or other is None:
         assert one is None and other is None, f"{name} takes only one of {first.label} and {second.label}"
         return
-    assert abs(one.objective - other.objective) <= share * abs(one.objective) + first.margin, (
-        f"{first.label}: {one.objective} and {other.objective} permuted"
-    )
+    convex = one.relaxed_mask is not None and one.relaxed_objective == one.unrounded_objective
+    if not convex or Status.ITERATION_LIMIT not in (one.status, other.status):
+        assert abs(one.objective - other.objective) <= share * abs(one.objective) + first.margin, (
+            f"{first.label}: {one.objective} and {other.objective} permuted"
+        )
     if one.relaxed_mask is not None and other.relaxed_mask is not None and getattr(solver_class(name), "relaxes", True):
         gap = max(frank_wolfe_gap(first, one.relaxed_mask), frank_wolfe_gap(second, other.relaxed_mask))
         apart = abs(first.value(one.relaxed_mask) - second.value(other.relaxed_mask))
-        assert apart <= gap + first.margin, first.label
+        assert apart <= gap + first.margin, f"{first.label}: {apart} apart, gap {gap}"
 
 
 def check_products(case: Case, name: str) -> None:
