@@ -104,7 +104,9 @@ def test_leaving_the_finite_numbers_is_said_without_throw(solver, value, budget,
 def test_a_status_carries_advice():
     for status in Status:
         assert (
-            status.value[0].isupper() and status.value.endswith(".") and status.failed == (status.name == "NOT_FINITE")
+            status.value[0].isupper()
+            and status.value.endswith(".")
+            and status.failed == (status.name in ("NOT_FINITE", "BACKEND_FAILED"))
         )
 
 

@@ -14,7 +14,7 @@ from relaxprune import KSparse, MaskProblem, RelaxPruneError, available_solvers,
 from relaxprune.problems import Problem
 from relaxprune.solvers import Answer, Run, Solver, make_solver, registry, solver_class, solver_names
 
-BUILT_IN = ["fw", "sparsefw", "swap", "wanda", "ria", "magnitude"]
+BUILT_IN = "fw sparsefw swap ils dicg fista admm cvxpy exact enumerate wanda ria magnitude".split()
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,11 @@ def test_an_instance_is_used_as_it_is():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("fww", {}, "solver is 'fww'; known solvers are fw, sparsefw, swap, wanda, ria, magnitude; did you mean 'fw'?"),
+        (
+            "fww",
+            {},
+            "solver is 'fww'; known solvers are fw, sparsefw, swap, ils, dicg, fista, admm, cvxpy, exact, enumerate, wanda, ria, magnitude; did you mean 'fw'?",
+        ),
         ("sparse-fw", {}, "did you mean 'sparsefw'?"),
         (3, {}, "solver must be a name or a Solver instance, got int"),
         (None, {}, "solver must be a name or a Solver instance, got NoneType"),
