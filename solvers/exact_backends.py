@@ -51,7 +51,8 @@ def _factor(quadratic: Array, diagonal: Array) -> tuple[Array, Array]:
     while True:
         lowered = diagonal - lower
         try:
-            return np.linalg.cholesky(quadratic - np.diag(lowered)), lowered
+            factor: Array = np.linalg.cholesky(quadratic - np.diag(lowered)).astype(np.float64)
+            return factor, lowered
         except np.linalg.LinAlgError:
             lower = max(1e-14 * scale, 4 * lower)
 
