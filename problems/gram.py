@@ -57,11 +57,13 @@ class Gram:
             raise RelaxPruneError(f"gram must hold floats, got {matrix.dtype}")
         if not bool(torch.isfinite(matrix).all()):
             raise RelaxPruneError("gram holds NaN or Inf; check the activations it was made from")
+        matrix = matrix.detach()
         if matrix.dtype not in (torch.float32, torch.float64):
             matrix = matrix.float()
         self.diagonal: Tensor = matrix.diagonal().clone()  # (cols,)
         self._check_diagonal(matrix)
         self.matrix: Tensor = self._symmetric(matrix)
+        self._checked_version = _version(self.matrix)
 
     @property
     def cols(self) -> int:
@@ -74,8 +76,19 @@ class Gram:
         mean = float(self.diagonal.to(torch.float64).mean())
         return mean if mean > 0 else 1.0
 
-    @cached_property
+    @property
     def proof(self) -> PsdProof:
+        """What is proven of the spectrum.
+
+        Raises:
+            RelaxPruneError: an eigenvalue is below −1e-3, or the matrix was changed in place since it was checked.
+        """
+        if _version(self.matrix) != self._checked_version:
+            raise RelaxPruneError("gram was changed in place after it was checked; build a new problem from it")
+        return self._proof
+
+    @cached_property
+    def _proof(self) -> PsdProof:
         """Prove how far below zero the spectrum can reach, in float64 and correlation scaling.
 
         A Cholesky factorisation that succeeds on C − 2s·I proves C ⪰ s·I > 0 when s bounds its backward error,
@@ -147,6 +160,11 @@ class Gram:
                     f"{float(matrix[j, i]):.6g}"
                 )
         return matrix.contiguous() if exact else (matrix + matrix.T).mul_(0.5)
+
+
+def _version(matrix: Tensor) -> int | None:
+    """Return torch's count of in-place changes; inference tensors have none."""
+    return None if matrix.is_inference() else matrix._version
 
 
 def _factorises(correlation: Tensor, shift: float) -> bool:

@@ -125,10 +125,10 @@ class MaskProblem(Problem):
     def rounding(self, point: Tensor) -> Tensor:
         """Bound rounding by |G_ij| ≤ (1 + τ) sqrt(G_ii G_jj): (rows,) float64."""
         magnitude = self.diagonal.sqrt()
-        inner = (magnitude * (1 - point).abs()).sum(dim=1)
-        rows, cols = self.shape
-        terms = cols + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
-        return 8 * terms * UNIT_ROUNDOFF * inner * (inner + magnitude.sum(dim=1))
+        outer = magnitude.sum(dim=1)
+        # 1 − m is itself rounded, so that it may vanish where what it stands for does not.
+        inner = (magnitude * (1 - point).abs()).sum(dim=1) + UNIT_ROUNDOFF * outer
+        return 8 * self.terms() * UNIT_ROUNDOFF * inner * (inner + outer)
 
     def flatter(self, point: Tensor, half_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Scale z = 1 − m per coupled block to the largest bound.

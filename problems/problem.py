@@ -120,6 +120,11 @@ class Problem(ABC):
     def rounding(self, point: Tensor) -> Tensor:
         """Bound the rounding error of the value and of a tangent at ``point`` over all masks: (rows,) float64."""
 
+    def terms(self) -> int:
+        """Return how many terms the longest sum of a coupled block adds up, for bounds on rounding."""
+        rows, cols = self.shape
+        return cols + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
+
     @property
     def nonnegative(self) -> bool:
         """Whether the objective is at least 0 wherever Q is positive semidefinite."""

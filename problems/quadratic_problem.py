@@ -101,10 +101,8 @@ class QuadraticProblem(Problem):
         magnitude = self.diagonal.sqrt()
         inner = (magnitude * point.abs()).sum(dim=1)
         linear = self.linear.to(torch.float64).abs()
-        rows, cols = self.shape
-        terms = cols + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
         total = inner * (inner + magnitude.sum(dim=1)) + (linear * (1 + point.abs())).sum(dim=1)
-        return 8 * terms * UNIT_ROUNDOFF * total
+        return 8 * self.terms() * UNIT_ROUNDOFF * total
 
     def score(self, name: str, power: float = 0.5) -> Tensor:
         """Return what selecting each entry alone saves, −(Q_jj + linear_j), whatever saliency is asked for."""

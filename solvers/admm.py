@@ -13,12 +13,13 @@ from relaxprune.problems import MaskProblem, Problem, RelaxPruneError, Working
 from relaxprune.problems.mask_problem import WorkingMask
 
 from .base import CHECK_EVERY
+from .gap import within_gap
 from .loop import IterativeSolver, Plan, State
 
 _LOG = logging.getLogger("relaxprune")
 _LEVELS = 20  # values of ρ that the binary variant rises through
 _RISE = 3.0  # from rho / 3 to 3 rho
-_BALANCE, _FACTOR = 3.0, 2.0  # residuals further apart than this change ρ by this
+_BALANCE, _FACTOR = 1.5, 1.5  # residuals further apart than this change ρ by this
 _NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
 _DEAD = 1e-12  # of the mean: a smaller diagonal entry of the Gram is not divided by
 _DAMPING = 2e-3  # of the diagonal; a Gram matrix is refused when it is indefinite by more than half of it
@@ -35,57 +36,60 @@ class Shifted:
         root = (diagonal / mean).clamp_min(_DEAD) ** (power / 2)
         self.gram = wide / root / root.unsqueeze(1)  # (cols, cols) float64
         self.gram /= float(self.gram.diagonal().mean()) or 1.0
-        self.weight = problem.weight * root.to(problem.weight.dtype)  # (rows, cols)
-        felt = problem.diagonal > _NEGLIGIBLE
-        self.size = torch.where(felt, self.weight.square(), 0.0)  # (rows, cols): the projection's weights
-        self.inverse_size = torch.where(felt, self.weight.square().reciprocal(), 0.0)
+        self.root = root.to(problem.weight.dtype)  # (cols,)
         self.rho = 1.0
 
     def set(self, problem: WorkingMask, rho: float) -> None:
         """Factorise G + ρI and form the matrix that ``solve`` multiplies by."""
-        identity = torch.eye(self.gram.shape[0], dtype=torch.float64, device=self.gram.device)
-        factor, info = torch.linalg.cholesky_ex(self.gram + rho * identity)
+        shifted = self.gram.clone()
+        shifted.diagonal().add_(rho)
+        factor, info = torch.linalg.cholesky_ex(shifted)
         if int(info):
             _LOG.warning("admm: G + %g I is indefinite; %g of the diagonal is added in the solver", rho, _DAMPING)
-            damped = self.gram + rho * identity + _DAMPING * torch.diag(self.gram.diagonal())
-            factor = torch.linalg.cholesky(damped)
-        matrix = torch.cholesky_inverse(factor).mul_(rho).to(self.weight.dtype)
+            shifted.diagonal().add_(_DAMPING * self.gram.diagonal())
+            factor = torch.linalg.cholesky(shifted)
+        matrix = torch.cholesky_inverse(factor).mul_(rho).to(self.root.dtype)
         self.rho = rho
-        self.product = WorkingMask(self.weight, matrix, self.size, problem.polytope)
+        one = matrix.new_ones(1, 1)
+        # A working problem of weight one: its one product is the solve, and is seen by whatever watches products.
+        self.product = WorkingMask(one, matrix, one, problem.polytope)
 
-    def solve(self, pruned: Tensor) -> Tensor:
-        """Return the residual that answers ``pruned``, in units of the mask: ((w ∘ pruned) ρ (G + ρI)⁻¹) / w."""
-        return self.product.image(pruned).mul_(self.inverse_size)
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``."""
-        self.product = self.product.select(index)
-        for name in ("weight", "size", "inverse_size"):
-            setattr(self, name, getattr(self, name)[index])
+    def solve(self, residual: Tensor) -> Tensor:
+        """Return ``residual`` ρ (G + ρI)⁻¹, (rows, cols): one product."""
+        return self.product.image(residual)
 
 
 class AdmmState(State):
-    """The mask m, and the dual divided by w, both in units of the mask."""
+    """The mask m, the scaled dual u, and what was last judged."""
 
     def __init__(self, problem: WorkingMask, start: Tensor, solver: Admm, plan: Plan) -> None:
         """Begin at ``start`` (rows, cols) with a dual of zero."""
         self.binary = solver.variant == "binary"
         self.mask = start.clone()
-        self.dual = torch.zeros_like(start)
         self.shifted = Shifted(problem, solver.power)
-        self.shifted.set(problem, solver.rho / _RISE if self.binary else solver.rho)
+        felt = problem.diagonal > _NEGLIGIBLE
+        self.weight = torch.where(felt, problem.weight * self.shifted.root, 0.0)  # w, (rows, cols)
+        self.size = self.weight.square()  # the projection's weights
+        self.dual = torch.zeros_like(self.weight)  # u
         self.rho = solver.rho
         self.iteration, self.iterations = 0, plan.iterations
         self.gap_tolerance = plan.gap_tolerance
         self.product_count = 0
+        self.set_rho(problem, solver.rho / _RISE if self.binary else solver.rho)
         self.best = start.clone()
         self.best_value = start.new_full((problem.polytope.block_count(problem.shape),), torch.inf)
+        self.half_gradient = torch.zeros_like(start)
+        self.sound = torch.ones((), dtype=torch.bool, device=start.device)
         if self.binary:
             self.judge(problem)
 
     def point(self) -> Tensor:
-        """Return the relaxed mask, or the best mask seen; a dual that left the finite numbers shows."""
-        return torch.where(torch.isfinite(self.dual), self.best if self.binary else self.mask, torch.nan)
+        """Return the relaxed mask, or the best mask seen."""
+        return self.best if self.binary else self.mask
+
+    def finite(self) -> Tensor:
+        """Check what a broken product reaches: the dual, or a half gradient that a mask was judged by."""
+        return self.sound & torch.isfinite(self.dual).all()
 
     def relaxed(self) -> Tensor | None:
         """Return the relaxed mask, a projection: always feasible."""
@@ -93,19 +97,22 @@ class AdmmState(State):
 
     def select(self, index: Tensor) -> None:
         """Keep the rows in ``index``."""
-        self.shifted.select(index)
-        for name in ("mask", "dual", "best", "best_value"):
+        for name in ("mask", "weight", "size", "dual", "best", "best_value", "half_gradient"):
             setattr(self, name, getattr(self, name)[index])
 
     def set_rho(self, problem: WorkingMask, rho: float) -> None:
         """Change ρ; the dual keeps its unscaled value."""
         self.dual *= self.shifted.rho / rho
         self.shifted.set(problem, rho)
+        rows, cols = problem.shape
+        self.product_count += -(-cols // (2 * rows))
 
     def judge(self, problem: Working) -> None:
-        """Remember, per coupled block, the mask with the least objective."""
-        value = problem.polytope.block_sum(problem.row_value(self.mask, problem.half_gradient(self.mask)))
+        """Take the half gradient at the mask and, per coupled block, remember the mask with the least objective."""
+        self.half_gradient = problem.half_gradient(self.mask)
+        self.sound = self.sound & torch.isfinite(self.half_gradient).all()
         self.product_count += 1
+        value = problem.polytope.block_sum(problem.row_value(self.mask, self.half_gradient))
         better = value < self.best_value
         self.best_value = torch.where(better, value, self.best_value)
         self.best = torch.where(problem.polytope.to_rows(better, self.mask.shape[0]), self.mask, self.best)
@@ -119,13 +126,13 @@ class Admm(IterativeSolver[AdmmState]):
     ρ (G + ρI)⁻¹. The mask's step separates: "relaxed" projects 1 − (r + u) / w onto the polytope, weighted by w²;
     "binary" takes the exact minimiser over masks, the largest w² (2t − 1), and keeps the best mask seen. The relaxed
     ρ balances the residuals (Boyd, Parikh, Chu, Peleato and Eckstein, 2011, sections 3.1 and 3.4), and stays fixed in
-    the second half. Binary masks are no convex set: there ρ rises step by step, which freezes the mask while it is
-    still moved by the residual. ADMM with one factorisation for all rows of a layer, and columns scaled by
-    their norm: Boža, arXiv 2401.02938, which updates weights under a given mask; here the mask is the unknown.
+    the second half. Binary masks are no convex set: there ρ rises step by step, until the mask has settled (as in ALPS:
+    Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a layer, and scaled columns: Boža,
+    arXiv 2401.02938, which updates weights under a given mask; here weights stay and the mask is the unknown.
 
-    One product per iteration and one every 10 to judge. A factorisation is no product, but costs about
-    cols / (2 rows) of them: few for "relaxed", 20 for "binary". A Gram matrix that is indefinite beyond ρ is damped
-    inside the solver, with a warning in the log.
+    One product per iteration and one every 10 to judge. A factorisation, few for "relaxed" and 20 for "binary", has
+    the arithmetic of cols / (2 rows) products and counts as so many, rounded up. A Gram matrix that is indefinite
+    beyond ρ is damped inside the solver, with a warning in the log.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; factorisations are float64.
@@ -136,12 +143,11 @@ class Admm(IterativeSolver[AdmmState]):
 
     variant: Literal["binary", "relaxed"] = "binary"
     rho: float = 0.3
-    power: float = 0.5
+    power: float = 0.6
 
     name: ClassVar[str] = "admm"
     summary: ClassVar[str] = "ADMM on residual and mask: binary with rising penalty, or the relaxation"
     default_iterations: ClassVar[int] = 200
-    default_gap: ClassVar[float] = 1e-4
     matrices: ClassVar[int] = 22  # the projection works in float64
 
     def __post_init__(self) -> None:
@@ -173,38 +179,35 @@ class Admm(IterativeSolver[AdmmState]):
 
     def step(self, problem: Working, state: AdmmState) -> None:
         """Solve for the residual, then for the mask, then move the dual; now and then change ρ."""
-        polytope, shifted = problem.polytope, state.shifted
-        target = shifted.solve(1 - state.mask - state.dual).add_(state.dual)  # (r + u) / w
+        polytope, weight = problem.polytope, state.weight
+        pruned = weight * (1 - state.mask)
+        target = state.shifted.solve(pruned - state.dual).add_(state.dual)  # r + u
         if state.binary:
-            mask = polytope.lmo(shifted.size * (2 * target - 1))
+            mask = polytope.lmo(2 * weight * target - state.size)
         else:
-            mask = polytope.project(1 - target, shifted.size)
-        dual = torch.where(shifted.size > 0, target + mask - 1, 0.0)
-        moved, gap = mask - state.mask, dual - state.dual
+            mask = polytope.project(torch.where(state.size > 0, 1 - target / weight, 0.5), state.size)
+        dual = target - weight * (1 - mask)
+        residuals = dual - state.dual, weight * (mask - state.mask)
         state.mask, state.dual = mask, dual
         state.iteration += 1
         state.product_count += 1
+        look = state.iteration % CHECK_EVERY == 0
+        if look or state.iteration == state.iterations:
+            state.judge(problem)
         if state.binary:
-            if state.iteration % CHECK_EVERY == 0 or state.iteration == state.iterations:
-                state.judge(problem)
             _rise(_masked(problem), state)
-        elif state.iteration % CHECK_EVERY == 0 and 2 * state.iteration < state.iterations:
-            _balance(_masked(problem), state, (gap, moved))
+        elif look and 2 * state.iteration < state.iterations:
+            _balance(_masked(problem), state, residuals)
 
     def done(self, problem: Working, state: AdmmState) -> Tensor:
-        """Binary: after the last ρ. Relaxed: a Frank-Wolfe gap within ``gap_tolerance`` (1e-4) of the objective."""
-        polytope, point = problem.polytope, state.mask
-        if state.binary:
-            over = state.iteration >= state.iterations
-            return torch.full((polytope.block_count(problem.shape),), over, dtype=torch.bool, device=point.device)
-        half = problem.half_gradient(point)
-        state.product_count += 1
-        value = polytope.block_sum(problem.row_value(point, half))
-        gap = 2 * polytope.block_sum(torch.linalg.vecdot(half, point - polytope.lmo(half)))
-        return gap <= (self.default_gap if state.gap_tolerance is None else state.gap_tolerance) * value.abs()
+        """Tell which blocks are within the gap tolerance; masks are done after the last ρ."""
+        if not state.binary:
+            return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
+        over = state.iteration >= state.iterations
+        return torch.full((len(state.best_value),), over, dtype=torch.bool, device=state.mask.device)
 
     def products(self, state: AdmmState) -> int:
-        """Return one product per iteration, and one whenever a mask is judged."""
+        """Return one product per iteration, one whenever a mask is judged, and what factorisations amount to."""
         return state.product_count
 
 
@@ -226,8 +229,7 @@ def _rise(problem: WorkingMask, state: AdmmState) -> None:
 def _balance(problem: WorkingMask, state: AdmmState, residuals: tuple[Tensor, Tensor]) -> None:
     """Raise ρ when the primal residual is much the larger one, lower it when the dual one is."""
     shifted = state.shifted
-    primal, moved = (float((shifted.weight * part).norm()) for part in residuals)
-    dual = shifted.rho * moved
+    primal, dual = float(residuals[0].norm()), shifted.rho * float(residuals[1].norm())
     if primal > _BALANCE * dual:
         state.set_rho(problem, shifted.rho * _FACTOR)
     elif dual > _BALANCE * primal:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
 
+from .gap import within_gap
 from .loop import IterativeSolver, Plan, State
 
 _RAISE = 1.1  # a rejected step bound becomes this much more than the curvature that refuted it
@@ -37,6 +38,10 @@ class FistaState(State):
     def point(self) -> Tensor:
         """Return x, a projection: always feasible."""
         return self.iterate
+
+    def finite(self) -> Tensor:
+        """Check what a broken product reaches: the next half gradient, or the step's curvature."""
+        return torch.isfinite(self.ahead_half).all() & torch.isfinite(self.bound).all()
 
     def relaxed(self) -> Tensor:
         """Return x: every iterate is one of the convex phase."""
@@ -77,14 +82,7 @@ class Fista(IterativeSolver[FistaState]):
     name: ClassVar[str] = "fista"
     summary: ClassVar[str] = "accelerated projected gradient on the relaxation"
     default_iterations: ClassVar[int] = 200
-    default_gap: ClassVar[float] = 1e-4
     matrices: ClassVar[int] = 22  # the projection works in float64
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        super().__post_init__()
-        if not isinstance(self.scaled, bool):
-            raise RelaxPruneError(f"scaled must be True or False, got {self.scaled!r}")
 
     def check(self, problem: Problem) -> None:
         """Refuse a set without a projection."""
@@ -115,18 +113,17 @@ class Fista(IterativeSolver[FistaState]):
         curvature = polytope.block_sum(torch.linalg.vecdot(half, direction))
         half += state.ahead_half
         size = polytope.block_sum(torch.linalg.vecdot(direction, _scaled(direction, state.metric)))
-        fits = curvature <= state.bound * size
-        state.bound = torch.where(fits, state.bound, _RAISE * curvature / size)
+        raised = _RAISE * curvature / size
+        # A step along entries of no metric has no size: nothing refutes it but rounding.
+        fits = (curvature <= state.bound * size) | ~torch.isfinite(raised)
+        state.bound = torch.where(fits, state.bound, raised)
         _advance(problem, state, (found, half, direction), fits)
         state.iteration += 1
         state.product_count += 1
 
     def done(self, problem: Working, state: FistaState) -> Tensor:
-        """Return which blocks have a Frank-Wolfe gap within ``gap_tolerance`` (1e-4) of their objective: (blocks,)."""
-        polytope, half, point = problem.polytope, state.half_gradient, state.iterate
-        value = polytope.block_sum(problem.row_value(point, half))
-        gap = 2 * polytope.block_sum(torch.linalg.vecdot(half, point - polytope.lmo(half)))
-        return gap <= (self.default_gap if state.gap_tolerance is None else state.gap_tolerance) * value.abs()
+        """Tell which blocks are within the gap tolerance."""
+        return within_gap(problem, state.iterate, state.half_gradient, state.gap_tolerance)
 
     def products(self, state: FistaState) -> int:
         """Return one product at the start, one per iteration, one per refresh."""

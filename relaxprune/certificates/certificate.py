@@ -12,6 +12,7 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
 from relaxprune.problems.polytopes.base import whole_number
+from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
@@ -20,6 +21,7 @@ from .fw_gap import fw_bound
 
 METHODS = ("fw",)
 _ITERATIONS = 200
+_LAST_DIGITS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +121,20 @@ def build(
     """Return the Frank-Wolfe certificate of a mask with these objectives, from the tangent at ``point``."""
     started = time.monotonic() if started is None else started
     bound = fw_bound(problem, point, memory_bytes)
-    # A mask is itself a bound's ceiling: where rounding leaves the bound a last digit above it, the mask is optimal.
+    # Both are rounded: a bound may pass an optimal mask by that much, and any more would disprove the bound.
+    excess = bound.row_lower_bound - row_objective
+    if bool((excess > bound.row_rounding + _LAST_DIGITS * row_objective.abs()).any()):
+        raise RuntimeError(
+            f"the {METHODS[0]} bound of a coupled block exceeds the objective of a feasible mask by "
+            f"{float(excess.amax()):.3g}: a bug, please report it"
+        )
     row_bound = torch.minimum(bound.row_lower_bound, row_objective)
+    total = float(row_bound.sum()) - len(row_bound) * UNIT_ROUNDOFF * float(row_bound.abs().sum())
     proof = problem.proof
     return Certificate(
         method="fw",
         objective=float(row_objective.sum()),
-        lower_bound=float(row_bound.sum()),
+        lower_bound=total,
         row_objective=row_objective,
         row_lower_bound=row_bound,
         rows_covered=problem.shape[0],
@@ -135,7 +144,7 @@ def build(
             "psd_method": proof.method,
             "smallest_eigenvalue": proof.smallest_eigenvalue,
             "shift": proof.shift,
-            "rounding_slack": bound.rounding_slack,
+            "rounding_slack": float(bound.row_rounding.sum()),
             "convexity_slack": bound.convexity_slack,
         },
         relaxed_objective=float(bound.value.sum()),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem
+from relaxprune.problems.precision import UNIT_ROUNDOFF
 
 _MATRICES = 12  # float64 tensors of the problem's shape held at once
 
@@ -19,13 +20,13 @@ class FwBound:
     Attributes:
         row_lower_bound: (blocks,) float64.
         value: (blocks,) float64, f at the relaxed mask that gave the tangent.
-        rounding_slack: the part of the bound given away to rounding errors, summed over blocks.
+        row_rounding: (blocks,) the part of the bound given away to rounding errors.
         convexity_slack: the part given away to a Gram that is not proven PSD, summed over blocks.
     """
 
     row_lower_bound: Tensor
     value: Tensor
-    rounding_slack: float
+    row_rounding: Tensor
     convexity_slack: float
 
 
@@ -46,7 +47,7 @@ def fw_bound(problem: Problem, point: Tensor, memory_bytes: int) -> FwBound:
     return FwBound(
         torch.cat([piece.row_lower_bound for piece in pieces]),
         torch.cat([piece.value for piece in pieces]),
-        sum(piece.rounding_slack for piece in pieces),
+        torch.cat([piece.row_rounding for piece in pieces]),
         sum(piece.convexity_slack for piece in pieces),
     )
 
@@ -63,9 +64,10 @@ def _bound(problem: Problem, point: Tensor) -> FwBound:
     lowered = problem.row_value(point, half) - proof.shift * (diagonal * point * (1 - point)).sum(dim=1)
     half = half + proof.shift * diagonal * (point - 0.5)
     bound = polytope.block_sum(lowered - 2 * (half * point).sum(dim=1)) + 2 * polytope.lmo_bound(half)
-    slack = polytope.block_sum(problem.rounding(point))
+    shifted = proof.shift * (diagonal * (1 + point.abs()).square()).sum(dim=1)
+    slack = polytope.block_sum(problem.rounding(point) + 8 * problem.terms() * UNIT_ROUNDOFF * shifted)
     bound = bound - slack
     if proof.psd and problem.nonnegative:
         bound = bound.clamp_min(0)
     convexity = proof.shift * float((diagonal * (1 - polytope.lmo(diagonal))).sum()) if proof.shift else 0.0
-    return FwBound(bound, value, float(slack.sum()), convexity)
+    return FwBound(bound, value, slack, convexity)
