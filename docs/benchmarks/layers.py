@@ -1,8 +1,9 @@
-"""Masks of real layers: objective relative to Wanda's mask, products, rounding loss and gap.
+"""Masks of real layers by several methods: objective relative to Wanda's mask, products, rounding loss, gap, seconds.
 
-    python docs/benchmarks/layers.py --rows 32 layer1.safetensors layer2.safetensors
+    python docs/benchmarks/layers.py --rows 32 --methods fw,swap layer1.safetensors layer2.safetensors
 
-Each file holds `weight` (rows, cols) and `gram` (cols, cols).
+Each file holds `weight` (rows, cols) and `gram` (cols, cols). Seconds of one layer are taken in one run, one method
+after the other.
 """
 
 from __future__ import annotations
@@ -16,10 +17,44 @@ from safetensors.torch import load_file
 from relaxprune import NM, KSparse, MaskProblem, solve
 from relaxprune.problems import Polytope
 
-SPARSEFW_ALPHAS = (0.25, 0.5, 0.75, 0.9)
+METHODS: dict[str, tuple[dict[str, Any], ...]] = {
+    "fw": ({"solver": "fw"},),
+    "fw-100": ({"solver": "fw", "max_iterations": 100},),
+    "swap": ({"solver": "swap"},),
+    "oneshot": ({"solver": "magnitude"}, {"solver": "ria"}),
+    "sparsefw": tuple(
+        {"solver": "sparsefw", "alpha": alpha, "at_most": at_most}
+        for at_most in (False, True)
+        for alpha in (0.25, 0.5, 0.75, 0.9)
+    ),
+    "sparsefw+swap": tuple({"solver": "sparsefw", "alpha": a, "polish": "swap"} for a in (0.25, 0.5, 0.75, 0.9)),
+    "relaxations": (
+        {"solver": "fw", "anneal": False, "max_iterations": 2000},
+        {"solver": "dicg"},
+        {"solver": "fista"},
+        {"solver": "fista", "max_iterations": 1000},
+        {"solver": "admm", "variant": "relaxed"},
+    ),
+    "admm": ({"solver": "admm"},),
+    "ils": ({"solver": "ils", "time_limit_s": 60.0},),
+}
+PATTERNS = ("50%", "60%", "2:4")
 
 
-def row(name: str, problem: MaskProblem, what: str, wanda: float, **options: Any) -> None:
+def polytope(pattern: str, shape: tuple[int, int]) -> Polytope:
+    """Return the set of masks that a column of the table is about."""
+    if pattern.endswith("%"):
+        return KSparse.from_sparsity(float(pattern[:-1]) / 100, shape)
+    keep, group = pattern.split(":")
+    return NM(int(keep), int(group))
+
+
+def label(options: dict[str, Any]) -> str:
+    """Return how a line of the table calls these options."""
+    return " ".join(str(value) if name == "solver" else f"{name}={value}" for name, value in options.items())
+
+
+def line(name: str, problem: MaskProblem, wanda: float, options: dict[str, Any]) -> None:
     """Solve once and print one line."""
     started = time.perf_counter()
     solution = solve(problem, **options)
@@ -27,7 +62,7 @@ def row(name: str, problem: MaskProblem, what: str, wanda: float, **options: Any
     loss = solution.rounding_loss
     shown = "" if loss is None else f"{100 * loss / solution.objective:.2f} %"
     print(
-        f"| {name} | {what} | {solution.objective / wanda:.4f} | {solution.stats.products:.0f} | {shown} "
+        f"| {name} | {label(options)} | {solution.objective / wanda:.4f} | {solution.stats.products:.0f} | {shown} "
         f"| {solution.relative_gap:.2f} | {seconds:.2f} |",
         flush=True,
     )
@@ -35,10 +70,11 @@ def row(name: str, problem: MaskProblem, what: str, wanda: float, **options: Any
 
 def main() -> None:
     """Print a table in Markdown."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
-    parser.add_argument("--rows", type=int, default=None)
-    parser.add_argument("--sparsefw", action="store_true", help="SparseFW at four alphas too")
+    parser.add_argument("--rows", type=int, default=None, help="only the first rows of every layer")
+    parser.add_argument("--methods", default="fw,fw-100,swap", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--patterns", default=",".join(PATTERNS))
     arguments = parser.parse_args()
     print("| layer | method | / Wanda's objective | products | rounding loss | relative gap | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -46,22 +82,12 @@ def main() -> None:
         tensors = load_file(file)
         weight = tensors["weight"][: arguments.rows].contiguous()
         short = file.rpartition("/")[2].removesuffix(".safetensors")
-        sets: list[tuple[str, Polytope]] = [
-            ("50 %", KSparse.from_sparsity(0.5, (weight.shape[0], weight.shape[1]))),
-            ("60 %", KSparse.from_sparsity(0.6, (weight.shape[0], weight.shape[1]))),
-            ("2:4", NM(2, 4)),
-        ]
-        for pattern, polytope in sets:
-            problem = MaskProblem(weight, tensors["gram"], polytope)
-            name = f"{short} {pattern}"
+        for pattern in arguments.patterns.split(","):
+            problem = MaskProblem(weight, tensors["gram"], polytope(pattern, (weight.shape[0], weight.shape[1])))
             wanda = solve(problem, "wanda").objective
-            row(name, problem, "fw (default)", wanda)
-            row(name, problem, "fw, 100 iterations", wanda, max_iterations=100)
-            row(name, problem, "1-swap from Wanda", wanda, solver="swap")
-            for alpha in SPARSEFW_ALPHAS if arguments.sparsefw else ():
-                for at_most in (False, True):
-                    options = {"solver": "sparsefw", "alpha": alpha, "at_most": at_most}
-                    row(name, problem, f"sparsefw alpha={alpha} at_most={at_most}", wanda, **options)
+            for method in arguments.methods.split(","):
+                for options in METHODS[method]:
+                    line(f"{short} {pattern}", problem, wanda, options)
 
 
 if __name__ == "__main__":
