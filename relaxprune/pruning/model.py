@@ -27,6 +27,7 @@ from .settings import Target as Target
 from .stages import Propagation, Rerun, Stage, block_propagation, make_agenda
 from .state import borrowed, read_batches
 from .statistics import StatisticsCollector
+from .streams import decoder_layers
 
 UNREACHED = "no batch reached it"
 
@@ -54,7 +55,8 @@ def prune_model(
         model: any module on one device; transformers language models are pruned in their blocks only, unless
             `options.include` says otherwise.
         batches: iterable, read once, of tensors (the model's first argument) or mappings (its keyword arguments;
-            an `attention_mask` of shape (batch, tokens) marks padding with 0, which never counts).
+            an `attention_mask` of shape (batch, tokens) marks padding with 0, which never counts, and a
+            `decoder_attention_mask` that of an encoder-decoder model's other tokens).
         sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
@@ -103,6 +105,7 @@ class _Run:
     masks: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     propagation: str = "rerun"
+    of_decoder: frozenset[str] = frozenset()
     stages: int = 0
     started: float = field(default_factory=time.perf_counter)
 
@@ -112,6 +115,7 @@ class _Run:
         rerun = Rerun(model, read)
         blocks = self.survey.blocks
         with self.timed("capture"):
+            self.of_decoder = decoder_layers(model, self.survey.layers, read)
             agenda = make_agenda(model, self.survey.layers, blocks, read[0])
         self.stages = agenda.count
         for stage in agenda.before:
@@ -156,7 +160,7 @@ class _Run:
 
     def solve_stage(self, stage: Stage, propagation: Propagation) -> BlockRecord:
         """Gather the Grams of a stage, then solve and write each of its layers."""
-        collector = StatisticsCollector(stage.layers)
+        collector = StatisticsCollector(stage.layers, of_decoder=self.of_decoder)
         with self.timed("statistics"):
             propagation.observe(stage, collector)
         solved: dict[str, tuple[Tensor, LayerReport]] = {}

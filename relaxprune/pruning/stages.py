@@ -58,7 +58,7 @@ class Rerun:
     def observe(self, stage: Stage, collector: StatisticsCollector) -> None:
         """Put every batch through the model while the collector listens."""
         for number, batch in enumerate(self.batches):
-            with collector.listening(number, batch.kept):
+            with collector.listening(number, batch.kept, batch.decoder_kept):
                 run_model(self.model, batch)
 
     def advance(self, stage: Stage) -> None:
@@ -82,7 +82,7 @@ class Replay:
         """Put every batch through the block while the collector listens."""
         for number, (batch, tape) in enumerate(zip(self.batches, self.tapes, strict=True)):
             if stage.index in tape.calls:
-                with collector.listening(number, batch.kept):
+                with collector.listening(number, batch.kept, batch.decoder_kept):
                     tape.run(stage.index, self.blocks[stage.index])
 
     def advance(self, stage: Stage) -> None:

@@ -24,11 +24,13 @@ class Batch:
         args: positional arguments.
         kwargs: keyword arguments.
         kept: (batch, tokens) bool, False for padding; None when there is none.
+        decoder_kept: the same for the decoder's tokens of an encoder-decoder model.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    kept: Tensor | None
+    kept: Tensor | None = None
+    decoder_kept: Tensor | None = None
 
 
 def read_batches(batches: Iterable[Any]) -> list[Batch]:
@@ -37,10 +39,10 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
     Args:
         batches: an iterable (generators too) of tensors, which become the model's first argument, or of mappings,
             which become its keyword arguments. An integer tensor of one dimension is one window of tokens. A
-            2-D `attention_mask` marks padding with 0.
+            2-D `attention_mask` marks padding with 0, and a `decoder_attention_mask` that of a decoder of its own.
 
     Raises:
-        RelaxPruneError: no batch, or a batch of another type.
+        RelaxPruneError: no batch, a batch of another type, or padding that no mask marks.
     """
     if isinstance(batches, (str, bytes, Mapping)):
         raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}.")
@@ -54,18 +56,23 @@ def _read_batch(batch: Any, index: int) -> Batch:
     """Give one batch its arguments and its padding mask."""
     if isinstance(batch, Tensor):
         window = batch.dim() == 1 and not batch.is_floating_point()
-        return Batch((batch.unsqueeze(0) if window else batch,), {}, None)
+        return Batch((batch.unsqueeze(0) if window else batch,), {})
     if not isinstance(batch, Mapping):
         raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}.")
     kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
-    mask = kwargs.get("attention_mask")
+    return Batch((), kwargs, *(_padding(kwargs, name, index) for name in ("attention_mask", "decoder_attention_mask")))
+
+
+def _padding(kwargs: Mapping[str, Any], name: str, index: int) -> Tensor | None:
+    """Return where a batch's tokens are real, (batch, tokens) bool; None where no token is padding."""
+    mask = kwargs.get(name)
     if mask is None:
-        return Batch((), kwargs, None)
+        return None
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise RelaxPruneError(f"attention_mask must have the shape (batch, tokens), got {shape} in batch {index}.")
+        raise RelaxPruneError(f"{name} must have the shape (batch, tokens), got {shape} in batch {index}.")
     kept = mask != 0
-    return Batch((), kwargs, None if bool(kept.all()) else kept)
+    return None if bool(kept.all()) else kept
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,34 +55,39 @@ class StatisticsCollector:
         order: names of the layers in the order of their first call.
     """
 
-    def __init__(self, layers: Sequence[PrunableLayer], *, multiply: bool = True) -> None:
+    def __init__(
+        self, layers: Sequence[PrunableLayer], *, multiply: bool = True, of_decoder: Collection[str] = ()
+    ) -> None:
         """Prepare for some layers.
 
         Args:
             layers: the layers to listen to.
             multiply: False to find out only who shares what and in which order.
+            of_decoder: names of the layers whose padding is `Batch.decoder_kept`; all others have `Batch.kept`.
         """
         self.groups: list[GramGroup] = [GramGroup(tuple(layers), None)] if layers else []
         self.calls: dict[str, int] = {layer.name: 0 for layer in layers}
         self.order: list[str] = []
         self._layers = tuple(layers)
         self._multiply = multiply
+        self._of_decoder = of_decoder
         self._readings: dict[str, list[Reading]] = defaultdict(list)
 
     @contextmanager
-    def listening(self, batch: int, kept: Tensor | None) -> Iterator[None]:
+    def listening(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None = None) -> Iterator[None]:
         """Listen to one forward pass, then count it; hooks are gone afterwards, also after an exception.
 
         Args:
             batch: index for error messages.
             kept: (batch, tokens) bool, False for padding; None when all tokens count.
+            decoder_kept: the same for the layers that read the decoder's tokens.
         """
         handles = [
             layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True) for layer in self._layers
         ]
         try:
             yield
-            self._absorb(batch, kept)
+            self._absorb(batch, kept, decoder_kept)
         finally:
             self._readings.clear()
             for handle in handles:
@@ -99,7 +104,7 @@ class StatisticsCollector:
 
         return note
 
-    def _absorb(self, batch: int, kept: Tensor | None) -> None:
+    def _absorb(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None) -> None:
         """Split the groups by what was read in this pass, and count each distinct reading once."""
         groups: list[GramGroup] = []
         for group in self.groups:
@@ -112,7 +117,10 @@ class StatisticsCollector:
                 own = group.accumulator if part == 0 or group.accumulator is None else group.accumulator.clone()
                 groups.append(GramGroup(tuple(layers), own))
         # Only now is anything added: a clone must not hold what another part read in this pass.
-        self.groups = [self._count(group, batch, kept) for group in groups]
+        self.groups = [
+            self._count(group, batch, decoder_kept if group.layers[0].name in self._of_decoder else kept)
+            for group in groups
+        ]
 
     def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:
         """Add this pass's readings of a group's first layer, which are those of all its layers."""
