@@ -19,6 +19,7 @@ from .checkpoint import check_config, check_weights, first_line, weight_files
 from .gguf_file import check_gguf
 from .sources import SOURCES as SOURCES
 from .sources import Checkpoint, resolve_source
+from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,6 @@ _DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-_SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError)
 
 
@@ -41,8 +41,8 @@ class LoadOptions:
 
     Attributes:
         device: a `torch.device` name; None leaves the model where transformers loads it.
-        dtype: "auto" keeps the checkpoint's own dtype, whatever its config says; otherwise bfloat16, float16,
-            float32 or float64. It sets what the model computes in.
+        dtype: "auto" keeps every tensor in the checkpoint's own dtype, whatever its config says, and computes in the
+            one that most of it is stored in; bfloat16, float16, float32 or float64 cast all of it.
         revision: branch, tag or commit of a hub model.
         cache_dir: the hub cache; None for its usual place.
         attn_implementation: "eager", "sdpa", ...; None for the model's default.
@@ -112,6 +112,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     dtype = _choose_dtype(source, options.dtype, counts)
     model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
+    if len(counts) > 1 and options.dtype == "auto":
+        keep_stored_dtypes(model, checkpoint.folder, info["unexpected_keys"])
     if options.device is not None:
         torch.nn.Module.to(model, torch.device(options.device))
     description = {
@@ -122,7 +124,7 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
         "revision": options.revision,
         "commit": checkpoint.commit,
         "checkpoint_dtypes": dict(counts),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "device": str(model.device),
         "attn_implementation": model.config._attn_implementation,
         "trust_remote_code": options.trust_remote_code,
@@ -155,12 +157,12 @@ def _card_licence(checkpoint: Checkpoint) -> str | None:
 def _choose_dtype(source: str, requested: str, counts: Counter[str]) -> torch.dtype:
     """The requested dtype, or the one that most of the checkpoint is stored in; GGUF dequantises to float32."""
     stored = counts.most_common(1)[0][0] if counts else "F32"
-    if stored not in _SAFETENSORS_DTYPES:
+    if stored not in FLOAT_DTYPES:
         raise RelaxPruneError(
             f"model {source!r} stores its weights as {stored}, a quantised or integer format that cannot be pruned: "
             "give the model it was made from"
         )
-    return _DTYPES[_SAFETENSORS_DTYPES[stored] if requested == "auto" else requested]
+    return FLOAT_DTYPES[stored] if requested == "auto" else _DTYPES[requested]
 
 
 def _load(

@@ -18,6 +18,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .durable import move_into
 from .layers import find_layers
+from .stored_dtypes import keep_stored_dtypes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,6 +98,8 @@ def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str,
     absent = sorted(map(str, {*info["missing_keys"], *info.get("mismatched_keys", ())}))
     if absent:
         raise RelaxPruneError(f"saved model {str(folder)!r} lacks {absent[0]!r} ({len(absent)} tensors in all)")
+    # Transformers casts what a mixed checkpoint stores; what counts is the bits in the files.
+    keep_stored_dtypes(reloaded, folder, info["unexpected_keys"])
     written, meant = reloaded.state_dict(), model.state_dict()
     for name, tensor in meant.items():
         if name not in written or not _same_bits(written[name], tensor):

@@ -108,7 +108,7 @@ def test_a_decoder_mask_of_another_shape_is_refused():
 
 def test_padding_in_labels_that_nothing_marks_is_refused():
     batch = {"input_ids": torch.randint(3, 40, (2, 4)), "labels": torch.tensor([[5, 6, 2], [7, 2, -100]])}
-    with pytest.raises(RelaxPruneError, match="labels must come with a decoder_attention_mask .* in batch 1"):
+    with pytest.raises(RelaxPruneError, match=r"labels must come with a decoder_attention_mask .* in batch 1"):
         prune_model(model_of("t5"), [batch_of(), batch], sparsity=0.5)
 
 

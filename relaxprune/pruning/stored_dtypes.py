@@ -1,0 +1,104 @@
+"""Checkpoints that mix dtypes: every tensor keeps the dtype and the bits that it is stored with.
+
+Transformers loads all tensors in one dtype, and most models compute in one only (a float32 norm between bfloat16
+linear layers makes them fail). So a tensor of another dtype is put back as it is stored, and lent to its module in the
+dtype of the model while the module runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .checkpoint import read_safetensors_header, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FLOAT_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[str] = ()) -> int:
+    """Put back the tensors that loading has cast, with their stored bits; the model computes as before.
+
+    Args:
+        model: loaded from ``folder``.
+        folder: a checkpoint of safetensors files.
+        unused: tensors of the checkpoint that the model does not have.
+
+    Returns:
+        How many tensors were put back.
+
+    Raises:
+        RelaxPruneError: a tensor of another dtype cannot be found in the model under its stored name.
+    """
+    from safetensors import safe_open
+
+    state = model.state_dict(keep_vars=True)
+    compute = {name: tensor.dtype for name, tensor in state.items()}
+    common = model.dtype
+    put_back: set[int] = set()
+    for file in weight_files(folder):
+        names = _cast(folder / file, state, model.base_model_prefix, unused, common)
+        with safe_open(folder / file, framework="pt") as tensors:
+            for stored, name in names.items():
+                tensor = state[name]
+                # Tied names lead to one tensor, which may be stored more than once.
+                tensor.data = tensors.get_tensor(stored).to(tensor.device)
+                put_back.add(id(tensor))
+    for module in model.modules():
+        own = {**module._parameters, **module._buffers}
+        lent = {name for name, tensor in own.items() if id(tensor) in put_back}
+        if lent:
+            _lend(module, {name: _dtype_of(own[name], state, compute) for name in lent})
+    return len(put_back)
+
+
+def _cast(
+    file: Path, state: dict[str, Tensor], prefix: str, unused: Collection[str], common: torch.dtype
+) -> dict[str, str]:
+    """Return the tensors of a file that were cast: stored name -> name in the model."""
+    names: dict[str, str] = {}
+    for stored, facts in read_safetensors_header(file).items():
+        dtype = FLOAT_DTYPES.get(facts["dtype"])
+        if dtype is None or stored in unused:
+            continue
+        forms = (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
+        name = next((form for form in forms if form in state and state[form].shape == tuple(facts["shape"])), None)
+        if name is None and dtype != common:
+            raise RelaxPruneError(
+                f"{file} stores {stored!r} as {facts['dtype']}, unlike most of its tensors, and the model has no "
+                "tensor of that name and shape to keep it in: convert the checkpoint to one dtype"
+            )
+        if name is not None and state[name].dtype != dtype:
+            names[stored] = name
+    return names
+
+
+def _dtype_of(tensor: Tensor, state: dict[str, Tensor], dtypes: dict[str, torch.dtype]) -> torch.dtype:
+    """Return the dtype that a tensor of the model was loaded in."""
+    return next(dtypes[name] for name, other in state.items() if other is tensor)
+
+
+def _lend(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+    """Have a module's own tensors in these dtypes while it runs, and with their stored bits at all other times."""
+    stored: dict[str, Tensor] = {}
+
+    def before(owner: nn.Module, _args: Any) -> None:
+        for name, dtype in dtypes.items():
+            tensor = getattr(owner, name)
+            stored.setdefault(name, tensor.data)
+            tensor.data = stored[name].to(dtype)
+
+    def after(owner: nn.Module, _args: Any, _output: Any) -> None:
+        for name in dtypes:
+            getattr(owner, name).data = stored.pop(name)
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
