@@ -165,21 +165,27 @@ class _Run:
             propagation.observe(stage, collector)
         solved: dict[str, tuple[Tensor, LayerReport]] = {}
         while collector.groups:
-            group = collector.groups.pop(0)  # its sum is freed before the next one is turned into a Gram
-            if group.accumulator is None or group.accumulator.tokens == 0:
-                continue
-            with self.timed("statistics"):
-                gram = Gram(group.accumulator.gram())
-            for layer in group.layers:
-                self.announce("layer_start", stage, layer.name)
-                inputs = LayerInputs(gram, group.accumulator.tokens, collector.calls[layer.name], group.layers[0].name)
-                with self.timed("solve"):
-                    mask, report = self.mask_solver.solve(layer, inputs, stage.index)
-                layer.apply_mask(mask)
-                solved[layer.parameter] = (mask, report)
-                self.finish(stage, report, mask)
+            solved |= self.solve_group(stage, collector)  # its Gram is freed before the next one is made
         self.skip([layer for layer in stage.layers if layer.parameter not in solved])
         return BlockRecord({name: mask for name, (mask, _) in solved.items()}, [r for _, r in solved.values()])
+
+    def solve_group(self, stage: Stage, collector: StatisticsCollector) -> dict[str, tuple[Tensor, LayerReport]]:
+        """Solve and write the layers of the collector's next group, which reads one Gram."""
+        with self.timed("statistics"):
+            layers, taken = collector.take()  # the float64 sum is gone before anything is solved
+        solved: dict[str, tuple[Tensor, LayerReport]] = {}
+        if taken is None:
+            return solved
+        gram, tokens = Gram(taken[0]), taken[1]
+        for layer in layers:
+            self.announce("layer_start", stage, layer.name)
+            inputs = LayerInputs(gram, tokens, collector.calls[layer.name], layers[0].name)
+            with self.timed("solve"):
+                mask, report = self.mask_solver.solve(layer, inputs, stage.index)
+            layer.apply_mask(mask)
+            solved[layer.parameter] = (mask, report)
+            self.finish(stage, report, mask)
+        return solved
 
     def finish(self, stage: Stage, report: LayerReport, mask: Tensor) -> None:
         """Take a pruned layer into the result."""

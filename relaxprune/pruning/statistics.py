@@ -93,6 +93,17 @@ class StatisticsCollector:
             for handle in handles:
                 handle.remove()
 
+    def take(self) -> tuple[tuple[PrunableLayer, ...], tuple[Tensor, int] | None]:
+        """Remove the first group, and with it its sum.
+
+        Returns:
+            Its layers, and their Gram with the number of tokens in it, or None where no real token reached them.
+        """
+        group = self.groups.pop(0)
+        if group.accumulator is None or group.accumulator.tokens == 0:
+            return group.layers, None
+        return group.layers, (group.accumulator.gram(), group.accumulator.tokens)
+
     def _hook(self, layer: PrunableLayer) -> Any:
         """Return the hook that notes what one layer is called with."""
 
