@@ -43,20 +43,22 @@ class Gram:
     Args:
         matrix: (cols, cols), float; symmetric up to float noise (the symmetric part is used), finite, and positive
             semidefinite up to −1e-3 in correlation scaling.
+        name: what errors call the matrix.
 
     Raises:
         RelaxPruneError: the matrix is not square, not finite, not symmetric, or clearly not PSD.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, name: str = "gram") -> None:
         """Check the matrix; see the class for what is refused."""
+        self.name = name
         if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise RelaxPruneError(f"gram must be a square (cols, cols) tensor, got {got}")
+            raise RelaxPruneError(f"{name} must be a square (cols, cols) tensor, got {got}")
         if not matrix.is_floating_point():
-            raise RelaxPruneError(f"gram must hold floats, got {matrix.dtype}")
+            raise RelaxPruneError(f"{name} must hold floats, got {matrix.dtype}")
         if not bool(torch.isfinite(matrix).all()):
-            raise RelaxPruneError("gram holds NaN or Inf; check the activations it was made from")
+            raise RelaxPruneError(f"{name} holds NaN or Inf; check what it was made from")
         matrix = matrix.detach()
         if matrix.dtype not in (torch.float32, torch.float64):
             matrix = matrix.float()
@@ -84,7 +86,7 @@ class Gram:
             RelaxPruneError: an eigenvalue is below −1e-3, or the matrix was changed in place since it was checked.
         """
         if _version(self.matrix) != self._checked_version:
-            raise RelaxPruneError("gram was changed in place after it was checked; build a new problem from it")
+            raise RelaxPruneError(f"{self.name} was changed in place after it was checked; build a new problem from it")
         return self._proof
 
     @cached_property
@@ -112,7 +114,7 @@ class Gram:
         slack = 4 * n * UNIT_ROUNDOFF * max(1.0, float(eigenvalues.abs().amax())) * max(1.0, n**0.5)
         if smallest < _REFUSED_BELOW:
             raise RelaxPruneError(
-                "gram must be positive semidefinite, but its smallest eigenvalue in correlation scaling is "
+                f"{self.name} must be positive semidefinite, but its smallest eigenvalue in correlation scaling is "
                 f"{smallest:.3g} (at least {_REFUSED_BELOW:g} is accepted); was it computed in too low a precision?"
             )
         shift = max(0.0, slack - smallest)
@@ -133,15 +135,15 @@ class Gram:
         if bool((self.diagonal < 0).any()):
             column = int(self.diagonal.argmin())
             raise RelaxPruneError(
-                "gram must be positive semidefinite, but its diagonal is "
+                f"{self.name} must be positive semidefinite, but its diagonal is "
                 f"{float(self.diagonal[column]):.3g} at column {column}"
             )
         dead = self.diagonal == 0
         if bool(dead.any()) and bool((matrix[dead] != 0).any()):
             column = int(((matrix != 0).any(dim=1) & dead).nonzero()[0])
             raise RelaxPruneError(
-                f"gram must be positive semidefinite, but column {column} has a zero diagonal and non-zero entries "
-                "beside it"
+                f"{self.name} must be positive semidefinite, but column {column} has a zero diagonal and non-zero "
+                "entries beside it"
             )
 
     def _symmetric(self, matrix: Tensor) -> Tensor:
@@ -156,8 +158,8 @@ class Gram:
                 i, j = divmod(int(excess.argmax()), matrix.shape[1])
                 i += part.start
                 raise RelaxPruneError(
-                    f"gram must be symmetric, but gram[{i}, {j}] is {float(matrix[i, j]):.6g} and gram[{j}, {i}] is "
-                    f"{float(matrix[j, i]):.6g}"
+                    f"{self.name} must be symmetric, but {self.name}[{i}, {j}] is {float(matrix[i, j]):.6g} and "
+                    f"{self.name}[{j}, {i}] is {float(matrix[j, i]):.6g}"
                 )
         return matrix.contiguous() if exact else (matrix + matrix.T).mul_(0.5)
 

@@ -45,17 +45,21 @@ class QuadraticProblem(Problem):
         if not isinstance(linear, Tensor) or linear.dim() not in (1, 2) or not linear.is_floating_point():
             got = f"{linear.dtype} of shape {tuple(linear.shape)}" if isinstance(linear, Tensor) else repr(linear)
             raise RelaxPruneError(f"linear must be a float tensor of shape (n,) or (rows, n), got {got}")
-        if not bool(torch.isfinite(linear).all()):
-            raise RelaxPruneError("linear holds NaN or Inf")
+        if 0 in linear.shape:
+            raise RelaxPruneError(f"linear must have at least one row and one column, got {tuple(linear.shape)}")
         if not isinstance(polytope, Polytope):
             raise RelaxPruneError(f"polytope must be a Polytope such as KSparse or NM, got {type(polytope).__name__}")
-        self.prepared: Gram = quadratic if isinstance(quadratic, Gram) else Gram(quadratic)
+        self.prepared: Gram = quadratic if isinstance(quadratic, Gram) else Gram(quadratic, "quadratic")
         self.linear: Tensor = linear.detach().reshape(-1, linear.shape[-1])
         if self.prepared.cols != self.linear.shape[1]:
             raise RelaxPruneError(
                 f"quadratic is {self.prepared.cols} x {self.prepared.cols}, "
                 f"but linear has {self.linear.shape[1]} columns"
             )
+        if self.prepared.matrix.device != linear.device:
+            raise RelaxPruneError(f"quadratic is on {self.prepared.matrix.device}, but linear is on {linear.device}")
+        if not bool(torch.isfinite(linear).all()):
+            raise RelaxPruneError("linear holds NaN or Inf")
         if fixed_kept is not None or fixed_pruned is not None:
             polytope = Face(polytope, fixed_kept, fixed_pruned)
         self.polytope: Polytope = polytope
