@@ -15,6 +15,7 @@ from .vertices import block_vertices
 
 Shape = tuple[int, int]
 
+FIXED_COUNTS = ("fixed_kept", "fixed_pruned")  # what a face says of its entries in ``to_dict``
 _KINDS: dict[str, type[Polytope]] = {}
 
 
@@ -45,6 +46,9 @@ class Polytope(ABC):
     @abstractmethod
     def lmo(self, gradient: Tensor) -> Tensor:
         """Minimise ⟨gradient, v⟩ over the set.
+
+        Where several vertices are tied, any of them is returned, the same for the same input: a rule for ties would
+        cost about a tenth of a matrix product per call, and only ``round``, which has one, decides masks.
 
         Args:
             gradient: (rows, cols), any float dtype, finite or ±inf.
@@ -98,7 +102,10 @@ class Polytope(ABC):
 
     @abstractmethod
     def round(self, point: Tensor) -> Tensor:
-        """Return the feasible mask nearest to ``point``: the largest entries are kept, ties by the lowest column.
+        """Return the feasible mask nearest to ``point``: the largest entries are kept.
+
+        Ties go to the lowest column (over a layer: to the lowest row, then column), except in transposable sets, where
+        one of the tied masks is returned, the same for the same input.
 
         Args:
             point: (rows, cols), any float dtype; saliencies are welcome too.
@@ -196,7 +203,7 @@ class Polytope(ABC):
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the set as plain values; ``polytope_from_dict`` is the inverse."""
+        """Return the set as plain values for reports; ``polytope_from_dict`` is the inverse where nothing is fixed."""
         return {"kind": self.kind, **asdict(self)}
 
     def block_count(self, shape: Shape) -> int:
@@ -216,8 +223,18 @@ class Polytope(ABC):
 
 
 def polytope_from_dict(values: dict[str, Any]) -> Polytope:
-    """Build the set that ``Polytope.to_dict`` described."""
+    """Build the set that ``Polytope.to_dict`` described.
+
+    Raises:
+        RelaxPruneError: an unknown set, wrong options, or the description of a ``Face``, which lacks its entries.
+    """
     options = dict(values)
+    fixed = [name for name in FIXED_COUNTS if name in options]
+    if fixed:
+        raise RelaxPruneError(
+            f"polytope has {' and '.join(fixed)} as counts only, so the fixed entries are unknown: "
+            "build the set without them, and give the masks to Face"
+        )
     kind = options.pop("kind", None)
     if kind not in _KINDS:
         raise RelaxPruneError(f"polytope kind is {kind!r}; known kinds are {', '.join(sorted(_KINDS))}")
@@ -244,7 +261,7 @@ def whole_number(name: str, value: object, low: int) -> None:
 def smallest(scores: Tensor, count: int) -> Tensor:
     """Mark the ``count`` smallest entries of each row of ``scores`` (rows, n) with 1, in the dtype of ``scores``.
 
-    Exact in count; ties fall as ``torch.topk`` breaks them, which any linear oracle may do.
+    Exact in count; ties fall as ``torch.topk`` breaks them, as ``Polytope.lmo`` says.
     """
     cols = scores.shape[1]
     if count >= cols:

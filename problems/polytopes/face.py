@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape, with_fixed
+from .base import FIXED_COUNTS, Polytope, Shape, with_fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Face(Polytope):
     def validate(self, shape: Shape) -> None:
         """Raise RelaxPruneError when the fixed entries leave no feasible mask."""
         self.base.validate(shape)
-        for name, entries in (("fixed_kept", self.kept_entries), ("fixed_pruned", self.pruned_entries)):
+        for name, entries in zip(FIXED_COUNTS, self.fixed(), strict=True):
             if entries is None:
                 continue
             if not isinstance(entries, Tensor):
@@ -108,12 +108,13 @@ class Face(Polytope):
         return self.base.is_at_most()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the base set and how many entries are fixed; the masks themselves belong to the problem's file."""
-        fixed = {
-            name: int(entries.sum())
-            for name, entries in (("fixed_kept", self.kept_entries), ("fixed_pruned", self.pruned_entries))
-            if entries is not None
-        }
+        """Return the base set and how many entries are fixed.
+
+        For people who read a report. The fixed entries are as large as a mask and are not in it, so
+        ``polytope_from_dict`` refuses it.
+        """
+        masks = zip(FIXED_COUNTS, self.fixed(), strict=True)
+        fixed = {name: int(entries.sum()) for name, entries in masks if entries is not None}
         return {**self.base.to_dict(), **fixed}
 
     def lmo(self, gradient: Tensor) -> Tensor:

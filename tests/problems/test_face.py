@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError
-from relaxprune.problems import Face
+from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError
+from relaxprune.problems import Face, TransposableNM, polytope_from_dict
 from tests.problems.test_ksparse import best_vertex_value
 from tests.random_problems import SETS, Draw, fixed_entries, make_set
 
@@ -64,6 +66,14 @@ def test_what_a_face_says_of_itself():
     assert face.kept((3, 4)) == 6 and face.to_dict()["keep"] == 2 and face.to_dict()["fixed_kept"] == 1
     assert face.fixed()[0] is kept and face.fixed()[1] is None
     assert face.at_most_set().is_at_most() and not face.is_at_most()
+
+
+@pytest.mark.parametrize("base", [KSparse(2), KSparse(5, "layer", at_most=True), NM(1, 2), TransposableNM(1, 2)])
+def test_what_a_set_says_of_itself_builds_it_again_unless_entries_are_fixed(base):
+    assert polytope_from_dict(json.loads(json.dumps(base.to_dict()))) == base
+    face = Face(base, None, torch.zeros(2, 4, dtype=torch.bool))
+    with pytest.raises(RelaxPruneError, match=r"polytope has fixed_pruned as counts only, .* give the masks to Face"):
+        polytope_from_dict(face.to_dict())
 
 
 def test_a_face_of_a_face_fixes_both(generator):
