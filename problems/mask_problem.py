@@ -205,6 +205,11 @@ class WorkingMask(Working):
         value: Tensor = torch.linalg.vecdot(point - 1, half_gradient)
         return value
 
+    def half_gradient_size(self, mask: Tensor, rows: Tensor) -> Tensor:
+        """Return sqrt(q_j) Σ sqrt(q) over pruned entries: |Q_ij| ≤ sqrt(q_i q_j), and kept entries add exact zeros."""
+        root = self.diagonal[rows].sqrt_()
+        return root * root.masked_fill(mask, 0.0).sum(dim=1, keepdim=True)
+
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
         part = type(self)(self.weight[index], self.gram, self.diagonal[index], self.polytope.rows(index))

@@ -43,6 +43,18 @@ class Working(ABC):
         """Return f at ``point`` per row (rows,) from the half gradient of f (θ = 0) there, without a product."""
 
     @abstractmethod
+    def half_gradient_size(self, mask: Tensor, rows: Tensor) -> Tensor:
+        """Return a bound on Σ |term| of each half gradient entry at a mask, which its rounding is a share of.
+
+        Args:
+            mask: (R, cols) bool, of the rows in ``rows``.
+            rows: (R,) indices.
+
+        Returns:
+            (R, cols).
+        """
+
+    @abstractmethod
     def select(self, index: Tensor) -> Self:
         """Return the working problem of the rows in ``index`` (rows that converged leave the batch)."""
 

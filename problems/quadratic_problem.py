@@ -158,6 +158,12 @@ class WorkingQuadratic(Working):
         value: Tensor = torch.linalg.vecdot(point, half_gradient) + 0.5 * torch.linalg.vecdot(point, self.linear)
         return value
 
+    def half_gradient_size(self, mask: Tensor, rows: Tensor) -> Tensor:
+        """Return sqrt(q_j) Σ sqrt(q) over selected entries + |linear_j| / 2."""
+        root = self.diagonal[rows].sqrt()
+        size = root * root.masked_fill(~mask, 0.0).sum(dim=1, keepdim=True)
+        return size.add_(self.linear[rows].abs(), alpha=0.5)
+
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
         part = type(self)(self.matrix, self.linear[index], self.polytope.rows(index))

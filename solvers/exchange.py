@@ -16,6 +16,7 @@ from torch import Tensor
 from relaxprune.problems import Working
 
 RELATIVE_TOLERANCE = 1e-10  # of the block's objective: below it, a gain is not worth a move
+_ROUNDING = 2.0**-51  # of the terms of a half gradient entry: below it, a gain is not known to be one
 _SEVERAL = 4  # exchanges of a row made in one round
 _POOL = 16  # candidates per side in the quick search
 _PAIRS = 2**17  # pairs evaluated at once in the exact search: small enough for a processor's cache
@@ -62,14 +63,30 @@ class Descent:
         self.half_gradient = problem.half_gradient(point)
         self.objective = problem.row_value(point, self.half_gradient)  # (rows,)
         self.fixed_kept, self.fixed_pruned = problem.polytope.fixed()
-        self.noise = 1e-16 * problem.diagonal.sum(dim=1)
 
     def tolerance(self) -> Tensor:
         """Return the gain per row (rows,) that counts as none."""
-        return RELATIVE_TOLERANCE * self.objective.abs() + self.noise
+        return RELATIVE_TOLERANCE * self.objective.abs()
+
+    def refresh(self) -> Tensor:
+        """Compute half gradients and objectives from scratch: moves leave what large entries have rounded away.
+
+        Returns:
+            (R,) indices of the rows where that may have hidden a gain.
+        """
+        point = self.mask.to(self.half_gradient.dtype)
+        fresh = self.problem.half_gradient(point)
+        drift = (fresh - self.half_gradient).abs_().amax(dim=1)
+        before, self.half_gradient = self.tolerance(), fresh
+        self.objective = self.problem.row_value(point, fresh)
+        # A pair has two half gradients, each counted twice.
+        return (4 * drift + before > 5 * self.tolerance()).nonzero().squeeze(1)
 
     def single_gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change of pruning each kept entry and of restoring each pruned one; +∞ where not allowed.
+
+        Each is raised by what its own terms may have rounded away, so that what helps lowers the objective in truth.
+        A share of the whole row would hide every gain between small entries beside large ones.
 
         Args:
             rows: (R,) indices.
@@ -79,8 +96,9 @@ class Descent:
         """
         mask, diagonal = self.mask[rows], self.problem.diagonal[rows]
         half = self.half_gradient[rows]
-        prune = torch.where(mask, diagonal - 2 * half, torch.inf)
-        restore = torch.where(mask, torch.inf, diagonal + 2 * half)
+        raised = self.problem.half_gradient_size(mask, rows).add_(diagonal).mul_(_ROUNDING).add_(diagonal)
+        prune = torch.where(mask, raised - 2 * half, torch.inf)
+        restore = torch.where(mask, torch.inf, raised + 2 * half)
         if self.fixed_kept is not None:
             prune.masked_fill_(self.fixed_kept[rows], torch.inf)
         if self.fixed_pruned is not None:

@@ -45,7 +45,7 @@ class Swap(Solver):
             search = _Search(piece, mask[part], run, answer.counts)
             search.descend()
             mask[part] = search.descent.mask
-            answer.counts.products += (part.stop - part.start) / problem.shape[0]
+            answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
             if search.status is not Status.CONVERGED:
                 answer.status = search.status
         answer.counts.iterations = answer.counts.swap_rounds
@@ -63,24 +63,41 @@ class _Search:
         # Every move lowers the objective, so the descent ends; the cap is against rounding noise alone.
         self.rounds_left = run.max_iterations if run.max_iterations is not None else 100 * sum(self.shape)
         self.status = Status.CONVERGED
+        self.products = 1
         group = self.polytope.group_size(self.shape)
         grouped = group < self.shape[1] or self.polytope.counts_columns()
         self.group_coupling = self.working.group_coupling(group) if grouped else None
 
     def descend(self) -> None:
-        """Alternate kinds of moves until none helps or the budget ends."""
-        everything = torch.arange(self.shape[0], device=self.descent.mask.device)
+        """Descend, and once more where rounding left by the moves may hide a gain, until none helps."""
+        rows = self._everything()
+        while len(rows) and not self._stopped():
+            before = self.counts.swaps
+            self._descend(rows)
+            if self.counts.swaps == before:
+                break
+            self.products += 1
+            rows = self.descent.refresh()
+
+    def _everything(self) -> Tensor:
+        """Return the indices of all rows."""
+        return torch.arange(self.shape[0], device=self.descent.mask.device)
+
+    def _descend(self, rows: Tensor) -> None:
+        """Alternate kinds of moves until none helps or the budget ends; the first exchanges are in ``rows``."""
         if self.polytope.counts_columns():
             self._interchange()
             return
+        coupled, at_most = self.polytope.rows_per_block(self.shape) > 1, self.polytope.is_at_most()
         while True:
-            moved = self._within_rows(everything)
-            if self.polytope.rows_per_block(self.shape) > 1:
+            moved = self._within_rows(rows)
+            if coupled:
                 moved += self._across_rows()
-            if self.polytope.is_at_most():
-                moved += self._singles(everything)
-            if not moved or self._stopped():
+            if at_most:
+                moved += self._singles(self._everything())
+            if not moved or not (coupled or at_most) or self._stopped():
                 return
+            rows = self._everything()
 
     def _stopped(self) -> bool:
         """Tell whether a budget has ended."""
@@ -137,7 +154,7 @@ class _Search:
     def _across_rows(self) -> int:
         """Prune in one row and restore in another, many disjoint pairs of rows at once; return the exchanges."""
         descent = self.descent
-        everything = torch.arange(self.shape[0], device=descent.mask.device)
+        everything = self._everything()
         total = 0
         while self.shape[0] > 1 and not self._stopped():
             prune, restore = descent.single_gains(everything)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaxprune import KSparse, MaskProblem, Status, solve
-from tests.enumeration import objective, swap_gain
+from tests.enumeration import numbers, objective, swap_gain
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import Draw, random_case
 
@@ -33,6 +34,38 @@ def test_ends_one_swap_optimal_on_adversarial_problems(seed):
     solution = solve(case.problem, "swap")
     assert case.rule.feasible(solution.mask), case.label
     assert swap_gain(case.problem.weight, case.problem.gram, case.rule, solution.mask) <= TOLERANCE, case.label
+
+
+@settings(max_examples=40)
+@given(seed=SEEDS, spread=st.floats(0, 6), near=st.floats(-7, 0))
+def test_no_pair_of_all_pairs_gains_in_rows_of_any_scale(seed, spread, near):
+    """Large entries beside small ones, columns that are nearly the same: all pairs again, in extended precision."""
+    draw = Draw(seed)
+    rows, cols = 6, draw.whole(8, 24)
+    inputs = draw.normal(3 * cols, cols)
+    inputs[:, 1::2] = inputs[:, : cols - cols % 2 : 2] + 10**near * inputs[:, 1::2]
+    large = draw.bits(draw.uniform(0, 0.7).item(), rows, cols)
+    weight = draw.normal(rows, cols) * torch.where(large, 10**spread, 10**-spread)
+    gram = inputs.T @ inputs / len(inputs)
+    problem = MaskProblem(weight, gram, KSparse(cols // 2))
+    start = problem.polytope.round(draw.normal(rows, cols))  # large entries pruned: moves leave rounding behind
+    mask = solve(problem, "swap", start=start).mask
+    for row in range(rows):
+        gain, noise, now = exchange_gains(weight[row], problem.gram, mask[row])
+        assert bool((gain <= 1e-9 * now + noise).all())
+
+
+def exchange_gains(weight, gram, mask):
+    """What each exchange (kept, pruned) gains, what float64 can tell of it, and the row's objective."""
+    wide, matrix, pruned = numbers(weight), numbers(gram), ~mask.numpy()
+    energy = wide[:, None] * matrix * wide
+    half = -(energy * pruned).sum(axis=1)
+    diagonal = energy.diagonal()
+    keep, drop = np.flatnonzero(~pruned), np.flatnonzero(pruned)
+    change = (diagonal - 2 * half)[keep, None] + (diagonal + 2 * half)[drop] - 2 * energy[np.ix_(keep, drop)]
+    root = diagonal**0.5
+    noise = 2.0**-50 * (root * root[pruned].sum() + diagonal)
+    return -change, noise[keep, None] + noise[drop], -half[pruned].sum()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,4 +155,4 @@ def test_blocks_of_rows_give_the_same_mask(name):
     whole = solve(problem, "swap")
     split = solve(problem, "swap", memory_budget_bytes=1)
     assert torch.equal(whole.mask, split.mask)
-    assert whole.stats.products == pytest.approx(split.stats.products)
+    assert 1 <= split.stats.products <= whole.stats.products  # blocks that need no move need no second product
