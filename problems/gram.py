@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from .errors import RelaxPruneError
+from .neighbours import Neighbours
 from .precision import UNIT_ROUNDOFF, row_blocks
 
 _REFUSED_BELOW = -1e-3
@@ -66,6 +68,7 @@ class Gram:
         self._check_diagonal(matrix)
         self.matrix: Tensor = self._symmetric(matrix)
         self._checked_version = _version(self.matrix)
+        self._copies: WeakValueDictionary[torch.dtype, Tensor] = WeakValueDictionary()
 
     @property
     def cols(self) -> int:
@@ -119,6 +122,20 @@ class Gram:
             )
         shift = max(0.0, slack - smallest)
         return PsdProof(shift, shift == 0.0, "eigenvalues", smallest, slack)
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """The most correlated columns of each column, found once for all rows and layers."""
+        return Neighbours.of(self.matrix)
+
+    def in_dtype(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix in a dtype, (cols, cols), one copy for all that use it at the same time."""
+        if dtype == self.matrix.dtype:
+            return self.matrix
+        matrix = self._copies.get(dtype)
+        if matrix is None:
+            matrix = self._copies[dtype] = self.matrix.to(dtype)
+        return matrix
 
     def _correlation(self) -> Tensor:
         """Return Diag(G)^-½ G Diag(G)^-½ in float64 over the columns with a positive diagonal."""

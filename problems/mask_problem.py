@@ -172,13 +172,15 @@ class WorkingMask(Working):
     Diag(w) G Diag(w) is all that enters.
     """
 
-    def __init__(self, weight: Tensor, gram: Tensor, diagonal: Tensor, polytope: Polytope) -> None:
-        """Take the scaled tensors; use ``of``."""
+    def __init__(
+        self, weight: Tensor, gram: Tensor, diagonal: Tensor, polytope: Polytope, prepared: Gram | None = None
+    ) -> None:
+        """Take the scaled tensors, and the Gram that knows its neighbours; use ``of``."""
         self.weight = weight  # (rows, cols)
         self.gram = gram  # (cols, cols)
         self.diagonal = diagonal  # (rows, cols)
         self.polytope = polytope
-        self._neighbours: Neighbours | None = None
+        self.prepared = prepared
 
     @classmethod
     def of(cls, problem: MaskProblem, dtype: torch.dtype) -> WorkingMask:
@@ -188,8 +190,8 @@ class WorkingMask(Working):
         energy = polytope.block_sum((wide.square() * gram.diagonal.to(torch.float64)).mean(dim=1))
         scale = polytope.to_rows(torch.where(energy > 0, energy, 1.0).rsqrt(), wide.shape[0])
         weight = (wide * scale).to(dtype)
-        matrix = gram.matrix.to(dtype)
-        return cls(weight, matrix, weight.square() * matrix.diagonal(), polytope)
+        matrix = gram.in_dtype(dtype)
+        return cls(weight, matrix, weight.square() * matrix.diagonal(), polytope, gram)
 
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """Return W ∘ ((W ∘ direction) G)."""
@@ -212,9 +214,8 @@ class WorkingMask(Working):
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
-        part = type(self)(self.weight[index], self.gram, self.diagonal[index], self.polytope.rows(index))
-        part._neighbours = self._neighbours
-        return part
+        polytope = self.polytope.rows(index)
+        return type(self)(self.weight[index], self.gram, self.diagonal[index], polytope, self.prepared)
 
     def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Return w_i G_ij w_j: (R, K, L)."""
@@ -243,6 +244,4 @@ class WorkingMask(Working):
     @property
     def neighbours(self) -> Neighbours:
         """The most correlated columns of each column, from the Gram alone."""
-        if self._neighbours is None:
-            self._neighbours = Neighbours.of(self.gram)
-        return self._neighbours
+        return Neighbours.of(self.gram) if self.prepared is None else self.prepared.neighbours

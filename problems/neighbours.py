@@ -20,12 +20,10 @@ class Neighbours:
 
     Attributes:
         index: (cols, count) the neighbours of each column, most correlated first.
-        nearest: (cols,) largest absolute correlation of each column with another.
         rest: (cols,) largest absolute correlation of each column with one that is not a neighbour.
     """
 
     index: Tensor
-    nearest: Tensor
     rest: Tensor
 
     @classmethod
@@ -33,18 +31,17 @@ class Neighbours:
         """Find the neighbours in ``gram`` (cols, cols), a band of rows at a time."""
         cols = gram.shape[0]
         count = max(1, min(_COUNT, cols - 2))
-        diagonal = gram.diagonal()
+        diagonal = gram.diagonal().to(torch.float64)
         root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         index = torch.zeros(cols, count, dtype=torch.long, device=gram.device)
-        nearest, rest = torch.zeros_like(root), torch.zeros_like(root)
+        rest = torch.zeros_like(root)
         if cols < 2:
-            return cls(index, nearest, rest)
+            return cls(index, rest)
         for part in row_blocks(cols, 16 * cols, _CHUNK_BYTES):
-            band = (gram[part] * root).abs_()
+            band = (gram[part].to(torch.float64) * root).abs_()
             band.diagonal(offset=part.start).fill_(-1.0)  # never its own neighbour
             values, order = band.topk(min(count + 1, cols - 1), dim=1)
             index[part] = order[:, :count]
-            nearest[part] = values[:, 0] * root[part] * _MARGIN
             if values.shape[1] > count:
                 rest[part] = values[:, count] * root[part] * _MARGIN
-        return cls(index, nearest, rest)
+        return cls(index, rest)

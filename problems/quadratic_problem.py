@@ -116,7 +116,7 @@ class QuadraticProblem(Problem):
         """Return the copy with mean diagonal 1."""
         scale = self.prepared.scale
         matrix = (self.prepared.matrix / scale).to(dtype)
-        return WorkingQuadratic(matrix, (self.linear.to(torch.float64) / scale).to(dtype), self.polytope)
+        return WorkingQuadratic(matrix, (self.linear.to(torch.float64) / scale).to(dtype), self.polytope, self.prepared)
 
     def rows(self, index: slice) -> Self:
         """Return the problem of a run of whole coupled blocks."""
@@ -136,13 +136,13 @@ class QuadraticProblem(Problem):
 class WorkingQuadratic(Working):
     """A ``QuadraticProblem`` in a solver's dtype and of order one."""
 
-    def __init__(self, matrix: Tensor, linear: Tensor, polytope: Polytope) -> None:
-        """Take the scaled tensors."""
+    def __init__(self, matrix: Tensor, linear: Tensor, polytope: Polytope, prepared: Gram) -> None:
+        """Take the scaled tensors, and Q itself, which knows its neighbours."""
         self.matrix = matrix  # (n, n)
         self.linear = linear  # (rows, n)
         self.polytope = polytope
         self.diagonal = matrix.diagonal().expand(linear.shape)  # (rows, n)
-        self._neighbours: Neighbours | None = None
+        self.prepared = prepared
 
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """Return Q d."""
@@ -166,9 +166,7 @@ class WorkingQuadratic(Working):
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
-        part = type(self)(self.matrix, self.linear[index], self.polytope.rows(index))
-        part._neighbours = self._neighbours
-        return part
+        return type(self)(self.matrix, self.linear[index], self.polytope.rows(index), self.prepared)
 
     def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Return Q_ij: (R, K, L)."""
@@ -191,6 +189,4 @@ class WorkingQuadratic(Working):
     @property
     def neighbours(self) -> Neighbours:
         """The most correlated entries of each entry."""
-        if self._neighbours is None:
-            self._neighbours = Neighbours.of(self.matrix)
-        return self._neighbours
+        return self.prepared.neighbours

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaxprune import RelaxPruneError
+from relaxprune import KSparse, MaskProblem, RelaxPruneError, solve
 from relaxprune.problems import Gram
+from relaxprune.problems.neighbours import Neighbours
 from tests.random_problems import GRAMS, Draw, make_gram
 
 SEEDS = st.integers(0, 2**31)
@@ -122,3 +125,34 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(matrix, words):
     with pytest.raises(RelaxPruneError) as refused:
         _ = Gram(matrix).proof
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_row_blocks_share_one_wide_copy_and_one_search_for_neighbours(monkeypatch):
+    searched = []
+    of = Neighbours.of
+    monkeypatch.setattr(Neighbours, "of", lambda gram: (searched.append(gram.shape), of(gram))[1])
+    problem = MaskProblem(torch.randn(6, 8), torch.eye(8) + 0.5, KSparse(4))
+    parts = [problem.rows(slice(start, start + 2)).working(torch.float64) for start in (0, 2, 4)]
+    assert len({part.gram.data_ptr() for part in parts}) == 1
+    solve(problem, "swap", memory_budget_bytes=1)
+    solve(problem.over(KSparse(3)), "swap", memory_budget_bytes=1)
+    assert searched == [(8, 8)]
+
+
+def test_a_wide_copy_is_freed_with_the_last_that_uses_it():
+    gram = Gram(torch.eye(8))
+    copy = gram.in_dtype(torch.float64)
+    assert gram.in_dtype(torch.float64) is copy and gram.in_dtype(torch.float32) is gram.matrix
+    alive = weakref.ref(copy)
+    del copy
+    assert alive() is None
+
+
+def test_a_neighbour_is_more_correlated_than_all_that_are_none():
+    matrix = make_gram("scaled", 40, Draw(1))
+    neighbours = Gram(matrix).neighbours
+    root = matrix.diagonal().sqrt()
+    correlation = (matrix / root / root.unsqueeze(1)).abs().fill_diagonal_(0)
+    others = correlation.scatter(1, neighbours.index, 0.0)
+    assert bool((others.amax(dim=1) <= neighbours.rest).all())
+    assert bool((correlation.gather(1, neighbours.index).amin(dim=1) >= neighbours.rest * (1 - 1e-5)).all())
