@@ -13,9 +13,11 @@ from .gram import Gram, PsdProof
 from .neighbours import Neighbours
 from .polytopes import Face, Polytope
 from .polytopes.base import Shape
-from .precision import UNIT_ROUNDOFF, product64
+from .precision import UNIT_ROUNDOFF, product64, row_blocks
 from .problem import Problem, Working
 from .saliency import saliency
+
+_BAND_ENTRIES = 2**18
 
 
 class MaskProblem(Problem):
@@ -142,9 +144,16 @@ class MaskProblem(Problem):
         column = polytope.to_rows(scale, point.shape[0])
         return 1 - column * (1 - point), half_gradient * column
 
-    def score(self, name: str, power: float = 0.5) -> Tensor:
-        """Return a saliency by name, (rows, cols) float64; ``power`` is RIA's."""
-        return saliency(name, self.weight, self.prepared.diagonal, power)
+    def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
+        """Return a saliency by name, of all or some rows, float64; ``power`` is RIA's."""
+        sums = self._column_sums if name == "ria" else None
+        return saliency(name, self.weight[rows], self.prepared.diagonal, power, sums)
+
+    @cached_property
+    def _column_sums(self) -> Tensor:
+        """Sums of |W| over rows, (cols,) float64, a band of rows at a time."""
+        wide = (self.weight[part].to(torch.float64) for part in row_blocks(*self.shape, _BAND_ENTRIES))
+        return torch.stack([band.abs_().sum(dim=0) for band in wide]).sum(dim=0)
 
     def working(self, dtype: torch.dtype = torch.float32) -> WorkingMask:
         """Return the copy in which every coupled block has mean diagonal 1."""

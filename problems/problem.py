@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import torch
@@ -164,14 +164,33 @@ class Problem(ABC):
         """Return the same objective over another polytope, for relaxations and restrictions inside a solver."""
 
     @abstractmethod
-    def score(self, name: str, power: float = 0.5) -> Tensor:
-        """Return a saliency by name, (rows, cols) float64: what warm starts and one-shot solvers round."""
+    def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
+        """Return a saliency by name, of all or some rows, float64: what warm starts and one-shot solvers round."""
 
-    def row_objective(self, point: Tensor) -> Tensor:
+    def round_parts(self, values: Callable[[slice], Tensor], memory_bytes: int) -> Tensor:
+        """Round values to a feasible mask, some coupled blocks at a time.
+
+        Args:
+            values: gives the values of some rows, to be kept where large.
+            memory_bytes: bound on temporaries.
+
+        Returns:
+            (rows, cols) bool.
+        """
+        mask = torch.empty(self.shape, dtype=torch.bool, device=self.device)
+        for part, piece in self.split(_JUDGE_MATRICES, memory_bytes):
+            mask[part] = piece.polytope.round(values(part))
+        return mask
+
+    def feasible(self, mask: Tensor, memory_bytes: int = _JUDGE_BYTES) -> bool:
+        """Tell whether a mask (rows, cols) lies in the polytope."""
+        return all(piece.polytope.contains(mask[part]) for part, piece in self.split(_JUDGE_MATRICES, memory_bytes))
+
+    def row_objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
         """Return the objective of each coupled block at a mask or relaxed mask: (blocks,) float64."""
         pieces = [
             problem.polytope.block_sum(problem.row_value(point[part], problem.half_gradient(point[part])))
-            for part, problem in self.split(_JUDGE_MATRICES, _JUDGE_BYTES)
+            for part, problem in self.split(_JUDGE_MATRICES, memory_bytes)
         ]
         return torch.cat(pieces)
 
@@ -191,9 +210,9 @@ class Problem(ABC):
             part = slice(blocks.start * height, blocks.stop * height)
             yield part, self.rows(part)
 
-    def objective(self, point: Tensor) -> float:
+    def objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> float:
         """Return the objective at a mask or relaxed mask, in float64."""
-        return float(self.row_objective(point).sum())
+        return float(self.row_objective(point, memory_bytes).sum())
 
     def gradient(self, point: Tensor) -> Tensor:
         """Return the gradient at a mask or relaxed mask: (rows, cols) float64."""

@@ -108,9 +108,9 @@ class QuadraticProblem(Problem):
         total = inner * (inner + magnitude.sum(dim=1)) + (linear * (1 + point.abs())).sum(dim=1)
         return 8 * self.terms() * UNIT_ROUNDOFF * total
 
-    def score(self, name: str, power: float = 0.5) -> Tensor:
+    def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
         """Return what selecting each entry alone saves, −(Q_jj + linear_j), whatever saliency is asked for."""
-        return -(self.diagonal + self.linear.to(torch.float64))
+        return -(self.diagonal[rows] + self.linear[rows].to(torch.float64))
 
     def working(self, dtype: torch.dtype = torch.float32) -> WorkingQuadratic:
         """Return the copy with mean diagonal 1."""

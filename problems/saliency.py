@@ -13,7 +13,9 @@ Saliency = Literal["magnitude", "wanda", "ria"]
 SALIENCIES: tuple[str, ...] = get_args(Saliency)
 
 
-def saliency(name: str, weight: Tensor, gram_diagonal: Tensor, power: float = 0.5) -> Tensor:
+def saliency(
+    name: str, weight: Tensor, gram_diagonal: Tensor, power: float = 0.5, column_sums: Tensor | None = None
+) -> Tensor:
     """Score every weight; larger is worth more.
 
     - ``magnitude``: |W_ij|.
@@ -26,6 +28,7 @@ def saliency(name: str, weight: Tensor, gram_diagonal: Tensor, power: float = 0.
         weight: (rows, cols).
         gram_diagonal: (cols,), the mean squared input of each column.
         power: exponent of the activation norm in RIA; 0.5 by default, SparseFW's text has 1.
+        column_sums: (cols,) float64, RIA's sums of |W| over all rows where ``weight`` is some of them, or None.
 
     Returns:
         (rows, cols) float64.
@@ -40,7 +43,7 @@ def saliency(name: str, weight: Tensor, gram_diagonal: Tensor, power: float = 0.
         raise RelaxPruneError(
             f"saliency is {name!r}; known ones are {', '.join(SALIENCIES)}{did_you_mean(name, SALIENCIES)}"
         )
-    column = magnitude.sum(dim=0, keepdim=True)
+    column = magnitude.sum(dim=0) if column_sums is None else column_sums
     row = magnitude.sum(dim=1, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     relative = magnitude / column.clamp_min(tiny) + magnitude / row.clamp_min(tiny)

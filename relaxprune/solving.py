@@ -51,7 +51,9 @@ def solve(
         time_limit_s: seconds for solver and polish together.
         gap_tolerance: relative Frank-Wolfe gap that ends the convex phase.
         seed: for solvers that draw random numbers.
-        memory_budget_bytes: bound on temporaries beside the problem itself; rows are solved in blocks that fit.
+        memory_budget_bytes: bound on temporaries, within which rows are solved and judged in blocks. The problem, the
+            mask and the relaxed masks in the solver's dtype, each of the size of the weight, come on top; so do up to
+            256 MiB for f(0), once per problem.
         callback: called with a ``Progress`` every 10 iterations.
         throw: raise when the solver breaks down; False returns a Solution whose status says so.
         **solver_options: options of the solver named.
@@ -72,26 +74,27 @@ def solve(
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
     chosen.check(problem)
     started = time.monotonic()
+    memory_bytes = memory_budget_bytes or DEFAULT_MEMORY_BYTES
     run = Run(
-        start_mask(problem, start),
+        start_mask(problem, start, memory_bytes),
         max_iterations,
         None if time_limit_s is None else started + time_limit_s,
         gap_tolerance,
         seed,
-        memory_budget_bytes or DEFAULT_MEMORY_BYTES,
+        memory_bytes,
         callback,
     )
     answer = chosen.run(problem, run)
     if answer.status.failed and throw:
         raise FloatingPointError(answer.status.value)
     final = answer.point.dtype == torch.bool
-    mask = answer.point if final else problem.polytope.round(answer.point)
+    mask = answer.point if final else problem.round_parts(answer.point.__getitem__, memory_bytes)
     rounded = mask
     if polisher is not None:
         polished = polisher.run(problem, replace(run, start=mask, max_iterations=None))
         mask = polished.point
         _add_counts(answer, polished)
-    if not problem.polytope.contains(mask):
+    if not problem.feasible(mask, memory_bytes):
         raise RuntimeError(
             f"solver {chosen.name!r} returned a mask outside of {problem.polytope!r}: a bug of that solver"
         )
@@ -113,19 +116,20 @@ def available_solvers() -> dict[str, str]:
     return {name: solver_class(name).summary for name in solver_names()}
 
 
-def start_mask(problem: Problem, start: str | Tensor | None) -> Tensor:
+def start_mask(problem: Problem, start: str | Tensor | None, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> Tensor:
     """Return the feasible mask that a solve starts from, (rows, cols) bool."""
     if isinstance(start, Tensor):
         check_mask(problem, start, "start")
         return start
     if start is None:
-        return problem.polytope.round(torch.ones(problem.shape, device=problem.device))
+        one = torch.ones(1, 1, device=problem.device).expand(problem.shape)
+        return problem.round_parts(one.__getitem__, memory_bytes)
     if start not in SALIENCIES:
         raise RelaxPruneError(
             f"start must be one of {', '.join(SALIENCIES)}, a mask or None, got {start!r}"
             f"{did_you_mean(str(start), SALIENCIES)}"
         )
-    return problem.polytope.round(problem.score(start))
+    return problem.round_parts(lambda part: problem.score(start, rows=part), memory_bytes)
 
 
 def _polisher(polish: str | None, solver: Solver) -> Solver | None:
@@ -172,7 +176,7 @@ def _report(
     polisher: Solver | None,
 ) -> Solution:
     """Judge the mask in float64 and put everything together."""
-    row_objective = problem.row_objective(mask)
+    row_objective = problem.row_objective(mask, run.memory_bytes)
     # Without a convex phase the mask itself gives the tangent: a valid bound, usually a weak one.
     hint = mask if answer.relaxed is None else answer.relaxed
     certificate = build(problem, row_objective, hint, run.memory_bytes)
@@ -190,8 +194,8 @@ def _report(
         row_objective=row_objective,
         relaxed_mask=answer.relaxed,
         relaxed_objective=None if answer.relaxed is None else certificate.relaxed_objective,
-        unrounded_objective=None if rounded is None else problem.objective(answer.point),
-        rounded_objective=None if rounded is None else problem.objective(rounded),
+        unrounded_objective=None if rounded is None else problem.objective(answer.point, run.memory_bytes),
+        rounded_objective=None if rounded is None else problem.objective(rounded, run.memory_bytes),
         status=status,
         stats=answer.counts,
         solver=solver.name,

@@ -108,7 +108,7 @@ def check_mask(problem: Problem, mask: Tensor, name: str) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
         got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
         raise RelaxPruneError(f"{name} must be a bool mask of shape {problem.shape}, got {got}")
-    if not problem.polytope.contains(mask):
+    if not problem.feasible(mask):
         kept = int(mask.sum())
         raise RelaxPruneError(
             f"{name} must lie in {problem.polytope!r}, but its counts do not: it keeps {kept} of {mask.numel()} entries"

@@ -54,9 +54,9 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
                 put_back.add(id(tensor))
     for module in model.modules():
         own = {**module._parameters, **module._buffers}
-        lent = {name for name, tensor in own.items() if id(tensor) in put_back}
+        lent = {name: tensor for name, tensor in own.items() if tensor is not None and id(tensor) in put_back}
         if lent:
-            _lend(module, {name: _dtype_of(own[name], state, compute) for name in lent})
+            _lend(module, {name: _dtype_of(tensor, state, compute) for name, tensor in lent.items()})
     return len(put_back)
 
 
