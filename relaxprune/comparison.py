@@ -12,6 +12,7 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.solvers import make_solver, solver_names
 
+from .checks import check_budgets, check_polish, check_seed, check_start
 from .solution import Solution
 from .solving import solve
 
@@ -37,6 +38,14 @@ class CompareSettings:
     gap_tolerance: float | None = None
     seed: int = 0
     curves: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what every solver would refuse, before it fills a table with refusals."""
+        if not isinstance(self.start, Tensor):
+            check_start(self.start)
+        check_polish(self.polish)
+        check_seed(self.seed)
+        check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, None)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.errors import did_you_mean
-from relaxprune.problems.polytopes.base import whole_number
-from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solver, solver_class, solver_names
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .certificates.certificate import build, check_mask
+from .checks import check_budgets, check_polish, check_seed, check_start
 from .solution import Solution
 
-POLISHES = ("swap",)
 _CLOSED = 1e-9
 
 
@@ -68,8 +65,8 @@ def solve(
     """
     chosen = check_solver(solver, **solver_options)
     polisher = _polisher(polish, chosen)
-    whole_number("seed", seed, 0)
-    _check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
+    check_seed(seed)
+    check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
     if not isinstance(problem, Problem):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
     chosen.check(problem)
@@ -124,37 +121,15 @@ def start_mask(problem: Problem, start: str | Tensor | None, memory_bytes: int =
     if start is None:
         one = torch.ones(1, 1, device=problem.device).expand(problem.shape)
         return problem.round_parts(one.__getitem__, memory_bytes)
-    if start not in SALIENCIES:
-        raise RelaxPruneError(
-            f"start must be one of {', '.join(SALIENCIES)}, a mask or None, got {start!r}"
-            f"{did_you_mean(str(start), SALIENCIES)}"
-        )
+    check_start(start)
     return problem.round_parts(lambda part: problem.score(start, rows=part), memory_bytes)
 
 
 def _polisher(polish: str | None, solver: Solver) -> Solver | None:
     """Return the solver that polishes after rounding, or None."""
+    check_polish(polish)
     name = solver.default_polish if polish == "auto" else polish
-    if name is None:
-        return None
-    if name not in POLISHES:
-        raise RelaxPruneError(f'polish must be "swap", "auto" or None, got {polish!r}')
-    return None if solver.name == name else make_solver(name)
-
-
-def _check_budgets(
-    max_iterations: int | None, time_limit_s: float | None, gap_tolerance: float | None, memory_bytes: int | None
-) -> None:
-    """Raise when a budget is not a positive number."""
-    if max_iterations is not None:
-        whole_number("max_iterations", max_iterations, 1)
-    for name, value in (
-        ("time_limit_s", time_limit_s),
-        ("gap_tolerance", gap_tolerance),
-        ("memory_budget_bytes", memory_bytes),
-    ):
-        if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-            raise RelaxPruneError(f"{name} must be a positive number, got {value!r}")
+    return None if name is None or solver.name == name else make_solver(name)
 
 
 def _add_counts(answer: Answer, polished: Answer) -> None:

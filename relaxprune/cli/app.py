@@ -2,7 +2,7 @@
 
 Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, told in one
 sentence on stderr; 3 finished, with something the user must see (each is told on stderr and kept in the result);
-130 interrupted.
+130 interrupted. Only a `RelaxPruneError` is bad input: any other exception is an error inside, whatever its type.
 
 Nothing here imports torch: each command does when it is called, so that help and version answer at once.
 """
@@ -23,13 +23,11 @@ import relaxprune
 
 from .compare import compare_solvers
 from .demo import demo
+from .endings import EXIT_BAD_INPUT, say
 from .eval import evaluate
 from .prune import prune
 from .solve import solve_file
 from .solvers import solvers
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="relaxprune",
@@ -84,23 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(list(sys.argv[1:] if arguments is None else arguments), prog_name="relaxprune")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        _say("interrupted; finished blocks are kept, and --resume continues from them")
-        return EXIT_INTERRUPTED
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:  # RelaxPruneError is a ValueError
-        if os.environ.get("RELAXPRUNE_TRACEBACK"):
+    except ValueError as error:
+        from relaxprune.problems.errors import RelaxPruneError  # comes with torch, which only errors may wait for
+
+        if not isinstance(error, RelaxPruneError) or os.environ.get("RELAXPRUNE_TRACEBACK"):
             raise
-        _say(_sentence(error))
+        say(" ".join(str(error).split()))
         return EXIT_BAD_INPUT
     return 0
-
-
-def _sentence(error: Exception) -> str:
-    """Return an error's text on one line; an operating system's error names its file."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
-def _say(text: str) -> None:
-    """Print one line to stderr, as it is."""
-    print(f"relaxprune: {text}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .endings import door, interruptible, tell
 from .option_groups import PatternGroup, Seed, with_groups
 
 if TYPE_CHECKING:
@@ -46,16 +47,16 @@ def compare_solvers(
     """Solve one layer by several solvers: objective, bound, gap, status and cost in one table."""
     from relaxprune.comparison import CompareSettings, compare
     from relaxprune.comparison_plot import require_matplotlib
+    from relaxprune.pruning.outputs import refuse_output_folder
 
     from .solve import read_problem
 
-    how_much.check()
+    target = how_much.target
     draw = plot and out is not None
     if draw:
         require_matplotlib()
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"output folder {str(out)!r} exists and is not empty; name a new one")
-    problem = read_problem(file, how_much, device)
+    if out is not None:
+        refuse_output_folder(out)
     settings = CompareSettings(
         start=None if how.start == "none" else how.start,
         polish=None if how.polish == "none" else how.polish,
@@ -65,10 +66,13 @@ def compare_solvers(
         seed=seed,
         curves=draw,
     )
-    comparison = compare(problem, how.names, settings, _show if sys.stderr.isatty() else None)
+    with interruptible():
+        problem = read_problem(file, target, device)
+        comparison = compare(problem, how.names, settings, _show if sys.stderr.isatty() else None)
     print(comparison)
     if out is not None:
-        _write(comparison, out, draw)
+        with door():
+            _write(comparison, out, draw)
     return _exit_code(comparison, named=how.names is not None)
 
 
@@ -95,9 +99,8 @@ def _exit_code(comparison: Comparison, named: bool) -> int:
     """Return 3, and tell why, where a solver broke, or refused a problem that it was named for."""
     from relaxprune.comparison import REFUSED
 
-    code = 0
-    for row in comparison.rows:
-        if row.failed or (named and row.status == REFUSED):
-            print(f"relaxprune: {row.solver} ended as {row.status}: {row.message}", file=sys.stderr)
-            code = 3
-    return code
+    return tell(
+        f"{row.solver} ended as {row.status}: {row.message}"
+        for row in comparison.rows
+        if row.failed or (named and row.status == REFUSED)
+    )

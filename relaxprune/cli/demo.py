@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .endings import interruptible
 from .option_groups import with_groups
 
 
@@ -16,21 +17,22 @@ def demo(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What to prune.")] = "smollm2-135m",
     full: Annotated[bool, typer.Option("--full", help="Full effort: about three times as long.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the 50 % model; runs/demo-TIME if not given.")] = None,
-    max_iterations: Annotated[int | None, typer.Option(min=1, help="Frank-Wolfe iterations per layer.")] = None,
-    windows: Annotated[int | None, typer.Option(min=1, help="Calibration windows.")] = None,
-    held_out: Annotated[int, typer.Option(min=1, help="Held-out windows.")] = 20,
-    length: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 512,
+    max_iterations: Annotated[int | None, typer.Option(help="Frank-Wolfe iterations per layer.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Calibration windows.")] = None,
+    held_out: Annotated[int, typer.Option(help="Held-out windows.")] = 20,
+    length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512,
 ) -> int:
     """Prune a small model with Wanda's masks and with relaxprune's, at 50 % and 2:4, and print one table."""
-    from .demo_run import DemoSettings, run_demo
+    from .demo_run import DemoSettings, left_behind, run_demo
 
     folder = out or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
     settings = DemoSettings(
         model=model,
         out=folder,
-        max_iterations=max_iterations or (200 if full else 48),
-        windows=windows or (24 if full else 16),
+        max_iterations=(200 if full else 48) if max_iterations is None else max_iterations,
+        windows=(24 if full else 16) if windows is None else windows,
         held_out=held_out,
         length=length,
     )
-    return run_demo(settings)
+    with interruptible(lambda: left_behind(folder)):
+        return run_demo(settings)

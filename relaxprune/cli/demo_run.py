@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from relaxprune.evaluation.perplexity import perplexity
-from relaxprune.pruning.calibration import TokenWindows
+from relaxprune.pruning.calibration import CalibrationOptions, TokenWindows, evaluation_windows
 from relaxprune.pruning.loading import LoadedModel
-from relaxprune.pruning.plan import plan_model
 from relaxprune.pruning.report import PruneReport, table
 from relaxprune.pruning.run_folder import RunFolder
 
+from .endings import door, tell
 from .eval import perplexity_line
-from .loading import calibration_tokens, evaluation_tokens, load_model
+from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from .progress import duration
-from .prune_run import EXIT_NOTICE, PruneRequest, finish_folder, open_folder, prune_loaded
+from .prune_run import PruneRequest, calibration_tokens, finish_folder, open_folder, plan_request, prune_loaded
 
 _AMOUNTS = (PatternGroup(sparsity=0.5), PatternGroup(pattern="2:4"))
 
@@ -72,25 +71,34 @@ def run_demo(settings: DemoSettings) -> int:
         0; or 3 if relaxprune's masks were not better than Wanda's, or a run has notices.
     """
     started = time.perf_counter()
+    requests = _requests(settings)
+    for request in requests:
+        request.check()
+    evaluation = CalibrationOptions(windows=settings.held_out, length=settings.length)
     RunFolder.refuse_occupied(settings.out)
     print(f"machine: {machine_line()}", flush=True)
-    loaded = load_model(settings.model, ModelGroup())
-    calibration = CalibrationGroup("builtin", settings.windows, settings.length)
-    windows = calibration_tokens(calibration, loaded, seed=0)
-    held_out = evaluation_tokens("builtin", loaded, settings.held_out, settings.length)
+    with door():
+        loaded = load_model(settings.model, load_options(ModelGroup()))
+    windows = calibration_tokens(requests[0], loaded)
+    held_out = evaluation_windows("builtin", loaded.tokenizer, evaluation)
     print(f"calibration: {settings.windows} windows of {settings.length} tokens, {windows.source}", flush=True)
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     rows = [Row("dense", "-", _perplexity(loaded, held_out), None)]
     notices: list[str] = []
-    for request in _requests(settings, calibration):
+    for request in requests:
         loaded.model.load_state_dict(dense)
         rows.append(_run(request, loaded, windows, held_out, notices))
     print(demo_table(rows, settings))
     print(f"{settings.max_iterations} Frank-Wolfe iterations per layer; total {_total(started)}; {memory_line()}")
-    notices += _comparison(rows)
-    for notice in notices:
-        print(f"relaxprune: {notice}", file=sys.stderr)
-    return EXIT_NOTICE if notices else 0
+    return tell([*notices, *_comparison(rows)])
+
+
+def left_behind(out: Path) -> str:
+    """Say what an interrupted demo leaves in its output folder; it has no --resume."""
+    if not (folder := RunFolder(out, {})).begun:
+        return "nothing is written"
+    state = "the finished 50 % model" if folder.finished else "an unfinished run, which can be deleted"
+    return f"the next demo starts anew; {out} holds {state}"
 
 
 def demo_table(rows: Iterable[Row], settings: DemoSettings) -> str:
@@ -106,8 +114,9 @@ def demo_table(rows: Iterable[Row], settings: DemoSettings) -> str:
     )
 
 
-def _requests(settings: DemoSettings, calibration: CalibrationGroup) -> list[PruneRequest]:
+def _requests(settings: DemoSettings) -> list[PruneRequest]:
     """Return the four pruning runs: two amounts, each by Wanda and by relaxprune."""
+    calibration = CalibrationGroup("builtin", settings.windows, settings.length)
     wanda = SolverGroup(solver="wanda")
     primary = SolverGroup(solver="fw", max_iterations=settings.max_iterations)
     kept = RunGroup(out=settings.out)
@@ -133,7 +142,7 @@ def _run(
     amount = request.how_much.pattern or f"{request.how_much.sparsity:.0%}"
     method = "Wanda" if request.how.solver == "wanda" else "relaxprune"
     folder = None if request.run.out is None else open_folder(request, loaded, windows)
-    plan = plan_model(loaded.model, **request.amount, options=request.options)
+    plan = plan_request(request, loaded)
     report = prune_loaded(request, loaded, windows, plan, folder, f"{method} {amount}")
     if folder is not None:
         notices += finish_folder(request, folder, loaded, report)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .endings import door, interruptible
 from .option_groups import ModelGroup, with_groups
 
 
@@ -14,17 +15,22 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or smollm2-135m.")],
     loading: ModelGroup,
     text: Annotated[str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4 or wikitext2.")] = "builtin",
-    windows: Annotated[int, typer.Option(min=1, help="Number of windows.")] = 20,
-    length: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 512,
+    windows: Annotated[int, typer.Option(help="Number of windows.")] = 20,
+    length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512,
 ) -> None:
     """Print a model's perplexity on held-out text, with window length and count."""
     from relaxprune.evaluation.perplexity import perplexity
+    from relaxprune.pruning.calibration import CalibrationOptions, evaluation_windows, open_source
 
-    from .loading import evaluation_tokens, load_model
+    from .loading import load_model, load_options
 
-    loaded = load_model(model, loading)
-    tokens = evaluation_tokens(text, loaded, windows, length)
-    result = perplexity(loaded.model, tokens.tokens)
+    with interruptible():
+        options, wanted = load_options(loading), CalibrationOptions(windows=windows, length=length)
+        with door():
+            open_source(text, "evaluation")
+            loaded = load_model(model, options)
+            tokens = evaluation_windows(text, loaded.tokenizer, wanted)
+        result = perplexity(loaded.model, tokens.tokens)
     print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source))
 
 

@@ -11,9 +11,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from relaxprune.pruning.settings import Target
 
 
 def with_groups(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -76,17 +79,20 @@ class PatternGroup:
     sparsity: Annotated[float | None, typer.Option(help="Fraction pruned in every row, such as 0.5.")] = None
     pattern: Annotated[str | None, typer.Option(help="KEEP n of every m consecutive columns, such as 2:4.")] = None
 
-    def check(self) -> None:
-        """Refuse both or neither of the two options.
+    @property
+    def target(self) -> Target:
+        """What is asked for, checked.
 
         Raises:
-            RelaxPruneError: naming what was given.
+            RelaxPruneError: both or neither of the two options, or a value that makes no sense.
         """
-        if (self.sparsity is None) == (self.pattern is None):
-            from relaxprune.problems.errors import RelaxPruneError
+        from relaxprune.problems.errors import RelaxPruneError
+        from relaxprune.pruning.settings import Target
 
+        if (self.sparsity is None) == (self.pattern is None):
             given = "neither" if self.sparsity is None else "both"
             raise RelaxPruneError(f"give either --sparsity or --pattern, got {given}")
+        return Target(self.sparsity, self.pattern)
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,8 @@ class CalibrationGroup:
     calibration: Annotated[
         str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4, wikitext2, or self (sampled).")
     ] = "builtin"
-    windows: Annotated[int, typer.Option(min=1, help="Number of calibration windows.")] = 64
-    length: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 512
+    windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
+    length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
 
 
 @dataclass(frozen=True)

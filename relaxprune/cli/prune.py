@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .endings import interruptible
 from .option_groups import (
     CalibrationGroup,
     LayerGroup,
@@ -28,6 +29,7 @@ def prune(
     run: RunGroup,
 ) -> int:
     """Prune a model block by block and write a folder that transformers loads."""
-    from .prune_run import PruneRequest, run_prune
+    from .prune_run import PruneRequest, left_behind, run_prune
 
-    return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run))
+    with interruptible(lambda: left_behind(run.out)):
+        return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run))

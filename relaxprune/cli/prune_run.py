@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.calibration import TokenWindows
+from relaxprune.pruning.calibration import CalibrationOptions, TokenWindows, calibration_windows, open_source
 from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
 from relaxprune.pruning.layers import apply_masks
 from relaxprune.pruning.loading import LoadedModel
@@ -21,16 +21,19 @@ from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
 from relaxprune.pruning.settings import PruneOptions, Target
+from relaxprune.solvers import Solver
 from relaxprune.solving import check_solver
 
-from .loading import calibration_tokens, load_model
+from .endings import door, tell
+from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .notices import report_notices
 from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from .progress import PruneProgress, duration
 from .solver_options import parse_options
 
-EXIT_NOTICE = 3
+# Of the loaded model's description: what decides which weights were read, and by which code.
+_MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "trust_remote_code")
 # Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
 _BATCH_TOKENS = 2048
 
@@ -57,19 +60,24 @@ class PruneRequest:
     @property
     def amount(self) -> dict[str, Any]:
         """``sparsity`` and ``pattern``, one of them None, as ``prune_model`` takes them."""
-        return {"sparsity": self.how_much.sparsity, "pattern": self.how_much.pattern}
+        target = self.how_much.target
+        return {"sparsity": target.sparsity, "pattern": target.pattern}
 
     @property
-    def solver_options(self) -> dict[str, Any]:
-        """The solver's own options, parsed and checked."""
-        return parse_options(self.how.solver, self.how.option)
+    def solver(self) -> Solver:
+        """The solver with its own options, parsed and checked."""
+        return check_solver(self.how.solver, **parse_options(self.how.solver, self.how.option))
 
     @property
-    def polish(self) -> Any:
+    def polish(self) -> str | None:
         """The polish's name or None, with ``auto`` resolved to what the solver wants, so that it is recorded."""
-        if self.how.polish == "auto":
-            return check_solver(self.how.solver, **self.solver_options).default_polish
-        return self.how.polish_name
+        return self.solver.default_polish if self.how.polish == "auto" else self.how.polish_name
+
+    @property
+    def windows(self) -> CalibrationOptions:
+        """Which calibration windows to take."""
+        group = self.calibration
+        return CalibrationOptions(windows=group.windows, length=group.length, seed=self.run.seed)
 
     @property
     def options(self) -> PruneOptions:
@@ -85,6 +93,16 @@ class PruneRequest:
             seed=self.run.seed,
         )
 
+    def check(self) -> None:
+        """Refuse everything that can be refused without the model.
+
+        Raises:
+            RelaxPruneError: naming the option.
+        """
+        _ = self.how_much.target, self.solver, self.options, self.windows, load_options(self.loading)
+        with door():
+            open_source(self.calibration.calibration, "calibration")
+
 
 def run_prune(request: PruneRequest) -> int:
     """Prune a model as asked and return the exit code.
@@ -95,32 +113,52 @@ def run_prune(request: PruneRequest) -> int:
     Raises:
         RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
     """
-    request.how_much.check()
-    parse_options(request.how.solver, request.how.option)
+    request.check()
     if not request.run.plan:
         RunFolder.refuse_occupied(request.out, request.run.resume)
     if request.run.threads is not None:
         torch.set_num_threads(request.run.threads)
-    loaded = load_model(request.model, request.loading)
-    tokens = request.calibration.windows * request.calibration.length
-    plan = plan_model(loaded.model, **request.amount, options=request.options, tokens=tokens)
+    with door():
+        loaded = load_model(request.model, load_options(request.loading))
+    plan = plan_request(request, loaded)
     if request.run.plan:
         print(plan)
         return 0
-    windows = calibration_tokens(request.calibration, loaded, request.run.seed)
+    windows = calibration_tokens(request, loaded)
     folder = open_folder(request, loaded, windows)
     if folder.finished:
         print(f"{folder.path} holds this run, finished; its {folder.verify_files()} files are as they were written")
-        return 0
+        return tell(folder.notices)
     if folder.solved_blocks:
         print(f"resuming after {len(folder.solved_blocks)} finished blocks", flush=True)
     report = prune_loaded(request, loaded, windows, plan, folder)
     print(report)
     notices = finish_folder(request, folder, loaded, report)
     print(f"{machine_line()}; {memory_line()}")
-    for notice in notices:
-        print(f"relaxprune: {notice}", file=sys.stderr)
-    return EXIT_NOTICE if notices else 0
+    return tell(notices)
+
+
+def left_behind(out: Path | None) -> str:
+    """Say what an interrupted run leaves in its output folder."""
+    if out is None or not (folder := RunFolder(out, {})).begun:
+        return "nothing is written"
+    if folder.finished:
+        return f"the run in {out} is finished"
+    return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"
+
+
+def plan_request(request: PruneRequest, loaded: LoadedModel) -> PrunePlan:
+    """Plan the run, and refuse layers that the solver or the pattern cannot take."""
+    tokens = request.calibration.windows * request.calibration.length
+    return plan_model(loaded.model, **request.amount, options=request.options, tokens=tokens, solver=request.solver)
+
+
+def calibration_tokens(request: PruneRequest, loaded: LoadedModel) -> TokenWindows:
+    """Take the calibration windows that were asked for."""
+    with door():
+        return calibration_windows(
+            request.calibration.calibration, loaded.tokenizer, request.windows, model=loaded.model
+        )
 
 
 def prune_loaded(
@@ -138,13 +176,12 @@ def prune_loaded(
                 loaded.model,
                 windows.tokens.split(batch_windows(windows)),
                 **request.amount,
-                solver=request.how.solver,
+                solver=request.solver,
                 options=request.options,
                 recorder=folder,
                 on_event=progress,
-                **request.solver_options,
             )
-    except RelaxPruneError:
+    except (RelaxPruneError, KeyboardInterrupt):
         if folder is not None:
             folder.abandon()
         raise
@@ -158,17 +195,17 @@ def batch_windows(windows: TokenWindows) -> int:
 def open_folder(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
     """Start the run's folder, or continue the one that is there."""
     fingerprint = run_fingerprint(request, loaded, windows)
-    return RunFolder.open(request.out, loaded.model, loaded.tokenizer, fingerprint, resume=request.run.resume)
+    with door():
+        return RunFolder.open(request.out, loaded.model, loaded.tokenizer, fingerprint, resume=request.run.resume)
 
 
 def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
     """Collect everything that the masks depend on."""
     model = loaded.model
-    solver = check_solver(request.how.solver, **request.solver_options)
     return Fingerprint(
         model={
             "source": request.model,
-            "commit": loaded.commit,
+            **{name: loaded.description[name] for name in _MODEL_FACTS},
             "class": type(model).__name__,
             "weights_sha256": weights_sha256(model),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -184,7 +221,7 @@ def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWi
         },
         settings={
             "solver": request.how.solver,
-            "solver_options": plain_values(asdict(solver)),
+            "solver_options": plain_values(asdict(request.solver)),
             "polytope": Target(**request.amount).to_dict(),
             **plain_values(asdict(request.options)),
             "device": str(model.device),
@@ -221,6 +258,6 @@ def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneRep
     """
     if request.loading.dtype == "auto":
         return loaded.model
-    stored = load_model(request.model, replace(request.loading, dtype="auto"))
+    stored = load_model(request.model, load_options(replace(request.loading, dtype="auto")))
     apply_masks(stored.model, report.masks)
     return stored.model

@@ -5,11 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .endings import door, interruptible, tell
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
+
+if TYPE_CHECKING:
+    from relaxprune import MaskProblem
+    from relaxprune.pruning.settings import Target
 
 _FILE_SCHEMA_VERSION = 1
 
@@ -24,66 +29,65 @@ def solve_file(
     seed: Seed = 0,
 ) -> int:
     """Solve one layer: a file with `weight` and `gram` gives a mask and a proven bound."""
+    from relaxprune.pruning.outputs import refuse_output_file
     from relaxprune.solving import solve
 
     from .notices import status_notice
     from .solver_options import parse_options
 
-    how_much.check()
+    target = how_much.target
     options = parse_options(how.solver, how.option)
-    if out is not None and out.exists():
-        raise FileExistsError(f"output file {str(out)!r} exists; name a new one")
-    problem = read_problem(file, how_much, device)
-    solution = solve(
-        problem,
-        how.solver,
-        start=how.start_name,
-        polish=how.polish_name,
-        max_iterations=how.max_iterations,
-        time_limit_s=how.time_limit,
-        gap_tolerance=how.gap_tolerance,
-        seed=seed,
-        throw=False,
-        **options,
-    )
+    if out is not None:
+        refuse_output_file(out)
+    with interruptible():
+        problem = read_problem(file, target, device)
+        solution = solve(
+            problem,
+            how.solver,
+            start=how.start_name,
+            polish=how.polish_name,
+            max_iterations=how.max_iterations,
+            time_limit_s=how.time_limit,
+            gap_tolerance=how.gap_tolerance,
+            seed=seed,
+            throw=False,
+            **options,
+        )
     facts = _facts(problem, solution, seed)
     for key in ("sparsity", "objective", "relative_error", "lower_bound", "relative_gap", "status", "seconds"):
         print(f"{key:<15} {_text(facts[key])}")
     if out is not None:
         from relaxprune.pruning.mask_file import write_masks
 
-        write_masks(out, {"weight": solution.mask}, extra=facts)
+        with door():
+            write_masks(out, {"weight": solution.mask}, extra=facts)
         print(f"{'written':<15} {out}")
     notice = status_notice(solution.status)
-    if notice:
-        print(f"relaxprune: {notice}", file=sys.stderr)
-        return 3
-    return 0
+    return tell([notice] if notice else [])
 
 
-def read_problem(file: Path, how_much: PatternGroup, device: str | None) -> Any:
+def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
     """Read ``weight`` and ``gram`` and put the polytope around them."""
     from safetensors import SafetensorError, safe_open
 
-    from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError
+    from relaxprune import MaskProblem, RelaxPruneError
+    from relaxprune.checks import check_device
 
+    place = check_device(device or "cpu")
     if not file.is_file():
-        raise FileNotFoundError(f"problem file {str(file)!r} does not exist")
+        raise RelaxPruneError(f"problem file {str(file)!r} does not exist")
     try:
-        with safe_open(file, framework="pt", device=device or "cpu") as tensors:
+        with door(), safe_open(file, framework="pt") as tensors:
             missing = sorted({"weight", "gram"} - set(tensors.keys()))
             if missing:
                 raise RelaxPruneError(f"problem file {str(file)!r} has no tensor {missing[0]!r}")
-            weight, gram = tensors.get_tensor("weight"), tensors.get_tensor("gram")
+            weight, gram = tensors.get_tensor("weight").to(place), tensors.get_tensor("gram").to(place)
     except SafetensorError as error:
         raise RelaxPruneError(f"problem file {str(file)!r} is not a whole safetensors file: {error}") from error
     if weight.ndim != 2:
         raise RelaxPruneError(f"`weight` in {str(file)!r} must have 2 dimensions, got shape {tuple(weight.shape)}")
-    if how_much.pattern is not None:
-        return MaskProblem(weight, gram, NM.from_pattern(how_much.pattern))
-    assert how_much.sparsity is not None
     rows, cols = weight.shape
-    return MaskProblem(weight, gram, KSparse.from_sparsity(how_much.sparsity, (rows, cols)))
+    return MaskProblem(weight, gram, target.polytope_of("weight", (rows, cols)))
 
 
 def _facts(problem: Any, solution: Any, seed: int) -> dict[str, Any]:

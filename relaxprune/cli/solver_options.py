@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solving import check_solver
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -54,8 +54,8 @@ def parse_options(solver: str, words: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise RelaxPruneError(f"--option {word!r} must have the form KEY=VALUE")
         if key not in known:
-            hint = did_you_mean(key, known)
-            raise RelaxPruneError(f"solver {solver!r} has no option {key!r}{hint or _listing(known)}")
+            check_solver(solver, **{key: text})  # names the options there are
+            raise RelaxPruneError(f"option {key!r} of solver {solver!r} cannot be given on the command line")
         if key in options:
             raise RelaxPruneError(f"--option {key!r} is given twice; give it once")
         options[key] = _parse(key, text, known[key])
@@ -104,8 +104,3 @@ def _parse(key: str, text: str, accepted: OptionType) -> Any:
     if str in accepted.alternatives:
         return text
     raise RelaxPruneError(f"--option {key}={text!r} must be {accepted.label}")
-
-
-def _listing(known: dict[str, OptionType]) -> str:
-    """Return the end of a sentence that lists the options there are."""
-    return f"; it has {', '.join(sorted(known))}" if known else "; it has none"

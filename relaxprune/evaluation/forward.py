@@ -40,6 +40,20 @@ def check_length(model: PreTrainedModel, length: int) -> None:
         raise RelaxPruneError(f"length {length} exceeds the {known} positions of the model: use at most {known}")
 
 
+def check_windows(tokens: object) -> None:
+    """Check that ``tokens`` are token windows, of whatever model.
+
+    Raises:
+        TypeError: not an integer tensor.
+        RelaxPruneError: not two-dimensional, or empty.
+    """
+    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        got = tokens.dtype if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens should be an integer tensor of shape (windows, length), got {got}")
+    if tokens.dim() != 2 or tokens.numel() == 0:
+        raise RelaxPruneError(f"tokens should have shape (windows, length), both at least 1, got {tuple(tokens.shape)}")
+
+
 def check_tokens(model: PreTrainedModel, tokens: torch.Tensor) -> None:
     """Check token windows against a model.
 
@@ -52,11 +66,7 @@ def check_tokens(model: PreTrainedModel, tokens: torch.Tensor) -> None:
         RelaxPruneError: not two-dimensional, empty, too long, or ids outside the vocabulary (on a GPU, those would only
             show up as a device-side assertion).
     """
-    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        got = tokens.dtype if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens should be an integer tensor of shape (windows, length), got {got}")
-    if tokens.dim() != 2 or tokens.numel() == 0:
-        raise RelaxPruneError(f"tokens should have shape (windows, length), both at least 1, got {tuple(tokens.shape)}")
+    check_windows(tokens)
     check_length(model, tokens.shape[1])
     vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
     low, high = int(tokens.min()), int(tokens.max())

@@ -9,7 +9,6 @@ length is part of every result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,6 @@ def perplexity(
     model: PreTrainedModel,
     tokens: torch.Tensor,
     batch_size: int = 1,
-    on_window: Callable[[int, int], None] | None = None,
 ) -> PerplexityResult:
     """Measure the perplexity of a causal language model on token windows.
 
@@ -64,7 +62,6 @@ def perplexity(
         model: runs where it is, in its own dtype; training flags and configuration are as before afterwards.
         tokens: (windows, length) integer ids without padding, length at least 2.
         batch_size: windows per forward pass; changes memory and time, the result only by rounding.
-        on_window: called with (windows done, windows) after each batch.
 
     Returns:
         The result; cross-entropies are taken in float32, or float64 if the logits are.
@@ -88,8 +85,6 @@ def perplexity(
             logits = model(input_ids=batch, use_cache=False).logits  # (batch, length, vocabulary)
             for row in range(batch.shape[0]):
                 losses.append(_window_loss(logits[row], batch[row], start + row))
-            if on_window is not None:
-                on_window(len(losses), windows)
     mean_loss = math.fsum(losses) / windows
     return PerplexityResult(_exp(mean_loss), mean_loss, windows, length, tuple(losses))
 

@@ -7,14 +7,17 @@ papers do, so a tokenizer that adds one puts it at the start of each text, not o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes.base import whole_number
 
+from ..checks import check_seed
+from ..evaluation.forward import check_windows
 from .sampling import sample_windows
 from .texts import Documents, Part, TextSource, open_text
 
@@ -41,12 +44,13 @@ class CalibrationOptions:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.windows is not None and self.windows < 1:
-            raise RelaxPruneError(f"windows should be at least 1, or None for all, got {self.windows}")
-        if self.length < 2:
-            raise RelaxPruneError(f"length should be at least 2 tokens, got {self.length}")
-        if not self.temperature > 0:
-            raise RelaxPruneError(f"temperature should be above 0, got {self.temperature}")
+        """Refuse numbers out of range, before a model is loaded for them."""
+        if self.windows is not None:
+            whole_number("windows", self.windows, 1)
+        whole_number("length", self.length, 2)
+        check_seed(self.seed)
+        if not 0 < self.temperature < math.inf:
+            raise RelaxPruneError(f"temperature must be a positive number, got {self.temperature!r}")
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,6 @@ class TokenWindows:
     def __str__(self) -> str:
         return f"{len(self)} windows of {self.tokens.shape[1]} tokens from {self.source} (sha256 {self.sha256[:12]})"
 
-    def batches(self, size: int) -> Iterator[torch.Tensor]:
-        """Yield (up to ``size``, length) int64 tensors, in order."""
-        for start in range(0, len(self), size):
-            yield self.tokens[start : start + size]
-
 
 def tokens_sha256(tokens: torch.Tensor) -> str:
     """Return the SHA-256 of (windows, length) tokens: their shape as text, then little-endian int64, row by row."""
@@ -97,11 +96,7 @@ def windows_from_tokens(
         TypeError: not an integer tensor.
         RelaxPruneError: not two-dimensional, empty, or negative ids.
     """
-    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        got = tokens.dtype if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens should be an integer tensor of shape (windows, length), got {got}")
-    if tokens.dim() != 2 or tokens.numel() == 0:
-        raise RelaxPruneError(f"tokens should have shape (windows, length), both at least 1, got {tuple(tokens.shape)}")
+    check_windows(tokens)
     if int(tokens.min()) < 0:
         raise RelaxPruneError(f"tokens hold the negative id {int(tokens.min())}: padding marks are not allowed")
     own = tokens.detach().to(dtype=torch.int64, device="cpu", copy=True)
@@ -130,14 +125,14 @@ def calibration_windows(
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions()
-    if source == "self":
+    text = open_source(source, "calibration", options.held_out)
+    if text is None:
         if model is None or options.windows is None:
             raise RelaxPruneError("source 'self' samples text from the model: give the model and a number of windows")
         start = None if tokenizer is None else tokenizer.bos_token_id
         tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
         facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
         return windows_from_tokens(tokens, source, facts)
-    text = open_text(source, options.held_out)
     return _windows(text, "calibration", _needed(tokenizer, source), options)
 
 
@@ -153,9 +148,26 @@ def evaluation_windows(
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions(windows=None)
-    if source == "self":
+    text = open_source(source, "evaluation", options.held_out)
+    assert text is not None  # "self" is refused
+    return _windows(text, "evaluation", _needed(tokenizer, source), options)
+
+
+def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource | None:
+    """Open what windows are taken from; needs no model, so that a wrong source is refused before one is loaded.
+
+    Returns:
+        The text, as `open_text` opens it; None for "self", which is sampled.
+
+    Raises:
+        RelaxPruneError: as `open_text`, and for "self" as evaluation, for it holds no text out.
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+    """
+    if source != "self":
+        return open_text(source, held_out)
+    if part == "evaluation":
         raise RelaxPruneError("source 'self' is for calibration only: give 'builtin', 'c4', 'wikitext2' or a file")
-    return _windows(open_text(source, options.held_out), "evaluation", _needed(tokenizer, source), options)
+    return None
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None, source: str) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 _CHUNK_BYTES = 1 << 22
+_SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
 def sync_folder(folder: Path) -> None:
@@ -63,6 +65,13 @@ def durable_path(target: Path) -> Iterator[Path]:
     finally:
         scratch.unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+def sweep_scratch(folder: Path) -> None:
+    """Remove what writers that were killed left under ``folder``: files whose names are those of `durable_path`."""
+    for path in folder.rglob(".*.part"):
+        if _SCRATCH.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_bytes(target: Path, data: bytes) -> None:

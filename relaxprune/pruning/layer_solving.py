@@ -48,11 +48,11 @@ class MaskSolver:
         """Find the mask of one layer, and what Wanda's mask costs on the same Gram.
 
         Returns:
-            (rows, cols) bool mask on the CPU, True = kept, and the layer's report.
+            (rows, cols) bool mask on the CPU, True = kept, and the layer's report. Where the solver broke down the mask
+            is the one that it started from, polished, and the report's status says so: one layer must not end a run.
 
         Raises:
-            RelaxPruneError: the problem cannot be solved as asked.
-            FloatingPointError: the solver left the finite numbers. Both messages name the layer.
+            RelaxPruneError: the problem cannot be solved as asked; the message names the layer.
         """
         options = self.options
         matrix = inputs.gram.matrix
@@ -69,9 +69,10 @@ class MaskSolver:
                 gap_tolerance=options.gap_tolerance,
                 seed=options.seed,
                 memory_budget_bytes=options.memory_budget_bytes,
+                throw=False,
             )
-        except (RelaxPruneError, FloatingPointError) as error:
-            raise type(error)(f"layer {layer.name!r} in block {block}: {error}") from error
+        except RelaxPruneError as error:
+            raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
         mask = solution.mask.cpu()
         rows, cols = layer.shape
         report = LayerReport(

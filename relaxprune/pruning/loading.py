@@ -15,6 +15,7 @@ import torch
 
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 
+from ..checks import check_device
 from .checkpoint import check_config, check_weights, first_line, weight_files
 from .gguf_file import check_gguf
 from .sources import SOURCES as SOURCES
@@ -62,10 +63,7 @@ class LoadOptions:
             hint = did_you_mean(self.dtype, known)
             raise RelaxPruneError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(known)}{hint}")
         if self.device is not None:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError, NotImplementedError) as error:
-                raise RelaxPruneError(f"device {self.device!r} cannot be used here: {first_line(error)}") from error
+            check_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,8 @@ def prune_model(
 ) -> PruneReport:
     """Prune a model in place: statistics, Gram, solve, write, propagate, block after block.
 
-    Everything is checked before the first forward pass. Kept weights keep their bits, pruned ones become +0.0. The
+    Everything is checked before the first forward pass. A layer whose solver breaks down keeps the mask that the
+    solver started from, and its report's status says so. Kept weights keep their bits, pruned ones become +0.0. The
     model's training flags, `use_cache`, hooks and the random state are as before when this returns or raises; after an
     exception the blocks finished so far stay pruned.
 
@@ -71,19 +72,18 @@ def prune_model(
 
     Raises:
         RelaxPruneError: input that cannot be right, before any work, or activations that are not finite.
-        FloatingPointError: a solver left the finite numbers; the message names the layer.
     """
     options = options or PruneOptions()
     target = Target(sparsity, pattern, polytope)
     chosen = check_solver(solver, **solver_options)
-    survey = survey_model(model, target, options)
+    survey = survey_model(model, target, options, solver=chosen)
     run = _Run(survey, MaskSolver(target, chosen, options), recorder, on_event)
-    with borrowed(model), run.timed("total"):
+    with borrowed(model):
         run.prune(model, batches)
     return PruneReport(
         layers=run.reports,
         skipped=[*survey.plan.skipped, *run.skipped],
-        seconds=dict(run.seconds),
+        seconds=run.spent(),
         polytope=target.to_dict(),
         solver=chosen.name,
         options={**dataclasses.asdict(options), "solver_options": chosen.options()},
@@ -104,6 +104,7 @@ class _Run:
     skipped: list[SkippedLayer] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    carried: Mapping[str, float] = field(default_factory=dict)
     propagation: str = "rerun"
     of_decoder: frozenset[str] = frozenset()
     stages: int = 0
@@ -157,6 +158,7 @@ class _Run:
             by_parameter[report.parameter].apply_mask(record.masks[report.parameter])
             self.finish(stage, report, record.masks[report.parameter])
         self.skip([layer for layer in stage.layers if layer.parameter not in reports])
+        self.carried = record.seconds
 
     def solve_stage(self, stage: Stage, propagation: Propagation) -> BlockRecord:
         """Gather the Grams of a stage, then solve and write each of its layers."""
@@ -167,7 +169,8 @@ class _Run:
         while collector.groups:
             solved |= self.solve_group(stage, collector)  # its Gram is freed before the next one is made
         self.skip([layer for layer in stage.layers if layer.parameter not in solved])
-        return BlockRecord({name: mask for name, (mask, _) in solved.items()}, [r for _, r in solved.values()])
+        masks = {name: mask for name, (mask, _) in solved.items()}
+        return BlockRecord(masks, [report for _, report in solved.values()], self.spent())
 
     def solve_group(self, stage: Stage, collector: StatisticsCollector) -> dict[str, tuple[Tensor, LayerReport]]:
         """Solve and write the layers of the collector's next group, which reads one Gram."""
@@ -203,6 +206,11 @@ class _Run:
             done, total = len(self.reports) + len(self.skipped), len(self.survey.layers)
             elapsed = time.perf_counter() - self.started
             self.on_event(PruneEvent(kind, stage.index, self.stages, layer, done, total, report, elapsed))
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds of each stage, those of the interrupted sessions before this one included."""
+        now = {**self.seconds, "total": time.perf_counter() - self.started}
+        return {stage: self.carried.get(stage, 0.0) + now.get(stage, 0.0) for stage in sorted({*now, *self.carried})}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

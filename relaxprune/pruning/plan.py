@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
@@ -49,7 +51,7 @@ class PrunePlan:
         layers: what will be pruned, if a batch reaches it.
         skipped: every other matrix, with a reason.
         blocks: name of the list of blocks, "" when the model is pruned layer by layer.
-        estimated_bytes: memory of a run at most, as `estimate_bytes` counts it.
+        estimated_bytes: memory of a run, about, as `estimate_bytes` counts it.
         polytope: what was asked for, as in `Target.to_dict`.
     """
 
@@ -67,7 +69,9 @@ class PrunePlan:
             sparsity = 1 - layer.keep / (layer.rows * layer.cols)
             lines.append((layer.name, layer.kind, block, layer.rows, layer.cols, layer.keep, sparsity))
         entries = sum(layer.rows * layer.cols for layer in self.layers)
-        total = f"{len(self.layers)} layers, {entries:,} weights, at most {self.estimated_bytes / 2**30:.2f} GiB"
+        total = (
+            f"{len(self.layers)} layers, {entries:,} weights, about {self.estimated_bytes / 2**30:.2f} GiB of memory"
+        )
         return "\n".join([*table(lines), total, *skipped_lines(self.skipped)])
 
 
@@ -88,6 +92,7 @@ def plan_model(
     polytope: Polytope | None = None,
     options: PruneOptions | None = None,
     tokens: int = 0,
+    solver: Solver | None = None,
 ) -> PrunePlan:
     """Say what `prune_model` would do, without running the model.
 
@@ -98,15 +103,18 @@ def plan_model(
         polytope: one feasible set for all layers.
         options: which layers, and how much memory the solver may take.
         tokens: number of calibration tokens, for the memory estimate.
+        solver: what will find the masks, to be asked whether it takes every layer; None to ask nothing.
 
     Raises:
         RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
-            nothing, or nothing left to prune.
+            nothing, nothing left to prune, or a solver that cannot take a layer.
     """
-    return survey_model(model, Target(sparsity, pattern, polytope), options or PruneOptions(), tokens).plan
+    return survey_model(model, Target(sparsity, pattern, polytope), options or PruneOptions(), tokens, solver).plan
 
 
-def survey_model(model: nn.Module, target: Target, options: PruneOptions, tokens: int = 0) -> Survey:
+def survey_model(
+    model: nn.Module, target: Target, options: PruneOptions, tokens: int = 0, solver: Solver | None = None
+) -> Survey:
     """Choose the layers and check that all of them can be pruned as asked; raises as `plan_model` does."""
     refuse_unsupported(model)
     found, skipped = find_layers(model)
@@ -123,9 +131,32 @@ def survey_model(model: nn.Module, target: Target, options: PruneOptions, tokens
         rows, cols = layer.shape
         keep = target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
         planned.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
+    if solver is not None:
+        refuse_misfits(solver, layers, target)
     estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens)
     plan = PrunePlan(planned, [*skipped, *left], blocks.name, estimate, target.to_dict())
     return Survey(plan, layers, blocks)
+
+
+def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Target) -> None:
+    """Ask the solver about one layer of each shape, before hours of calibration and solving.
+
+    Its Gram is not known yet and is taken as zero, whose checks cost next to nothing: solvers ask for shapes and sets.
+
+    Raises:
+        RelaxPruneError: the solver cannot take a layer; the message names it.
+    """
+    if type(solver).check is Solver.check:
+        return
+    shapes = {layer.shape: layer for layer in reversed(layers)}
+    for (rows, cols), layer in shapes.items():
+        weight = layer.matrix().detach()
+        gram = Gram(torch.zeros(cols, cols, device=weight.device))
+        problem = MaskProblem(weight, gram, target.polytope_of(layer.name, (rows, cols)))
+        try:
+            solver.check(problem)
+        except RelaxPruneError as error:
+            raise RelaxPruneError(f"layer {layer.name!r} of shape {(rows, cols)}: {error}") from error
 
 
 def select_layers(
@@ -161,7 +192,7 @@ def select_layers(
 
 
 def estimate_bytes(model: nn.Module, layers: Sequence[PlannedLayer], budget: int | None, tokens: int) -> int:
-    """Estimate the memory of a run from above, in bytes; the interpreter and its libraries come on top.
+    """Estimate the memory of a run, in bytes; no bound: the interpreter and its libraries come on top.
 
     The sum of: the model; one byte per mask entry; float64 Gram sums of the block with the most (as if no layers
     shared one); for the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature),

@@ -119,10 +119,12 @@ class BlockRecord:
         masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
             where the module stores the transpose.
         layers: one report for each mask.
+        seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
     """
 
     masks: dict[str, Tensor]
     layers: list[LayerReport]
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class BlockRecorder(Protocol):
@@ -168,7 +170,8 @@ class PruneReport:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, statistics, solve (and judge, with Wanda's mask
-            for comparison), propagate, record, total.
+            for comparison), propagate, record, total. A continued run counts the sessions before it, each until
+            its last finished block.
         polytope: what was asked for, as in `Target.to_dict`.
         solver: name of the solver.
         options: all of `PruneOptions`, and the effective options of the solver as "solver_options".

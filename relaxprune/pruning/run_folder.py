@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from relaxprune.problems.errors import RelaxPruneError
 
-from .durable import file_sha256, sync_folder, write_json, write_text
+from .durable import file_sha256, sweep_scratch, sync_folder, write_json, write_text
 from .fingerprint import Fingerprint, differences
 from .mask_file import read_mask_file, write_masks
 from .model_card import model_card
+from .outputs import refuse_output_folder, refuse_unwritable_folder
 from .report import BlockRecord, LayerReport, PruneReport
 from .run_record import SCHEMA_VERSION, RunNotes, now, read_record, run_record
 from .saved_model import Verification, install_files, save_settings, verify_saved_model
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 RECORD_NAME = "relaxprune.json"
 MASKS_NAME = "masks.safetensors"
 _WORK_NAME = ".relaxprune"
+_BLOCK_KEYS = {"block", "layers", "seconds"}
 _log = logging.getLogger("relaxprune")
 
 
@@ -44,6 +46,8 @@ class RunFolder:
         self.fingerprint = dict(fingerprint)
         self._work = path / _WORK_NAME
         self._blocks = self._work / "blocks"
+        self._written: list[Path] = []
+        self._used: set[int] = set()
 
     @staticmethod
     def refuse_occupied(path: str | Path, resume: bool = False) -> None:
@@ -54,18 +58,15 @@ class RunFolder:
             resume: whether an interrupted run in it is to be continued.
 
         Raises:
-            RelaxPruneError: if ``path`` is a file, or is not empty and is not a run to be resumed.
+            RelaxPruneError: if ``path`` is a file, cannot be written to, or is not empty and is not a run to be
+                resumed.
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise RelaxPruneError(f"output folder {str(path)!r} is a file; name a folder that is new or empty")
-        if not path.is_dir() or not any(path.iterdir()):
-            return
         if not resume:
-            raise RelaxPruneError(
-                f"output folder {str(path)!r} is not empty; name a new one, or add --resume to continue the run in it"
-            )
-        if not (path / _WORK_NAME / "run.json").is_file() and not (path / RECORD_NAME).is_file():
+            refuse_output_folder(path, "name a new one, or add --resume to continue the run in it")
+            return
+        refuse_unwritable_folder(path)
+        if path.is_dir() and any(path.iterdir()) and not RunFolder(path, {}).begun:
             raise RelaxPruneError(f"output folder {str(path)!r} is not empty and holds no relaxprune run to resume")
 
     @classmethod
@@ -103,6 +104,17 @@ class RunFolder:
         return folder
 
     @property
+    def begun(self) -> bool:
+        """Whether this folder holds a run, finished or not."""
+        return self.finished or (self._work / "run.json").is_file()
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user must see of the finished run in this folder."""
+        found: list[str] = read_record(self.path / RECORD_NAME)["notes"]["notices"]
+        return found
+
+    @property
     def finished(self) -> bool:
         """Whether the run in this folder is complete and was checked."""
         return (self.path / RECORD_NAME).is_file()
@@ -115,27 +127,31 @@ class RunFolder:
     def load(self, block_index: int) -> BlockRecord | None:
         """Return a block's record from the interrupted run, or None if it has to be solved.
 
-        When a block is missing, the records of all later blocks are dropped: they were solved on inputs from a block
-        that will now be solved anew.
+        Blocks are asked for in the order of execution, which need not be that of their indices. When one is missing,
+        the records that were not asked for before are dropped: they were solved on inputs from a block that will now
+        be solved anew.
 
         Raises:
             RelaxPruneError: if the file is damaged; deleting it has the block solved again.
         """
         path = self._block_path(block_index)
         if not path.is_file():
-            self._drop_after(block_index)
+            self._drop_unused(block_index)
             return None
         masks, extra = read_mask_file(path)
-        if not isinstance(extra, dict) or extra.get("block") != block_index:
+        if not isinstance(extra, dict) or set(extra) != _BLOCK_KEYS or extra["block"] != block_index:
             raise RelaxPruneError(
                 f"{str(path)!r} is not the record of block {block_index}; delete it to solve it again"
             )
-        return BlockRecord(masks=masks, layers=[LayerReport.from_dict(layer) for layer in extra["layers"]])
+        self._used.add(block_index)
+        return BlockRecord(masks, [LayerReport.from_dict(layer) for layer in extra["layers"]], extra["seconds"])
 
     def save(self, block_index: int, record: BlockRecord) -> None:
         """Record a finished block durably: masks and reports in one file, whole or not at all."""
-        extra = {"block": block_index, "layers": [layer.to_dict() for layer in record.layers]}
+        layers = [layer.to_dict() for layer in record.layers]
+        extra = {"block": block_index, "layers": layers, "seconds": record.seconds}
         write_masks(self._block_path(block_index), record.masks, extra)
+        self._used.add(block_index)
 
     def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> Verification:
         """Write the result, reload it from disk, check it, and only then declare the run finished.
@@ -198,7 +214,7 @@ class RunFolder:
     def _begin(self, model: PreTrainedModel, tokenizer: Any) -> None:
         """Write the fingerprint first, so that any later crash can be resumed, then the model's settings."""
         self._blocks.mkdir(parents=True, exist_ok=True)
-        self._written: list[Path] = []
+        sweep_scratch(self.path)
         run = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "started": now()}
         if self._stored_fingerprint() is None:
             write_json(self._work / "run.json", run)
@@ -228,9 +244,8 @@ class RunFolder:
     def _block_path(self, block_index: int) -> Path:
         return self._blocks / f"{block_index:05d}.safetensors"
 
-    def _drop_after(self, block_index: int) -> None:
-        """Delete the records of the blocks after ``block_index``, saying so."""
-        stale = [index for index in self.solved_blocks if index > block_index]
-        for index in stale:
+    def _drop_unused(self, block_index: int) -> None:
+        """Delete the records that no earlier step of this session used, for block ``block_index`` has none."""
+        for index in sorted({*self.solved_blocks} - self._used):
             _log.warning("block %d has no record: block %d is solved again", block_index, index)
             self._block_path(index).unlink()

@@ -8,7 +8,8 @@ from typing import Any
 from relaxprune.problems import NM, KSparse
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
-from relaxprune.problems.saliency import SALIENCIES
+
+from ..checks import check_budgets, check_polish, check_seed, check_start
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,15 @@ class PruneOptions:
         """Refuse values that would only fail once the first layer is solved.
 
         Raises:
-            RelaxPruneError: an unknown start or polish, a pattern given as one string, or a number out of range.
+            RelaxPruneError: patterns given as one string, an unknown start or polish, or a seed or budget out of range.
         """
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}.")
-        if self.start not in (*SALIENCIES, None):
-            raise RelaxPruneError(f"start must be one of {', '.join(SALIENCIES)} or None, got {self.start!r}.")
-        if self.polish not in ("auto", "swap", None):
-            raise RelaxPruneError(f"polish must be 'auto', 'swap' or None, got {self.polish!r}.")
-        for name in ("max_iterations", "time_limit_s", "gap_tolerance", "memory_budget_bytes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RelaxPruneError(f"{name} must be positive or None, got {value!r}.")
+        check_start(self.start)
+        check_polish(self.polish)
+        check_seed(self.seed)
+        check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, self.memory_budget_bytes)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def open_text(source: str, held_out: float = 0.25) -> TextSource:
         held_out: share of a builtin or file text, at its end, kept for evaluation: 0 for none, 1 for all.
 
     Raises:
-        RelaxPruneError: unknown source, unreadable file, or ``held_out`` outside [0, 1].
+        RelaxPruneError: unknown source, unreadable file, no package ``datasets``, or ``held_out`` outside [0, 1].
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     if not 0 <= held_out <= 1:
@@ -69,6 +69,7 @@ def open_text(source: str, held_out: float = 0.25) -> TextSource:
     if source == "builtin":
         return _builtin(held_out)
     if source in _DATASETS:
+        _require_datasets(source)
         return _DATASETS[source]()
     path = Path(source).expanduser()
     if path.is_file():
@@ -181,14 +182,20 @@ class _Rows:
         return str(self.rows[index]["text"])
 
 
-def _load_split(source: str, *arguments: str, **options: Any) -> Documents:
-    """Load one split through ``datasets``; scripts are never run, and a failure is one sentence."""
+def _require_datasets(source: str) -> Any:
+    """Return the module ``datasets``, or name the extra that brings it."""
     try:
         import datasets
     except ImportError as error:
         raise RelaxPruneError(
             f"text source {source!r} needs the package datasets: run `pip install 'relaxprune[data]'`"
         ) from error
+    return datasets
+
+
+def _load_split(source: str, *arguments: str, **options: Any) -> Documents:
+    """Load one split through ``datasets``; scripts are never run, and a failure is one sentence."""
+    datasets = _require_datasets(source)
     _log.info("text source %s: loading %s", source, ", ".join(arguments))
     try:
         # Only the environment's token is used; False stops the library from reading a stored one.

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from relaxprune.pruning.model import UNREACHED
 from relaxprune.pruning.plan import PlannedLayer, PrunePlan
 from relaxprune.pruning.report import LayerReport, PruneEvent, PruneReport, SkippedLayer
 from relaxprune.solution import Status
+from relaxprune.solvers import Solver, registry
+from relaxprune.solvers.saliency import Wanda
 
 from .tiny_llama import save_tiny_llama, write_text
 
@@ -141,7 +144,8 @@ def test_demo_prints_one_table_and_writes_a_folder(tmp_path: Path, capsys: pytes
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Wanda):
+    name: ClassVar[str] = "x"
     flag: bool = True
     count: int = 3
     share: float = 0.5
@@ -150,10 +154,14 @@ class Options:
     hidden: tuple[int, ...] = ()
 
 
+def register(monkeypatch: pytest.MonkeyPatch, **solvers: type[Solver]) -> None:
+    """Let the registry know more solvers, as another package's entry points would."""
+    points = {name: SimpleNamespace(load=lambda found=found: found) for name, found in solvers.items()}
+    monkeypatch.setattr(registry, "_outside", lambda: points)
+
+
 def test_options_are_typed_by_the_dataclass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "relaxprune.cli.solver_options.check_solver", lambda name, **options: replace(Options(), **options)
-    )
+    register(monkeypatch, x=Options)
     words = ["flag=no", "count=7", "share=1", "limit=none", "order=down"]
     assert parse_options("x", words) == {"flag": False, "count": 7, "share": 1.0, "limit": None, "order": "down"}
     assert "hidden" not in option_types(Options())
@@ -162,7 +170,8 @@ def test_options_are_typed_by_the_dataclass(monkeypatch: pytest.MonkeyPatch) -> 
         ("flag=7", "must be bool"),
         ("order=left", "must be up or down"),
         ("shares=1", "did you mean 'share'"),
-        ("zzz=1", "it has count, flag"),
+        ("zzz=1", "its options are flag, count"),
+        ("hidden=1", "cannot be given on the command line"),
         ("count", "KEY=VALUE"),
     ]:
         with pytest.raises(relaxprune.RelaxPruneError, match=expected):

@@ -129,7 +129,7 @@ def test_the_command_writes_table_json_and_plot(
     assert facts["best_lower_bound"] <= facts["best_objective"]
     assert (out / "gap.png").read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--out", str(out)]) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert "compared' is not empty" in capsys.readouterr().err
 
 
 def test_all_is_the_registry(problem_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

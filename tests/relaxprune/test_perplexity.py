@@ -78,14 +78,6 @@ def test_non_finite_loss_names_the_window_and_restores_the_flags(tiny_llama):
     assert tiny_llama.training
 
 
-def test_progress_is_told_after_each_batch(tiny_llama):
-    calls: list[tuple[int, int]] = []
-    perplexity(
-        tiny_llama, torch.randint(64, (5, 6)), batch_size=2, on_window=lambda done, total: calls.append((done, total))
-    )
-    assert calls == [(2, 5), (4, 5), (5, 5)]
-
-
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [

@@ -1,0 +1,79 @@
+"""Checks of arguments that several entry points share: what ``solve`` refuses, a pruning run refuses too."""
+
+from __future__ import annotations
+
+import torch
+
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.polytopes.base import whole_number
+from relaxprune.problems.saliency import SALIENCIES
+
+POLISHES = ("swap",)
+_LARGEST_SEED = 2**63 - 1  # what torch takes on every platform
+
+
+def check_start(start: object) -> None:
+    """Raise RelaxPruneError unless ``start`` is the name of a saliency or None."""
+    if start is not None and start not in SALIENCIES:
+        raise RelaxPruneError(
+            f"start must be one of {', '.join(SALIENCIES)}, a mask or None, got {start!r}"
+            f"{did_you_mean(str(start), SALIENCIES)}"
+        )
+
+
+def check_polish(polish: object) -> None:
+    """Raise RelaxPruneError unless ``polish`` is the name of a polish, ``"auto"`` or None."""
+    if polish not in (*POLISHES, "auto", None):
+        raise RelaxPruneError(f'polish must be "swap", "auto" or None, got {polish!r}')
+
+
+def check_seed(seed: object) -> None:
+    """Raise RelaxPruneError unless ``seed`` is a whole number that random generators take."""
+    whole_number("seed", seed, 0)
+    if isinstance(seed, int) and seed > _LARGEST_SEED:
+        raise RelaxPruneError(f"seed must be at most {_LARGEST_SEED}, got {seed}")
+
+
+def check_device(device: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        RelaxPruneError: torch knows no such device, or cannot compute on it here.
+    """
+    try:
+        found = torch.device(device)
+        works = found.type != "meta"
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError):
+        works = False
+    if not works:
+        raise RelaxPruneError(f"device must be one that works here ({', '.join(_devices())}), got {device!r}")
+    return found
+
+
+def _devices() -> list[str]:
+    """Name the CPU and every accelerator that torch finds."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    return ["cpu", *(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()))]
+
+
+def check_budgets(
+    max_iterations: object, time_limit_s: object, gap_tolerance: object, memory_budget_bytes: object
+) -> None:
+    """Raise RelaxPruneError for a budget that is neither None nor a positive finite number (whole, for iterations)."""
+    if max_iterations is not None:
+        whole_number("max_iterations", max_iterations, 1)
+    for name, value in (
+        ("time_limit_s", time_limit_s),
+        ("gap_tolerance", gap_tolerance),
+        ("memory_budget_bytes", memory_budget_bytes),
+    ):
+        if value is not None and not _is_positive(value):
+            raise RelaxPruneError(f"{name} must be a positive number, got {value!r}")
+
+
+def _is_positive(value: object) -> bool:
+    """Return whether ``value`` is a positive finite number; True is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -1,0 +1,52 @@
+"""How a command ends: its exit code, and what it says on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+EXIT_BAD_INPUT = 2
+EXIT_NOTICE = 3
+EXIT_INTERRUPTED = 130
+
+
+def say(text: str) -> None:
+    """Print one line to stderr."""
+    print(f"relaxprune: {text}", file=sys.stderr)
+
+
+def tell(notices: Iterable[str]) -> int:
+    """Say every notice and return the exit code of a command that finished with them: 3, or 0 for none."""
+    code = 0
+    for notice in notices:
+        say(notice)
+        code = EXIT_NOTICE
+    return code
+
+
+@contextmanager
+def interruptible(left: Callable[[], str] = lambda: "nothing is written") -> Iterator[None]:
+    """End the command with exit code 130 when the user interrupts it.
+
+    Args:
+        left: says what the interrupted command leaves behind, as a clause.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; {left()}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def door() -> Iterator[None]:
+    """Tell an operating system's refusal as bad input; only around what opens something that the user named."""
+    try:
+        yield
+    except OSError as error:
+        from relaxprune.problems.errors import RelaxPruneError
+
+        raise RelaxPruneError(str(error) or type(error).__name__) from error

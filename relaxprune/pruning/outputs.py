@@ -1,0 +1,58 @@
+"""Refusing an output that cannot be written before the work is done that would be lost with it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from relaxprune.problems.errors import RelaxPruneError
+
+
+def refuse_output_file(path: Path) -> None:
+    """Refuse a file that exists, or that cannot be created in its folder.
+
+    Raises:
+        RelaxPruneError: naming the file.
+    """
+    if path.exists():
+        raise RelaxPruneError(f"output file {str(path)!r} exists; name a new one")
+    if not path.parent.is_dir():
+        raise RelaxPruneError(
+            f"output file {str(path)!r} has no folder to lie in; create {str(path.parent)!r} or name another file"
+        )
+    _refuse_unwritable(path.parent, f"output file {str(path)!r}")
+
+
+def refuse_output_folder(path: Path, advice: str = "name a new one") -> None:
+    """Refuse a folder that is not empty, or that cannot be created or written to.
+
+    Args:
+        path: the folder; it and its parents need not exist yet.
+        advice: what to do about a folder that is not empty.
+
+    Raises:
+        RelaxPruneError: naming the folder.
+    """
+    refuse_unwritable_folder(path)
+    if path.is_dir() and any(path.iterdir()):
+        raise RelaxPruneError(f"output folder {str(path)!r} is not empty; {advice}")
+
+
+def refuse_unwritable_folder(path: Path) -> None:
+    """Refuse a folder that cannot be created or written to, whatever is in it.
+
+    Raises:
+        RelaxPruneError: naming the folder.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if existing == path and not path.is_dir():
+        raise RelaxPruneError(f"output folder {str(path)!r} is a file; name a folder that is new or empty")
+    _refuse_unwritable(existing, f"output folder {str(path)!r}")
+
+
+def _refuse_unwritable(folder: Path, output: str) -> None:
+    """Refuse unless a file can be created in ``folder``: permissions alone do not tell (read-only file systems)."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RelaxPruneError(f"{output} cannot be written: {error.strerror} in {str(folder)!r}") from error
