@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -60,8 +61,11 @@ class _Cursor:
         return None
 
 
-def check_gguf(path: Path) -> str | None:
-    """Check that a ``.gguf`` file is whole and return the licence that it names, if any.
+def check_gguf(path: Path) -> tuple[Counter[str], str | None]:
+    """Check that a ``.gguf`` file is whole.
+
+    Returns:
+        How many elements there are of each stored type (``"Q8_0"``...), and the licence that the file names, if any.
 
     Raises:
         RelaxPruneError: the file is empty, a git-LFS pointer, no GGUF file, or shorter than its header declares.
@@ -71,16 +75,16 @@ def check_gguf(path: Path) -> str | None:
         if data[:4] != b"GGUF":
             raise RelaxPruneError(f"{path} is no GGUF file: it does not start with the letters GGUF")
         try:
-            expected, licence = _walk(_Cursor(data, 4))
+            expected, counts, licence = _walk(_Cursor(data, 4))
         except (struct.error, KeyError, ValueError) as error:
             raise RelaxPruneError(f"{path} is truncated or corrupt: its header ends after {size} bytes") from error
     if size < expected:
         raise RelaxPruneError(f"{path} is truncated: {size} bytes of {expected}; fetch it again")
-    return licence
+    return counts, licence
 
 
-def _walk(cursor: _Cursor) -> tuple[int, str | None]:
-    """Return the bytes that the file must have and its ``general.license``."""
+def _walk(cursor: _Cursor) -> tuple[int, Counter[str], str | None]:
+    """Return the bytes that the file must have, the elements of each type and its ``general.license``."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     cursor.count("I")  # version
@@ -89,14 +93,16 @@ def _walk(cursor: _Cursor) -> tuple[int, str | None]:
     for _ in range(pairs):
         key = cursor.skip_string()
         metadata[key] = cursor.value(cursor.count("I"))
-    end = 0
+    end, counts = 0, Counter[str]()
     for _ in range(tensors):
         cursor.skip_string()
         shape = [cursor.count() for _ in range(cursor.count("I"))]
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(cursor.count("I"))]
+        stored = GGMLQuantizationType(cursor.count("I"))
+        counts[stored.name] += prod(shape)
+        block, block_bytes = GGML_QUANT_SIZES[stored]
         end = max(end, cursor.count() + prod(shape) // block * block_bytes)
     alignment = metadata.get(b"general.alignment")
     step = alignment if isinstance(alignment, int) and alignment > 0 else 32
     licence = metadata.get(b"general.license")
     text = licence.decode("utf-8", "replace") if isinstance(licence, bytes) else None
-    return -(-cursor.at // step) * step + end, text
+    return -(-cursor.at // step) * step + end, counts, text

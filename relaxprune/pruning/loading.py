@@ -107,7 +107,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
         remote_code=options.trust_remote_code,
     )
     counts, licence = _check_files(checkpoint)
-    dtype = _choose_dtype(source, options.dtype, counts)
+    # A GGUF file is dequantised to float32 whatever it stores.
+    dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
     model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
     if len(counts) > 1 and options.dtype == "auto":
@@ -134,9 +135,9 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
 
 
 def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], str | None]:
-    """Check the files; return the elements of each stored dtype (empty for GGUF) and the licence that they name."""
+    """Check the files; return the elements of each stored dtype and the licence that they name."""
     if checkpoint.gguf_file is not None:
-        return Counter(), check_gguf(checkpoint.folder / checkpoint.gguf_file)
+        return check_gguf(checkpoint.folder / checkpoint.gguf_file)
     check_config(checkpoint.folder)
     return check_weights(checkpoint.folder, weight_files(checkpoint.folder)), _card_licence(checkpoint)
 
@@ -153,7 +154,7 @@ def _card_licence(checkpoint: Checkpoint) -> str | None:
 
 
 def _choose_dtype(source: str, requested: str, counts: Counter[str]) -> torch.dtype:
-    """The requested dtype, or the one that most of the checkpoint is stored in; GGUF dequantises to float32."""
+    """The requested dtype, or the one that most of the checkpoint is stored in."""
     stored = counts.most_common(1)[0][0] if counts else "F32"
     if stored not in FLOAT_DTYPES:
         raise RelaxPruneError(

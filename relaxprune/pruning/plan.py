@@ -148,8 +148,10 @@ def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Targ
     """
     if type(solver).check is Solver.check:
         return
-    shapes = {layer.shape: layer for layer in reversed(layers)}
-    for (rows, cols), layer in shapes.items():
+    firsts: dict[tuple[int, int], PrunableLayer] = {}
+    for layer in layers:
+        firsts.setdefault(layer.shape, layer)
+    for (rows, cols), layer in firsts.items():
         weight = layer.matrix().detach()
         gram = Gram(torch.zeros(cols, cols, device=weight.device))
         problem = MaskProblem(weight, gram, target.polytope_of(layer.name, (rows, cols)))

@@ -35,7 +35,8 @@ def test_str_shows_every_layer_and_every_skipped_one():
     text = str(plan)
     for name in (*names(plan), *(item.name for item in plan.skipped)):
         assert name in text
-    assert "12 layers" in text and "GiB" in text and "fused experts" in text
+    assert "12 layers" in text and "GiB of memory" in text and "fused experts" in text
+    assert "at most" not in text, "the estimate is no bound"
 
 
 def test_conv1d_is_planned_as_rows_of_outputs():
@@ -106,7 +107,13 @@ def test_targets_that_do_not_fit(arguments, words):
         ({"start": "best"}, "start"),
         ({"polish": "shine"}, "polish"),
         ({"max_iterations": 0}, "max_iterations"),
+        ({"max_iterations": 2.5}, "max_iterations"),
         ({"time_limit_s": -1.0}, "time_limit_s"),
+        ({"time_limit_s": float("inf")}, "time_limit_s"),
+        ({"gap_tolerance": float("nan")}, "gap_tolerance"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2.5}, "seed"),
+        ({"seed": float("inf")}, "seed"),
     ],
 )
 def test_options_are_checked_at_once(arguments, words):

@@ -144,6 +144,16 @@ def test_resuming_gives_the_identical_result():
     assert [event.kind for event in events].count("layer_start") == 7
 
 
+def test_a_continued_run_counts_the_time_of_its_earlier_sessions():
+    recorder = Memory()
+    prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, solver="wanda", recorder=recorder)
+    recorder.records[1].seconds.update(solve=1000.0, total=2000.0)
+    del recorder.records[2]
+    report = prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, solver="wanda", recorder=recorder)
+    assert 1000 < report.seconds["solve"] < 1100 and 2000 < report.seconds["total"] < 2100
+    assert recorder.records[2].seconds["solve"] > 1000
+
+
 def test_a_record_of_another_block_is_refused():
     recorder = Memory()
     prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, options=QUICK, recorder=recorder)
@@ -175,6 +185,7 @@ def test_batches_are_read_once_and_may_be_generated():
         ({"sparsity": 0.5, "solver": "fv"}, "fw"),
         ({"sparsity": 0.5, "annael": False}, "anneal"),
         ({"pattern": "3:7"}, "q_proj"),
+        ({"sparsity": 0.5, "solver": "enumerate"}, r"q_proj' of shape \(32, 32\)"),
         ({}, "exactly one"),
         ({"sparsity": 0.5, "options": PruneOptions(exclude=("nothing*",))}, "nothing"),
     ],

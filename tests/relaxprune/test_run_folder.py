@@ -216,6 +216,17 @@ def test_a_deleted_block_is_solved_again_and_so_are_those_after_it(tmp_path: Pat
     assert again.load(2) is None, "block 2 was solved on the outputs of a block 1 that is gone"
 
 
+def test_what_was_executed_before_a_deleted_block_is_kept(tmp_path: Path, model: LlamaForCausalLM) -> None:
+    folder = RunFolder.open(tmp_path / "out", model, None, fingerprint())
+    for block, record in records(model).items():
+        folder.save(block, record)
+    (tmp_path / "out/.relaxprune/blocks/00001.safetensors").unlink()
+    again = RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    assert again.load(2) is not None, "a layer before the blocks has a later index and is executed first"
+    assert again.load(1) is None
+    assert again.solved_blocks == [2], "block 0 is executed after block 1 here"
+
+
 def test_a_damaged_or_exchanged_block_is_refused(tmp_path: Path, model: LlamaForCausalLM) -> None:
     folder = RunFolder.open(tmp_path / "out", model, None, fingerprint())
     for block, record in records(model).items():
