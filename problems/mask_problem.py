@@ -152,8 +152,8 @@ class MaskProblem(Problem):
     @cached_property
     def _column_sums(self) -> Tensor:
         """Sums of |W| over rows, (cols,) float64, a band of rows at a time."""
-        wide = (self.weight[part].to(torch.float64) for part in row_blocks(*self.shape, _BAND_ENTRIES))
-        return torch.stack([band.abs_().sum(dim=0) for band in wide]).sum(dim=0)
+        wide = (self.weight[part].abs().to(torch.float64) for part in row_blocks(*self.shape, _BAND_ENTRIES))
+        return torch.stack([band.sum(dim=0) for band in wide]).sum(dim=0)
 
     def working(self, dtype: torch.dtype = torch.float32) -> WorkingMask:
         """Return the copy in which every coupled block has mean diagonal 1."""

@@ -208,6 +208,16 @@ def test_the_start_may_be_a_mask_and_is_not_written_to():
         assert solve(problem, start=name).objective > 0
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weight_and_gram_are_not_written_to(solver, dtype):
+    problem, _ = layer("row")
+    weight, gram = problem.weight.to(dtype), problem.gram.to(dtype)
+    before = weight.clone(), gram.clone()
+    solve(MaskProblem(weight, gram, problem.polytope), solver, start="ria")
+    assert torch.equal(weight, before[0]) and torch.equal(gram, before[1])
+
+
 def test_a_solution_shows_its_numbers():
     problem, _ = layer("row")
     solution = solve(problem)
