@@ -79,17 +79,12 @@ class AdmmState(State):
         self.best = start.clone()
         self.best_value = start.new_full((problem.polytope.block_count(problem.shape),), torch.inf)
         self.half_gradient = torch.zeros_like(start)
-        self.sound = torch.ones((), dtype=torch.bool, device=start.device)
         if self.binary:
             self.judge(problem)
 
     def point(self) -> Tensor:
         """Return the relaxed mask, or the best mask seen."""
         return self.best if self.binary else self.mask
-
-    def finite(self) -> Tensor:
-        """Check what a broken product reaches: the dual, or a half gradient that a mask was judged by."""
-        return self.sound & torch.isfinite(self.dual).all()
 
     def relaxed(self) -> Tensor | None:
         """Return the relaxed mask, a projection: always feasible."""
@@ -110,11 +105,10 @@ class AdmmState(State):
     def judge(self, problem: Working) -> None:
         """Take the half gradient at the mask and, per coupled block, remember the mask with the least objective."""
         self.half_gradient = problem.half_gradient(self.mask)
-        self.sound = self.sound & torch.isfinite(self.half_gradient).all()
         self.product_count += 1
         value = problem.polytope.block_sum(problem.row_value(self.mask, self.half_gradient))
         better = value < self.best_value
-        self.best_value = torch.where(better, value, self.best_value)
+        self.best_value = torch.minimum(value, self.best_value)  # keeps a NaN, so that the loop sees it
         self.best = torch.where(problem.polytope.to_rows(better, self.mask.shape[0]), self.mask, self.best)
 
 

@@ -39,10 +39,6 @@ class FistaState(State):
         """Return x, a projection: always feasible."""
         return self.iterate
 
-    def finite(self) -> Tensor:
-        """Check what a broken product reaches: the next half gradient, or the step's curvature."""
-        return torch.isfinite(self.ahead_half).all() & torch.isfinite(self.bound).all()
-
     def relaxed(self) -> Tensor:
         """Return x: every iterate is one of the convex phase."""
         return self.iterate

@@ -44,10 +44,6 @@ class FrankWolfeState(State):
         """Return the mean iterate of the convex phase, up to now while that lasts."""
         return self.mean + 0.5 if self.end_of_convex is None else self.end_of_convex
 
-    def finite(self) -> Tensor:
-        """Return whether the point and the half gradient are finite: a step of 0 would hide what is not."""
-        return torch.isfinite(self.centred).all() & torch.isfinite(self.half_gradient).all()
-
     def select(self, index: Tensor) -> None:
         """Keep the rows in ``index``."""
         for name in ("centred", "mean", "half_gradient", "smooth", "target", "end_of_convex"):

@@ -28,8 +28,19 @@ class State(ABC):
         """Return the relaxed mask now, (rows, cols)."""
 
     def finite(self) -> Tensor:
-        """Return whether everything carried along is finite, as a tensor of one bool."""
-        return torch.isfinite(self.point()).all()
+        """Return whether the computation has stayed in the finite numbers, as a tensor of one bool.
+
+        Every floating tensor that the state holds is looked at: NaN anywhere is a failure, and so is an infinity in
+        what has a number per entry, as points and gradients have. What has one per coupled block may say "none yet" by
+        an infinity.
+        """
+        point = self.point()
+        held = [value for value in vars(self).values() if isinstance(value, Tensor) and value.is_floating_point()]
+        sound = []
+        for value in (value for value in (point, *held) if value.numel()):
+            ends = torch.stack(value.aminmax())  # one pass, and NaN comes through
+            sound.append((torch.isfinite(ends) if value.shape == point.shape else ~torch.isnan(ends)).all())
+        return torch.stack(sound).all()
 
     @abstractmethod
     def relaxed(self) -> Tensor | None:

@@ -36,10 +36,6 @@ class SparseFWState(State):
         """Return m: every iterate is one of the convex phase."""
         return self.mask
 
-    def finite(self) -> Tensor:
-        """Return whether the point and the half gradient are finite: a step of 0 would hide what is not."""
-        return torch.isfinite(self.mask).all() & torch.isfinite(self.half_gradient).all()
-
     def select(self, index: Tensor) -> None:
         """Keep the rows in ``index``."""
         self.mask, self.half_gradient = self.mask[index], self.half_gradient[index]
