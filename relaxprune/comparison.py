@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.solvers import make_solver, solver_names
+from relaxprune.solvers import Solver, make_solver, solver_names
+from relaxprune.solvers.base import BUDGETS
 
 from .checks import check_budgets, check_polish, check_seed, check_start
 from .solution import Solution
@@ -27,6 +28,8 @@ _logger = logging.getLogger("relaxprune")
 @dataclass(frozen=True)
 class CompareSettings:
     """What every solver of a comparison is given; the fields are the arguments of ``solve``.
+
+    A solver gets only what it makes use of (``Solver.budgets()``); its row names what it was spared.
 
     ``curves`` adds, for every iterative solver, whole solves at smaller iteration budgets: the points of a plot.
     """
@@ -80,6 +83,8 @@ class Row:
         relative_error: objective / reference, or None where there is no answer.
         curve: points of whole solves with growing budgets, ``result`` the last of them.
         options: the solver's effective options.
+        failed: whether it broke.
+        unused: settings of the comparison that the solver makes no use of.
     """
 
     solver: str
@@ -90,9 +95,10 @@ class Row:
     curve: tuple[Point, ...] = ()
     options: dict[str, Any] | None = None
     failed: bool = False
+    unused: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, solution: Solution) -> Row:
+    def of(cls, solution: Solution, unused: tuple[str, ...]) -> Row:
         """Take the numbers of a solution."""
         point = Point.of(solution)
         return cls(
@@ -104,6 +110,7 @@ class Row:
             (point,),
             solution.options,
             solution.status.failed,
+            unused,
         )
 
 
@@ -144,6 +151,7 @@ class Comparison:
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         if self.best_objective is not None and self.best_lower_bound is not None:
             text.append(f"best objective {self.best_objective:.6g}, best bound {self.best_lower_bound:.6g}")
+        text += [f"{row.solver}: makes no use of {', '.join(row.unused)}" for row in self.rows if row.unused]
         text += [f"{row.solver}: {row.message}" for row in self.rows if row.result is None]
         return "\n".join(line.rstrip() for line in text)
 
@@ -189,21 +197,24 @@ def compare(
 def _row(problem: Problem, name: str, settings: CompareSettings) -> Row:
     """Solve by one solver, and again with smaller budgets for its curve."""
     try:
-        row = Row.of(_solve(problem, name, settings, settings.max_iterations))
+        taken, unused = _shared(make_solver(name), settings)
+        row = Row.of(solve(problem, name, **taken), unused)
     except RelaxPruneError as error:
         return Row(name, REFUSED, str(error))
     except Exception as error:  # a backend may raise anything: its row tells, and the others go on
         _logger.info("solver %s broke", name, exc_info=True)
         return Row(name, BROKE, f"{type(error).__name__}: {error}", failed=True)
-    return row if not settings.curves or row.failed else _with_curve(problem, row, settings)
+    return row if not settings.curves or row.failed else _with_curve(problem, row, taken)
 
 
-def _with_curve(problem: Problem, row: Row, settings: CompareSettings) -> Row:
+def _with_curve(problem: Problem, row: Row, taken: dict[str, Any]) -> Row:
     """Add whole solves with halved iteration budgets: what the solver really gives for less time."""
     assert row.result is not None
+    if "max_iterations" not in taken:
+        return row
     budgets = sorted({row.result.iterations >> halving for halving in range(1, _HALVINGS + 1)} - {0})
     try:
-        solutions = [_solve(problem, row.solver, settings, budget) for budget in budgets]
+        solutions = [solve(problem, row.solver, **{**taken, "max_iterations": budget}) for budget in budgets]
     except Exception as error:  # the row's own answer stands; the curve is told to be missing
         _logger.info("solver %s broke on a smaller budget", row.solver, exc_info=True)
         return replace(row, message=f"{row.message} (no curve: {type(error).__name__}: {error})")
@@ -211,19 +222,13 @@ def _with_curve(problem: Problem, row: Row, settings: CompareSettings) -> Row:
     return replace(row, curve=(*(Point.of(one) for one in solutions if not one.status.failed), row.result))
 
 
-def _solve(problem: Problem, name: str, settings: CompareSettings, max_iterations: int | None) -> Solution:
-    """Solve with the settings of the comparison and this iteration budget."""
-    return solve(
-        problem,
-        name,
-        start=settings.start,
-        polish=settings.polish,
-        max_iterations=max_iterations,
-        time_limit_s=settings.time_limit_s,
-        gap_tolerance=settings.gap_tolerance,
-        seed=settings.seed,
-        throw=False,
-    )
+def _shared(solver: Solver, settings: CompareSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the arguments of ``solve`` that the solver takes, and the names of given budgets that it does not."""
+    honoured, budgets = solver.budgets(), {name: getattr(settings, name) for name in BUDGETS}
+    taken = {name: value for name, value in budgets.items() if name in honoured}
+    changed = [name for name, value in budgets.items() if value is not getattr(CompareSettings, name)]
+    unused = tuple(name for name in changed if name not in honoured)
+    return {**taken, "polish": settings.polish, "seed": settings.seed, "throw": False}, unused
 
 
 def _cells(row: Row) -> tuple[str, ...]:

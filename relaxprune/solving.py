@@ -12,20 +12,21 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solver, solver_class, solver_names
-from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.solvers.base import BUDGETS, DEFAULT_MEMORY_BYTES, worse
 
 from .certificates.certificate import build, check_mask
 from .checks import check_budgets, check_polish, check_seed, check_start
 from .solution import Solution
 
 _CLOSED = 1e-9
+_START = "wanda"
 
 
 def solve(
     problem: Problem,
     solver: str | Solver = "fw",
     *,
-    start: str | Tensor | None = "wanda",
+    start: str | Tensor | None = _START,
     polish: str | None = "auto",
     max_iterations: int | None = None,
     time_limit_s: float | None = None,
@@ -37,6 +38,9 @@ def solve(
     **solver_options: Any,
 ) -> Solution:
     """Choose a mask, polish it, and prove how far from the best mask it can be.
+
+    ``max_iterations``, ``time_limit_s``, ``gap_tolerance`` and any other start than the default are refused for a
+    solver that makes no use of them (``Solver.budgets()`` says of what it does).
 
     Args:
         problem: the mask problem.
@@ -67,6 +71,7 @@ def solve(
     polisher = _polisher(polish, chosen)
     check_seed(seed)
     check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
+    _refuse_ignored(chosen, polisher, _given(start, max_iterations, time_limit_s, gap_tolerance))
     if not isinstance(problem, Problem):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
     chosen.check(problem)
@@ -132,13 +137,32 @@ def _polisher(polish: str | None, solver: Solver) -> Solver | None:
     return None if name is None or solver.name == name else make_solver(name)
 
 
+def _given(start: str | Tensor | None, *others: float | None) -> dict[str, Any]:
+    """Return the budgets that differ from what a caller who says nothing gets, by name."""
+    given = {name: value for name, value in zip(BUDGETS[1:], others, strict=True) if value is not None}
+    return given if isinstance(start, str) and start == _START else {"start": start, **given}
+
+
+def _refuse_ignored(solver: Solver, polisher: Solver | None, given: dict[str, Any]) -> None:
+    """Raise when something that was given would have no effect; a polish ends at the time limit too."""
+    honoured = solver.budgets() | ({"time_limit_s"} if polisher is not None else set())
+    for name, value in given.items():
+        if name not in honoured:
+            what = "a mask" if isinstance(value, Tensor) else repr(value)
+            taken = ", ".join(budget for budget in BUDGETS if budget in honoured) or "none"
+            raise RelaxPruneError(
+                f"{name} is {what}, of which solver {solver.name!r} makes no use; leave it out "
+                f"(of {', '.join(BUDGETS)} it takes {taken})"
+            )
+
+
 def _add_counts(answer: Answer, polished: Answer) -> None:
-    """Add a polish's cost to the solver's, and let its time limit show."""
+    """Add a polish's cost to the solver's, and let its budget's end show."""
     answer.counts.swap_rounds += polished.counts.swap_rounds
     answer.counts.swaps += polished.counts.swaps
     answer.counts.products += polished.counts.products
-    if polished.status is Status.TIME_LIMIT:
-        answer.status = Status.TIME_LIMIT
+    if answer.status is not Status.OPTIMAL:  # a proof outlives a polish, which never raises the objective
+        answer.status = worse(answer.status, polished.status)
 
 
 def _report(

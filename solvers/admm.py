@@ -76,8 +76,10 @@ class AdmmState(State):
         self.gap_tolerance = plan.gap_tolerance
         self.product_count = 0
         self.set_rho(problem, solver.rho / _RISE if self.binary else solver.rho)
+        blocks = problem.polytope.block_count(problem.shape)
+        self.settled = torch.zeros(blocks, dtype=torch.bool, device=start.device)  # did the last step keep the mask?
         self.best = start.clone()
-        self.best_value = start.new_full((problem.polytope.block_count(problem.shape),), torch.inf)
+        self.best_value = start.new_full((blocks,), torch.inf)
         self.half_gradient = torch.zeros_like(start)
         if self.binary:
             self.judge(problem)
@@ -92,7 +94,7 @@ class AdmmState(State):
 
     def select(self, index: Tensor) -> None:
         """Keep the rows in ``index``."""
-        for name in ("mask", "weight", "size", "dual", "best", "best_value", "half_gradient"):
+        for name in ("mask", "weight", "size", "dual", "best", "best_value", "half_gradient", "settled"):
             setattr(self, name, getattr(self, name)[index])
 
     def set_rho(self, problem: WorkingMask, rho: float) -> None:
@@ -142,6 +144,7 @@ class Admm(IterativeSolver[AdmmState]):
     name: ClassVar[str] = "admm"
     summary: ClassVar[str] = "ADMM on residual and mask: binary with rising penalty, or the relaxation"
     default_iterations: ClassVar[int] = 200
+    only_images: ClassVar[bool] = False  # factorisations count too
     matrices: ClassVar[int] = 22  # the projection works in float64
 
     def __post_init__(self) -> None:
@@ -153,6 +156,10 @@ class Admm(IterativeSolver[AdmmState]):
             raise RelaxPruneError(f"rho must lie in [1e-6, 1e6], got {self.rho!r}")
         if not 0 <= self.power <= 1:
             raise RelaxPruneError(f"power must lie in [0, 1], got {self.power!r}")
+
+    def budgets(self) -> frozenset[str]:
+        """Only the relaxation has a gap to end at."""
+        return self.honours | ({"gap_tolerance"} if self.variant == "relaxed" else set())
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem without weight and Gram, and, for the relaxation, a set without a projection."""
@@ -188,17 +195,17 @@ class Admm(IterativeSolver[AdmmState]):
         look = state.iteration % CHECK_EVERY == 0
         if look or state.iteration == state.iterations:
             state.judge(problem)
+            state.settled = polytope.block_sum(residuals[1].abs().sum(dim=1)) == 0
         if state.binary:
             _rise(_masked(problem), state)
         elif look and 2 * state.iteration < state.iterations:
             _balance(_masked(problem), state, residuals)
 
     def done(self, problem: Working, state: AdmmState) -> Tensor:
-        """Tell which blocks are within the gap tolerance; masks are done after the last ρ."""
+        """Tell which blocks are within the gap tolerance; of masks, which have settled once ρ has risen all the way."""
         if not state.binary:
             return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
-        over = state.iteration >= state.iterations
-        return torch.full((len(state.best_value),), over, dtype=torch.bool, device=state.mask.device)
+        return state.settled if state.iteration >= state.iterations else torch.zeros_like(state.settled)
 
     def products(self, state: AdmmState) -> int:
         """Return one product per iteration, one whenever a mask is judged, and what factorisations amount to."""

@@ -16,6 +16,7 @@ from relaxprune.problems import Problem, RelaxPruneError
 
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
+BUDGETS = ("start", "max_iterations", "time_limit_s", "gap_tolerance")  # arguments of ``solve``
 
 
 class Status(Enum):
@@ -150,11 +151,21 @@ class Solver(ABC):
     """A frozen dataclass of options with one method.
 
     ``name`` is the registry's, ``summary`` one line for listings, ``default_polish`` what ``polish="auto"`` means.
+    ``honours`` names those of ``BUDGETS`` that the solver makes use of; ``solve`` refuses any other that it is given.
+
+    The rest are promises, which the conformance suite holds a solver to: ``monotone``, that more iterations never end
+    at a higher objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem
+    over its own polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through
+    ``Working.image``, so that it can be counted from outside.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     default_polish: ClassVar[str | None] = "swap"
+    honours: ClassVar[frozenset[str]] = frozenset()
+    monotone: ClassVar[bool] = False
+    relaxes: ClassVar[bool] = True
+    only_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check that every option is of its default's kind; solvers with more to check call this first.
@@ -172,6 +183,10 @@ class Solver(ABC):
     def check(self, problem: Problem) -> None:
         """Raise RelaxPruneError when the solver cannot take ``problem``: what is missing, and which solvers fit."""
         return None
+
+    def budgets(self) -> frozenset[str]:
+        """Return those of ``BUDGETS`` that the solver makes use of with these options."""
+        return self.honours
 
     def options(self) -> dict[str, Any]:
         """Return the effective options."""

@@ -78,6 +78,8 @@ class DICG(IterativeSolver[DicgState]):
     name: ClassVar[str] = "dicg"
     summary: ClassVar[str] = "decomposition-invariant pairwise Frank-Wolfe with in-face conjugate gradients"
     default_iterations: ClassVar[int] = 1000
+    honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
+    monotone: ClassVar[bool] = True
     matrices: ClassVar[int] = 14
 
     def __post_init__(self) -> None:

@@ -9,33 +9,44 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem
-from relaxprune.problems.polytopes.vertices import block_vertices
+from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems.polytopes.vertices import VERTEX_LIMIT, block_vertices
 
 from .base import Answer, Progress, Run, Solver, Status, worse
+from .vertex_count import Block
 
 _SPARE_MATRICES = 4
+_ENTRY_LIMIT = 2**28
 
 
 @dataclass(frozen=True)
 class Enumerate(Solver):
     """Evaluate every feasible mask of each coupled block, in float64, all blocks at once.
 
-    For tiny problems: at most 2^20 masks a coupled block. ``max_iterations`` bounds the masks looked at; a mask for all
-    rows counts as one product.
+    For tiny problems: at most 2^20 masks a coupled block, and 2^28 entries in all of its masks. ``max_iterations``
+    bounds the masks looked at; a mask for all rows counts as one product.
     """
 
     name: ClassVar[str] = "enumerate"
     summary: ClassVar[str] = "every mask of a tiny problem (at most 2^20 a coupled block): proven optimal"
     default_polish: ClassVar[str | None] = None
+    honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    monotone: ClassVar[bool] = True
+    only_images: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem with too many masks.
+        """Refuse a problem with too many masks, which are counted before any is written down.
 
         Raises:
-            RelaxPruneError: a coupled block has more than 2^20 masks.
+            RelaxPruneError: a coupled block has more than 2^20 masks, or they have more than 2^28 entries.
         """
-        _all_masks(problem)
+        height, cols = problem.polytope.rows_per_block(problem.shape), problem.shape[1]
+        most = min(VERTEX_LIMIT, _ENTRY_LIMIT // (height * cols))
+        if Block.of(problem).count(most) > most:
+            raise RelaxPruneError(
+                f"solver 'enumerate' looks at up to {most} masks of a coupled block of {height} x {cols}, and "
+                f"{problem.polytope!r} has more; 'exact' takes up to 64 free entries per coupled block, 'fw' any number"
+            )
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Take the best mask of each coupled block; the start where the budget ended before a better one."""
@@ -46,6 +57,9 @@ class Enumerate(Solver):
         pieces = list(problem.split(problem.shape[1] + _SPARE_MATRICES, run.memory_bytes // 2))
         for number, (part, piece) in enumerate(pieces):
             block = _Block(piece, run.start[part])
+            if not block.finite():
+                answer.status = Status.NOT_FINITE
+                continue
             done = 0
             for chunk in wanted.split(block.chunk(run.memory_bytes // 2)):
                 block.look(chunk)
@@ -88,6 +102,10 @@ class _Block:
         self.value = (point * (image + self.slope)).sum(dim=(1, 2))  # (blocks,)
         self.best = start.clone()
 
+    def finite(self) -> bool:
+        """Tell whether the objective is a finite number at every mask."""
+        return bool(torch.isfinite(self.slope).all() and torch.isfinite(self.coupling).all())
+
     def chunk(self, memory_bytes: int) -> int:
         """Return how many masks to look at together."""
         return max(1, memory_bytes // (8 * _SPARE_MATRICES * self.slope.numel()))
@@ -107,11 +125,7 @@ class _Block:
 
 def _all_masks(problem: Problem) -> Tensor:
     """Return the masks that any coupled block can take, (masks, height, cols) bool: what all of them fix is used."""
-    polytope, (_, cols) = problem.polytope, problem.shape
-    height = polytope.rows_per_block(problem.shape)
-    cells, keep = polytope.cells(problem.shape)
-    kept, pruned = (
-        None if entries is None else entries.view(-1, height * cols).all(dim=0) for entries in polytope.fixed()
-    )
-    masks = block_vertices(height * cols, cells, keep, polytope.is_at_most(), kept, pruned)
+    height, cols = problem.polytope.rows_per_block(problem.shape), problem.shape[1]
+    block = Block.of(problem)
+    masks = block_vertices(height * cols, block.cells, block.keep, block.at_most, block.kept, block.pruned)
     return masks.view(-1, height, cols)

@@ -42,6 +42,8 @@ class Exact(Solver):
     name: ClassVar[str] = "exact"
     summary: ClassVar[str] = "the proven best mask by branch and bound (SCIP or DAQP), up to 64 free entries a row"
     default_polish: ClassVar[str | None] = None
+    honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    only_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -53,15 +55,20 @@ class Exact(Solver):
         refuse_more_free_than(_FREE_LIMIT, self.name, problem)
         require(_MODULES[self.backend], self.name)
 
+    def budgets(self) -> frozenset[str]:
+        """DAQP takes a time limit only."""
+        return self.honours - ({"max_iterations"} if self.backend == "daqp" else set())
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Prove block by block, sharing the time that is left evenly."""
-        if self.backend == "daqp" and run.max_iterations is not None:
-            raise RelaxPruneError('max_iterations must be None for backend "daqp", which takes a time limit only')
         started = time.monotonic()
         answer = Answer(run.start.clone(), status=Status.OPTIMAL)
         self._improve(problem, run, answer)
         blocks = problem.polytope.block_count(problem.shape)
         for number, (part, _, program) in enumerate(block_programs(problem)):
+            answer.counts.products += (part.stop - part.start) / problem.shape[0]
+            if not program.finite:
+                return Answer(run.start.clone(), status=Status.NOT_FINITE, counts=answer.counts)
             seconds = None if run.deadline is None else (run.deadline - time.monotonic()) / (blocks - number)
             limits = Limits(seconds, run.max_iterations, run.seed)
             mask, status, nodes = self._prove(program, answer.point[part], limits)

@@ -72,7 +72,7 @@ def solve_with_scip(program: BlockProgram, diagonal: Array, incumbent: Array, li
     if limits.seconds is not None:
         model.setParam("limits/time", max(limits.seconds, 1e-3))
     if limits.nodes is not None:
-        model.setParam("limits/nodes", limits.nodes)
+        model.setParam("limits/totalnodes", limits.nodes)
     factor, diagonal = _factor(program.quadratic, diagonal)
     z = [model.addVar(vtype="B") for _ in range(len(factor))]
     form = [model.addVar(lb=None) for _ in z]
@@ -92,7 +92,7 @@ def solve_with_scip(program: BlockProgram, diagonal: Array, incumbent: Array, li
             model.setSolVal(start, variable, float(value))
     model.addSol(start)
     model.optimize()
-    status = {"optimal": Status.OPTIMAL, "timelimit": Status.TIME_LIMIT, "nodelimit": Status.ITERATION_LIMIT}
+    status = {"optimal": Status.OPTIMAL, "timelimit": Status.TIME_LIMIT, "totalnodelimit": Status.ITERATION_LIMIT}
     found = np.array([float(round(model.getVal(each))) for each in z]) if model.getNSols() else None
     return Proof(
         found,

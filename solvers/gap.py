@@ -1,4 +1,4 @@
-"""When a convex relaxation is solved well enough: the Frank-Wolfe gap against a tolerance."""
+"""When a solver may stop: the Frank-Wolfe gap against a tolerance, and vertices that it would not leave."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from relaxprune.problems import Working
 
 # The relative gap that ends a solve when the caller names none: what the arithmetic can still tell from zero.
 _DEFAULT = {torch.float32: 1e-4, torch.float64: 1e-6}
+_VERTEX_TOLERANCE = 1e-5
+
+
+def at_fixed_vertex(problem: Working, point: Tensor, half_gradient: Tensor) -> Tensor:
+    """Tell which coupled blocks sit at a vertex that the oracle answers there: Frank-Wolfe stays.
+
+    When annealing, a larger θ only favours such a vertex more.
+
+    Args:
+        problem: the working problem.
+        point: (rows, cols), the relaxed mask.
+        half_gradient: (rows, cols), half the gradient there, annealed or not.
+
+    Returns:
+        (blocks,) bool.
+    """
+    moved = (problem.polytope.lmo(half_gradient) - point).abs() > _VERTEX_TOLERANCE
+    return problem.polytope.block_sum(moved.sum(dim=1)) == 0
 
 
 def within_gap(problem: Working, point: Tensor, half_gradient: Tensor, tolerance: float | None) -> Tensor:

@@ -31,6 +31,8 @@ class IteratedLocalSearch(Solver):
     summary: ClassVar[str] = "iterated local search from the start mask, for as long as it may run"
     default_polish: ClassVar[str | None] = "swap"
     default_iterations: ClassVar[int] = 1000
+    honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -69,7 +71,10 @@ class IteratedLocalSearch(Solver):
                 if deadline is not None and time.monotonic() >= deadline:
                     status = Status.TIME_LIMIT
                     break
-            answer.point[part] = search.result()
+            if search.finite:
+                answer.point[part] = search.result()
+            else:
+                status = Status.NOT_FINITE
             answer.status = worse(answer.status, status)
             answer.counts.iterations = max(answer.counts.iterations, done)
             answer.counts.swaps += search.swaps

@@ -88,6 +88,11 @@ class LocalSearch:
             self._judge(ended)
             self._kick(ended)
 
+    @property
+    def finite(self) -> bool:
+        """Whether every line's objective is a finite number now."""
+        return bool(torch.isfinite(self.best).all() and torch.isfinite(self.descent.objective).all())
+
     def result(self) -> Tensor:
         """Return the best mask of each row over its copies, the descent under way included: (rows, cols) bool."""
         self._judge(self.everything)

@@ -56,12 +56,16 @@ S = TypeVar("S", bound=State)
 class IterativeSolver(Solver, Generic[S]):
     """A solver made of ``init``, ``step`` and ``done``; the loop is here, once.
 
+    CONVERGED means that ``done`` said so of every coupled block, be it when the last iteration was over; else the
+    status is ITERATION_LIMIT. A ``done`` that looks at ``plan.gap_tolerance`` adds it to ``honours``.
+
     Args:
         dtype: ``"float32"`` or ``"float64"``, what the iterations compute in.
     """
 
     dtype: str = "float32"
     default_iterations: ClassVar[int] = 200
+    honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})  # the loop's own
     matrices: ClassVar[int] = 10  # (rows, cols) tensors held at once, for the memory budget
 
     def __post_init__(self) -> None:

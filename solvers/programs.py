@@ -49,6 +49,11 @@ class BlockProgram:
         spread = np.sqrt(np.clip(np.diagonal(self.quadratic), 0, None)).sum()
         return float(1e-14 * (spread**2 + np.abs(self.linear).sum() + abs(self.constant)))
 
+    @property
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite: backends may loop for ever on one that is."""
+        return bool(np.isfinite(self.quadratic).all() and np.isfinite(self.linear).all() and np.isfinite(self.constant))
+
     def value(self, z: Array) -> float:
         """Return the objective at ``z`` (n,)."""
         return float(z @ self.quadratic @ z + self.linear @ z) + self.constant
@@ -76,7 +81,7 @@ class BlockProgram:
 
 
 def block_programs(problem: Problem) -> Iterator[tuple[slice, Problem, BlockProgram]]:
-    """Yield the rows, the problem and the program of each coupled block."""
+    """Yield the rows, the problem and the program of each coupled block: one product for all of them together."""
     height = problem.polytope.rows_per_block(problem.shape)
     for top in range(0, problem.shape[0], height):
         part = slice(top, top + height)

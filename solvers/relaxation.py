@@ -15,7 +15,7 @@ import torch
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
 
-from .base import Answer, Progress, Run, Solver, Status, worse
+from .base import BUDGETS, Answer, Progress, Run, Solver, Status, worse
 from .programs import Array, BlockProgram, block_programs, refuse_more_free_than, require
 
 _logger = logging.getLogger("relaxprune")
@@ -65,6 +65,8 @@ class Relaxation(Solver):
 
     name: ClassVar[str] = "cvxpy"
     summary: ClassVar[str] = "the convex relaxation by Clarabel (cvxpy), up to 2048 free entries a row"
+    honours: ClassVar[frozenset[str]] = frozenset(BUDGETS)
+    only_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -84,6 +86,10 @@ class Relaxation(Solver):
                 f"{', '.join(name for name in _BACKENDS if name in installed)}"
             )
 
+    def budgets(self) -> frozenset[str]:
+        """Some backends have no limit of iterations."""
+        return self.honours - (set() if _BACKENDS[self.backend].iterations else {"max_iterations"})
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve block by block, sharing the time that is left evenly; a block without an answer keeps its start."""
         started = time.monotonic()
@@ -92,6 +98,9 @@ class Relaxation(Solver):
         blocks = problem.polytope.block_count(problem.shape)
         seconds_name = _BACKENDS[self.backend].seconds or ""
         for number, (part, piece, program) in enumerate(block_programs(problem)):
+            answer.counts.products += (part.stop - part.start) / problem.shape[0]
+            if not program.finite:
+                return Answer(run.start.to(torch.float64), status=Status.NOT_FINITE, counts=answer.counts)
             if run.expired():
                 answer.status = worse(answer.status, Status.TIME_LIMIT)
                 break
@@ -118,11 +127,7 @@ class Relaxation(Solver):
         settings: dict[str, float] = {}
         if run.deadline is not None and names.seconds is not None:
             settings[names.seconds] = max(1e-3, (run.deadline - time.monotonic()) / blocks_left)
-        if run.max_iterations is not None:
-            if names.iterations is None:
-                raise RelaxPruneError(
-                    f"max_iterations must be None for backend {self.backend}, which has no such limit"
-                )
+        if run.max_iterations is not None and names.iterations is not None:
             settings[names.iterations] = run.max_iterations
         return settings
 

@@ -14,9 +14,10 @@ from .base import Answer, Run, Solver
 
 @dataclass(frozen=True)
 class SaliencySolver(Solver):
-    """Round a score: every feasible mask is one sort away."""
+    """Round a score: every feasible mask is one sort away, before any time limit."""
 
     default_polish: ClassVar[str | None] = None
+    honours: ClassVar[frozenset[str]] = frozenset({"time_limit_s"})
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Keep the entries with the largest score, ties by the lowest column."""

@@ -12,6 +12,7 @@ from relaxprune.problems import Face, Problem, RelaxPruneError, Working
 from relaxprune.problems.saliency import SALIENCIES
 
 from .base import Answer, Run
+from .gap import at_fixed_vertex
 from .loop import IterativeSolver, Plan, State
 
 _REFRESH_EVERY = 100
@@ -48,7 +49,8 @@ class SparseFW(IterativeSolver[SparseFWState]):
     The floor(alpha · keep) most salient weights are fixed, Frank-Wolfe with step 2 / (t + 2) runs on the rest for T
     iterations, and the largest entries of the last iterate are kept. The fixed weights stay in the gradient (the
     printed algorithm leaves them out, a slip: they would count as pruned). Since the first step has length 1, the start
-    acts only through alpha. The reported bound is that of the problem as given, without the fixing.
+    acts only through alpha, and ``solve`` takes none. Status CONVERGED after T iterations means that the iterate is a
+    vertex which the oracle answers. The reported bound is that of the problem as given, without the fixing.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``.
@@ -65,6 +67,8 @@ class SparseFW(IterativeSolver[SparseFWState]):
     summary: ClassVar[str] = "SparseFW as published: open-loop steps, T = 2000, alpha = 0.9"
     default_polish: ClassVar[str | None] = None
     default_iterations: ClassVar[int] = 2000
+    honours: ClassVar[frozenset[str]] = IterativeSolver.honours - {"start"}
+    relaxes: ClassVar[bool] = False  # minimises over a face, often of a larger set
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -100,11 +104,9 @@ class SparseFW(IterativeSolver[SparseFWState]):
         state.iteration += 1
 
     def done(self, problem: Working, state: SparseFWState) -> Tensor:
-        """Stop after T iterations, the published rule."""
-        over = state.iteration >= state.iterations
-        return torch.full(
-            (problem.polytope.block_count(problem.shape),), over, dtype=torch.bool, device=state.mask.device
-        )
+        """Never stop before T iterations, the published rule; then say which blocks no step would move."""
+        resting = at_fixed_vertex(problem, state.mask, state.half_gradient)
+        return resting if state.iteration >= state.iterations else torch.zeros_like(resting)
 
     def products(self, state: SparseFWState) -> int:
         """Return one product at the start, one per iteration, one per refresh."""

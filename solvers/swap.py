@@ -33,6 +33,8 @@ class Swap(Solver):
     name: ClassVar[str] = "swap"
     summary: ClassVar[str] = "exact 1-swap descent from the start mask"
     default_polish: ClassVar[str | None] = None
+    honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    monotone: ClassVar[bool] = True
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a block of rows."""

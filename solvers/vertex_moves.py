@@ -75,6 +75,8 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
     active_bytes: int = 2**30
 
     default_iterations: ClassVar[int] = 2000
+    honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
+    monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options."""

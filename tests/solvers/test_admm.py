@@ -194,7 +194,9 @@ def test_an_indefinite_gram_is_damped_and_said(caplog):
 @pytest.mark.parametrize("call", [1, 7, 15])
 def test_leaving_the_finite_numbers_is_a_status(variant, value, call):
     problem, rule = layer("row")
-    options = {"variant": variant, "max_iterations": 100, "gap_tolerance": 1e-9}
+    options = {"variant": variant, "max_iterations": 100}
+    if variant == "relaxed":
+        options["gap_tolerance"] = 1e-9
     with broken_at(call, value), pytest.raises(FloatingPointError, match="left the finite numbers"):
         solve(problem, "admm", **options)
     with broken_at(call, value):

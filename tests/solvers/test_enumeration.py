@@ -6,11 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError, Status, solve
+from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, Status, solve
 from relaxprune.problems import QuadraticProblem
+from relaxprune.problems.polytopes.transposable import TransposableNM
+from relaxprune.problems.polytopes.vertices import VERTEX_LIMIT, block_vertices
+from relaxprune.solvers import enumeration
 from relaxprune.solvers.enumeration import Enumerate
+from relaxprune.solvers.vertex_count import Block
 from tests.enumeration import best_values, magnitude
 from tests.random_problems import Draw, random_case
+
+from .conformance.problems import SETS, tiny
 
 
 @given(seed=st.integers(0, 2**31))
@@ -50,6 +56,31 @@ def test_an_ended_budget_keeps_the_better_of_start_and_found():
 def test_too_many_masks_are_refused_before_any_work():
     with pytest.raises(RelaxPruneError, match="1048576"):
         Enumerate().check(MaskProblem(torch.ones(1, 60), torch.eye(60), KSparse(30)))
+
+
+@pytest.mark.parametrize("set_name", SETS)
+def test_masks_are_counted_as_they_are_listed(set_name, seed):
+    for number in range(20):
+        block = Block.of(tiny("mask", set_name, seed + number).case().problem)
+        masks = block_vertices(len(block.kept), block.cells, block.keep, block.at_most, block.kept, block.pruned)
+        assert block.count(VERTEX_LIMIT) == len(masks)
+
+
+@pytest.mark.parametrize(
+    ("shape", "polytope"),
+    [
+        ((2, 2048), KSparse(1024)),
+        ((2, 2048), KSparse(1024, at_most=True)),
+        ((512, 1024), KSparse(2**18, per="layer")),
+        ((2, 2048), NM(2, 4)),
+        ((8, 64), TransposableNM(4, 8)),
+    ],
+)
+def test_large_sets_are_refused_unlisted_and_what_fits_is_named(shape, polytope, monkeypatch):
+    monkeypatch.setattr(enumeration, "block_vertices", lambda *_: pytest.fail("masks were listed"))
+    problem = MaskProblem(torch.ones(shape), torch.eye(shape[1]), polytope)
+    with pytest.raises(RelaxPruneError, match=r"solver 'enumerate' looks at up to .* has more; 'exact' .* 'fw'"):
+        solve(problem, "enumerate")
 
 
 def test_any_quadratic():

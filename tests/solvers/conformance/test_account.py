@@ -1,0 +1,57 @@
+"""A complete run without one of the solvers fails, and names it; a selection of checks does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .account import REFERENCE, Account
+
+HERE = Path(__file__).parent
+CHECKS = """
+from .account import ACCOUNT, REFERENCE
+
+def test_one(name):
+    ACCOUNT.ran.add(REFERENCE)
+    if name != "swap":
+        ACCOUNT.ran.add(name)
+    else:
+        ACCOUNT.refused[name] = "it is Tuesday"
+
+def test_two(name):
+    pass
+"""
+
+
+def test_only_a_complete_run_misses_anything() -> None:
+    account = Account(planned={"a", "b"}, started={"a"}, ran={"fw"})
+    assert account.missing(["fw", "ils"]) == [], "a check has not begun"
+    account.started.add("b")
+    assert account.missing(["fw", "ils"]) == ["ils", REFERENCE]
+    account.partial = True
+    assert account.missing(["fw", "ils"]) == [], "checks were deselected"
+    assert Account().missing(["fw"]) == [], "nothing of the suite was collected"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 1), (["-k", "fw"], 0), (["pack/test_checks.py::test_one"], 0)],
+)
+def test_the_run_fails_only_where_all_was_asked_for(tmp_path: Path, arguments: list[str], code: int) -> None:
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    for name in ("__init__.py", "account.py", "conftest.py"):
+        shutil.copy(HERE / name, pack / name)
+    (pack / "test_checks.py").write_text(CHECKS)
+    command = ["-m", "pytest", "--import-mode=importlib", "-p", "no:cacheprovider", "-q", *(arguments or ["pack"])]
+    done = subprocess.run(
+        [sys.executable, "-P", *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    failed = "CONFORMANCE FAILED: swap never ran in this session: it is Tuesday" in done.stdout
+    assert failed == (code == 1), done.stdout
