@@ -49,8 +49,8 @@ class SparseFW(IterativeSolver[SparseFWState]):
     The floor(alpha · keep) most salient weights are fixed, Frank-Wolfe with step 2 / (t + 2) runs on the rest for T
     iterations, and the largest entries of the last iterate are kept. The fixed weights stay in the gradient (the
     printed algorithm leaves them out, a slip: they would count as pruned). Since the first step has length 1, the start
-    acts only through alpha, and ``solve`` takes none. Status CONVERGED after T iterations means that the iterate is a
-    vertex which the oracle answers. The reported bound is that of the problem as given, without the fixing.
+    acts through the first gradient only. The reported bound is that of the problem as given, without the fixing.
+    CONVERGED after T iterations means that the iterate is a vertex which the oracle answers.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``.
@@ -67,7 +67,6 @@ class SparseFW(IterativeSolver[SparseFWState]):
     summary: ClassVar[str] = "SparseFW as published: open-loop steps, T = 2000, alpha = 0.9"
     default_polish: ClassVar[str | None] = None
     default_iterations: ClassVar[int] = 2000
-    honours: ClassVar[frozenset[str]] = IterativeSolver.honours - {"start"}
     relaxes: ClassVar[bool] = False  # minimises over a face, often of a larger set
 
     def __post_init__(self) -> None:

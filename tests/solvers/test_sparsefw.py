@@ -1,13 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from relaxprune import KSparse, MaskProblem, solve
 from relaxprune.problems.saliency import SALIENCIES
-from relaxprune.solvers import Run
-from relaxprune.solvers.sparsefw import SparseFW
 from tests.counting import counted
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import Draw
@@ -104,6 +104,7 @@ def test_reported_products_are_the_products_done():
 def test_the_start_acts_only_through_alpha():
     problem, _ = layer("row")
     random = problem.polytope.round(Draw(4).uniform(0, 1, *SHAPE))
-    solver = SparseFW(dtype="float64")
-    points = [solver.run(problem, Run(start, max_iterations=40)).point for start in (random, ~random)]
-    assert torch.equal(*points) and torch.equal(points[0], solve(problem, solver, max_iterations=40).relaxed_mask)
+    options: dict[str, Any] = {"max_iterations": 40, "dtype": "float64"}
+    assert torch.equal(
+        solve(problem, "sparsefw", start=random, **options).mask, solve(problem, "sparsefw", **options).mask
+    )
