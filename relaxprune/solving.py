@@ -97,9 +97,7 @@ def solve(
         mask = polished.point
         _add_counts(answer, polished)
     if not problem.feasible(mask, memory_bytes):
-        raise RuntimeError(
-            f"solver {chosen.name!r} returned a mask outside of {problem.polytope!r}: a bug of that solver"
-        )
+        raise RuntimeError(f"solver {chosen.name!r} returned a mask outside of the problem's set: a bug of that solver")
     answer.counts.seconds = time.monotonic() - started
     return _report(problem, answer, mask, None if final else rounded, run, chosen, polisher)
 

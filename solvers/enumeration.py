@@ -44,8 +44,8 @@ class Enumerate(Solver):
         most = min(VERTEX_LIMIT, _ENTRY_LIMIT // (height * cols))
         if Block.of(problem).count(most) > most:
             raise RelaxPruneError(
-                f"solver 'enumerate' looks at up to {most} masks of a coupled block of {height} x {cols}, and "
-                f"{problem.polytope!r} has more; 'exact' takes up to 64 free entries per coupled block, 'fw' any number"
+                f"solver 'enumerate' looks at up to {most} masks of a coupled block of {height} x {cols}, and this set "
+                "has more; 'exact' takes up to 64 free entries per coupled block, and 'fw' any number"
             )
 
     def run(self, problem: Problem, run: Run) -> Answer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from relaxprune.problems import Problem, RelaxPruneError
 
 from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
 from .local_search import MATRICES, LocalSearch, loosened, separates
+from .registry import make_solver
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class IteratedLocalSearch(Solver):
 
     All rows and ``copies`` of each are one batch in float64; never worse than the start, and better the longer it may
     run: give ``time_limit_s``, or ``max_iterations`` rounds of exchanges (1000 where neither is given). A start from
-    ``fw``'s mask ends lower than one from Wanda's. Exchanges stay inside rows (inside groups for N:M); for counts over
-    the layer, or "at most", the final polish moves the counts. Same seed, same rounds: same mask.
+    ``fw``'s mask ends lower than one from Wanda's. Exchanges stay inside rows (inside groups for N:M). For counts over
+    the layer, or "at most", a descent by ``swap`` before the search (and the polish after it) moves the counts: without
+    it the search ends 3 to 5 % higher, at counts that the start happens to have. Same seed, same rounds: same mask.
 
     Args:
         copies: independent searches of each row.
@@ -47,18 +49,19 @@ class IteratedLocalSearch(Solver):
         """
         if not separates(problem):
             raise RelaxPruneError(
-                "solver 'ils' exchanges two entries of a row, which breaks the column counts of "
-                f"{problem.polytope!r}; 'fw' fits"
+                "solver 'ils' exchanges two entries of a row, which breaks counts over columns, as those of this "
+                f"{problem.polytope.to_dict()['kind']} set; 'fw' fits"
             )
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Search from ``run.start``, block of rows by block of rows, sharing the time that is left evenly."""
-        answer = Answer(run.start.clone())
+        answer = self._begin(problem, run)
+        start = answer.point.clone()
         group = problem.polytope.group_size(problem.shape)
         started = time.monotonic()
         pieces = list(loosened(problem).split(MATRICES * self.copies, run.memory_bytes))
         for number, (part, piece) in enumerate(pieces):
-            search = LocalSearch(piece, group, run.start[part], self.copies, run.seed + number)
+            search = LocalSearch(piece, group, start[part], self.copies, run.seed + number)
             limit, deadline = self._budget(run, len(pieces) - number)
             status, done = Status.ITERATION_LIMIT, 0
             while done < limit:
@@ -79,6 +82,16 @@ class IteratedLocalSearch(Solver):
             answer.counts.iterations = max(answer.counts.iterations, done)
             answer.counts.swaps += search.swaps
             answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
+        return answer
+
+    @staticmethod
+    def _begin(problem: Problem, run: Run) -> Answer:
+        """Return the start, or, where rows may trade what they keep, where swap descent leads from it."""
+        polytope = problem.polytope
+        if polytope.rows_per_block(problem.shape) == 1 and not polytope.is_at_most():
+            return Answer(run.start.clone())
+        answer = make_solver("swap").run(problem, replace(run, max_iterations=None))
+        answer.counts.iterations = 0
         return answer
 
     def _budget(self, run: Run, pieces_left: int) -> tuple[float, float | None]:

@@ -43,7 +43,7 @@ def steps(problem: MaskProblem, solver: ActiveSetSolver, iterations: int):
 @pytest.mark.parametrize("name", POLYTOPES)
 def test_finds_the_minimum_of_the_relaxation(kind, name):
     problem, rule = layer(name, fixed=name != "layer at most")
-    tolerance = 0.15 if name.startswith("layer") else 0.02  # one step for all rows together is slow
+    tolerance = 0.3 if name.startswith("layer") else 0.05  # one step for all rows together is slow
     solution = solve(problem, kind(dtype="float64"), gap_tolerance=tolerance, max_iterations=1500, polish=None)
     value, gap = value_and_gap(problem, rule, solution.relaxed_mask)
     assert -1e-9 * value <= gap <= 1.001 * tolerance * value and violation(rule, solution.relaxed_mask) <= 1e-9
@@ -66,6 +66,18 @@ def test_reaches_a_gap_that_plain_frank_wolfe_does_not(kind):
     assert gap <= 1.01e-6 * value and solution.status is Status.CONVERGED
     assert plain.status is Status.ITERATION_LIMIT
     assert value == pytest.approx(clarabel_minimum(problem, rule), rel=1e-5)
+
+
+@solvers
+def test_reaches_a_relative_gap_of_a_millionth(kind):
+    draw = Draw(0)
+    inputs = draw.normal(400, 64)  # badly conditioned inputs take 100 times as many steps
+    problem = MaskProblem(draw.normal(24, 64), inputs.T @ inputs / 400, KSparse(32))
+    budget = {"gap_tolerance": 1e-6, "max_iterations": 5000, "polish": None}
+    solution = solve(problem, kind(dtype="float64"), **budget)
+    value, gap = value_and_gap(problem, Rule.groups((24, 64), 32, 64), solution.relaxed_mask)
+    assert solution.status is Status.CONVERGED and gap <= 1.01e-6 * value
+    assert value == pytest.approx(solve(problem, "dicg", dtype="float64", **budget).relaxed_objective, rel=1e-6)
 
 
 @solvers

@@ -29,7 +29,8 @@ MARGIN = 1e-11
 class Form:
     """f(m) = Σ_rows (w∘(m − c))ᵀ G (w∘(m − c)) + linearᵀ m, in extended precision: both kinds of problem.
 
-    ``weight`` and ``linear`` are (rows, cols), ``gram`` is (cols, cols), ``centre`` c is 1 for masks and 0 otherwise.
+    ``weight`` and ``linear`` are (rows, cols), ``gram`` is (cols, cols) and symmetric, ``centre`` c is 1 for masks and
+    0 otherwise.
     """
 
     weight: Array
@@ -44,8 +45,8 @@ class Form:
 
     def gradient(self, point: Array) -> Array:
         """∇f, (rows, cols)."""
-        wide = (self.gram + self.gram.T) / 2
-        return 2 * self.weight * ((self.weight * (point.astype(np.longdouble) - self.centre)) @ wide) + self.linear
+        inner = self.weight * (point.astype(np.longdouble) - self.centre)
+        return 2 * self.weight * (inner @ self.gram) + self.linear
 
     @cached_property
     def magnitude(self) -> float:
@@ -106,10 +107,11 @@ class Parts:
         make = MaskProblem if self.kind == "mask" else QuadraticProblem
         first, second = (weight, gram) if self.kind == "mask" else (gram, weight)
         problem = make(first.to(home), second.to(home), self.polytope, fixed_kept=kept, fixed_pruned=pruned)
+        symmetric = numbers((gram + gram.T) / 2)  # rounded to this dtype, as the problem does
         if self.kind == "mask":
-            form = Form(numbers(weight), numbers(gram), nothing, 1)
+            form = Form(numbers(weight), symmetric, nothing, 1)
         else:
-            form = Form(ones, numbers(gram), numbers(weight), 0)
+            form = Form(ones, symmetric, numbers(weight), 0)
         return Case(problem, form, self.rule.fixing(self.kept, self.pruned), f"{self.label}, {dtype}, {home}")
 
     def permuted(self, seed: int) -> Parts:

@@ -19,7 +19,7 @@ def relaxed_optimum(case: Case) -> float:
     cp = pytest.importorskip("cvxpy", reason="the reference relaxation needs cvxpy: pip install 'relaxprune[exact]'")
     form, rule = case.form, case.rule
     scale = form.magnitude
-    values, vectors = np.linalg.eigh(((form.gram + form.gram.T) / 2).astype(np.float64))
+    values, vectors = np.linalg.eigh(form.gram.astype(np.float64))
     factor = vectors * (values.clip(0) / scale) ** 0.5
     mask = cp.Variable(rule.shape)
     energy = cp.sum_squares(cp.multiply(form.weight.astype(np.float64), mask - form.centre) @ factor)

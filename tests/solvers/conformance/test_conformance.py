@@ -82,7 +82,7 @@ def test_products_are_counted(name: str, kind: str, set_name: str, seed: int) ->
 
 @pytest.mark.parametrize("set_name", ["row", "2:4"])
 def test_budgets_are_kept(name: str, set_name: str, device: torch.device, seed: int) -> None:
-    check_budgets(layer("mask", set_name, seed, (4, 48)).case(torch.float32, device), name)
+    check_budgets(layer("mask", set_name, seed, (4, 24)).case(torch.float32, device), name)
     check_budgets(tiny("mask", "row", seed).case(torch.float32, device), name)
 
 
