@@ -7,8 +7,11 @@ import torch
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.saliency import SALIENCIES
+from relaxprune.solvers import Solver, make_solver
+from relaxprune.solvers.base import BUDGETS
 
 POLISHES = ("swap",)
+DEFAULT_START = "wanda"
 _LARGEST_SEED = 2**63 - 1  # what torch takes on every platform
 
 
@@ -25,6 +28,41 @@ def check_polish(polish: object) -> None:
     """Raise RelaxPruneError unless ``polish`` is the name of a polish, ``"auto"`` or None."""
     if polish not in (*POLISHES, "auto", None):
         raise RelaxPruneError(f'polish must be "swap", "auto" or None, got {polish!r}')
+
+
+def polisher_of(polish: str | None, solver: Solver) -> Solver | None:
+    """Return the solver that polishes after rounding, or None.
+
+    Raises:
+        RelaxPruneError: as ``check_polish``.
+    """
+    check_polish(polish)
+    name = solver.default_polish if polish == "auto" else polish
+    return None if name is None or solver.name == name else make_solver(name)
+
+
+def refuse_ignored(solver: Solver, polish: str | None, start: object, *others: float | None) -> None:
+    """Raise RelaxPruneError for a budget that would have no effect.
+
+    A start counts as given when it is not the default one, and a polish ends at the time limit too.
+
+    Args:
+        solver: with its options.
+        polish: as for ``solve``.
+        start: as for ``solve``.
+        *others: ``max_iterations``, ``time_limit_s`` and ``gap_tolerance``, None where not given.
+    """
+    given: dict[str, object] = {} if isinstance(start, str) and start == DEFAULT_START else {"start": start}
+    given |= {name: value for name, value in zip(BUDGETS[1:], others, strict=True) if value is not None}
+    honoured = solver.budgets() | ({"time_limit_s"} if polisher_of(polish, solver) is not None else set())
+    for name, value in given.items():
+        if name not in honoured:
+            what = "a mask" if isinstance(value, torch.Tensor) else repr(value)
+            taken = ", ".join(budget for budget in BUDGETS if budget in honoured) or "none"
+            raise RelaxPruneError(
+                f"{name} is {what}, of which solver {solver.name!r} makes no use; leave it out "
+                f"(of {', '.join(BUDGETS)} it takes {taken})"
+            )
 
 
 def check_seed(seed: object) -> None:

@@ -13,7 +13,7 @@ from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.solvers import Solver, make_solver, solver_names
 from relaxprune.solvers.base import BUDGETS
 
-from .checks import check_budgets, check_polish, check_seed, check_start
+from .checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start
 from .solution import Solution
 from .solving import solve
 
@@ -34,7 +34,7 @@ class CompareSettings:
     ``curves`` adds, for every iterative solver, whole solves at smaller iteration budgets: the points of a plot.
     """
 
-    start: str | Tensor | None = "wanda"
+    start: str | Tensor | None = DEFAULT_START
     polish: str | None = "auto"
     max_iterations: int | None = None
     time_limit_s: float | None = None

@@ -12,21 +12,20 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solver, solver_class, solver_names
-from relaxprune.solvers.base import BUDGETS, DEFAULT_MEMORY_BYTES, worse
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, worse
 
 from .certificates.certificate import build, check_mask
-from .checks import check_budgets, check_polish, check_seed, check_start
+from .checks import DEFAULT_START, check_budgets, check_seed, check_start, polisher_of, refuse_ignored
 from .solution import Solution
 
 _CLOSED = 1e-9
-_START = "wanda"
 
 
 def solve(
     problem: Problem,
     solver: str | Solver = "fw",
     *,
-    start: str | Tensor | None = _START,
+    start: str | Tensor | None = DEFAULT_START,
     polish: str | None = "auto",
     max_iterations: int | None = None,
     time_limit_s: float | None = None,
@@ -68,10 +67,10 @@ def solve(
         RuntimeError: the solver returned a mask that is not feasible.
     """
     chosen = check_solver(solver, **solver_options)
-    polisher = _polisher(polish, chosen)
+    polisher = polisher_of(polish, chosen)
     check_seed(seed)
     check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
-    _refuse_ignored(chosen, polisher, _given(start, max_iterations, time_limit_s, gap_tolerance))
+    refuse_ignored(chosen, polish, start, max_iterations, time_limit_s, gap_tolerance)
     if not isinstance(problem, Problem):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
     chosen.check(problem)
@@ -126,32 +125,6 @@ def start_mask(problem: Problem, start: str | Tensor | None, memory_bytes: int =
         return problem.round_parts(one.__getitem__, memory_bytes)
     check_start(start)
     return problem.round_parts(lambda part: problem.score(start, rows=part), memory_bytes)
-
-
-def _polisher(polish: str | None, solver: Solver) -> Solver | None:
-    """Return the solver that polishes after rounding, or None."""
-    check_polish(polish)
-    name = solver.default_polish if polish == "auto" else polish
-    return None if name is None or solver.name == name else make_solver(name)
-
-
-def _given(start: str | Tensor | None, *others: float | None) -> dict[str, Any]:
-    """Return the budgets that differ from what a caller who says nothing gets, by name."""
-    given = {name: value for name, value in zip(BUDGETS[1:], others, strict=True) if value is not None}
-    return given if isinstance(start, str) and start == _START else {"start": start, **given}
-
-
-def _refuse_ignored(solver: Solver, polisher: Solver | None, given: dict[str, Any]) -> None:
-    """Raise when something that was given would have no effect; a polish ends at the time limit too."""
-    honoured = solver.budgets() | ({"time_limit_s"} if polisher is not None else set())
-    for name, value in given.items():
-        if name not in honoured:
-            what = "a mask" if isinstance(value, Tensor) else repr(value)
-            taken = ", ".join(budget for budget in BUDGETS if budget in honoured) or "none"
-            raise RelaxPruneError(
-                f"{name} is {what}, of which solver {solver.name!r} makes no use; leave it out "
-                f"(of {', '.join(BUDGETS)} it takes {taken})"
-            )
 
 
 def _add_counts(answer: Answer, polished: Answer) -> None:

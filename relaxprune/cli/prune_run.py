@@ -99,7 +99,8 @@ class PruneRequest:
         Raises:
             RelaxPruneError: naming the option.
         """
-        _ = self.how_much.target, self.solver, self.options, self.windows, load_options(self.loading)
+        _ = self.how_much.target, self.windows, load_options(self.loading)
+        self.options.check_for(self.solver)
         with door():
             open_source(self.calibration.calibration, "calibration")
 

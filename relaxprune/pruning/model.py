@@ -76,6 +76,7 @@ def prune_model(
     options = options or PruneOptions()
     target = Target(sparsity, pattern, polytope)
     chosen = check_solver(solver, **solver_options)
+    options.check_for(chosen)
     survey = survey_model(model, target, options, solver=chosen)
     run = _Run(survey, MaskSolver(target, chosen, options), recorder, on_event)
     with borrowed(model):

@@ -8,8 +8,9 @@ from typing import Any
 from relaxprune.problems import NM, KSparse
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers import Solver
 
-from ..checks import check_budgets, check_polish, check_seed, check_start
+from ..checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start, refuse_ignored
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PruneOptions:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    start: str | None = "wanda"
+    start: str | None = DEFAULT_START
     polish: str | None = "auto"
     max_iterations: int | None = None
     time_limit_s: float | None = None
@@ -52,6 +53,10 @@ class PruneOptions:
         check_polish(self.polish)
         check_seed(self.seed)
         check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, self.memory_budget_bytes)
+
+    def check_for(self, solver: Solver) -> None:
+        """Raise RelaxPruneError for a budget or start of which ``solver`` makes no use."""
+        refuse_ignored(solver, self.polish, self.start, self.max_iterations, self.time_limit_s, self.gap_tolerance)
 
 
 @dataclass(frozen=True)
