@@ -165,6 +165,13 @@ def check_permuted(parts: Parts, name: str, share: float = 0.01) -> None:
         assert apart <= max(0.0, gap) + _slack(first), f"{first.label}: {apart} apart, gap {gap}"
 
 
+def check_repeated(case: Case, name: str) -> None:
+    """The same seed gives the same mask, bit for bit, unless the clock ended a solve."""
+    one, other = (attempt(case, name, seed=3, max_iterations=50) for _ in range(2))
+    if one is not None and other is not None and Status.TIME_LIMIT not in (one.status, other.status):
+        assert torch.equal(one.mask, other.mask), f"{case.label}: two masks from one seed"
+
+
 def check_products(case: Case, name: str) -> None:
     """Reported matrix products are those that were done; none is hidden.
 
