@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relaxprune.problems import Problem
 
-from .base import Answer, Counts, Run, Solver, Status
+from .base import Answer, Counts, Run, Solver, Status, worse
 from .exchange import Descent, Moves, exact_search, group_search, pool_search
 from .interchange import tile_search
 
@@ -48,8 +48,7 @@ class Swap(Solver):
             search.descend()
             mask[part] = search.descent.mask
             answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
-            if search.status is not Status.CONVERGED:
-                answer.status = search.status
+            answer.status = worse(answer.status, search.status)
         answer.counts.iterations = answer.counts.swap_rounds
         return answer
 
