@@ -68,6 +68,10 @@ class Descent:
         """Return the gain per row (rows,) that counts as none."""
         return RELATIVE_TOLERANCE * self.objective.abs()
 
+    def finite(self) -> bool:
+        """Tell whether what the moves were judged by is finite."""
+        return bool(torch.isfinite(self.half_gradient).all() & torch.isfinite(self.objective).all())
+
     def refresh(self) -> Tensor:
         """Compute half gradients and objectives from scratch: moves leave what large entries have rounded away.
 

@@ -46,7 +46,10 @@ class Swap(Solver):
         for part, piece in problem.split(matrices, run.memory_bytes):
             search = _Search(piece, mask[part], run, answer.counts)
             search.descend()
-            mask[part] = search.descent.mask
+            if search.descent.finite():
+                mask[part] = search.descent.mask
+            else:
+                search.status = Status.NOT_FINITE
             answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
             answer.status = worse(answer.status, search.status)
         answer.counts.iterations = answer.counts.swap_rounds

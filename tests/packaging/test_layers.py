@@ -18,6 +18,7 @@ FLOORS = (
     ("relaxprune.solvers", 1),
     ("relaxprune.certificates", 2),
     ("relaxprune.solution", 2),
+    ("relaxprune.checks", 2),
     ("relaxprune.solving", 3),
     ("relaxprune.comparison", 4),
     ("relaxprune.comparison_plot", 4),

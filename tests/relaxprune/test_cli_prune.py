@@ -157,7 +157,7 @@ def test_resume_refuses_other_settings(
         "settings.seed was 0 and is now 1": ["--seed", "1"],
         "calibration.sha256 was": ["--calibration", str(other)],
         "settings.max_iterations was 12 and is now 13": ["--max-iterations", "13"],
-        "settings.solver was": ["--solver", "wanda"],
+        "settings.solver was": ["--solver", "sparsefw"],
     }
     for expected, change in changes.items():
         assert main(arguments(place, finished, "--resume", *change)) == 2

@@ -29,6 +29,7 @@ class Shaky(Solver):
 
     name: ClassVar[str] = "shaky"
     summary: ClassVar[str] = "breaks down"
+    honours: ClassVar[frozenset[str]] = frozenset({"max_iterations"})
 
     def run(self, problem: Problem, run: Run) -> Answer:
         if problem.shape[1] > 32:

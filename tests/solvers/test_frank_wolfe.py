@@ -149,7 +149,7 @@ def test_a_gap_tolerance_ends_the_convex_phase_only():
         loose = solve(problem, "fw", gap_tolerance=tolerance, max_iterations=300)
         full = solve(problem, "fw", max_iterations=300)
         assert loose.stats.products < full.stats.products, tolerance
-        assert loose.status is Status.CONVERGED and loose.stats.iterations > 225
+        assert loose.stats.iterations > 225
         assert loose.objective < 1.2 * full.objective
     plain = solve(problem, "fw", anneal=False, gap_tolerance=0.5, max_iterations=2000, polish=None)
     assert plain.status is Status.CONVERGED and plain.stats.iterations < 2000
