@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, QuadraticProblem, RelaxPruneError, Status, solve
 from relaxprune.problems.polytopes.transposable import TransposableNM
 from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
+from tests.conftest import LONG
 from tests.counting import broken_at, counted
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import random_case
@@ -28,8 +29,7 @@ def states(problem: MaskProblem, iterations: int, **options):
         yield working, state
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize(("scaled", "fixed"), [(True, True), *([(True, False), (False, False)] if LONG else [])])
 @pytest.mark.parametrize("name", POLYTOPES)
 def test_it_finds_the_minimum_that_clarabel_finds(name, scaled, fixed):
     problem, rule = layer(name, fixed=fixed)
