@@ -62,7 +62,8 @@ def main() -> None:
         for options in METHODS:
             started = time.perf_counter()
             excess = solve(problem, **options).objective / best - 1
-            print(f"| {options['solver']} | {100 * excess:.2f} % | {time.perf_counter() - started:.2f} |", flush=True)
+            shown = round(100 * excess, 2) + 0.0  # never "-0.00"
+            print(f"| {options['solver']} | {shown:.2f} % | {time.perf_counter() - started:.2f} |", flush=True)
         print()
 
 
