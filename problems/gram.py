@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import RelaxPruneError
 from .neighbours import Neighbours
 from .precision import UNIT_ROUNDOFF, row_blocks
+from .unchanged import Unchanged
 
 _REFUSED_BELOW = -1e-3
 _ASYMMETRY = 1e-4
@@ -67,7 +68,7 @@ class Gram:
         self.diagonal: Tensor = matrix.diagonal().clone()  # (cols,)
         self._check_diagonal(matrix)
         self.matrix: Tensor = self._symmetric(matrix)
-        self._checked_version = _version(self.matrix)
+        self._unchanged = Unchanged(**{name: self.matrix})
         self._copies: WeakValueDictionary[torch.dtype, Tensor] = WeakValueDictionary()
 
     @property
@@ -88,8 +89,7 @@ class Gram:
         Raises:
             RelaxPruneError: an eigenvalue is below −1e-3, or the matrix was changed in place since it was checked.
         """
-        if _version(self.matrix) != self._checked_version:
-            raise RelaxPruneError(f"{self.name} was changed in place after it was checked; build a new problem from it")
+        self._unchanged.check()
         return self._proof
 
     @cached_property
@@ -179,11 +179,6 @@ class Gram:
                     f"{self.name}[{j}, {i}] is {float(matrix[j, i]):.6g}"
                 )
         return matrix.contiguous() if exact else (matrix + matrix.T).mul_(0.5)
-
-
-def _version(matrix: Tensor) -> int | None:
-    """Return torch's count of in-place changes; inference tensors have none."""
-    return None if matrix.is_inference() else matrix._version
 
 
 def _factorises(correlation: Tensor, shift: float) -> bool:

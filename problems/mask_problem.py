@@ -16,6 +16,7 @@ from .polytopes.base import Shape
 from .precision import UNIT_ROUNDOFF, product64, row_blocks
 from .problem import Problem, Working
 from .saliency import saliency
+from .unchanged import Unchanged
 
 _BAND_ENTRIES = 2**18
 
@@ -71,6 +72,7 @@ class MaskProblem(Problem):
             polytope = Face(polytope, fixed_kept, fixed_pruned)
         self.weight: Tensor = weight.detach()
         self.polytope: Polytope = polytope
+        self._unchanged = Unchanged(weight=self.weight, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
         polytope.validate(self.shape)
         _ = self.prepared.proof  # a Gram that is clearly not PSD is refused here, before any long work
 
@@ -112,6 +114,7 @@ class MaskProblem(Problem):
     @property
     def proof(self) -> PsdProof:
         """The Gram's: Diag(w) (G + τ Diag(G)) Diag(w) is PSD where G + τ Diag(G) is."""
+        self._unchanged.check()
         return self.prepared.proof
 
     @property
@@ -171,6 +174,7 @@ class MaskProblem(Problem):
         """Build a problem from parts that were checked already."""
         part = object.__new__(type(self))
         part.prepared, part.weight, part.polytope = self.prepared, weight, polytope
+        part._unchanged = self._unchanged
         return part
 
 

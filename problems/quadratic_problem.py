@@ -14,6 +14,7 @@ from .polytopes import Face, Polytope
 from .polytopes.base import Shape
 from .precision import UNIT_ROUNDOFF, product64
 from .problem import Problem, Working
+from .unchanged import Unchanged
 
 
 class QuadraticProblem(Problem):
@@ -63,6 +64,7 @@ class QuadraticProblem(Problem):
         if fixed_kept is not None or fixed_pruned is not None:
             polytope = Face(polytope, fixed_kept, fixed_pruned)
         self.polytope: Polytope = polytope
+        self._unchanged = Unchanged(linear=self.linear, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
         polytope.validate(self.shape)
         _ = self.prepared.proof
 
@@ -85,6 +87,7 @@ class QuadraticProblem(Problem):
     @property
     def proof(self) -> PsdProof:
         """The proof of Q itself."""
+        self._unchanged.check()
         return self.prepared.proof
 
     @property
@@ -130,6 +133,7 @@ class QuadraticProblem(Problem):
         """Build a problem from parts that were checked already."""
         part = object.__new__(type(self))
         part.prepared, part.linear, part.polytope = self.prepared, linear, polytope
+        part._unchanged = self._unchanged
         return part
 
 

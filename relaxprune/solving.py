@@ -156,6 +156,8 @@ def _report(
     )
     if closed and not status.failed:
         status = Status.OPTIMAL
+    elif status is Status.OPTIMAL and not solver.proves:
+        status = Status.CONVERGED
     return Solution(
         mask=mask,
         objective=certificate.objective,

@@ -22,7 +22,7 @@ BUDGETS = ("start", "max_iterations", "time_limit_s", "gap_tolerance")  # argume
 class Status(Enum):
     """How a solve ended; the value says what to do about it."""
 
-    OPTIMAL = "The gap is closed: no feasible mask has a lower objective."
+    OPTIMAL = "Proven, by a closed gap or by a search of all masks: no feasible mask has a lower objective."
     CONVERGED = "The solver met its own stopping rule; relative_gap says how far from the best mask it can be."
     ITERATION_LIMIT = (
         "The iteration budget ended first: raise max_iterations, or read relative_gap and accept the mask."
@@ -156,7 +156,8 @@ class Solver(ABC):
     The rest are promises, which the conformance suite holds a solver to: ``monotone``, that more iterations never end
     at a higher objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem
     over its own polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through
-    ``Working.image``, so that it can be counted from outside.
+    ``Working.image``, so that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of
+    all masks. Without the last, ``solve`` lets nothing but a closed gap be called OPTIMAL.
     """
 
     name: ClassVar[str]
@@ -166,6 +167,7 @@ class Solver(ABC):
     monotone: ClassVar[bool] = False
     relaxes: ClassVar[bool] = True
     only_images: ClassVar[bool] = True
+    proves: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check that every option is of its default's kind; solvers with more to check call this first.

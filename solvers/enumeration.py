@@ -33,6 +33,7 @@ class Enumerate(Solver):
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     monotone: ClassVar[bool] = True
     only_images: ClassVar[bool] = False
+    proves: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem with too many masks, which are counted before any is written down.

@@ -44,6 +44,7 @@ class Exact(Solver):
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     only_images: ClassVar[bool] = False
+    proves: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options."""

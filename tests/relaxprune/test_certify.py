@@ -197,3 +197,13 @@ def test_a_gram_changed_in_place_is_refused():
     gram[0, 1] = gram[1, 0] = -2.0
     with pytest.raises(RelaxPruneError, match="changed in place"):
         solve(problem, "wanda")
+
+
+@pytest.mark.parametrize("name", ["weight", "fixed_kept"])
+def test_a_weight_or_face_changed_in_place_is_refused(name):
+    weight, kept = torch.ones(2, 8), torch.zeros(2, 8, dtype=torch.bool)
+    problem = MaskProblem(weight, torch.eye(8), KSparse(4), fixed_kept=kept)
+    solution = solve(problem)
+    {"weight": weight, "fixed_kept": kept}[name][~solution.mask] = 0
+    with pytest.raises(RelaxPruneError, match=f"{name} was changed in place"):
+        certify(problem, solution)

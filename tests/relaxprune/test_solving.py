@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, Solution, Status, solve
-from relaxprune.problems import Face
+from relaxprune.problems import Face, Problem
+from relaxprune.solvers import Answer, Run, Solver
 from tests.enumeration import Rule, best_values, magnitude, objective, swap_gain
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import SETS, Draw, make_gram, random_case
@@ -240,6 +242,22 @@ def test_a_claim_of_optimality_is_never_made_over_an_open_gap():
     assert solution.lower_bound <= problem.objective(better)
     assert solution.gap > 0
     assert solution.status is not Status.OPTIMAL
+
+
+def test_only_a_search_of_all_masks_may_call_its_mask_optimal():
+    @dataclass(frozen=True)
+    class Boasting(Solver):
+        name: ClassVar[str] = "boasting"
+        summary: ClassVar[str] = "claims what it cannot know"
+
+        def run(self, problem: Problem, run: Run) -> Answer:
+            return Answer(run.start, status=Status.OPTIMAL)
+
+    problem, _ = layer("row")
+    assert solve(problem, Boasting(), polish=None).status is Status.CONVERGED
+    small = MaskProblem(problem.weight[:2, :8], problem.gram[:8, :8], KSparse(4))
+    best = solve(small, "enumerate")
+    assert best.status is Status.OPTIMAL and best.relative_gap > 0
 
 
 def test_a_zero_objective_is_not_called_optimal_where_less_is_possible():
