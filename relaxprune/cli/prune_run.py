@@ -243,7 +243,8 @@ def finish_folder(
         license=loaded.description.get("license"),
         notices=notices,
     )
-    checked = folder.finish(in_stored_dtype(request, loaded, report), report, notes)
+    weights = folder.fingerprint["model"]["weights_sha256"]
+    checked = folder.finish(in_stored_dtype(request, loaded, report, weights), report, notes)
     print(
         f"written to {folder.path}: reloaded, {checked.tensors} tensors as meant, {checked.pruned_weights} weights of "
         f"{checked.pruned_layers} layers exactly zero; pruned in {duration(report.seconds['total'])}"
@@ -251,14 +252,25 @@ def finish_folder(
     return notices
 
 
-def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneReport) -> Any:
+def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneReport, weights: str) -> Any:
     """Return the pruned model in the dtype that the source stores.
 
     ``--dtype`` only sets the dtype of the computation: kept weights must stay those of the source, bit for bit. So the
     source is loaded again, as it is stored, and gets the same masks.
+
+    Raises:
+        RelaxPruneError: the source has changed, so that ``weights`` is not the SHA-256 of what is loaded again.
     """
     if request.loading.dtype == "auto":
         return loaded.model
-    stored = load_model(request.model, load_options(replace(request.loading, dtype="auto")))
+    # A branch may have moved since: the commit says what was pruned.
+    same = replace(request.loading, dtype="auto", revision=loaded.commit or request.loading.revision)
+    stored = load_model(request.model, load_options(same))
+    computed = {name: tensor.dtype for name, tensor in loaded.model.state_dict().items()}
+    if (found := weights_sha256(stored.model, computed)) != weights:
+        raise RelaxPruneError(
+            f"model {request.model!r} must keep its weights until the pruned model is saved, got SHA-256 {found} now, "
+            f"{weights} when it was pruned: restore it and continue with --resume"
+        )
     apply_masks(stored.model, report.masks)
     return stored.model

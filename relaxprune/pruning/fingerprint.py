@@ -56,11 +56,12 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def weights_sha256(model: nn.Module) -> str:
+def weights_sha256(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = None) -> str:
     """Return the SHA-256 over name, dtype, shape and bytes of every parameter and buffer that is saved with the model.
 
     Args:
         model: any module with dense tensors.
+        dtypes: name -> dtype that a tensor is cast to first; those without one are taken as they are.
 
     Returns:
         The digest in hexadecimal; it does not depend on the device or the order of the modules.
@@ -68,7 +69,7 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     state = model.state_dict()
     for name in sorted(state):
-        tensor = state[name]
+        tensor = state[name].to((dtypes or {}).get(name, state[name].dtype))
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

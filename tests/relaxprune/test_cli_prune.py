@@ -167,24 +167,6 @@ def test_resume_refuses_other_settings(
     assert "model.weights_sha256 was" in only_sentence(capsys)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compute_dtype_does_not_change_what_is_stored(tmp_path: Path, place: Path, dtype: torch.dtype) -> None:
-    save_tiny_llama(tmp_path / "tiny", blocks=1, dtype=dtype)
-    other = "bfloat16" if dtype == torch.float32 else "float32"
-    words = [*arguments(tmp_path, tmp_path / "out", "--dtype", other), "--calibration", str(place / "text.txt")]
-    assert main(words) == 0
-    masks = read_masks(tmp_path / "out/masks.safetensors")
-    with (
-        safe_open(tmp_path / "tiny/model.safetensors", framework="pt") as before,
-        safe_open(tmp_path / "out/model.safetensors", framework="pt") as after,
-    ):
-        assert set(before.keys()) == set(after.keys())
-        for name in sorted(before.keys()):
-            kept = masks.get(name, torch.ones(before.get_tensor(name).shape, dtype=torch.bool))
-            assert after.get_tensor(name).dtype == dtype
-            assert torch.equal(after.get_tensor(name), before.get_tensor(name).masked_fill(~kept, 0.0))
-
-
 def test_pattern_solver_options_and_layer_choice(place: Path, tmp_path: Path) -> None:
     more = ["--pattern", "2:4", "--include", "*.mlp.*", "--exclude", "*.1.mlp.*", "--option", "anneal=false"]
     assert main(arguments(place, tmp_path / "out", *more, "--polish", "none")) == 0
