@@ -35,6 +35,8 @@ def decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: S
         _refuse_unmarked(batch, index)
     if all(batch.kept is None and batch.decoder_kept is None for batch in batches):
         return frozenset()
+    if _stack(model, "decoder") is None and not _names_two_streams(model, batches):
+        return frozenset()
     watch = _Watch(model, layers)
     for batch in batches:
         with watch.listening():
@@ -61,7 +63,7 @@ class _Watch:
         self.streams: dict[str, set[str | None]] = {}
         self._layers = layers
         self._head = output_head(model)
-        self._stacks = {name: _stack(model, name) for name in ("encoder", "decoder")}
+        self._stacks = {name: _required_stack(model, name) for name in ("encoder", "decoder")}
         self._inside: str | None = None
         self._encoded: list[Tensor] = []  # held, so that their memory is not used again within the pass
 
@@ -125,11 +127,27 @@ def _refuse_unmarked(batch: Batch, index: int) -> None:
         )
 
 
-def _stack(model: nn.Module, name: str) -> nn.Module:
-    """Return the model's encoder or decoder as it names them itself."""
+def _names_two_streams(model: nn.Module, batches: Sequence[Batch]) -> bool:
+    """Tell whether a model that names no decoder may have one all the same, or is itself one that reads an encoder.
+
+    An encoder taken out of its model keeps the whole model's config, which says `is_encoder_decoder`.
+    """
+    arguments = {name for batch in batches for name in batch.kwargs}
+    parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return "decoder" in parts or any(name.startswith(("decoder_", "encoder_")) for name in arguments)
+
+
+def _stack(model: nn.Module, name: str) -> nn.Module | None:
+    """Return the model's encoder or decoder as it names them itself; None where it names none but itself."""
     getter = getattr(model, f"get_{name}", None)
     stack = getter() if callable(getter) else None
-    if not isinstance(stack, nn.Module) or stack is model:
+    return stack if isinstance(stack, nn.Module) and stack is not model else None
+
+
+def _required_stack(model: nn.Module, name: str) -> nn.Module:
+    """Return the model's encoder or decoder, or refuse the model."""
+    stack = _stack(model, name)
+    if stack is None:
         raise RelaxPruneError(
             f"model must name its {name} (get_{name}) so that padding can be told apart, got a "
             f"{type(model).__name__} that does not; give batches without padding."

@@ -25,6 +25,15 @@ def model_of(family):
     return transformers.BartForConditionalGeneration(config).eval()
 
 
+def encoder_of(family):
+    """An encoder alone, whose config still says that it is an encoder-decoder model."""
+    torch.manual_seed(0)
+    if family == "umt5":
+        config = transformers.UMT5Config(d_ff=24, d_kv=8, num_heads=2, num_layers=2, **SHAPES)
+        return transformers.UMT5EncoderModel(config).eval()
+    return model_of(family).model.get_encoder() if family == "bart" else model_of(family).get_encoder()
+
+
 def batch_of(encoder=(6, 3), decoder=(5, 6), length=6):
     """Two windows with as many real tokens as given on each side, padded to one length: the shapes tell nothing."""
     mask, decoder_mask = (torch.arange(length) < torch.tensor(real).unsqueeze(1) for real in (encoder, decoder))
@@ -79,6 +88,37 @@ def batch_of_seed():
     return batch_of()
 
 
+@pytest.mark.parametrize("family", ["umt5", "bart", "t5"])
+def test_an_encoder_alone_has_one_stream(family):
+    model = encoder_of(family)
+    assert model.config.is_encoder_decoder
+    batches = [{name: batch_of()[name] for name in ("input_ids", "attention_mask")}]
+    report = prune_model(model, batches, sparsity=0.5, options=QUICK)
+    assert len(report.layers) >= 12
+    assert {layer.tokens for layer in report.layers} == {6 + 3}
+
+
+@pytest.mark.parametrize("hidden", ["get_decoder", "get_encoder"])
+def test_a_model_that_does_not_name_both_of_its_stacks_is_refused(hidden, monkeypatch):
+    model = model_of("t5")
+    monkeypatch.setattr(model, hidden, lambda: model)
+    batch = batch_of()
+    labelled = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "labels": torch.ones(2, 3).long(),
+    }
+    for given in (batch, labelled):
+        with pytest.raises(RelaxPruneError, match=rf"model must name its {hidden[4:]} \({hidden}\)"):
+            prune_model(model, [given], sparsity=0.5, options=QUICK)
+
+
+def test_arguments_of_a_decoder_are_refused_where_none_is_named():
+    model = encoder_of("bart")
+    with pytest.raises(RelaxPruneError, match=r"model must name its encoder \(get_encoder\)"):
+        prune_model(model, [batch_of()], sparsity=0.5, options=QUICK)
+
+
 def test_without_a_decoder_mask_all_decoder_tokens_count():
     batch = batch_of()
     del batch["decoder_attention_mask"]
@@ -116,4 +156,4 @@ def test_hooks_are_gone():
     model = model_of("bart")
     prune_model(model, [batch_of()], sparsity=0.5, options=QUICK)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    assert find_layers(model)
+    assert len(find_layers(model)[0]) > 20
