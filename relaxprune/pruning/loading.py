@@ -111,7 +111,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
     model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
-    if len(counts) > 1 and options.dtype == "auto" and checkpoint.gguf_file is None:
+    # Also where all are stored alike: some classes load certain tensors in float32 whatever is asked for.
+    if options.dtype == "auto" and checkpoint.gguf_file is None:
         keep_stored_dtypes(model, checkpoint.folder, info["unexpected_keys"])
     if options.device is not None:
         torch.nn.Module.to(model, torch.device(options.device))

@@ -1,12 +1,13 @@
-"""Checkpoints that mix dtypes: every tensor keeps the dtype and the bits that it is stored with.
+"""Every tensor keeps the dtype and the bits that it is stored with, also in checkpoints that mix dtypes.
 
-Transformers loads all tensors in one dtype, and most models compute in one only (a float32 norm between bfloat16
-linear layers makes them fail). So a tensor of another dtype is put back as it is stored, and lent to its module in the
-dtype of the model while the module runs.
+Transformers loads all tensors in one dtype, but for those that some classes force to float32, and most models compute
+in one only (a float32 norm between bfloat16 linear layers makes them fail). So a tensor of another dtype is put back as
+it is stored, and lent to its module in the dtype of the model while the module runs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,11 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
 
     state = model.state_dict(keep_vars=True)
     compute = {name: tensor.dtype for name, tensor in state.items()}
-    common = model.dtype
+    # Not model.dtype, which is that of the first parameter: a class may force some to float32.
+    entries: Counter[torch.dtype] = Counter()
+    for tensor in state.values():
+        entries[tensor.dtype] += tensor.numel() if tensor.is_floating_point() else 0
+    common = entries.most_common(1)[0][0]
     put_back: set[int] = set()
     for file in weight_files(folder):
         names = _cast(folder / file, state, model.base_model_prefix, unused, common)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.checkpoint import SINGLE_FILE
@@ -54,6 +54,33 @@ def test_a_pruned_model_is_saved_in_the_dtypes_of_its_source(mixed_folder, tmp_p
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor[mask], before[name][mask])
         assert not tensor[~mask].any()
+
+
+def test_a_tensor_that_its_class_forces_to_float32_is_kept_as_stored(tmp_path, tiny_tokenizer):
+    forced = "model.layers.1.mlp.gate.e_score_correction_bias"
+    source = tiny_model("deepseek_v3")
+    with torch.no_grad():
+        source.get_submodule("model.layers.1.mlp.gate").e_score_correction_bias.normal_()
+    source.bfloat16().save_pretrained(tmp_path / "in")
+    tiny_tokenizer.save_pretrained(tmp_path / "in")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "in", dtype=torch.bfloat16)
+    assert plain.state_dict()[forced].dtype == torch.float32
+    model = load_model(str(tmp_path / "in")).model
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, plain(TOKENS).logits)
+    model.save_pretrained(tmp_path / "out")
+    verify_saved_model(tmp_path / "out", model, {})
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / SINGLE_FILE).values()} == {torch.bfloat16}
+
+
+def test_a_forced_first_parameter_does_not_make_the_rest_a_minority(tmp_path, monkeypatch, tiny_tokenizer):
+    """Fused experts have no tensor of their stored names; they are in the dtype of most, whatever comes first."""
+    tiny_model("qwen3_moe", torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(Qwen3MoeForCausalLM, "_keep_in_fp32_modules_strict", {"embed_tokens"})
+    loaded = load_model(str(tmp_path))
+    assert {tensor.dtype for tensor in loaded.model.state_dict().values()} == {torch.bfloat16}
 
 
 def test_verification_sees_a_kept_entry_that_was_rounded(mixed_folder, tmp_path):

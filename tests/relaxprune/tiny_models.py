@@ -36,6 +36,11 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
             **GROUPED, **ENDS, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
         ),
+        "deepseek_v3": lambda: transformers.DeepseekV3Config(
+            **COMMON, **ENDS, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4, n_shared_experts=1,
+            num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=16,
+            qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+        ),
         "bert": lambda: transformers.BertConfig(**COMMON, pad_token_id=0),
         "albert": lambda: transformers.AlbertConfig(**COMMON, **ENDS, embedding_size=16),
         "gemma3_vision": lambda: transformers.Gemma3Config(
