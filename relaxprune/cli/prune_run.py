@@ -209,7 +209,7 @@ def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWi
             **{name: loaded.description[name] for name in _MODEL_FACTS},
             "class": type(model).__name__,
             "weights_sha256": weights_sha256(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": loaded.description["dtype"],
             "attention": model.config._attn_implementation,
         },
         calibration={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,3 +93,13 @@ def test_the_commit_that_was_pruned_is_loaded_again(tmp_path: Path, monkeypatch:
     request = PruneRequest(source, PatternGroup(), SolverGroup(), CalibrationGroup(), LayerGroup(), loading, RunGroup())
     in_stored_dtype(request, loaded, PruneReport([], [], {}, {}, "fw", {}, "replay", {}), weights_sha256(loaded.model))
     assert asked == ["c0ffee"]
+
+
+def test_the_recorded_dtype_is_that_of_the_computation_and_not_of_the_first_tensor(tmp_path: Path) -> None:
+    file = save_tiny_llama(tmp_path / "tiny", blocks=1) / "model.safetensors"
+    mixed = {name: tensor if "embed" in name else tensor.bfloat16() for name, tensor in load_file(file).items()}
+    save_file(mixed, file, {"format": "pt"})
+    assert load_model(str(tmp_path / "tiny")).model.dtype == torch.float32
+    assert main(arguments(tmp_path)) == 0
+    record = json.loads((tmp_path / "out/relaxprune.json").read_text())
+    assert record["fingerprint"]["model"]["dtype"] == "bfloat16"
