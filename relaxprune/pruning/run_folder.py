@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class RunFolder:
         self._work = path / _WORK_NAME
         self._blocks = self._work / "blocks"
         self._written: list[Path] = []
+        self._made: list[Path] = []  # folders, innermost first
         self._used: set[int] = set()
 
     @staticmethod
@@ -99,6 +101,8 @@ class RunFolder:
             if changes:
                 raise RelaxPruneError(f"cannot resume the run in {str(path)!r}: {'; '.join(changes)}")
             if folder.finished:
+                # Left by a process that was killed right after it had written the record.
+                shutil.rmtree(folder._work, ignore_errors=True)
                 return folder
         folder._begin(model, tokenizer)
         return folder
@@ -208,11 +212,13 @@ class RunFolder:
         for path in self._written:
             path.unlink(missing_ok=True)
         shutil.rmtree(self._work, ignore_errors=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        for folder in self._made:
+            with suppress(OSError):  # somebody else's files lie in it by now
+                folder.rmdir()
 
     def _begin(self, model: PreTrainedModel, tokenizer: Any) -> None:
         """Write the fingerprint first, so that any later crash can be resumed, then the model's settings."""
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self._blocks.mkdir(parents=True, exist_ok=True)
         sweep_scratch(self.path)
         run = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "started": now()}
@@ -221,6 +227,8 @@ class RunFolder:
         staging = self._staging()
         try:
             save_settings(model, tokenizer, staging)
+            inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
+            self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
             self._written = [self.path / name for name in install_files(staging, self.path)]
         except RelaxPruneError:
             self.abandon()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -165,11 +166,36 @@ def test_abandon_removes_only_its_own_files(tmp_path: Path, model: LlamaForCausa
     out = tmp_path / "out"
     out.mkdir()
     RunFolder.open(out, model, None, fingerprint()).abandon()
-    assert not out.exists()
+    assert out.is_dir() and not any(out.iterdir()), "a folder that was there before stays"
     folder = RunFolder.open(out, model, None, fingerprint())
     folder.save(0, records(model)[0])
     folder.abandon()
     assert folder.solved_blocks == [0], "finished blocks are never thrown away"
+
+
+def test_abandon_removes_every_folder_that_it_made(tmp_path: Path, source: Path, model: LlamaForCausalLM) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = {"default": "a", "other": "b"}  # saved in a folder of its own
+    folder = RunFolder.open(tmp_path / "a/b/out", model, tokenizer, fingerprint())
+    assert any(path.is_dir() and path.name != ".relaxprune" for path in folder.path.iterdir())
+    folder.abandon()
+    assert not any(tmp_path.iterdir())
+    folder = RunFolder.open(tmp_path / "a/b/out", model, tokenizer, fingerprint())
+    (tmp_path / "a/mine").write_text("x")
+    folder.abandon()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["a", "mine"]
+
+
+def test_progress_that_a_kill_left_in_a_finished_run_is_removed(
+    tmp_path: Path, source: Path, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **more: path.name == ".relaxprune" or remove(path, **more))
+        run(tmp_path / "out", source, model)
+    assert (tmp_path / "out/.relaxprune/blocks").is_dir()
+    again = RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    assert again.finished and again.verify_files() and not (tmp_path / "out/.relaxprune").exists()
 
 
 def test_occupied_folders_are_refused(tmp_path: Path, model: LlamaForCausalLM) -> None:
