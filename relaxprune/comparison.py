@@ -226,7 +226,9 @@ def _shared(solver: Solver, settings: CompareSettings) -> tuple[dict[str, Any], 
     """Return the arguments of ``solve`` that the solver takes, and the names of given budgets that it does not."""
     honoured, budgets = solver.budgets(), {name: getattr(settings, name) for name in BUDGETS}
     taken = {name: value for name, value in budgets.items() if name in honoured}
-    changed = [name for name, value in budgets.items() if value is not getattr(CompareSettings, name)]
+    # A tensor has no single truth value to compare by, and is never the default.
+    defaults = {name: getattr(CompareSettings, name) for name in BUDGETS}
+    changed = [name for name, value in budgets.items() if isinstance(value, Tensor) or value != defaults[name]]
     unused = tuple(name for name in changed if name not in honoured)
     return {**taken, "polish": settings.polish, "seed": settings.seed, "throw": False}, unused
 

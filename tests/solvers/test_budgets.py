@@ -80,6 +80,13 @@ def test_a_comparison_gives_each_what_it_takes_and_says_so():
     assert all(row.unused == () for row in compare(small(), ["fw", "wanda"]).rows)
 
 
+def test_a_default_that_is_spelt_out_counts_as_not_given():
+    spelt = "".join(["wan", "da"])  # equal to the default and another object, as a command line gives it
+    assert compare(small(), ["magnitude"], CompareSettings(start=spelt)).rows[0].unused == ()
+    mask = solve(small(), "wanda").mask
+    assert compare(small(), ["magnitude"], CompareSettings(start=mask)).rows[0].unused == ("start",)
+
+
 def ends_at_rest(problem: MaskProblem, solution: Solution) -> bool:
     """Whether the mask is where the oracle of its own gradient, annealed to θ = 1, leaves every row."""
     mask = solution.mask.double()
