@@ -11,6 +11,7 @@ from .loop import Plan as Plan
 from .loop import State as State
 from .registry import make_solver as make_solver
 from .registry import solver_class as solver_class
+from .registry import solver_distribution as solver_distribution
 from .registry import solver_names as solver_names
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "Status",
     "make_solver",
     "solver_class",
+    "solver_distribution",
     "solver_names",
 ]

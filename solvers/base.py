@@ -190,6 +190,13 @@ class Solver(ABC):
         """Return those of ``BUDGETS`` that the solver makes use of with these options."""
         return self.honours
 
+    def distributions(self) -> tuple[str, ...]:
+        """Return the installed distributions that do the work with these options, where that is not our own code.
+
+        Their versions belong to what decides a mask, as do those of torch and numpy, which need no naming.
+        """
+        return ()
+
     def options(self) -> dict[str, Any]:
         """Return the effective options."""
         return {item.name: getattr(self, item.name) for item in fields(self)}

@@ -60,6 +60,10 @@ class Exact(Solver):
         """DAQP takes a time limit only."""
         return self.honours - ({"max_iterations"} if self.backend == "daqp" else set())
 
+    def distributions(self) -> tuple[str, ...]:
+        """Return the backend's package, which is named like its module."""
+        return (_MODULES[self.backend],)
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Prove block by block, sharing the time that is left evenly."""
         started = time.monotonic()

@@ -49,6 +49,12 @@ def solver_names() -> list[str]:
     return [*_BUILT_IN, *sorted(_outside())]
 
 
+def solver_distribution(name: str) -> str | None:
+    """Return the installed distribution that declares a solver; None for our own, and where none is known."""
+    distribution = getattr(_outside().get(name), "dist", None)
+    return None if distribution is None else str(distribution.name)
+
+
 def solver_class(name: str) -> type[Solver]:
     """Import the solver of this name.
 

@@ -90,6 +90,10 @@ class Relaxation(Solver):
         """Some backends have no limit of iterations."""
         return self.honours - (set() if _BACKENDS[self.backend].iterations else {"max_iterations"})
 
+    def distributions(self) -> tuple[str, ...]:
+        """Return cvxpy and the backend's package."""
+        return ("cvxpy", "highspy" if self.backend == "HIGHS" else self.backend.lower())
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve block by block, sharing the time that is left evenly; a block without an answer keeps its start."""
         started = time.monotonic()

@@ -21,7 +21,7 @@ from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
 from relaxprune.pruning.settings import PruneOptions, Target
-from relaxprune.solvers import Solver
+from relaxprune.solvers import Solver, solver_distribution
 from relaxprune.solving import check_solver
 
 from .endings import door, tell
@@ -67,6 +67,12 @@ class PruneRequest:
     def solver(self) -> Solver:
         """The solver with its own options, parsed and checked."""
         return check_solver(self.how.solver, **parse_options(self.how.solver, self.how.option))
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The installed packages that the solver depends on: what it computes with, and what it comes in."""
+        owner = solver_distribution(self.how.solver)
+        return (*self.solver.distributions(), *(() if owner is None else (owner,)))
 
     @property
     def polish(self) -> str | None:
@@ -228,7 +234,7 @@ def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWi
             "device": str(model.device),
             "threads": torch.get_num_threads(),
         },
-        software=software_versions(),
+        software=software_versions(request.distributions),
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Fingerprint:
         model: source, resolved commit, class, dtype and the SHA-256 of every weight before pruning.
         calibration: source, SHA-256 of the token windows, their count and length, seed.
         settings: solver and its options, polytope, layer selection, budgets, seed, device, threads.
-        software: versions of relaxprune, Python and the libraries whose arithmetic or text handling is used.
+        software: versions of relaxprune, Python, the libraries whose arithmetic or text handling is used, and what the
+            solver computes with.
     """
 
     model: dict[str, Any]
@@ -42,12 +43,24 @@ class Fingerprint:
         return plain
 
 
-def software_versions() -> dict[str, str]:
-    """Return the versions that can change a run's result."""
+def software_versions(distributions: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions that can change a run's result.
+
+    Args:
+        distributions: installed packages that this run's solver depends on.
+    """
     from relaxprune import __version__
 
     versions = {"relaxprune": __version__, "python": platform.python_version()}
-    return versions | {name: version(name) for name in _LIBRARIES}
+    return versions | {name: _version(name) for name in (*_LIBRARIES, *distributions)}
+
+
+def _version(name: str) -> str:
+    """Return a distribution's version; a backend may be importable without being installed as one."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

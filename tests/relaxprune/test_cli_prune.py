@@ -158,6 +158,7 @@ def test_resume_refuses_other_settings(
         "calibration.sha256 was": ["--calibration", str(other)],
         "settings.max_iterations was 12 and is now 13": ["--max-iterations", "13"],
         "settings.solver was": ["--solver", "sparsefw"],
+        "software.pyscipopt was null": ["--solver", "exact", "--max-iterations", "5"],
     }
     for expected, change in changes.items():
         assert main(arguments(place, finished, "--resume", *change)) == 2

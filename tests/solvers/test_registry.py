@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, available_solvers, check_solver, solve
+from relaxprune.cli.option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
+from relaxprune.cli.prune_run import PruneRequest
 from relaxprune.problems import Problem
+from relaxprune.pruning.fingerprint import software_versions
 from relaxprune.solvers import Answer, Run, Solver, make_solver, registry, solver_class, solver_names
 
 BUILT_IN = [
@@ -87,6 +90,32 @@ def test_a_solver_of_another_package_is_found(outside):
     assert solution.mask.tolist() == [[False, False, False, True]] * 2
     assert solution.solver == "last" and solution.options == {"extra": 2}
     assert solution.lower_bound <= solution.objective
+
+
+def test_what_a_run_records_of_the_packages_that_a_solver_depends_on(tmp_path, monkeypatch):
+    info = tmp_path / "last_solver-1.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: last-solver\nVersion: 1.5\n")
+    (info / "entry_points.txt").write_text("[relaxprune.solvers]\nlast = last_package:Last\n")
+    module = types.ModuleType("last_package")
+    vars(module).update(Last=Last)
+    monkeypatch.setitem(sys.modules, "last_package", module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for solver, option, expected in (
+        ("fw", [], ()),
+        ("cvxpy", [], ("cvxpy", "clarabel")),
+        ("cvxpy", ["backend=HIGHS"], ("cvxpy", "highspy")),
+        ("exact", [], ("pyscipopt",)),
+        ("exact", ["backend=daqp"], ("daqp",)),
+        ("last", [], ("last-solver",)),
+    ):
+        how = SolverGroup(solver=solver, option=option)
+        request = PruneRequest("model", PatternGroup(), how, CalibrationGroup(), LayerGroup(), ModelGroup(), RunGroup())
+        assert request.distributions == expected
+        recorded = software_versions(request.distributions)
+        assert set(expected) == set(recorded) - set(software_versions())
+    assert recorded["last-solver"] == "1.5"
+    assert software_versions(["no-such-distribution"])["no-such-distribution"] == "unknown"
 
 
 def test_its_name_is_suggested_too(outside):
