@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relaxprune.problems import RelaxPruneError
-
 FIRST_SLOTS = 32
 _GROWTH = 2
 _CHUNK = 2**22  # entries of vertices turned to floats at once
@@ -19,7 +17,7 @@ class ActiveSet:
         vertices: (slots, blocks, entries) bool; slots without weight hold leftovers.
         weights: (slots, blocks).
         keys: (slots, blocks) int64, a hash of each vertex.
-        limit: the most bytes that the vertices may take.
+        limit: the most bytes that the vertices may take; the first ``FIRST_SLOTS`` a block are taken regardless.
     """
 
     def __init__(self, vertex: Tensor, limit: int) -> None:
@@ -78,27 +76,32 @@ class ActiveSet:
             total.addcmul_(self.vertices[slot].to(total.dtype), self.weights[slot].unsqueeze(1))
         return total
 
-    def slot_of(self, vertex: Tensor, wanted: Tensor) -> Tensor:
-        """Return the slot of ``vertex`` (blocks, entries), put into a free one where new and ``wanted`` (blocks,).
-
-        Raises:
-            RelaxPruneError: the vertices would take more than ``limit`` bytes.
-        """
+    def ready(self) -> bool:
+        """Make room for one more vertex a block; tell whether ``limit`` left any."""
         if self._used == len(self.weights):
             self.trim()
         if self._used == len(self.weights):
-            self._grow(_GROWTH * self._used)
+            blocks, entries = self.vertices.shape[1:]
+            self._grow(min(_GROWTH * self._used, self.limit // max(1, blocks * entries)))
+        # Past the limit there may still be holes, in every block of which one is enough.
+        return self._used < len(self.weights) or int(self.sizes().amax()) < len(self.weights)
+
+    def slot_of(self, vertex: Tensor, wanted: Tensor) -> Tensor:
+        """Return the slot of ``vertex`` (blocks, entries), put into a free one where new and ``wanted`` (blocks,).
+
+        Call ``ready`` first.
+        """
         key = self._key(vertex)
         active = self.weights[: self._used + 1] > 0
         same = active & (self.keys[: self._used + 1] == key)
         old = same.any(dim=0)
-        # The first free slot: the one past those in use is always free.
+        # The first free slot: the one past those in use, or a hole before it.
         slot = torch.where(old, same.to(torch.uint8).argmax(dim=0), (~active).to(torch.uint8).argmax(dim=0))
         line = torch.arange(len(slot), device=slot.device)
         new = wanted & ~old
         self.vertices[slot, line] = torch.where(new.unsqueeze(1), vertex > 0, self.vertices[slot, line])
         self.keys[slot, line] = torch.where(new, key, self.keys[slot, line])
-        self._used += 1
+        self._used = min(self._used + 1, len(self.weights))
         return slot
 
     def _key(self, vertex: Tensor) -> Tensor:
@@ -108,12 +111,7 @@ class ActiveSet:
     def _grow(self, slots: int) -> None:
         """Make room for ``slots`` vertices a block."""
         blocks, entries = self.vertices.shape[1:]
-        if slots * blocks * entries > self.limit:
-            raise RelaxPruneError(
-                f"active_bytes is {self.limit}, but {slots} vertices for each of {blocks} coupled blocks of {entries} "
-                f"entries take {slots * blocks * entries} bytes; raise it, or use dicg, which stores no active set"
-            )
-        more = slots - len(self.weights)
+        more = max(0, slots - len(self.weights))
         self.vertices = torch.cat([self.vertices, self.vertices.new_zeros(more, blocks, entries)])
         self.weights = torch.cat([self.weights, self.weights.new_zeros(more, blocks)])
         self.keys = torch.cat([self.keys, self.keys.new_zeros(more, blocks)])

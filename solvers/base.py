@@ -28,6 +28,7 @@ class Status(Enum):
         "The iteration budget ended first: raise max_iterations, or read relative_gap and accept the mask."
     )
     TIME_LIMIT = "The time limit ended first: raise time_limit_s, or read relative_gap and accept the mask."
+    MEMORY_LIMIT = "The active set filled active_bytes first: raise it, or use dicg, which stores no active set."
     BACKEND_FAILED = "The backend gave no usable answer: try another backend or solver; the start mask is returned."
     NOT_FINITE = "The computation left the finite numbers: solve in float64 (dtype='float64') or look for huge weights."
 

@@ -42,6 +42,10 @@ class State(ABC):
             sound.append((torch.isfinite(ends) if value.shape == point.shape else ~torch.isnan(ends)).all())
         return torch.stack(sound).all()
 
+    def full(self) -> bool:
+        """Tell whether the state has no memory left to go on, without waiting for the device."""
+        return False
+
     @abstractmethod
     def relaxed(self) -> Tensor | None:
         """Return the relaxed mask at the end of the convex phase, (rows, cols), or None before that."""
@@ -57,7 +61,8 @@ class IterativeSolver(Solver, Generic[S]):
     """A solver made of ``init``, ``step`` and ``done``; the loop is here, once.
 
     CONVERGED means that ``done`` said so of every coupled block, be it when the last iteration was over; else the
-    status is ITERATION_LIMIT. A ``done`` that looks at ``plan.gap_tolerance`` adds it to ``honours``.
+    status is ITERATION_LIMIT, or that of the budget that ended first. A ``done`` that looks at ``plan.gap_tolerance``
+    adds it to ``honours``.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``, what the iterations compute in.
@@ -90,13 +95,23 @@ class IterativeSolver(Solver, Generic[S]):
     def products(self, state: S) -> int:
         """Return the matrix products done so far for the rows in ``state``."""
 
+    def wide(self) -> int:
+        """Return the float64 tensors of the problem's shape that a solve amounts to.
+
+        Scaling passes through float64, and the iterations hold ``matrices`` tensors of their own dtype.
+        """
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return _SCALING_MATRICES + self.matrices * dtype.itemsize // 8
+
+    def row_budget(self, problem: Problem, run: Run) -> int:
+        """Return the bytes that ``wide`` tensors of a block of rows may take."""
+        return run.memory_bytes
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve block of rows by block of rows, so that temporaries stay within the memory budget."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         started = time.monotonic()
-        # Scaling passes through float64, and the iterations hold ``matrices`` tensors of their own dtype.
-        wide = _SCALING_MATRICES + self.matrices * dtype.itemsize // 8
-        pieces = list(problem.split(wide, run.memory_bytes))
+        pieces = list(problem.split(self.wide(), self.row_budget(problem, run)))
         answer = Answer(run.start.to(dtype, copy=True))
         for number, (part, piece) in enumerate(pieces):
             share = (part.stop - part.start) / problem.shape[0]
@@ -157,7 +172,7 @@ class _Loop(Generic[S]):
         for iteration in range(1, self.plan.iterations + 1):
             self.solver.step(self.working, self.state)
             self.iterations = iteration
-            last = iteration == self.plan.iterations
+            last = iteration == self.plan.iterations or self.state.full()
             if last or iteration % CHECK_EVERY == 0:
                 products = self.solver.products(self.state)
                 self.row_products += (products - counted) * len(self.active) / self.rows
@@ -184,6 +199,9 @@ class _Loop(Generic[S]):
             )
         if bool(finished.all()):
             self.status = Status.CONVERGED
+            return True
+        if self.state.full():
+            self.status = Status.MEMORY_LIMIT
             return True
         self._compact(finished)
         if plan.deadline is not None and time.monotonic() >= plan.deadline:

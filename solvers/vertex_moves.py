@@ -12,6 +12,7 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError, Working
 
 from .active_set import FIRST_SLOTS, ActiveSet
+from .base import Run
 from .gap import within_gap
 from .loop import IterativeSolver, Plan, State
 
@@ -48,6 +49,11 @@ class ActiveSetState(State):
         self.active = ActiveSet(start.reshape(self.blocks, -1), limit)
         self.gap_tolerance = plan.gap_tolerance
         self.iteration, self.product_count = 0, 1
+        self.outgrown = False
+
+    def full(self) -> bool:
+        """Tell whether the active set has no room for another vertex."""
+        return self.outgrown
 
     def point(self) -> Tensor:
         """Return m."""
@@ -69,7 +75,8 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
     """Frank-Wolfe variants that store the vertices they combine: a subclass chooses the move.
 
     One matrix product per iteration, and one pass over the active vertices, which soon costs more: for small and middle
-    problems, and as reference. ``active_bytes`` bounds the vertices, one byte an entry.
+    problems, and as reference. ``active_bytes`` bounds the vertices of a block of rows, one byte an entry: rows are
+    split so that a vertex per iteration fits, and only a coupled block too large for that can end in MEMORY_LIMIT.
     """
 
     active_bytes: int = 2**30
@@ -93,6 +100,12 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
                 f"active_bytes is {self.active_bytes}, but the first {FIRST_SLOTS} vertices of a coupled block of "
                 f"{height} x {problem.shape[1]} take {needed} bytes; raise it, or use dicg, which stores no active set"
             )
+
+    def row_budget(self, problem: Problem, run: Run) -> int:
+        """Bound a block of rows by its active set too, which may gain a vertex in every iteration."""
+        iterations = self.default_iterations if run.max_iterations is None else run.max_iterations
+        entries = self.active_bytes // max(FIRST_SLOTS, iterations + 2)
+        return min(run.memory_bytes, 8 * self.wide() * entries)
 
     @abstractmethod
     def choose(self, state: ActiveSetState, half_gradient: Tensor, vertex: Tensor) -> Move:
@@ -126,6 +139,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
         half.addcmul_(image, step.unsqueeze(1))
         state.product_count += 1
         state.iteration += 1
+        state.outgrown = not state.active.ready()
 
     def done(self, problem: Working, state: ActiveSetState) -> Tensor:
         """Tell which blocks are within the gap tolerance."""

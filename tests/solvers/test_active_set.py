@@ -174,14 +174,55 @@ def test_reported_products_are_the_products_done(kind, iterations):
         assert solution.stats.products == pytest.approx(products.done), name
 
 
-def test_too_little_memory_is_refused_with_the_number():
+def test_a_coupled_block_too_large_for_its_first_vertices_is_refused_with_the_number():
     problem, _ = layer("layer")
     with pytest.raises(RelaxPruneError, match=r"active_bytes is 1000, but .* take 4608 bytes; .*dicg"):
         Pairwise(active_bytes=1000).check(problem)
-    with pytest.raises(RelaxPruneError, match=r"active_bytes is 5000, but 64 vertices .* take 9216 bytes; .*dicg"):
-        solve(problem, Pairwise(dtype="float64", active_bytes=5000), gap_tolerance=1e-9, max_iterations=2000)
     with pytest.raises(RelaxPruneError, match="active_bytes must be a positive whole number, got 0"):
         AwayStep(active_bytes=0)
+
+
+@solvers
+def test_an_active_set_that_fills_its_memory_ends_in_a_status_with_the_last_iterate(kind):
+    problem, rule = layer("layer")
+    options = {"gap_tolerance": 1e-9, "max_iterations": 2000, "polish": None}
+    solution = solve(problem, kind(dtype="float64", active_bytes=5000), throw=False, **options)
+    assert solution.status is Status.MEMORY_LIMIT and not solution.status.failed
+    assert 31 <= solution.stats.iterations < 2000
+    assert rule.feasible(solution.mask) and violation(rule, solution.relaxed_mask) <= 1e-9
+    assert solution.relaxed_objective < problem.objective(problem.polytope.round(problem.score("wanda")))
+    ample = solve(problem, kind(dtype="float64"), **{**options, "max_iterations": solution.stats.iterations})
+    assert solution.relaxed_objective == pytest.approx(ample.relaxed_objective)
+
+
+@solvers
+def test_rows_are_split_so_that_their_active_sets_fit(kind, monkeypatch):
+    """A vertex per iteration of one row fits into the limit, those of all rows together do not."""
+    problem, _ = layer("row")
+    limit = 152 * problem.shape[1]
+    most = []
+    original = ActiveSet.ready
+
+    def watched(self):
+        room = original(self)
+        most.append(self.vertices.numel())
+        return room
+
+    monkeypatch.setattr(ActiveSet, "ready", watched)
+    options = {"gap_tolerance": 1e-6, "max_iterations": 150, "polish": None}
+    ample = solve(problem, kind(dtype="float64"), **options)
+    most.clear()
+    solution = solve(problem, kind(dtype="float64", active_bytes=limit), **options)
+    assert solution.status is ample.status is Status.ITERATION_LIMIT and max(most) <= limit
+    assert solution.relaxed_objective == pytest.approx(ample.relaxed_objective, rel=1e-2)
+
+
+@solvers
+def test_more_rows_than_the_first_vertices_fit_for_are_no_obstacle(kind):
+    problem, rule = layer("row")
+    limit = 32 * problem.shape[1]
+    solution = solve(problem, kind(active_bytes=limit), max_iterations=20)
+    assert rule.feasible(solution.mask) and solution.status is Status.ITERATION_LIMIT
 
 
 @solvers
