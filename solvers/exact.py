@@ -13,7 +13,7 @@ from relaxprune.problems import Problem, RelaxPruneError
 
 from .base import Answer, Progress, Run, Solver, Status, worse
 from .exact_backends import Limits, Proof, solve_with_daqp, solve_with_scip
-from .local_search import LocalSearch, loosened, separates
+from .local_search import MATRICES, LocalSearch, loosened, separates
 from .programs import Array, BlockProgram, block_programs, refuse_more_free_than, require
 from .tightening import largest_diagonal
 
@@ -90,13 +90,15 @@ class Exact(Solver):
         if not separates(problem):
             return
         group = problem.polytope.group_size(problem.shape)
-        search = LocalSearch(loosened(problem), group, run.start, _COPIES, run.seed)
-        for _ in range(_ROUNDS):
-            if run.expired():
-                break
-            search.round()
-        answer.point = search.result()
-        answer.counts.swaps, answer.counts.products = search.swaps, search.products
+        for number, (part, piece) in enumerate(loosened(problem).split(MATRICES * _COPIES, run.memory_bytes)):
+            search = LocalSearch(piece, group, run.start[part], _COPIES, run.seed + number)
+            for _ in range(_ROUNDS):
+                if run.expired():
+                    break
+                search.round()
+            answer.point[part] = search.result()
+            answer.counts.swaps += search.swaps
+            answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
 
     def _prove(self, program: BlockProgram, mask: Tensor, limits: Limits) -> tuple[Tensor, Status, int]:
         """Return the better of the incumbent and the backend's mask, how it ended, and the nodes."""

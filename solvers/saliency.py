@@ -21,11 +21,11 @@ class SaliencySolver(Solver):
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Keep the entries with the largest score, ties by the lowest column."""
-        return Answer(problem.polytope.round(self.score(problem)))
+        return Answer(problem.round_parts(lambda part: self.score(problem, part), run.memory_bytes))
 
-    def score(self, problem: Problem) -> Tensor:
-        """Return the score to round, (rows, cols)."""
-        return problem.score(self.name)
+    def score(self, problem: Problem, rows: slice) -> Tensor:
+        """Return the score to round, of some rows: (R, cols)."""
+        return problem.score(self.name, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,6 @@ class RIA(SaliencySolver):
     name: ClassVar[str] = "ria"
     summary: ClassVar[str] = "keep the largest relative importance and activation"
 
-    def score(self, problem: Problem) -> Tensor:
+    def score(self, problem: Problem, rows: slice) -> Tensor:
         """Return RIA with this power."""
-        return problem.score(self.name, self.power)
+        return problem.score(self.name, self.power, rows)

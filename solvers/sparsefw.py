@@ -82,7 +82,8 @@ class SparseFW(IterativeSolver[SparseFWState]):
     def run(self, problem: Problem, run: Run) -> Answer:
         """Fix the most salient weights and run on the face that is left."""
         polytope = problem.polytope
-        fixed = polytope.with_share(self.alpha).round(problem.score(self.saliency))
+        shared = problem.over(polytope.with_share(self.alpha))
+        fixed = shared.round_parts(lambda part: problem.score(self.saliency, rows=part), run.memory_bytes)
         relaxed = polytope.at_most_set() if self.at_most else polytope
         return super().run(problem.over(Face(relaxed, fixed)), run)
 

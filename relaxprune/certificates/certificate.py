@@ -93,22 +93,22 @@ def certify(
         )
     hint = mask.relaxed_mask if isinstance(mask, Solution) else None
     values = mask.mask if isinstance(mask, Solution) else mask
-    check_mask(problem, values, "mask")
+    check_mask(problem, values, "mask", memory_budget_bytes)
     whole_number("max_iterations", max_iterations, 1)
     started = time.monotonic()
     if hint is None:
         run = Run(values, max_iterations=max_iterations, memory_bytes=memory_budget_bytes)
         answer = make_solver("fw", anneal=False).run(problem, run)
         hint = answer.point if answer.relaxed is None else answer.relaxed
-    return build(problem, problem.row_objective(values), hint, memory_budget_bytes, started)
+    return build(problem, problem.row_objective(values, memory_budget_bytes), hint, memory_budget_bytes, started)
 
 
-def check_mask(problem: Problem, mask: Tensor, name: str) -> None:
+def check_mask(problem: Problem, mask: Tensor, name: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
     """Raise unless ``mask`` is a feasible bool mask of the problem."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
         got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
         raise RelaxPruneError(f"{name} must be a bool mask of shape {problem.shape}, got {got}")
-    if not problem.feasible(mask):
+    if not problem.feasible(mask, memory_bytes):
         kept = int(mask.sum())
         raise RelaxPruneError(
             f"{name} must lie in {problem.polytope!r}, but its counts do not: it keeps {kept} of {mask.numel()} entries"

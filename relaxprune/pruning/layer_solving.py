@@ -11,9 +11,10 @@ from torch import Tensor
 from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from ..solution import Solution
-from ..solving import solve
+from ..solving import solve, start_mask
 from .layers import PrunableLayer
 from .report import LayerReport
 from .settings import PruneOptions, Target
@@ -87,16 +88,16 @@ class MaskSolver:
             tokens=inputs.tokens,
             calls=inputs.calls,
             gram=inputs.leader,
-            **_judged(problem, solution),
+            **_judged(problem, solution, options.memory_budget_bytes or DEFAULT_MEMORY_BYTES),
         )
         return mask, report
 
 
-def _judged(problem: MaskProblem, solution: Solution) -> dict[str, Any]:
+def _judged(problem: MaskProblem, solution: Solution, memory_bytes: int) -> dict[str, Any]:
     """Return the part of a layer's report that is known once the mask is."""
-    wanda_mask = problem.polytope.round(problem.score("wanda"))
+    wanda_mask = start_mask(problem, "wanda", memory_bytes)
     same = torch.equal(wanda_mask, solution.mask)
-    wanda = solution.objective if same else problem.objective(wanda_mask)
+    wanda = solution.objective if same else problem.objective(wanda_mask, memory_bytes)
     energy = problem.dense_energy
     return {
         "dense_energy": energy,

@@ -9,7 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from relaxprune import KSparse, MaskProblem, solve
+from relaxprune import KSparse, MaskProblem, Status, certify, solve
+from relaxprune.pruning.layer_solving import _judged
+from relaxprune.solvers.local_search import LocalSearch
 
 ROWS, COLS, BUDGET = 8192, 64, 2**20  # a whole float64 matrix is four times the budget
 
@@ -37,14 +39,75 @@ class Peak(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("start", ["wanda", "ria", None])
-def test_the_peak_is_outputs_and_the_budget(start):
+def large() -> MaskProblem:
+    """A problem whose f(0), which is judged once per problem, is known."""
     inputs = torch.randn(256, COLS)
     problem = MaskProblem(torch.randn(ROWS, COLS), inputs.T @ inputs / 256, KSparse(32))
     _ = problem.dense_energy
+    return problem
+
+
+@pytest.mark.parametrize("start", ["wanda", "ria", None])
+def test_the_peak_is_outputs_and_the_budget(start):
+    problem = large()
     whole = solve(problem, "fw", start=start, polish=None, max_iterations=2)
     with Peak() as peak:
         solution = solve(problem, "fw", start=start, polish=None, max_iterations=2, memory_budget_bytes=BUDGET)
     assert torch.equal(solution.mask, whole.mask)
     outputs = ROWS * COLS * (2 + 4 * 2)  # start and mask, and two relaxed masks in float32
     assert outputs < peak.most < outputs + 2 * BUDGET
+
+
+@pytest.mark.parametrize(
+    ("solver", "outputs", "options"),
+    [
+        ("wanda", 2, {}),  # bytes an entry: start and mask
+        ("ria", 2, {}),
+        ("sparsefw", 2 + 4 * 2 + 1, {"max_iterations": 2}),  # two relaxed masks and the fixed entries besides
+        ("fw", 2 + 4 * 2 + 1, {"max_iterations": 2, "polish": "swap"}),  # the rounded mask besides
+    ],
+)
+def test_the_peak_of_every_kind_of_solver_is_outputs_and_the_budget(solver, outputs, options):
+    problem = large()
+    whole = solve(problem, solver, **options)
+    with Peak() as peak:
+        solution = solve(problem, solver, memory_budget_bytes=BUDGET, **options)
+    assert torch.equal(solution.mask, whole.mask)
+    assert peak.most < outputs * ROWS * COLS + 2 * BUDGET
+
+
+def test_the_peak_of_a_certificate_is_outputs_and_the_budget():
+    problem = large()
+    mask = solve(problem, "wanda").mask
+    whole = certify(problem, mask, max_iterations=2)
+    with Peak() as peak:
+        certificate = certify(problem, mask, max_iterations=2, memory_budget_bytes=BUDGET)
+    assert certificate.lower_bound == pytest.approx(whole.lower_bound)
+    assert peak.most < (4 * 2) * ROWS * COLS + 2 * BUDGET
+
+
+def test_wandas_mask_is_judged_within_the_budget_of_a_layer():
+    problem = large()
+    solution = solve(problem, "magnitude")
+    with Peak() as peak:
+        judged = _judged(problem, solution, BUDGET)
+    assert judged["wanda_objective"] == pytest.approx(solve(problem, "wanda").objective)
+    assert peak.most < ROWS * COLS + 2 * BUDGET
+
+
+def test_the_first_incumbent_of_exact_is_searched_within_the_budget(monkeypatch):
+    pytest.importorskip("pyscipopt")
+    heights = []
+    original = LocalSearch.__init__
+
+    def watched(self, problem, group, mask, copies, seed):
+        heights.append(mask.shape[0])
+        original(self, problem, group, mask, copies, seed)
+
+    monkeypatch.setattr(LocalSearch, "__init__", watched)
+    inputs = torch.randn(30, 8)
+    problem = MaskProblem(torch.randn(6, 8), inputs.T @ inputs / 30, KSparse(4))
+    whole = solve(problem, "exact")
+    split = solve(problem, "exact", memory_budget_bytes=14 * 8 * 8 * 8 * 2)
+    assert heights == [6, 2, 2, 2] and split.status is whole.status is Status.OPTIMAL
+    assert split.objective == pytest.approx(whole.objective)
