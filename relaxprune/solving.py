@@ -54,8 +54,8 @@ def solve(
         memory_budget_bytes: bound on temporaries, within which rows are solved and judged in blocks. The problem, the
             mask and the relaxed masks in the solver's dtype, each of the size of the weight, come on top; so do up to
             256 MiB for f(0), once per problem; and (cols, cols) matrices in float64: two to prove the curvature of a
-            Gram, then one copy of a float32 Gram for what computes in float64 (polish, ``dtype="float64"``), and five
-            for ``admm``.
+            Gram, then a copy of it where it is not in the dtype computed in (the polish's is float64), and four for
+            ``admm``, besides the factors that it keeps between blocks of rows (the budget's size, or 64 MiB).
         callback: called with a ``Progress`` every 10 iterations.
         throw: raise when the solver breaks down; False returns a Solution whose status says so.
         **solver_options: options of the solver named.

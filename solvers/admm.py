@@ -1,4 +1,4 @@
-"""ADMM: the residual is free, the mask is constrained, and one factorisation serves every row."""
+"""ADMM: the residual is free, the mask is constrained, and a factorisation serves many rows."""
 
 from __future__ import annotations
 
@@ -21,15 +21,22 @@ _LEVELS = 20  # values of ρ that the binary variant rises through
 _RISE = 3.0  # from rho / 3 to 3 rho
 _BALANCE, _FACTOR = 1.5, 1.5  # residuals further apart than this change ρ by this
 _NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
+_LEAST_BYTES = 64 * 2**20  # of factors kept for the next block of rows, whatever the memory budget
 _DEAD = 1e-12  # of the mean: a smaller diagonal entry of the Gram is not divided by
 _DAMPING = 2e-3  # of the diagonal; a Gram matrix is refused when it is indefinite by more than half of it
 
 
-class Shifted:
-    """The solve with G + ρI, kept as the matrix ρ (G + ρI)⁻¹, in coordinates that even out the columns of G."""
+class Factors:
+    """The matrices ρ (G + ρI)⁻¹ of one run, in coordinates that even out the columns of G, for all its blocks of rows.
 
-    def __init__(self, problem: WorkingMask, power: float) -> None:
-        """Scale the columns by Diag(G)^(power/2) and the Gram to mean diagonal 1."""
+    Args:
+        problem: the working problem of any block of rows.
+        power: columns are scaled by Diag(G)^(power/2), and the Gram to mean diagonal 1.
+        limit: the most bytes of matrices kept for the next block of rows; others are factorised again.
+    """
+
+    def __init__(self, problem: WorkingMask, power: float, limit: int) -> None:
+        """Scale the Gram; see the class."""
         wide = problem.gram.to(torch.float64)
         diagonal = wide.diagonal()
         mean = float(diagonal.mean()) or 1.0
@@ -37,10 +44,20 @@ class Shifted:
         self.gram = wide / root / root.unsqueeze(1)  # (cols, cols) float64
         self.gram /= float(self.gram.diagonal().mean()) or 1.0
         self.root = root.to(problem.weight.dtype)  # (cols,)
-        self.rho = 1.0
+        self.room = limit // max(1, self.gram.numel() * self.root.itemsize)
+        self.kept: dict[float, Tensor] = {}
 
-    def set(self, problem: WorkingMask, rho: float) -> None:
-        """Factorise G + ρI and form the matrix that ``solve`` multiplies by."""
+    def get(self, rho: float) -> tuple[Tensor, bool]:
+        """Return ρ (G + ρI)⁻¹, (cols, cols), and whether it took a factorisation."""
+        if rho in self.kept:
+            return self.kept[rho], False
+        matrix = self.factorise(rho)
+        if len(self.kept) < self.room:
+            self.kept[rho] = matrix
+        return matrix, True
+
+    def factorise(self, rho: float) -> Tensor:
+        """Factorise G + ρI and return ρ (G + ρI)⁻¹, (cols, cols)."""
         shifted = self.gram.clone()
         shifted.diagonal().add_(rho)
         factor, info = torch.linalg.cholesky_ex(shifted)
@@ -48,11 +65,26 @@ class Shifted:
             _LOG.warning("admm: G + %g I is indefinite; %g of the diagonal is added in the solver", rho, _DAMPING)
             shifted.diagonal().add_(_DAMPING * self.gram.diagonal())
             factor = torch.linalg.cholesky(shifted)
-        matrix = torch.cholesky_inverse(factor).mul_(rho).to(self.root.dtype)
+        return torch.cholesky_inverse(factor).mul_(rho).to(self.root.dtype)
+
+
+class Shifted:
+    """The solve with G + ρI at the present ρ of a block of rows."""
+
+    def __init__(self, factors: Factors) -> None:
+        """Call ``set`` next."""
+        self.factors = factors
+        self.root = factors.root  # (cols,)
+        self.rho = 1.0
+
+    def set(self, problem: WorkingMask, rho: float) -> bool:
+        """Take the matrix that ``solve`` multiplies by; tell whether it took a factorisation."""
+        matrix, fresh = self.factors.get(rho)
         self.rho = rho
         one = matrix.new_ones(1, 1)
         # A working problem of weight one: its one product is the solve, and is seen by whatever watches products.
         self.product = WorkingMask(one, matrix, one, problem.polytope)
+        return fresh
 
     def solve(self, residual: Tensor) -> Tensor:
         """Return ``residual`` ρ (G + ρI)⁻¹, (rows, cols): one product."""
@@ -66,7 +98,10 @@ class AdmmState(State):
         """Begin at ``start`` (rows, cols) with a dual of zero."""
         self.binary = solver.variant == "binary"
         self.mask = start.clone()
-        self.shifted = Shifted(problem, solver.power)
+        if "factors" not in plan.shared:
+            limit = max(plan.memory_bytes, _LEAST_BYTES) if plan.row_blocks > 1 else 0
+            plan.shared["factors"] = Factors(problem, solver.power, limit)
+        self.shifted = Shifted(plan.shared["factors"])
         felt = problem.diagonal > _NEGLIGIBLE
         self.weight = torch.where(felt, problem.weight * self.shifted.root, 0.0)  # w, (rows, cols)
         self.size = self.weight.square()  # the projection's weights
@@ -100,9 +135,9 @@ class AdmmState(State):
     def set_rho(self, problem: WorkingMask, rho: float) -> None:
         """Change ρ; the dual keeps its unscaled value."""
         self.dual *= self.shifted.rho / rho
-        self.shifted.set(problem, rho)
-        rows, cols = problem.shape
-        self.product_count += -(-cols // (2 * rows))
+        if self.shifted.set(problem, rho):
+            rows, cols = problem.shape
+            self.product_count += -(-cols // (2 * rows))
 
     def judge(self, problem: Working) -> None:
         """Take the half gradient at the mask and, per coupled block, remember the mask with the least objective."""
@@ -123,12 +158,14 @@ class Admm(IterativeSolver[AdmmState]):
     "binary" takes the exact minimiser over masks, the largest w² (2t − 1), and keeps the best mask seen. The relaxed
     ρ balances the residuals (Boyd, Parikh, Chu, Peleato and Eckstein, 2011, sections 3.1 and 3.4), and stays fixed in
     the second half. Binary masks are no convex set: there ρ rises step by step, until the mask has settled (as in ALPS:
-    Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a layer, and scaled columns: Boža,
+    Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a block, and scaled columns: Boža,
     arXiv 2401.02938, which updates weights under a given mask; here weights stay and the mask is the unknown.
 
-    One product per iteration and one every 10 to judge. A factorisation, few for "relaxed" and 20 for "binary", has
-    the arithmetic of cols / (2 rows) products and counts as so many, rounded up. A Gram matrix that is indefinite
-    beyond ρ is damped inside the solver, with a warning in the log.
+    One product per iteration and one every 10 to judge. A factorisation has the arithmetic of cols / (2 rows) products
+    and counts as so many, rounded up. "binary" takes 20, whose results serve all blocks of rows where they fit the
+    memory budget or 64 MiB (what does not fit is factorised for each block); "relaxed" takes few, but its ρ follows
+    each block of rows: only the first, and values of ρ that blocks happen to share, serve several. A Gram matrix that
+    is indefinite beyond ρ is damped inside the solver, with a warning in the log.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; factorisations are float64.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
 
-from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
+from .base import CHECK_EVERY, DEFAULT_MEMORY_BYTES, Answer, Progress, Run, Solver, Status, worse
 
 
 class State(ABC):
@@ -112,10 +112,11 @@ class IterativeSolver(Solver, Generic[S]):
         dtype: torch.dtype = getattr(torch, self.dtype)
         started = time.monotonic()
         pieces = list(problem.split(self.wide(), self.row_budget(problem, run)))
+        shared: dict[str, Any] = {}
         answer = Answer(run.start.to(dtype, copy=True))
         for number, (part, piece) in enumerate(pieces):
             share = (part.stop - part.start) / problem.shape[0]
-            plan = Plan.of(self, run, number, len(pieces), started)
+            plan = replace(Plan.of(self, run, number, len(pieces), started), shared=shared)
             loop = _Loop(self, piece, run.start[part], plan, dtype)
             loop.go()
             loop.store(answer, part)
@@ -127,7 +128,11 @@ class IterativeSolver(Solver, Generic[S]):
 
 @dataclass(frozen=True)
 class Plan:
-    """The budgets of one block of rows."""
+    """The budgets of one block of rows, and what all blocks of rows of a run share.
+
+    Attributes:
+        shared: empty at the start of a run; for what a solver prepares once.
+    """
 
     iterations: int
     gap_tolerance: float | None
@@ -136,6 +141,8 @@ class Plan:
     row_blocks: int
     started: float
     callback: Callable[[Progress], None] | None
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, solver: IterativeSolver[Any], run: Run, number: int, count: int, started: float) -> Plan:
@@ -145,7 +152,7 @@ class Plan:
         if deadline is not None:
             now = time.monotonic()
             deadline = now + max(0.0, deadline - now) / (count - number)
-        return cls(iterations, run.gap_tolerance, deadline, number, count, started, run.callback)
+        return cls(iterations, run.gap_tolerance, deadline, number, count, started, run.callback, run.memory_bytes)
 
 
 class _Loop(Generic[S]):

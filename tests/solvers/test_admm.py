@@ -133,16 +133,16 @@ def test_the_masks_step_is_the_exact_minimiser():
         expected = torch.stack([cost.amin() for cost in costs])
 
 
-def test_one_factorisation_of_the_shifted_gram_solves_every_row():
+def test_a_factorisation_of_the_shifted_gram_solves_every_row():
     problem, _ = layer("row")
     for _, state in states(problem, 1):
         shifted = state.shifted
         right = torch.randn(*SHAPE, dtype=torch.float64)
         identity = torch.eye(SHAPE[1], dtype=torch.float64)
-        expected = torch.linalg.solve(shifted.gram + shifted.rho * identity, shifted.rho * right.T).T
+        expected = torch.linalg.solve(shifted.factors.gram + shifted.rho * identity, shifted.rho * right.T).T
         assert torch.allclose(shifted.solve(right), expected)
         # The scaled problem is the same problem: w G w is unchanged but for a factor.
-        ratio = (torch.outer(state.weight[0], state.weight[0]) * shifted.gram) / (
+        ratio = (torch.outer(state.weight[0], state.weight[0]) * shifted.factors.gram) / (
             torch.outer(problem.weight[0], problem.weight[0]) * problem.gram
         )
         assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))
@@ -171,19 +171,46 @@ def test_few_iterations_are_enough_for_all_values_of_rho_to_be_tried_or_not():
 def test_products_are_those_done_and_what_factorisations_amount_to(variant, budget, monkeypatch):
     problem, _ = layer("row")
     amounts: list[float] = []
-    original = module.Shifted.set
+    fresh: list[float] = []
+    take, factorise = module.Shifted.set, module.Factors.factorise
 
-    def watched(self, working, rho):
+    def took(self, working, rho):
+        fresh.clear()
+        result = take(self, working, rho)
         rows, cols = working.shape
-        amounts.append(-(-cols // (2 * rows)) * rows / SHAPE[0])
-        original(self, working, rho)
+        amounts.extend(-(-cols // (2 * rows)) * rows / SHAPE[0] for _ in fresh)
+        return result
 
-    monkeypatch.setattr(module.Shifted, "set", watched)
+    def factorised(self, rho):
+        fresh.append(rho)
+        return factorise(self, rho)
+
+    monkeypatch.setattr(module.Shifted, "set", took)
+    monkeypatch.setattr(module.Factors, "factorise", factorised)
     for iterations in (1, 10, 75):
         amounts.clear()
         with counted(SHAPE[0]) as products:
             solution = solve(problem, "admm", variant=variant, max_iterations=iterations, memory_budget_bytes=budget)
         assert amounts and solution.stats.products == pytest.approx(products.done + sum(amounts))
+
+
+@pytest.mark.parametrize(("room", "count"), [(64 * 2**20, 20), (5 * 24 * 24 * 4, 5 + 15 * 6), (0, 20 * 6)])
+def test_blocks_of_rows_share_the_factorisations_that_fit(room, count, monkeypatch):
+    problem, _ = layer("row")
+    calls: list[float] = []
+    original = module.Factors.factorise
+
+    def factorised(self, rho):
+        calls.append(rho)
+        return original(self, rho)
+
+    monkeypatch.setattr(module.Factors, "factorise", factorised)
+    monkeypatch.setattr(module, "_LEAST_BYTES", room)
+    split = solve(problem, "admm", memory_budget_bytes=1)
+    assert len(calls) == count
+    calls.clear()
+    whole = solve(problem, "admm")
+    assert len(calls) == 20 and torch.equal(split.mask, whole.mask)
 
 
 def test_an_indefinite_gram_is_damped_and_said(caplog):
