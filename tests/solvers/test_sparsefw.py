@@ -13,7 +13,9 @@ from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import Draw
 
 
-def published(problem: MaskProblem, alpha: float, iterations: int, at_most: bool) -> np.ndarray:
+def published(
+    problem: MaskProblem, alpha: float, iterations: int, at_most: bool, start: np.ndarray | None = None
+) -> np.ndarray:
     """SparseFW for one count per row, written from the paper's algorithm 2 with numpy, one row at a time."""
     weight, gram = problem.weight.double().numpy(), problem.gram.double().numpy()
     keep = problem.polytope.kept(problem.shape) // problem.shape[0]
@@ -23,7 +25,7 @@ def published(problem: MaskProblem, alpha: float, iterations: int, at_most: bool
         score = np.abs(row) * np.sqrt(np.diag(gram))
         fixed = np.argsort(-score)[:fixed_count]
         mask = np.zeros(len(row))
-        mask[np.argsort(-score)[:keep]] = 1
+        mask[np.argsort(-score)[:keep] if start is None else start[i]] = 1
         for t in range(iterations):
             gradient = -2 * row * ((row * (1 - mask)) @ gram)
             gradient[fixed] = -np.inf
@@ -101,10 +103,18 @@ def test_reported_products_are_the_products_done():
         assert solution.stats.products == pytest.approx(products.done)
 
 
-def test_the_start_acts_only_through_alpha():
+@pytest.mark.parametrize("iterations", [1, 40])
+def test_the_start_acts_through_the_first_gradient_only(iterations):
     problem, _ = layer("row")
     random = problem.polytope.round(Draw(4).uniform(0, 1, *SHAPE))
-    options: dict[str, Any] = {"max_iterations": 40, "dtype": "float64"}
-    assert torch.equal(
-        solve(problem, "sparsefw", start=random, **options).mask, solve(problem, "sparsefw", **options).mask
-    )
+    options: dict[str, Any] = {"max_iterations": iterations, "dtype": "float64", "alpha": 0.25, "at_most": False}
+    there, usual = (solve(problem, "sparsefw", start=start, **options).relaxed_mask for start in (random, "wanda"))
+    assert there is not None and usual is not None and not torch.equal(there, usual), "the start has no effect"
+    expected = torch.from_numpy(published(problem, 0.25, iterations, False, random.numpy()))
+    assert torch.allclose(there, expected, atol=1e-9)
+    if iterations > 1:
+        return
+    # One step leads to the vertex that the gradient at the start asks for, and nothing else of the start is left.
+    fixed = problem.polytope.with_share(0.25).round(problem.score("wanda"))
+    first = problem.half_gradient(random).masked_fill(fixed, -torch.inf)
+    assert torch.equal(there, problem.polytope.lmo(first))
