@@ -9,8 +9,8 @@ from typing import ClassVar
 from relaxprune.problems import Problem, RelaxPruneError
 
 from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
+from .descent import descend
 from .local_search import MATRICES, LocalSearch, loosened, separates
-from .registry import make_solver
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class IteratedLocalSearch(Solver):
         polytope = problem.polytope
         if polytope.rows_per_block(problem.shape) == 1 and not polytope.is_at_most():
             return Answer(run.start.clone())
-        answer = make_solver("swap").run(problem, replace(run, max_iterations=None))
+        answer = descend(problem, replace(run, max_iterations=None))
         answer.counts.iterations = 0
         return answer
 

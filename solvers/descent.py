@@ -1,0 +1,201 @@
+"""1-swap descent of one block of rows: what ``swap`` does, and what ``ils`` begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem
+
+from .base import Answer, Counts, Run, Status, worse
+from .exchange import Descent, Moves, exact_search, group_search, pool_search
+from .interchange import tile_search
+
+_MATRICES = 16  # (rows, cols) float64 tensors held at once
+
+
+def descend(problem: Problem, run: Run) -> Answer:
+    """Descend from ``run.start``, block of rows by block of rows; ``max_iterations`` bounds the rounds of each."""
+    mask = run.start.clone()
+    answer = Answer(mask)
+    group = problem.polytope.group_size(problem.shape)
+    # Couplings inside groups take as many matrices as a group has columns.
+    matrices = _MATRICES + (group if group < problem.shape[1] else 0)
+    for part, piece in problem.split(matrices, run.memory_bytes):
+        search = Search(piece, mask[part], run, answer.counts)
+        search.descend()
+        if search.descent.finite():
+            mask[part] = search.descent.mask
+        else:
+            search.status = Status.NOT_FINITE
+        answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
+        answer.status = worse(answer.status, search.status)
+    answer.counts.iterations = answer.counts.swap_rounds
+    return answer
+
+
+class Search:
+    """Descends one block of rows: an exchange at a time, until none of all pairs helps or a budget ends."""
+
+    def __init__(self, problem: Problem, mask: Tensor, run: Run, counts: Counts) -> None:
+        self.working = problem.working(torch.float64)
+        self.polytope, self.shape = problem.polytope, problem.shape
+        self.descent = Descent(self.working, mask)
+        self.run, self.counts = run, counts
+        # Every move lowers the objective, so the descent ends; the cap is against rounding noise alone.
+        self.rounds_left = run.max_iterations if run.max_iterations is not None else 100 * sum(self.shape)
+        self.status = Status.CONVERGED
+        self.products = 1
+        group = self.polytope.group_size(self.shape)
+        grouped = group < self.shape[1] or self.polytope.counts_columns()
+        self.group_coupling = self.working.group_coupling(group) if grouped else None
+
+    def descend(self) -> None:
+        """Descend, and once more where rounding left by the moves may hide a gain, until none helps."""
+        rows = self._everything()
+        while len(rows) and not self._stopped():
+            before = self.counts.swaps
+            self._descend(rows)
+            if self.counts.swaps == before:
+                break
+            self.products += 1
+            rows = self.descent.refresh()
+
+    def _everything(self) -> Tensor:
+        """Return the indices of all rows."""
+        return torch.arange(self.shape[0], device=self.descent.mask.device)
+
+    def _descend(self, rows: Tensor) -> None:
+        """Alternate kinds of moves until none helps or the budget ends; the first exchanges are in ``rows``."""
+        if self.polytope.counts_columns():
+            self._interchange()
+            return
+        coupled, at_most = self.polytope.rows_per_block(self.shape) > 1, self.polytope.is_at_most()
+        while True:
+            moved = self._within_rows(rows)
+            if coupled:
+                moved += self._across_rows()
+            if at_most:
+                moved += self._singles(self._everything())
+            if not moved or not (coupled or at_most) or self._stopped():
+                return
+            rows = self._everything()
+
+    def _stopped(self) -> bool:
+        """Tell whether a budget has ended."""
+        if self.run.expired():
+            self.status = Status.TIME_LIMIT
+        elif self.rounds_left <= 0:
+            self.status = Status.ITERATION_LIMIT
+        return self.status is not Status.CONVERGED
+
+    def _within_rows(self, rows: Tensor) -> int:
+        """Exchange inside rows until none of all pairs helps; return the number of exchanges."""
+        before = self.counts.swaps
+        if self.group_coupling is not None:
+            self._repeat(partial(group_search, coupling=self.group_coupling), rows)
+            return self.counts.swaps - before
+        while len(rows) and not self._stopped():
+            self._repeat(pool_search, rows)
+            if self._stopped():
+                break
+            rows = self._round(exact_search, rows)
+        return self.counts.swaps - before
+
+    def _repeat(self, search: Callable[[Descent, Tensor], Moves], rows: Tensor) -> None:
+        """Do rounds of ``search``; rows without a helpful move leave."""
+        while len(rows) and not self._stopped():
+            rows = self._round(search, rows)
+
+    def _round(self, search: Callable[[Descent, Tensor], Moves], rows: Tensor) -> Tensor:
+        """Apply one move per row where it helps and return those rows."""
+        moves = search(self.descent, rows)
+        helps = moves.gain < -self.descent.tolerance()[rows]
+        rows = rows[helps]
+        moves = moves.take(helps)
+        if len(rows):
+            self.descent.apply(rows, moves)
+        self._count(moves.count())
+        return rows
+
+    def _interchange(self) -> None:
+        """Interchange inside tiles until none of all interchanges helps."""
+        coupling = self.group_coupling
+        bands = torch.arange(self.polytope.block_count(self.shape), device=self.descent.mask.device)
+        while coupling is not None and len(bands) and not self._stopped():
+            rows, moves, bands = tile_search(self.descent, bands, coupling)
+            self.descent.apply(rows, moves)
+            self._count(len(rows) // 2)
+
+    def _count(self, moves: int) -> None:
+        """Account for one round."""
+        self.counts.swaps += moves
+        self.counts.swap_rounds += 1
+        self.rounds_left -= 1
+
+    def _across_rows(self) -> int:
+        """Prune in one row and restore in another, many disjoint pairs of rows at once; return the exchanges."""
+        descent = self.descent
+        everything = self._everything()
+        total = 0
+        while self.shape[0] > 1 and not self._stopped():
+            prune, restore = descent.single_gains(everything)
+            prune_gain, prune_column = prune.min(dim=1)
+            restore_gain, restore_column = restore.min(dim=1)
+            donors, takers = _pair_rows(prune_gain, restore_gain, float(descent.tolerance().sum()))
+            if not len(donors):
+                break
+            descent.prune(donors, prune_column[donors])
+            descent.restore(takers, restore_column[takers])
+            descent.objective[donors] += prune_gain[donors]
+            descent.objective[takers] += restore_gain[takers]
+            self._count(len(donors))
+            total += len(donors)
+        return total
+
+    def _singles(self, rows: Tensor) -> int:
+        """For "at most" sets: prune or restore a single entry where that alone helps; return the moves."""
+        descent, coupled = self.descent, self.polytope.rows_per_block(self.shape) > 1
+        total = 0
+        for restoring in (False, True):
+            while not self._stopped():
+                prune, restore = descent.single_gains(rows)
+                if restoring:
+                    restore.masked_fill_(~self.polytope.room(descent.mask), torch.inf)
+                gain, column = (restore if restoring else prune).min(dim=1)
+                helps = (gain < -descent.tolerance()).nonzero().squeeze(1)
+                if not len(helps):
+                    break
+                # Rows that share a count take turns, so that the count is never exceeded.
+                chosen = gain[helps].argmin().unsqueeze(0) if coupled else torch.arange(len(helps), device=rows.device)
+                helps = helps[chosen]
+                (descent.restore if restoring else descent.prune)(helps, column[helps])
+                descent.objective[helps] += gain[helps]
+                self._count(len(helps))
+                total += len(helps)
+        return total
+
+
+def _pair_rows(prune_gain: Tensor, restore_gain: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Match rows to prune in with other rows to restore in, each row used once, so that every pair helps.
+
+    Rows that are cheap to prune and dear to restore give, the others take. When no such pair helps, the single best
+    pair of different rows is returned, or none at all: then no exchange across rows helps.
+    """
+    order = (prune_gain - restore_gain).nan_to_num(nan=0.0).argsort()
+    half = len(order) // 2
+    donors, takers = order[:half], order[len(order) - half :]
+    donors = donors[prune_gain[donors].argsort()]
+    takers = takers[restore_gain[takers].argsort()]
+    helps = prune_gain[donors] + restore_gain[takers] < -tolerance
+    if bool(helps.any()):
+        return donors[helps], takers[helps]
+    best_prune, best_restore = prune_gain.argsort()[:2], restore_gain.argsort()[:2]
+    pairs = [(i, j) for i in best_prune.tolist() for j in best_restore.tolist() if i != j]
+    i, j = min(pairs, key=lambda pair: float(prune_gain[pair[0]] + restore_gain[pair[1]]))
+    if not bool(prune_gain[i] + restore_gain[j] < -tolerance):
+        return order[:0], order[:0]
+    return torch.tensor([i], device=order.device), torch.tensor([j], device=order.device)
