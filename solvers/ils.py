@@ -22,6 +22,7 @@ class IteratedLocalSearch(Solver):
     ``fw``'s mask ends lower than one from Wanda's. Exchanges stay inside rows (inside groups for N:M). For counts over
     the layer, or "at most", a descent by ``swap`` before the search (and the polish after it) moves the counts: without
     it the search ends 3 to 5 % higher, at counts that the start happens to have. Same seed, same rounds: same mask.
+    CONVERGED means that no exchange exists.
 
     Args:
         copies: independent searches of each row.
@@ -63,8 +64,9 @@ class IteratedLocalSearch(Solver):
         for number, (part, piece) in enumerate(pieces):
             search = LocalSearch(piece, group, start[part], self.copies, run.seed + number)
             limit, deadline = self._budget(run, len(pieces) - number)
-            status, done = Status.ITERATION_LIMIT, 0
-            while done < limit:
+            movable = search.movable()
+            status, done = Status.ITERATION_LIMIT if movable else Status.CONVERGED, 0
+            while movable and done < limit:
                 search.round()
                 done += 1
                 if run.callback is not None and done % CHECK_EVERY == 0:

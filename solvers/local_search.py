@@ -71,6 +71,17 @@ class LocalSearch:
         self.products = float(copies)
         self.swaps = 0
 
+    def movable(self) -> bool:
+        """Tell whether any exchange exists: exchanges keep what there is to move, so the answer stays."""
+        descent = self.descent
+        free_kept, free_pruned = descent.mask, ~descent.mask
+        if descent.fixed_kept is not None:
+            free_kept = free_kept & ~descent.fixed_kept
+        if descent.fixed_pruned is not None:
+            free_pruned = free_pruned & ~descent.fixed_pruned
+        form = (len(self.everything), -1, self.group)
+        return bool((free_kept.view(form).any(dim=2) & free_pruned.view(form).any(dim=2)).any())
+
     def round(self) -> None:
         """Do one exchange in every line that has a helpful one; judge and kick the others."""
         descent = self.descent

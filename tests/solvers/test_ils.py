@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relaxprune import RelaxPruneError, Status, solve
+from relaxprune import NM, MaskProblem, RelaxPruneError, Status, solve
 from relaxprune.problems import QuadraticProblem
 from relaxprune.problems.polytopes import KSparse
 from relaxprune.solvers.enumeration import Enumerate
@@ -83,3 +83,24 @@ def test_budgets():
 def test_options_are_checked():
     with pytest.raises(RelaxPruneError, match="copies"):
         IteratedLocalSearch(0)
+
+
+@pytest.mark.parametrize("case", ["all kept", "none kept", "all fixed", "groups all kept"])
+def test_where_no_exchange_exists_the_search_ends_at_once(case):
+    base, _ = layer("row")
+    free = torch.ones(SHAPE, dtype=torch.bool)
+    problem = {
+        "all kept": lambda: MaskProblem(base.weight, base.gram, KSparse(SHAPE[1])),
+        "none kept": lambda: MaskProblem(base.weight, base.gram, KSparse(0)),
+        "all fixed": lambda: MaskProblem(
+            base.weight, base.gram, KSparse(12), fixed_kept=free.cumsum(1) <= 12, fixed_pruned=free.cumsum(1) > 14
+        ),
+        "groups all kept": lambda: MaskProblem(base.weight, base.gram, NM(4, 4)),
+    }[case]()
+    for limits in ({}, {"time_limit_s": 60.0}):
+        solution = solve(problem, "ils", polish=None, **limits)
+        assert solution.stats.iterations == 0 and not solution.stats.swaps
+        assert solution.status in (Status.CONVERGED, Status.OPTIMAL)
+    one = free.cumsum(1) <= 11  # one count to place, one exchange
+    problem = MaskProblem(base.weight, base.gram, KSparse(12), fixed_kept=one, fixed_pruned=free.cumsum(1) > 13)
+    assert solve(problem, "ils", polish=None, max_iterations=5).stats.iterations == 5
