@@ -14,13 +14,12 @@ from relaxprune.problems.mask_problem import WorkingMask
 
 from .base import CHECK_EVERY
 from .gap import within_gap
-from .loop import IterativeSolver, Plan, State
+from .loop import NEGLIGIBLE, IterativeSolver, Plan, State
 
 _LOG = logging.getLogger("relaxprune")
 _LEVELS = 20  # values of ρ that the binary variant rises through
 _RISE = 3.0  # from rho / 3 to 3 rho
 _BALANCE, _FACTOR = 1.5, 1.5  # residuals further apart than this change ρ by this
-_NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
 _LEAST_BYTES = 64 * 2**20  # of factors kept for the next block of rows, whatever the memory budget
 _DEAD = 1e-12  # of the mean: a smaller diagonal entry of the Gram is not divided by
 _DAMPING = 2e-3  # of the diagonal; a Gram matrix is refused when it is indefinite by more than half of it
@@ -102,7 +101,7 @@ class AdmmState(State):
             limit = max(plan.memory_bytes, _LEAST_BYTES) if plan.row_blocks > 1 else 0
             plan.shared["factors"] = Factors(problem, solver.power, limit)
         self.shifted = Shifted(plan.shared["factors"])
-        felt = problem.diagonal > _NEGLIGIBLE
+        felt = problem.diagonal > NEGLIGIBLE
         self.weight = torch.where(felt, problem.weight * self.shifted.root, 0.0)  # w, (rows, cols)
         self.size = self.weight.square()  # the projection's weights
         self.dual = torch.zeros_like(self.weight)  # u

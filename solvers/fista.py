@@ -11,12 +11,11 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError, Working
 
 from .gap import within_gap
-from .loop import IterativeSolver, Plan, State
+from .loop import NEGLIGIBLE, IterativeSolver, Plan, State
 
 _RAISE = 1.1  # a rejected step bound becomes this much more than the curvature that refuted it
 _LOWER = 0.7  # and is lowered to this share at a restart: the curvature met near the end may be less than the largest
 _REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
-_NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
 
 
 class FistaState(State):
@@ -93,7 +92,7 @@ class Fista(IterativeSolver[FistaState]):
         """Start at a feasible mask."""
         metric = None
         if self.scaled:
-            metric = torch.where(problem.diagonal > _NEGLIGIBLE, problem.diagonal, 0.0)
+            metric = torch.where(problem.diagonal > NEGLIGIBLE, problem.diagonal, 0.0)
         return FistaState(problem, start, metric, plan)
 
     def step(self, problem: Working, state: FistaState) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relaxprune.problems import RelaxPruneError, Working
 
-from .gap import at_fixed_vertex
+from .gap import at_fixed_vertex, within_gap
 from .loop import IterativeSolver, Plan, State
 
 _ITERATIONS_PER_MOMENTUM = 300
@@ -145,18 +145,11 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
         """Convex: the gap is within tolerance. Annealed: at a vertex that the oracle returns, so no θ will move it."""
         if state.end_of_convex is not None:
             return at_fixed_vertex(problem, state.point(), state.half_gradient)
-        within = self._within_gap(problem, state)
+        # Where no tolerance is named the convex phase keeps its iterations, unless the gap vanishes.
+        within = within_gap(problem, state.point(), state.half_gradient, state.gap_tolerance or 0.0)
         if self.anneal and bool(within.all()):
             state.start_annealing()
         return within if not self.anneal else torch.zeros_like(within)
-
-    def _within_gap(self, problem: Working, state: FrankWolfeState) -> Tensor:
-        """Tell which coupled blocks have a Frank-Wolfe gap within ``gap_tolerance`` of their objective: (blocks,)."""
-        polytope, half = problem.polytope, state.half_gradient
-        point = state.point()
-        value = polytope.block_sum(problem.row_value(point, half))
-        gap = 2 * polytope.block_sum(torch.linalg.vecdot(half, point - polytope.lmo(half)))
-        return gap <= (state.gap_tolerance or 0.0) * value.abs()
 
     def products(self, state: FrankWolfeState) -> int:
         """Return one product at the start, one per iteration, one per refresh."""

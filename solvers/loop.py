@@ -51,6 +51,7 @@ class State(ABC):
         """Return the relaxed mask at the end of the convex phase, (rows, cols), or None before that."""
 
 
+NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
 _SCALING_MATRICES = 2
 
 S = TypeVar("S", bound=State)
