@@ -114,7 +114,15 @@ def check_solver(solver: str | Solver, **solver_options: Any) -> Solver:
 
 def available_solvers() -> dict[str, str]:
     """Return the name and a one-line summary of every solver, other packages' included."""
-    return {name: solver_class(name).summary for name in solver_names()}
+    return {name: _summary(name) for name in solver_names()}
+
+
+def _summary(name: str) -> str:
+    """Return a solver's summary, or why another package's solver cannot be used: the others are there all the same."""
+    try:
+        return solver_class(name).summary
+    except RelaxPruneError as error:
+        return str(error)
 
 
 def start_mask(problem: Problem, start: str | Tensor | None, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> Tensor:

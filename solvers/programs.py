@@ -154,5 +154,5 @@ def require(module: str, solver: str) -> Any:
         if error.name != module.partition(".")[0]:
             raise
         raise RelaxPruneError(
-            f"solver {solver!r} needs {module}, which is not installed: pip install relaxprune[exact]"
+            f"solver {solver!r} needs {module}, which is not installed: pip install 'relaxprune[exact]'"
         ) from error

@@ -66,12 +66,17 @@ def solver_class(name: str) -> type[Solver]:
         module, _, attribute = _BUILT_IN[name].partition(":")
         found = getattr(import_module(module), attribute)
     elif name in outside:
-        found = outside[name].load()
+        try:
+            found = outside[name].load()
+        except Exception as error:  # whatever its package does when it is imported
+            raise RelaxPruneError(f"solver {name!r} ({outside[name].value}) cannot be loaded: {error}") from error
     else:
         known = [*_BUILT_IN, *sorted(outside)]
         raise RelaxPruneError(f"solver is {name!r}; known solvers are {', '.join(known)}{did_you_mean(name, known)}")
-    if not (isinstance(found, type) and issubclass(found, Solver)):
-        raise RelaxPruneError(f"solver {name!r} must be a subclass of relaxprune.solvers.Solver, got {found!r}")
+    if not (isinstance(found, type) and issubclass(found, Solver) and hasattr(found, "name")):
+        raise RelaxPruneError(
+            f"solver {name!r} must be a subclass of relaxprune.solvers.Solver with a name, got {found!r}"
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from relaxprune.problems import Problem
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
+_LAST_DIGITS = 1e-9
 _MATRICES = 12  # float64 tensors of the problem's shape held at once
 
 
@@ -67,7 +68,10 @@ def _bound(problem: Problem, point: Tensor) -> FwBound:
     shifted = proof.shift * (diagonal * (1 + point.abs()).square()).sum(dim=1)
     slack = polytope.block_sum(problem.rounding(point) + 8 * problem.terms() * UNIT_ROUNDOFF * shifted)
     bound = bound - slack
-    if proof.psd and problem.nonnegative:
-        bound = bound.clamp_min(0)
-    convexity = proof.shift * float((diagonal * (1 - polytope.lmo(diagonal))).sum()) if proof.shift else 0.0
-    return FwBound(bound, value, slack, convexity)
+    # Σ q over pruned entries is at most this, and an objective zᵀQz at least −τ times it; 0 where Q is proven PSD.
+    convexity = (
+        proof.shift * (1 + _LAST_DIGITS) * (polytope.block_sum(diagonal.sum(dim=1)) - polytope.lmo_bound(diagonal))
+    )
+    if problem.nonnegative:
+        bound = torch.maximum(bound, 0 - convexity)
+    return FwBound(bound, value, slack, float(convexity.sum()))

@@ -35,7 +35,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 success; 2 bad input; 3 finished, with something you must see; 130 interrupted.",
+    epilog="Exit codes: 0 success; 1 an error inside relaxprune; 2 bad input; 3 finished, with something you must see; "
+    "130 interrupted.",
 )
 app.command("prune")(prune)
 app.command("eval")(evaluate)

@@ -125,6 +125,7 @@ def run_prune(request: PruneRequest) -> int:
         RunFolder.refuse_occupied(request.out, request.run.resume)
     if request.run.threads is not None:
         torch.set_num_threads(request.run.threads)
+    print(f"loading {request.model}", flush=True)
     with door():
         loaded = load_model(request.model, load_options(request.loading))
     plan = plan_request(request, loaded)
@@ -136,8 +137,10 @@ def run_prune(request: PruneRequest) -> int:
     if folder.finished:
         print(f"{folder.path} holds this run, finished; its {folder.verify_files()} files are as they were written")
         return tell(folder.notices)
-    if folder.solved_blocks:
-        print(f"resuming after {len(folder.solved_blocks)} finished blocks", flush=True)
+    if request.run.resume:
+        print(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them", flush=True)
+    count, length = windows.tokens.shape
+    print(f"{count} calibration windows of {length} tokens run through the model first", flush=True)
     report = prune_loaded(request, loaded, windows, plan, folder)
     print(report)
     notices = finish_folder(request, folder, loaded, report)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 
+_MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
+
 
 @dataclass(frozen=True)
 class SkippedLayer:
@@ -262,7 +264,12 @@ def table(lines: Sequence[Sequence[object]]) -> list[str]:
 
 
 def skipped_lines(skipped: Sequence[SkippedLayer]) -> list[str]:
-    """Return one line for each skipped layer, with a head line; nothing when none was skipped."""
-    if not skipped:
-        return []
-    return [f"not pruned ({len(skipped)}):", *(f"  {layer.name}: {layer.reason}" for layer in skipped)]
+    """Return a head line, and one line for each skipped layer; many with one reason share a line with their number."""
+    reasons: dict[str, list[str]] = {}
+    for layer in skipped:
+        reasons.setdefault(layer.reason, []).append(layer.name)
+    lines = []
+    for reason, names in reasons.items():
+        shown = names if len(names) <= _MOST_NAMES else [f"{len(names)} layers, {names[0]} to {names[-1]}"]
+        lines += [f"  {name}: {reason}" for name in shown]
+    return [f"not pruned ({len(skipped)}):", *lines] if lines else []

@@ -207,3 +207,13 @@ def test_a_weight_or_face_changed_in_place_is_refused(name):
     {"weight": weight, "fixed_kept": kept}[name][~solution.mask] = 0
     with pytest.raises(RelaxPruneError, match=f"{name} was changed in place"):
         certify(problem, solution)
+
+
+def test_a_rank_deficient_float32_gram_never_bounds_much_below_zero():
+    """Too few tokens leave it PSD up to rounding only; the trivial bound is then a hair below 0, not the tangent."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(20, 64, generator=draw) + 5 * torch.randn(20, 1, generator=draw)
+    problem = MaskProblem(torch.randn(16, 64, generator=draw), inputs.T @ inputs / 20, KSparse(32))
+    assert not problem.proof.psd
+    solution = solve(problem, max_iterations=4)
+    assert -1e-3 * solution.objective <= solution.lower_bound <= solution.objective

@@ -133,7 +133,7 @@ def test_a_name_cannot_be_declared_twice(outside, points):
 
 def test_what_is_not_a_solver_is_refused(outside):
     outside(("number", "number"))
-    with pytest.raises(RelaxPruneError, match=r"solver 'number' must be a subclass of .*Solver, got 3"):
+    with pytest.raises(RelaxPruneError, match=r"solver 'number' must be a subclass of .*Solver with a name, got 3"):
         check_solver("number")
 
 
