@@ -72,8 +72,8 @@ class MaskProblem(Problem):
             polytope = Face(polytope, fixed_kept, fixed_pruned)
         self.weight: Tensor = weight.detach()
         self.polytope: Polytope = polytope
-        self._unchanged = Unchanged(weight=self.weight, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
         polytope.validate(self.shape)
+        self._unchanged = Unchanged(weight=self.weight, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
         _ = self.prepared.proof  # a Gram that is clearly not PSD is refused here, before any long work
 
     @property

@@ -64,8 +64,8 @@ class QuadraticProblem(Problem):
         if fixed_kept is not None or fixed_pruned is not None:
             polytope = Face(polytope, fixed_kept, fixed_pruned)
         self.polytope: Polytope = polytope
-        self._unchanged = Unchanged(linear=self.linear, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
         polytope.validate(self.shape)
+        self._unchanged = Unchanged(linear=self.linear, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
         _ = self.prepared.proof
 
     @property

@@ -18,7 +18,7 @@ SEED = int(os.environ.get("RELAXPRUNE_SEED", "0"))
 LONG = os.environ.get("RELAXPRUNE_LONG") == "1"
 THREADS = int(os.environ.get("RELAXPRUNE_THREADS", str(os.cpu_count() or 1)))
 
-hypothesis.settings.register_profile("short", max_examples=30, deadline=None, database=None)
+hypothesis.settings.register_profile("short", max_examples=20, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=1000, deadline=None, database=None)
 
 

@@ -161,7 +161,7 @@ def test_too_large_is_refused_with_the_limit_and_what_fits():
 
 def test_a_missing_backend_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyscipopt", None)
-    with pytest.raises(RelaxPruneError, match=r"pip install relaxprune\[exact\]"):
+    with pytest.raises(RelaxPruneError, match=r"pip install 'relaxprune\[exact\]'"):
         Exact().check(problem_of("row", False))
 
 

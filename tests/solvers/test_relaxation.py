@@ -100,5 +100,5 @@ def test_refusals(monkeypatch):
     with pytest.raises(RelaxPruneError, match="at most 2048 free entries"):
         Relaxation().check(MaskProblem(torch.ones(1, 2049), torch.eye(2049), KSparse(5)))
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    with pytest.raises(RelaxPruneError, match=r"pip install relaxprune\[exact\]"):
+    with pytest.raises(RelaxPruneError, match=r"pip install 'relaxprune\[exact\]'"):
         Relaxation().check(problem)

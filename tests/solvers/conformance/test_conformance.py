@@ -72,13 +72,15 @@ def test_a_drawn_problem(name: str, data: st.DataObject) -> None:
         check_optimum(case, solution)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("set_name", LAYERS)
+@pytest.mark.parametrize(
+    ("kind", "set_name"),
+    [(k, s) for i, k in enumerate(KINDS) for j, s in enumerate(LAYERS) if LONG or (i + j) % 2 == 0],
+)
 def test_the_relaxation(name: str, kind: str, set_name: str, seed: int) -> None:
     check_relaxation(layer(kind, set_name, seed).case(), name, tolerance=1e-2)
 
 
-@pytest.mark.parametrize("set_name", ["row", "layer", "2:4", *(["transposable 2:4", "face"] if LONG else [])])
+@pytest.mark.parametrize("set_name", ["row", "2:4", *(["layer", "transposable 2:4", "face"] if LONG else [])])
 def test_a_permuted_problem(name: str, set_name: str, seed: int) -> None:
     # Sums over many rows: in a single row a heuristic may well end 1 % apart.
     check_permuted(layer("mask", set_name, seed, (48, 32)), name)
