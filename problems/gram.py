@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakValueDictionary
@@ -69,6 +70,7 @@ class Gram:
         self._check_diagonal(matrix)
         self.matrix: Tensor = self._symmetric(matrix)
         self._unchanged = Unchanged(**{name: self.matrix})
+        self._remembered: dict[str, Tensor] = {}
         self._copies: WeakValueDictionary[torch.dtype, Tensor] = WeakValueDictionary()
 
     @property
@@ -103,7 +105,7 @@ class Gram:
         Raises:
             RelaxPruneError: an eigenvalue is below −1e-3.
         """
-        correlation = self._correlation()
+        correlation = self.correlation()
         n = correlation.shape[0]
         slack = n * (n + 8) * UNIT_ROUNDOFF
         if n == 0:
@@ -123,6 +125,47 @@ class Gram:
         shift = max(0.0, slack - smallest)
         return PsdProof(shift, shift == 0.0, "eigenvalues", smallest, slack)
 
+    def proven_share(self, share: Tensor) -> Tensor:
+        """Lower ``share`` evenly until C − Diag(share) is proven PSD, with C = Diag(G)^-½ G Diag(G)^-½.
+
+        A row's Q − Diag(share ∘ q), q = diag(Q), is then convex, and on masks Σ share q m(1 − m) vanishes.
+
+        Args:
+            share: (cols,) float64; entries of columns with a zero diagonal are ignored.
+
+        Returns:
+            (cols,) float64, 0 where the diagonal is zero.
+        """
+        out = torch.where(self.isolated, share.to(torch.float64).clamp(max=1.0), 0.0)
+        joined = (self.diagonal > 0) & ~self.isolated
+        correlation = self.correlation(joined)
+        n = correlation.shape[0]
+        if n == 0:
+            return out
+        wanted = share.to(torch.float64)[joined]
+        slack = n * (n + 12) * UNIT_ROUNDOFF * max(1.0, 1 + float(wanted.abs().amax()))
+        floor = torch.full_like(wanted, -self.proof.shift)
+        lower = 0.0
+        while not _factorises(correlation, -(wanted - lower) - slack):
+            lower = max(2 * lower, slack)
+            if bool((wanted - lower <= floor).all()):
+                wanted, lower = floor, 0.0
+                break
+        out[joined] = wanted - lower
+        return out
+
+    @cached_property
+    def isolated(self) -> Tensor:
+        """Columns that are correlated with no other: (cols,) bool."""
+        return (self.diagonal > 0) & ((self.matrix != 0).sum(dim=1) == 1)
+
+    def remember(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what ``make`` gives, computed once per Gram: what all rows and layers share."""
+        self._unchanged.check()
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
     @cached_property
     def neighbours(self) -> Neighbours:
         """The most correlated columns of each column, found once for all rows and layers."""
@@ -137,9 +180,9 @@ class Gram:
             matrix = self._copies[dtype] = self.matrix.to(dtype)
         return matrix
 
-    def _correlation(self) -> Tensor:
-        """Return Diag(G)^-½ G Diag(G)^-½ in float64 over the columns with a positive diagonal."""
-        live = self.diagonal > 0
+    def correlation(self, columns: Tensor | None = None) -> Tensor:
+        """Return Diag(G)^-½ G Diag(G)^-½ in float64 over some columns (bool), or all with a positive diagonal."""
+        live = self.diagonal > 0 if columns is None else columns
         matrix = self.matrix if bool(live.all()) else self.matrix[live][:, live]
         root = self.diagonal[live].to(torch.float64).rsqrt()
         correlation = matrix.to(torch.float64, copy=True)
@@ -181,8 +224,8 @@ class Gram:
         return matrix.contiguous() if exact else (matrix + matrix.T).mul_(0.5)
 
 
-def _factorises(correlation: Tensor, shift: float) -> bool:
-    """Tell whether ``correlation`` + shift · I has a Cholesky factor; the argument is left as it was."""
+def _factorises(correlation: Tensor, shift: float | Tensor) -> bool:
+    """Tell whether ``correlation`` + Diag(shift) has a Cholesky factor; the argument is left as it was."""
     correlation.diagonal().add_(shift)
     _, info = torch.linalg.cholesky_ex(correlation)
     correlation.diagonal().fill_(1.0)

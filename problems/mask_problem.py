@@ -135,17 +135,21 @@ class MaskProblem(Problem):
         inner = (magnitude * (1 - point).abs()).sum(dim=1) + UNIT_ROUNDOFF * outer
         return 8 * self.terms() * UNIT_ROUNDOFF * inner * (inner + outer)
 
-    def flatter(self, point: Tensor, half_gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale z = 1 − m per coupled block to the largest bound.
+    def flattening(self, point: Tensor, half_gradient: Tensor) -> Tensor:
+        """Return the best scale κ of z = 1 − m for each coupled block: (blocks,).
 
         With b = min over masks of (Q y)·z, the tangent at κ y bounds by 2 κ b − κ² yᵀQy, largest at κ = b / yᵀQy.
         """
         polytope = self.polytope
         energy = polytope.block_sum(self.row_value(point, half_gradient))
         least = polytope.block_sum((half_gradient * (polytope.lmo(half_gradient) - 1)).sum(dim=1))
-        scale = torch.where(energy > 0, least / energy, 1.0).nan_to_num(nan=1.0).clamp(0, 2)
-        column = polytope.to_rows(scale, point.shape[0])
-        return 1 - column * (1 - point), half_gradient * column
+        return torch.where(energy > 0, least / energy, 1.0).nan_to_num(nan=1.0).clamp(0, 2)
+
+    def row_quadratic(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return Q = Diag(w) G Diag(w) and −2 Q 1."""
+        weight = self.weight[row].to(torch.float64)
+        quadratic = self.gram.to(torch.float64) * weight * weight.unsqueeze(1)
+        return quadratic, -2 * quadratic.sum(dim=1)
 
     def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
         """Return a saliency by name, of all or some rows, float64; ``power`` is RIA's."""
@@ -162,7 +166,7 @@ class MaskProblem(Problem):
         """Return the copy in which every coupled block has mean diagonal 1."""
         return WorkingMask.of(self, dtype)
 
-    def rows(self, index: slice) -> Self:
+    def rows(self, index: slice | Tensor) -> Self:
         """Return the problem of a run of whole coupled blocks; checks are not repeated."""
         return self._unchecked(self.weight[index], self.polytope.rows(index))
 

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .gram import PsdProof
+from .gram import Gram, PsdProof
 from .neighbours import Neighbours
 from .polytopes import Polytope
 from .polytopes.base import Shape
@@ -29,6 +29,11 @@ class Working(ABC):
 
     polytope: Polytope
     diagonal: Tensor  # (rows, cols): q, the diagonal of every row's Q
+
+    @property
+    def source(self) -> Gram | None:
+        """What every row's Q is made of, unscaled; None where a solver made the problem up."""
+        return getattr(self, "prepared", None)
 
     @abstractmethod
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
@@ -94,6 +99,7 @@ class Problem(ABC):
     """
 
     polytope: Polytope
+    prepared: Gram  # what every row's Q is made of
 
     @property
     @abstractmethod
@@ -142,21 +148,27 @@ class Problem(ABC):
         """Whether the objective is at least 0 wherever Q is positive semidefinite."""
         return False
 
-    def flatter(self, point: Tensor, half_gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a point whose tangent bounds better, and the half gradient there, without a product.
+    def flattening(self, point: Tensor, half_gradient: Tensor) -> Tensor:
+        """Return by how much to scale z = 1 − m of each coupled block for a tangent that bounds better: (blocks,).
+
+        Other than 1 only where the half gradient is linear in z, so that it scales along.
 
         Args:
             point: (rows, cols) float64.
             half_gradient: (rows, cols) float64, at ``point``.
         """
-        return point, half_gradient
+        return point.new_ones(self.polytope.block_count(self.shape))
+
+    @abstractmethod
+    def row_quadratic(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return one row's objective up to a constant as mᵀ Q m + linear·m: (cols, cols) and (cols,) float64."""
 
     @abstractmethod
     def working(self, dtype: torch.dtype = torch.float32) -> Working:
         """Return the normalised copy that solvers compute with."""
 
     @abstractmethod
-    def rows(self, index: slice) -> Self:
+    def rows(self, index: slice | Tensor) -> Self:
         """Return the problem of a run of whole coupled blocks, sharing what rows share."""
 
     @abstractmethod

@@ -103,6 +103,10 @@ class QuadraticProblem(Problem):
         """Return mᵀ Q m + linearᵀ m per row: (rows,) float64."""
         return (point.to(torch.float64) * (half_gradient + self.linear.to(torch.float64) / 2)).sum(dim=1)
 
+    def row_quadratic(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return Q and the row's linear term."""
+        return self.prepared.matrix.to(torch.float64), self.linear[row].to(torch.float64)
+
     def rounding(self, point: Tensor) -> Tensor:
         """Bound rounding by |Q_ij| ≤ (1 + τ) sqrt(Q_ii Q_jj) and by the linear term: (rows,) float64."""
         magnitude = self.diagonal.sqrt()
@@ -121,7 +125,7 @@ class QuadraticProblem(Problem):
         matrix = (self.prepared.matrix / scale).to(dtype)
         return WorkingQuadratic(matrix, (self.linear.to(torch.float64) / scale).to(dtype), self.polytope, self.prepared)
 
-    def rows(self, index: slice) -> Self:
+    def rows(self, index: slice | Tensor) -> Self:
         """Return the problem of a run of whole coupled blocks."""
         return self._unchecked(self.linear[index], self.polytope.rows(index))
 

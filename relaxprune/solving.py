@@ -159,7 +159,7 @@ def _report(
     row_objective = problem.row_objective(mask, run.memory_bytes)
     # Without a convex phase the mask itself gives the tangent: a valid bound, usually a weak one.
     hint = mask if answer.relaxed is None else answer.relaxed
-    certificate = build(problem, row_objective, hint, run.memory_bytes)
+    certificate = build(problem, mask, hint, run.memory_bytes, answer.share, row_objective)
     status = answer.status
     closed = certificate.gap <= _CLOSED * abs(certificate.objective) or (
         problem.nonnegative and problem.proof.psd and certificate.objective == 0

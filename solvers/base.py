@@ -93,6 +93,7 @@ class Run:
         seed: for solvers that draw random numbers.
         memory_bytes: bound on temporaries; rows are solved in blocks that fit.
         callback: called with a ``Progress`` now and then; it may raise to stop.
+        share: (cols,) float64, proven by ``Gram.proven_share``: the diagonal to tighten with, None for the Gram's own.
     """
 
     start: Tensor
@@ -102,6 +103,7 @@ class Run:
     seed: int = 0
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     callback: Callable[[Progress], None] | None = None
+    share: Tensor | None = None
 
     def expired(self) -> bool:
         """Tell whether the deadline has passed."""
@@ -139,12 +141,14 @@ class Answer:
         relaxed: (rows, cols) relaxed mask at the end of a convex phase, or None.
         status: how it ended.
         counts: what it cost.
+        share: (cols,) float64, the diagonal share that tightened the convex phase, or None.
     """
 
     point: Tensor
     relaxed: Tensor | None = None
     status: Status = Status.CONVERGED
     counts: Counts = field(default_factory=Counts)
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,90 +1,78 @@
 """The diagonal that may leave a quadratic form: Q − Diag(d) stays convex, and on masks nothing changes.
 
-On binaries z_j² = z_j, so zᵀ Q z = zᵀ (Q − Diag(d)) z + d·z for every diagonal d. The larger d, the larger the
-right-hand side between the masks, and the sooner branch and bound ends (quadratic convex reformulation: Billionnet and
-Elloumi, Mathematical Programming 109, 2007).
+On binaries m_j² = m_j, so f(m) = f(m) + Σ d_j m_j (1 − m_j) for every d. The larger d, the larger the right-hand side
+between the masks, and the better the bounds (quadratic convex reformulation: Billionnet and Elloumi, Mathematical
+Programming 109, 2007). Every row of a layer has Q = Diag(w) G Diag(w), so a share s with C − Diag(s) ⪰ 0, C the Gram in
+correlation scaling, gives every row of every layer that reads the same inputs its own d = s ∘ q, q = diag(Q). The
+largest such s is found by an interior-point method (minimum trace factor analysis; Saunderson, Chandrasekaran, Parrilo
+and Willsky, SIAM Journal on Matrix Analysis 33, 2012). Entries may be negative.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from relaxprune.problems import Gram
+
+from .interior_point import InteriorPoint
 
 Array = NDArray[np.float64]
 
-_UNIT_ROUNDOFF = 2.0**-53
-_MARGIN = 1e-5  # in correlation scaling
-_BARRIERS = 9
-_NEWTON_STEPS = 8
-_SHRINK = 0.5
-_CENTRED = 1e-3
+_MARGIN = 1e-7  # lets a rank-deficient matrix have an interior; given back
+_GAP = 0.05  # the value is far nearer to the optimum than the gap says
+_MOST_STEPS = 40
+_LEAST_WEIGHT = 1e-3
+_CONDITIONING = 1e-5  # in correlation scaling: backends regularise a form that is hardly definite
+
+
+def largest_share(gram: Gram, weights: Tensor | None = None) -> Tensor:
+    """Return s with C − Diag(s) proven positive semidefinite and Σ weights · s about as large as can be.
+
+    Args:
+        gram: G, (cols, cols).
+        weights: (cols,) nonnegative: what a unit of s is worth, in units of q; None takes all alike, and the result is
+            remembered with the Gram.
+
+    Returns:
+        (cols,) float64, 0 for columns with a zero diagonal.
+    """
+    if weights is None:
+        return gram.remember("largest share", lambda: _largest(gram, torch.ones_like(gram.diagonal)))
+    return _largest(gram, weights)
 
 
 def largest_diagonal(quadratic: Array) -> Array:
-    """Return d with Q − Diag(d) proven positive semidefinite and Σ d as large as a barrier method finds it.
-
-    Starts from the smallest eigenvalue in correlation scaling and never ends below it; entries are negative where Q
-    itself is not positive semidefinite (the form is then made convex, still without a change on masks).
+    """Return d with Q − Diag(d) proven positive definite and Σ d about as large as can be, for one row's Q.
 
     Args:
-        quadratic: (n, n) symmetric float64 with a nonnegative diagonal.
+        quadratic: (n, n) symmetric float64, positive semidefinite up to float noise.
 
     Returns:
-        (n,) float64.
+        (n,) float64; entries are negative where Q itself is not positive semidefinite.
     """
-    diagonal = np.diagonal(quadratic).copy()
-    live = diagonal > 0
-    out = np.zeros_like(diagonal)
-    if not live.any():
-        return out
-    root = np.sqrt(diagonal[live])
-    correlation = quadratic[np.ix_(live, live)] / root / root[:, None]
-    np.fill_diagonal(correlation, 1.0)
-    smallest = float(np.linalg.eigvalsh(correlation)[0])
-    n = len(correlation)
-    # Beyond what rounding needs, a margin keeps the form well conditioned: solvers regularise one that is not.
-    slack = _MARGIN + 4 * n * (n + 8) * _UNIT_ROUNDOFF * max(1.0, float(np.abs(correlation).sum(axis=1).max()))
-    cheap = np.full(n, smallest - slack)
-    # Weights are the diagonal itself: what leaves the form is counted in the units of the objective.
-    better = _ascend(correlation, cheap - 1e-2, diagonal[live] / diagonal[live].mean())
-    chosen = better if better @ diagonal[live] > cheap @ diagonal[live] else cheap
-    out[live] = _proven(correlation, chosen, slack) * diagonal[live]
-    return out
+    gram = Gram(torch.from_numpy(quadratic))
+    share = largest_share(gram, gram.diagonal) - _CONDITIONING
+    return np.asarray((share * gram.diagonal).numpy(), dtype=np.float64)
 
 
-def _ascend(correlation: Array, start: Array, weights: Array) -> Array:
-    """Maximise weights·δ + μ log det(C − Diag δ) by Newton's method while μ falls; ``start`` is strictly inside."""
-    delta, barrier = start, 1.0
-    for _ in range(_BARRIERS):
-        for _ in range(_NEWTON_STEPS):
-            inverse = np.linalg.inv(correlation - np.diag(delta))
-            gradient = weights - barrier * np.diagonal(inverse)
-            direction = np.linalg.solve(barrier * inverse * inverse, gradient)
-            decrement = float(gradient @ direction)
-            step = 1.0 / (1.0 + (max(decrement, 0.0) / barrier) ** 0.5)  # damped: stays inside the cone
-            while not _definite(correlation - np.diag(delta + step * direction), 0.0):
-                step *= _SHRINK
-                if step < _CENTRED**3:
-                    return delta
-            delta = delta + step * direction
-            if decrement < _CENTRED * barrier:
-                break
-        barrier *= _SHRINK
-    return delta
-
-
-def _proven(correlation: Array, delta: Array, slack: float) -> Array:
-    """Lower ``delta`` evenly until a Cholesky factorisation with ``slack`` proves C − Diag(δ) ⪰ 0."""
-    lower = slack
-    while not _definite(correlation - np.diag(delta - lower), slack):
-        lower *= 2
-    return delta - lower
-
-
-def _definite(matrix: Array, slack: float) -> bool:
-    """Tell whether ``matrix`` − slack · I has a Cholesky factor."""
-    try:
-        np.linalg.cholesky(matrix - slack * np.eye(len(matrix)))
-    except np.linalg.LinAlgError:
-        return False
-    return True
+def _largest(gram: Gram, weights: Tensor) -> Tensor:
+    """Find the share of the columns that are correlated with others; it is 1 for the rest."""
+    share = gram.isolated.to(torch.float64)
+    joined = (gram.diagonal > 0) & ~gram.isolated
+    if not bool(joined.any()):
+        return share
+    worth = weights.to(torch.float64)[joined]
+    worth = (worth / worth.mean().clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=_LEAST_WEIGHT)
+    correlation = gram.correlation(joined)
+    margin = _MARGIN + gram.proof.shift
+    correlation.diagonal().add_(margin)
+    program = InteriorPoint(correlation.unsqueeze(0), worth)
+    for _ in range(_MOST_STEPS):
+        gap = float(program.step())
+        if bool(program.broken) or gap <= _GAP * abs(float(program.value)):
+            break
+    share[joined] = program.y[0] - margin
+    return gram.proven_share(share)

@@ -151,6 +151,17 @@ class Polytope(ABC):
         """Tell whether columns have counts inside group x group tiles: exchanges inside one row then leave the set."""
         return False
 
+    def prices(self, gradient: Tensor) -> Tensor:
+        """Return what the counts that join several rows cost at a gradient, so that rows can be looked at alone.
+
+        Args:
+            gradient: (rows, cols) float64, of a relaxation at its minimum.
+
+        Returns:
+            (rows, cols), π with Σ π m the same for all masks of an exact set; 0 where no count joins rows.
+        """
+        return torch.zeros_like(gradient)
+
     def fixed(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the (rows, cols) bool entries that the set fixes to kept and to pruned, None for none."""
         return None, None

@@ -129,6 +129,12 @@ class Face(Polytope):
         """Round in the base with the fixed entries in place."""
         return self.base.round(self._forced(point, torch.inf))
 
+    def prices(self, gradient: Tensor) -> Tensor:
+        """Return the base's, among the entries that are free."""
+        limit = gradient.abs().amax() + 1
+        forced = with_fixed(gradient, self.kept_entries, self.pruned_entries, float(-limit))
+        return self.base.prices(forced)
+
     def projects(self) -> bool:
         """Tell whether the base has a projection."""
         return self.base.projects()

@@ -115,6 +115,13 @@ class KSparse(Polytope):
         mask = largest_stable(self._flat(point), self.keep).view(point.shape)
         return mask & (point > 0) if self.at_most else mask
 
+    def prices(self, gradient: Tensor) -> Tensor:
+        """Return the gradient's threshold where the count is over the matrix."""
+        if self.per == "row" or not 0 < self.keep < gradient.numel():
+            return torch.zeros_like(gradient)
+        threshold = gradient.reshape(-1).kthvalue(self.keep).values
+        return (threshold.clamp(max=0) if self.at_most else threshold).expand_as(gradient)
+
     def projects(self) -> bool:
         """Tell that ``project`` is there."""
         return True

@@ -107,6 +107,12 @@ class TransposableNM(Polytope):
         slack = 2 * UNIT_ROUNDOFF * terms * (self.group * size + counted.abs().sum(dim=(0, 1)))
         return (value - slack).view(wide.shape[0] // self.group, -1).sum(dim=1)
 
+    def prices(self, gradient: Tensor) -> Tensor:
+        """Return the column prices of every tile: counts of columns join the rows."""
+        tiles = to_tiles(gradient, self.group)
+        _, columns = prices(tiles, to_tiles(self._cheapest(gradient), self.group))
+        return from_tiles(columns.expand_as(tiles).contiguous(), gradient.shape[0], gradient.shape[1])
+
     def round(self, point: Tensor) -> Tensor:
         """Keep the mask of the largest sum; among equal ones always the same."""
         return self._cheapest(-point)

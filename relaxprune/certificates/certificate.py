@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.errors import did_you_mean
-from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
-from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
-from ..solution import Solution
-from .fw_gap import fw_bound
+from .underestimator import METHODS, Bound, Proof, tangent_bound
 
-METHODS = ("fw",)
-_ITERATIONS = 200
 _LAST_DIGITS = 1e-12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the whole layer's bound would be if every row had been treated as the sampled ones. An estimate, no proof.
+
+    Attributes:
+        lower_bound: the extrapolated bound.
+        low, high: a confidence interval for it.
+        confidence: of that interval.
+        rows: number of rows sampled.
+    """
+
+    lower_bound: float
+    low: float
+    high: float
+    confidence: float
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +41,17 @@ class Certificate:
     """A lower bound on the objective of every feasible mask, and what it proves of one mask.
 
     Attributes:
-        method: how the bound was proven.
+        method: how the bound was asked to be proven; rows may rest on a cheaper method that did better.
         objective: f(mask), float64.
         lower_bound: proven to be at most f of every feasible mask of the problem as given.
         row_objective, row_lower_bound: (blocks,) float64, per coupled block; the sums are the two numbers above.
-        rows_covered: number of rows that the bound covers (all of them for ``fw``).
+        rows_covered: number of rows that the method asked for was applied to; the others rest on ``fw``.
         checks: what was verified and allowed for: how convexity was proven, the shift and slacks subtracted, precision.
-        relaxed_objective: f at the relaxed mask that gave the bound.
+        relaxed_objective: the relaxation's value at the point where the tangents were taken.
         seconds: time to compute the bound.
+        mask: (rows, cols) bool, the mask.
+        proof: the numbers that the bound is rebuilt from.
+        estimate: the extrapolation from sampled rows, or None.
     """
 
     method: str
@@ -48,6 +63,9 @@ class Certificate:
     checks: dict[str, Any] = field(default_factory=dict)
     relaxed_objective: float
     seconds: float
+    mask: Tensor
+    proof: Proof
+    estimate: Estimate | None = None
 
     @property
     def gap(self) -> float:
@@ -67,42 +85,6 @@ class Certificate:
         )
 
 
-def certify(
-    problem: Problem,
-    mask: Tensor | Solution,
-    method: str = "fw",
-    *,
-    max_iterations: int = _ITERATIONS,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BYTES,
-) -> Certificate:
-    """Prove how far a mask, from anywhere, can be from the best one.
-
-    Args:
-        problem: the mask problem.
-        mask: (rows, cols) bool, feasible; or a ``Solution``, whose relaxed mask then serves as a hint.
-        method: ``"fw"``, the Frank-Wolfe bound of the box relaxation.
-        max_iterations: Frank-Wolfe iterations spent on the relaxation when there is no hint.
-        memory_budget_bytes: bound on temporaries.
-
-    Raises:
-        RelaxPruneError: the mask is not feasible for the problem, or the method is unknown.
-    """
-    if method not in METHODS:
-        raise RelaxPruneError(
-            f"method is {method!r}; known methods are {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
-        )
-    hint = mask.relaxed_mask if isinstance(mask, Solution) else None
-    values = mask.mask if isinstance(mask, Solution) else mask
-    check_mask(problem, values, "mask", memory_budget_bytes)
-    whole_number("max_iterations", max_iterations, 1)
-    started = time.monotonic()
-    if hint is None:
-        run = Run(values, max_iterations=max_iterations, memory_bytes=memory_budget_bytes)
-        answer = make_solver("fw", anneal=False).run(problem, run)
-        hint = answer.point if answer.relaxed is None else answer.relaxed
-    return build(problem, problem.row_objective(values, memory_budget_bytes), hint, memory_budget_bytes, started)
-
-
 def check_mask(problem: Problem, mask: Tensor, name: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
     """Raise unless ``mask`` is a feasible bool mask of the problem."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
@@ -116,37 +98,60 @@ def check_mask(problem: Problem, mask: Tensor, name: str, memory_bytes: int = DE
 
 
 def build(
-    problem: Problem, row_objective: Tensor, point: Tensor, memory_bytes: int, started: float | None = None
+    problem: Problem,
+    mask: Tensor,
+    point: Tensor,
+    memory_bytes: int,
+    share: Tensor | None = None,
+    row_objective: Tensor | None = None,
 ) -> Certificate:
-    """Return the Frank-Wolfe certificate of a mask with these objectives, from the tangent at ``point``."""
-    started = time.monotonic() if started is None else started
-    bound = fw_bound(problem, point, memory_bytes)
+    """Return the certificate of a mask from tangents at ``point``: of method fw, or diagonal where a share is given."""
+    started = time.monotonic()
+    if row_objective is None:
+        row_objective = problem.row_objective(mask, memory_bytes)
+    proof = Proof.plain(problem, point, share)
+    bound = tangent_bound(problem, proof, memory_bytes)
+    method = "fw" if share is None else "diagonal"
+    return assemble(problem, mask, row_objective, replace(proof, scale=bound.scale), bound, method, started)
+
+
+def assemble(
+    problem: Problem, mask: Tensor, row_objective: Tensor, proof: Proof, bound: Bound, method: str, started: float
+) -> Certificate:
+    """Return the certificate of a mask with these objectives from a bound that was computed."""
     # Both are rounded: a bound may pass an optimal mask by that much, and any more would disprove the bound.
     excess = bound.row_lower_bound - row_objective
     if bool((excess > bound.row_rounding + _LAST_DIGITS * row_objective.abs()).any()):
         raise RuntimeError(
-            f"the {METHODS[0]} bound of a coupled block exceeds the objective of a feasible mask by "
+            f"the {method} bound of a coupled block exceeds the objective of a feasible mask by "
             f"{float(excess.amax()):.3g}: a bug, please report it"
         )
     row_bound = torch.minimum(bound.row_lower_bound, row_objective)
-    total = float(row_bound.sum()) - len(row_bound) * UNIT_ROUNDOFF * float(row_bound.abs().sum())
-    proof = problem.proof
+    psd = problem.proof
     return Certificate(
-        method="fw",
+        method=method,
         objective=float(row_objective.sum()),
-        lower_bound=total,
+        lower_bound=total_below(row_bound),
         row_objective=row_objective,
         row_lower_bound=row_bound,
         rows_covered=problem.shape[0],
         checks={
             "precision": "float64",
-            "psd": proof.psd,
-            "psd_method": proof.method,
-            "smallest_eigenvalue": proof.smallest_eigenvalue,
-            "shift": proof.shift,
+            "psd": psd.psd,
+            "psd_method": psd.method,
+            "smallest_eigenvalue": psd.smallest_eigenvalue,
+            "shift": psd.shift,
             "rounding_slack": float(bound.row_rounding.sum()),
             "convexity_slack": bound.convexity_slack,
+            "rows_by_method": {name: int((proof.row_method == number).sum()) for number, name in enumerate(METHODS)},
         },
         relaxed_objective=float(bound.value.sum()),
         seconds=time.monotonic() - started,
+        mask=mask,
+        proof=proof,
     )
+
+
+def total_below(row_bound: Tensor) -> float:
+    """Sum bounds and give away what the sum may be rounded up."""
+    return float(row_bound.sum()) - len(row_bound) * UNIT_ROUNDOFF * float(row_bound.abs().sum())

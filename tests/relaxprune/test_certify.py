@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, certify, solve
-from relaxprune.certificates.fw_gap import fw_bound
+from relaxprune.certificates.underestimator import fw_bound
 from tests.enumeration import Array, best_mask, best_values, exact_objective, magnitude
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import GRAMS, SETS, Case, Draw, random_case
@@ -174,17 +174,16 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(arguments, words):
 
 
 def test_a_bound_above_a_mask_is_an_error_and_never_a_closed_gap(monkeypatch):
-    import relaxprune.certificates.certificate as module
+    from relaxprune.certificates import certificate, certifying, underestimator
 
-    true_bound = module.fw_bound
-
-    def doctored(problem, point, memory_bytes):
-        bound = true_bound(problem, point, memory_bytes)
+    def doctored(*arguments, **options):
+        bound = underestimator.tangent_bound(*arguments, **options)
         return dataclasses.replace(bound, row_lower_bound=bound.value + 1e9)
 
     problem, _ = layer("row")
     mask = solve(problem, "wanda").mask
-    monkeypatch.setattr(module, "fw_bound", doctored)
+    for module in (certificate, certifying):
+        monkeypatch.setattr(module, "tangent_bound", doctored)
     with pytest.raises(RuntimeError, match="exceeds the objective"):
         solve(problem, "wanda")
     with pytest.raises(RuntimeError, match="exceeds the objective"):

@@ -1,0 +1,298 @@
+"""certify(): prove how far a mask, from anywhere, can be from the best one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.polytopes.base import whole_number
+from relaxprune.problems.precision import UNIT_ROUNDOFF
+from relaxprune.solvers import Run, make_solver
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.solvers.tightening import largest_share
+
+from ..checks import check_budgets, check_seed
+from ..solution import Solution
+from .certificate import Certificate, assemble, check_mask
+from .sampling import drawn_rows, extrapolated
+from .sdp import DenseRow, dense_rows
+from .underestimator import METHODS, Bound, Proof, tangent_bound
+
+_ITERATIONS = 200
+_ENUMERATED_SLACK = 4
+
+Candidate = tuple[Proof, Bound]
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is asked: a problem, a mask with its objectives, the rows to treat, and the budgets."""
+
+    problem: Problem
+    mask: Tensor
+    row_objective: Tensor
+    rows: Tensor | None
+    iterations: int
+    memory_bytes: int
+    deadline: float | None
+
+
+def certify(
+    problem: Problem,
+    mask: Tensor | Solution,
+    method: str = "fw",
+    *,
+    rows: int | Sequence[int] | Tensor | None = None,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    max_iterations: int = _ITERATIONS,
+    memory_budget_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> Certificate:
+    """Prove how far a mask, from anywhere, can be from the best one.
+
+    Every method tries the cheaper ones first and keeps, for every coupled block, the best bound of all.
+
+    Args:
+        problem: the mask problem.
+        mask: (rows, cols) bool, feasible; or a ``Solution``, whose relaxed mask then serves as a hint.
+        method: ``"fw"``, the Frank-Wolfe gap of the box relaxation; ``"diagonal"``, that of a tightened relaxation,
+            with the largest diagonal that suits all rows; ``"sdp"``, a semidefinite relaxation of single rows with
+            cuts; ``"exact"``, an enumeration of all masks of a coupled block, up to 2^20.
+        rows: the rows that ``diagonal`` and ``sdp`` are applied to: None for all, a number to draw with probability
+            proportional to their objective, or indices. The other rows keep their ``fw`` bound, and of drawn rows the
+            certificate has an extrapolation to all. ``diagonal`` takes all rows where a count is over several.
+        time_limit_s: seconds after which ``sdp`` begins no more rows. Without it every row is treated once, with about
+            one cut per column; with it, rounds with more and more cuts follow while there is time.
+        seed: for drawing rows.
+        max_iterations: Frank-Wolfe iterations spent on a relaxation when there is no hint.
+        memory_budget_bytes: bound on temporaries.
+
+    Raises:
+        RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
+    """
+    if method not in METHODS:
+        raise RelaxPruneError(
+            f"method is {method!r}; known methods are {', '.join(METHODS)}{did_you_mean(str(method), METHODS)}"
+        )
+    hint = mask if isinstance(mask, Solution) else None
+    values = mask.mask if isinstance(mask, Solution) else mask
+    check_mask(problem, values, "mask", memory_budget_bytes)
+    whole_number("max_iterations", max_iterations, 1)
+    check_seed(seed)
+    check_budgets(None, time_limit_s, None, memory_budget_bytes)
+    started = time.monotonic()
+    row_objective = problem.row_objective(values, memory_budget_bytes)
+    chosen = _chosen_rows(problem, rows, row_objective, seed)
+    deadline = None if time_limit_s is None else started + time_limit_s
+    task = _Task(problem, values, row_objective, chosen, max_iterations, memory_budget_bytes, deadline)
+    candidates = [_plain(task, hint)]
+    if method in ("diagonal", "sdp"):
+        candidates.append(_diagonal(task, hint))
+    if method == "sdp":
+        candidates.append(_sdp(task, _best(problem, candidates)))
+    if method == "exact":
+        candidates.append(_exact(task, candidates[0][0]))
+    proof, bound = _best(problem, candidates)
+    certificate = assemble(problem, values, row_objective, proof, bound, method, started)
+    if chosen is None or method in ("fw", "exact"):
+        return certificate
+    certificate = replace(certificate, rows_covered=len(chosen))
+    if isinstance(rows, int) and problem.polytope.rows_per_block(problem.shape) == 1:
+        estimate = extrapolated(row_objective, certificate.row_lower_bound, chosen)
+        certificate = replace(certificate, estimate=estimate)
+    return certificate
+
+
+def _chosen_rows(
+    problem: Problem, rows: int | Sequence[int] | Tensor | None, row_objective: Tensor, seed: int
+) -> Tensor | None:
+    """Return the rows asked for, ascending (r,) int64, or None for all.
+
+    Raises:
+        RelaxPruneError: ``rows`` is neither None, a positive number, nor distinct indices of rows.
+    """
+    count = problem.shape[0]
+    if rows is None:
+        return None
+    if isinstance(rows, (int, float)):
+        whole_number("rows", rows, 1)
+        if int(rows) >= count:
+            return None
+        height = count // len(row_objective)
+        return drawn_rows(row_objective.repeat_interleave(height), int(rows), seed)
+    index = torch.as_tensor(rows, device=problem.device)
+    good = index.dim() == 1 and len(index) > 0 and not index.is_floating_point() and index.dtype != torch.bool
+    if not good or int(index.min()) < 0 or int(index.max()) >= count or len(index.unique()) != len(index):
+        raise RelaxPruneError(f"rows must be a number, or different indices of the {count} rows, got {rows!r}")
+    return index.to(torch.int64).sort().values
+
+
+def _plain(task: _Task, hint: Solution | None) -> Candidate:
+    """Bound by the box relaxation."""
+    point = None if hint is None or hint.certificate.proof.share is not None else hint.relaxed_mask
+    return _tangent(task, _relaxed(task, task.problem, task.mask, "none")[0] if point is None else point, None)
+
+
+def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
+    """Bound by the tightened relaxation, then once more with the diagonal that its solution asks for.
+
+    A solution of that relaxation brings its diagonal and its point, which chosen rows are improved from.
+    """
+    problem = task.problem
+    rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
+    tried: list[Candidate] = []
+    share = None if hint is None else hint.certificate.proof.share
+    if hint is not None and hint.relaxed_mask is not None and share is not None:
+        tried.append(_tangent(task, hint.relaxed_mask, share))
+        if rows is None:
+            return tried[0]
+    part = problem if rows is None else problem.rows(rows)
+    start = task.mask if rows is None else task.mask[rows]
+    point, used = _relaxed(task, part, start, "diagonal", share)
+    if used is None:
+        return _tangent(task, point, None)
+    tried.append(_tangent(task, _scattered(task, rows, point), used, rows))
+    worth = _worth(part, point)
+    if share is None and float(worth.mean()) > 0:
+        better = largest_share(problem.prepared, 0.5 * worth / worth.mean() + 0.5)
+        point, _ = _relaxed(task, part, start, "diagonal", better)
+        tried.append(_tangent(task, _scattered(task, rows, point), better, rows))
+        tried = [max(tried, key=lambda item: float(item[1].row_lower_bound.sum()))]
+    return _best(problem, tried)
+
+
+def _worth(problem: Problem, point: Tensor) -> Tensor:
+    """Return what a unit of the share is worth in every column at a relaxed mask: (cols,) float64."""
+    wide = point.to(torch.float64)
+    return (problem.diagonal * wide * (1 - wide)).mean(dim=0)
+
+
+def _relaxed(
+    task: _Task, problem: Problem, start: Tensor, tighten: str, share: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return a relaxed mask near the minimum of a relaxation, and the share that tightened it."""
+    run = Run(start, max_iterations=task.iterations, memory_bytes=task.memory_bytes)
+    solver = make_solver("fw", anneal=False, tighten=tighten)
+    answer = solver.run(problem, run if share is None else replace(run, share=share))
+    return answer.point if answer.relaxed is None else answer.relaxed, answer.share
+
+
+def _scattered(task: _Task, rows: Tensor | None, point: Tensor) -> Tensor:
+    """Put relaxed rows among those of the mask: (rows, cols)."""
+    if rows is None:
+        return point
+    return task.mask.to(point.dtype).index_copy_(0, rows, point)
+
+
+def _tangent(task: _Task, point: Tensor, share: Tensor | None, rows: Tensor | None = None) -> Candidate:
+    """Bound every block by the tangent at ``point``; with a share, in ``rows`` alone (None for all)."""
+    proof = Proof.plain(task.problem, point, share)
+    if rows is not None:
+        method = torch.zeros_like(proof.row_method)
+        proof = replace(proof, row_method=method.index_fill_(0, rows, METHODS.index("diagonal")))
+    bound = tangent_bound(task.problem, proof, task.memory_bytes)
+    return replace(proof, scale=bound.scale), bound
+
+
+def _sdp(task: _Task, present: Candidate) -> Candidate:
+    """Bound the chosen rows by the semidefinite relaxation, the others as they are."""
+    problem, proof = task.problem, present[0]
+    height = problem.polytope.rows_per_block(problem.shape)
+    order = range(problem.shape[0]) if task.rows is None else task.rows.tolist()
+    scales = (task.row_objective.abs() / height).repeat_interleave(height)
+    prices = problem.polytope.prices(_slope(problem, proof)) if height > 1 else proof.point.new_zeros(1, 1)
+    prices = prices.to(torch.float64).expand(problem.shape)
+    found = dense_rows(problem, list(order), scales, prices, task.memory_bytes, task.deadline)
+    proof = _with_dense(problem, proof, [found[row] for row in sorted(found)])
+    return proof, tangent_bound(problem, proof, task.memory_bytes, flatten=False)
+
+
+def _slope(problem: Problem, proof: Proof) -> Tensor:
+    """Return the gradient of the relaxation at the proof's point: (rows, cols) float64."""
+    share = 0.0 if proof.share is None else proof.share
+    point = proof.point.to(torch.float64)
+    return 2 * problem.half_gradient(point) + share * problem.diagonal * (1 - 2 * point)
+
+
+def _with_dense(problem: Problem, proof: Proof, found: list[DenseRow]) -> Proof:
+    """Return the proof in which some rows have an L of their own."""
+    if not found:
+        return proof
+    device = problem.device
+    rows = torch.tensor([item.row for item in found], device=device)
+    scale = problem.polytope.to_rows(proof.scale, problem.shape[0])
+    point = 1 - scale * (1 - proof.point.to(torch.float64))
+    counts = torch.tensor([len(item.multiplier) for item in found], device=device)
+    return replace(
+        proof,
+        point=point.index_copy_(0, rows, torch.stack([item.point for item in found])),
+        scale=torch.ones_like(proof.scale),
+        row_method=proof.row_method.index_fill(0, rows, METHODS.index("sdp")),
+        dense_rows=rows,
+        dense_diagonal=torch.stack([item.diagonal for item in found]),
+        dense_weight=torch.tensor([item.weight for item in found], dtype=torch.float64, device=device),
+        cut_row=rows.repeat_interleave(counts),
+        cut_index=torch.cat([item.index for item in found]),
+        cut_sign=torch.cat([item.sign for item in found]),
+        cut_multiplier=torch.cat([item.multiplier for item in found]),
+    )
+
+
+def _exact(task: _Task, proof: Proof) -> Candidate:
+    """Bound every block by the objective of its best mask, found by enumeration, less the rounding."""
+    problem = task.problem
+    solver = make_solver("enumerate")
+    solver.check(problem)
+    best = solver.run(problem, Run(task.mask, memory_bytes=task.memory_bytes)).point
+    value = problem.row_objective(best, task.memory_bytes)
+    slack = _ENUMERATED_SLACK * problem.polytope.block_sum(problem.rounding(best.to(torch.float64)))
+    method = torch.full_like(proof.row_method, METHODS.index("exact"))
+    scale = torch.ones_like(proof.scale)
+    bound = Bound(value - slack, value, slack + UNIT_ROUNDOFF * value.abs(), 0.0, scale)
+    return replace(proof, point=best, scale=scale, row_method=method), bound
+
+
+def _best(problem: Problem, candidates: list[Candidate]) -> Candidate:
+    """Return the proof in which every coupled block rests on the best of the candidates, and its bound."""
+    stacked = torch.stack([bound.row_lower_bound for _, bound in candidates])
+    choice = stacked.argmax(dim=0)  # (blocks,)
+    if bool((choice == choice[0]).all()):
+        return candidates[int(choice[0])]
+    line = problem.polytope.to_rows(choice, problem.shape[0]).squeeze(1)
+
+    def per_block(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).gather(0, choice.unsqueeze(0)).squeeze(0)
+
+    shares = [proof.share for proof, _ in candidates if proof.share is not None]
+    richest = max((proof for proof, _ in candidates), key=lambda proof: len(proof.dense_rows))
+    uses = candidates.index(next(item for item in candidates if item[0] is richest))
+    dense, cuts = line[richest.dense_rows] == uses, line[richest.cut_row] == uses
+    points = torch.stack([proof.point.to(torch.float64) for proof, _ in candidates])
+    proof = Proof(
+        point=points.gather(0, line.view(1, -1, 1).expand(1, *problem.shape)).squeeze(0),
+        scale=per_block([proof.scale for proof, _ in candidates]),
+        row_method=torch.stack([proof.row_method for proof, _ in candidates]).gather(0, line.unsqueeze(0)).squeeze(0),
+        share=shares[-1] if shares else None,
+        dense_rows=richest.dense_rows[dense],
+        dense_diagonal=richest.dense_diagonal[dense],
+        dense_weight=richest.dense_weight[dense],
+        cut_row=richest.cut_row[cuts],
+        cut_index=richest.cut_index[cuts],
+        cut_sign=richest.cut_sign[cuts],
+        cut_multiplier=richest.cut_multiplier[cuts],
+    )
+    slack = sum(bound.convexity_slack for _, bound in candidates) / len(candidates)
+    return proof, Bound(
+        per_block([bound.row_lower_bound for _, bound in candidates]),
+        per_block([bound.value for _, bound in candidates]),
+        per_block([bound.row_rounding for _, bound in candidates]),
+        slack if math.isfinite(slack) else 0.0,
+        per_block([bound.scale for _, bound in candidates]),
+    )

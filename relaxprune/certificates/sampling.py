@@ -1,0 +1,54 @@
+"""Which rows to look at when all are too many, and what they say of the others."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .certificate import Estimate
+
+_CONFIDENCE = 0.95
+_NORMAL = 1.959964  # the quantile of that confidence
+
+
+def inclusion(row_objective: Tensor, count: int) -> Tensor:
+    """Return each row's probability of being drawn: proportional to its objective, at most 1, summing to ``count``."""
+    size = row_objective.abs()
+    size = size + max(float(size.sum()), 1e-300) * 1e-12 / len(size)
+    certain = torch.zeros_like(size, dtype=torch.bool)
+    while True:
+        left = count - int(certain.sum())
+        share = size.masked_fill(certain, 0.0)
+        chance = torch.where(certain, 1.0, left * share / share.sum())
+        if not bool((chance > 1).any()):
+            return chance
+        certain |= chance >= 1
+
+
+def drawn_rows(row_objective: Tensor, count: int, seed: int) -> Tensor:
+    """Draw ``count`` different rows by systematic sampling in random order (Madow, 1949): (count,) int64, ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(row_objective), generator=generator).to(row_objective.device)
+    ends = inclusion(row_objective, count)[order].cumsum(dim=0)
+    start = float(torch.rand(1, generator=generator, dtype=torch.float64))
+    marks = torch.arange(count, dtype=torch.float64, device=ends.device) + start
+    place = torch.searchsorted(ends, marks).clamp(max=len(ends) - 1)
+    return order[place.unique()].sort().values
+
+
+def extrapolated(row_objective: Tensor, row_bound: Tensor, drawn: Tensor) -> Estimate:
+    """Estimate the bound of all rows from the drawn ones (Horvitz and Thompson, 1952), with a confidence interval.
+
+    Args:
+        row_objective: (rows,) float64.
+        row_bound: (rows,) float64.
+        drawn: (r,) int64, what ``drawn_rows`` returned for these objectives.
+    """
+    count = len(drawn)
+    weighted = row_bound[drawn] / inclusion(row_objective, count)[drawn]
+    total = float(weighted.sum())
+    spread = float((weighted * count).std()) / math.sqrt(count) if count > 1 else math.inf
+    reach = _NORMAL * spread
+    return Estimate(total, total - reach, min(total + reach, float(row_objective.sum())), _CONFIDENCE, count)

@@ -1,0 +1,239 @@
+"""Convex functions below the objective that are easy to minimise: what every bound here is made of.
+
+On masks m_j² = m_j, so anything that vanishes there may be taken off the objective, and anything that is at least 0
+there as well. Row by row,
+
+    L(m) = f(m) + Σ_j d_j m_j (1 − m_j) + ρ Σ_groups (Σ m)(Σ m − keep) − Σ_k λ_k ((s_k·x)² − 1)
+
+is at most f on every feasible mask: the second term vanishes, the third vanishes for exact counts and is at most 0 for
+"at most" counts (ρ ≥ 0), and with x = (1, 1 − 2m) = ±1 an odd sum s_k·x is odd, so that its square is at least 1
+(λ_k ≥ 0; three entries give the triangle inequalities, one of them the constant gives the products of two bounds). If L
+is convex it lies above its tangent at ANY point p, and the exact oracle minimises the tangent over the polytope.
+
+Three choices of L are used: d = −τ q with the τ that convexity needs, nearly always 0 (``fw``); d = s ∘ q, q = diag(Q),
+with a share s that suits all rows at once (``diagonal``); everything, for one row (``sdp``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem
+from relaxprune.problems.precision import UNIT_ROUNDOFF
+
+METHODS = ("fw", "diagonal", "sdp", "exact")
+MATRICES = 14  # float64 tensors of the problem's shape held at once
+_CONVEXITY_MARGIN = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """The numbers that a bound is rebuilt from.
+
+    Attributes:
+        point: (rows, cols) p, where the tangent is taken.
+        scale: (blocks,) float64; the tangent is taken at 1 − scale · (1 − p).
+        row_method: (rows,) int8, index into ``METHODS``: which L a row has; rows of method exact need none.
+        share: (cols,) float64 s for the rows of method diagonal, or None.
+        dense_rows: (r,) int64, ascending, the rows of method sdp.
+        dense_diagonal: (r, cols) float64, their d.
+        dense_weight: (r,) float64, their ρ.
+        cut_row: (m,) int64, the row of each cut.
+        cut_index: (m, 3) int64, its entries of x: 0 is the constant, j + 1 is column j.
+        cut_sign: (m, 3) int8, ±1.
+        cut_multiplier: (m,) float64, λ.
+    """
+
+    point: Tensor
+    scale: Tensor
+    row_method: Tensor
+    share: Tensor | None
+    dense_rows: Tensor
+    dense_diagonal: Tensor
+    dense_weight: Tensor
+    cut_row: Tensor
+    cut_index: Tensor
+    cut_sign: Tensor
+    cut_multiplier: Tensor
+
+    @classmethod
+    def plain(cls, problem: Problem, point: Tensor, share: Tensor | None = None) -> Proof:
+        """Return the proof of method fw, or with a share of method diagonal, at ``point``."""
+        rows, cols = problem.shape
+        device = problem.device
+        method = METHODS.index("fw" if share is None else "diagonal")
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        empty = torch.zeros(0, dtype=torch.float64, device=device)
+        return cls(
+            point=point,
+            scale=empty.new_ones(problem.polytope.block_count(problem.shape)),
+            row_method=torch.full((rows,), method, dtype=torch.int8, device=device),
+            share=share,
+            dense_rows=none,
+            dense_diagonal=empty.view(0, 1).expand(0, cols),
+            dense_weight=empty,
+            cut_row=none,
+            cut_index=none.view(0, 1).expand(0, 3),
+            cut_sign=torch.zeros(0, 3, dtype=torch.int8, device=device),
+            cut_multiplier=empty,
+        )
+
+    def part(self, rows: slice, blocks: slice) -> Proof:
+        """Return the proof of a run of whole coupled blocks."""
+        dense = (self.dense_rows >= rows.start) & (self.dense_rows < rows.stop)
+        cuts = (self.cut_row >= rows.start) & (self.cut_row < rows.stop)
+        return replace(
+            self,
+            point=self.point[rows],
+            scale=self.scale[blocks],
+            row_method=self.row_method[rows],
+            dense_rows=self.dense_rows[dense] - rows.start,
+            dense_diagonal=self.dense_diagonal[dense],
+            dense_weight=self.dense_weight[dense],
+            cut_row=self.cut_row[cuts] - rows.start,
+            cut_index=self.cut_index[cuts],
+            cut_sign=self.cut_sign[cuts],
+            cut_multiplier=self.cut_multiplier[cuts],
+        )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound per coupled block and what was allowed for.
+
+    Attributes:
+        row_lower_bound: (blocks,) float64.
+        value: (blocks,) float64, f at the point as given; for other methods than fw L there.
+        row_rounding: (blocks,) the part of the bound given away to rounding errors.
+        convexity_slack: the part given away to a Gram that is not proven PSD, summed over blocks.
+        scale: (blocks,) float64, where along the ray through the point the tangent was taken.
+    """
+
+    row_lower_bound: Tensor
+    value: Tensor
+    row_rounding: Tensor
+    convexity_slack: float
+    scale: Tensor
+
+
+def tangent_bound(problem: Problem, proof: Proof, memory_bytes: int, flatten: bool = True) -> Bound:
+    """Bound every coupled block of ``problem`` from below by the tangents of ``proof``, which must make L convex.
+
+    Everything is float64, and the worst case of rounding is subtracted.
+
+    Args:
+        problem: the problem; its own polytope gives the oracle.
+        proof: the choice of L and the point, a relaxed mask that need not be feasible.
+        memory_bytes: bound on temporaries, where rows are independent.
+        flatten: choose ``scale`` anew where all rows have method fw; else the proof's is used.
+    """
+    height = problem.polytope.rows_per_block(problem.shape)
+    pieces = [
+        _bound(piece, proof.part(part, slice(part.start // height, part.stop // height)), flatten)
+        for part, piece in problem.split(MATRICES, memory_bytes)
+    ]
+    return Bound(
+        torch.cat([piece.row_lower_bound for piece in pieces]),
+        torch.cat([piece.value for piece in pieces]),
+        torch.cat([piece.row_rounding for piece in pieces]),
+        sum(piece.convexity_slack for piece in pieces),
+        torch.cat([piece.scale for piece in pieces]),
+    )
+
+
+def fw_bound(problem: Problem, point: Tensor, memory_bytes: int) -> Bound:
+    """Bound by the Frank-Wolfe gap of the box relaxation at ``point`` (rows, cols)."""
+    return tangent_bound(problem, Proof.plain(problem, point), memory_bytes)
+
+
+def _bound(problem: Problem, proof: Proof, flatten: bool) -> Bound:
+    """Bound the coupled blocks of a problem that fits in memory."""
+    polytope, shift = problem.polytope, problem.proof.shift
+    point = proof.point.to(torch.float64)
+    half = problem.half_gradient(point)
+    value = polytope.block_sum(problem.row_value(point, half))
+    scale = proof.scale
+    if flatten and not bool(proof.row_method.any()):
+        # Any point gives a tangent; the problem knows a better one on the same ray.
+        scale = problem.flattening(point, half)
+    if not bool((scale == 1).all()):
+        column = polytope.to_rows(scale, point.shape[0])
+        point, half = 1 - column * (1 - point), half * column
+    taken = _added_diagonal(problem, proof)
+    lowered = problem.row_value(point, half) + (taken * point * (1 - point)).sum(dim=1)
+    half = half + taken * (0.5 - point)
+    size = (taken.abs() * (1 + point.abs()).square()).sum(dim=1)
+    for extra_value, extra_half, extra_size in (_counts(problem, proof, point), _cuts(proof, point)):
+        lowered, half, size = lowered + extra_value, half + extra_half, size + extra_size
+    if bool(proof.row_method.any()):
+        value = polytope.block_sum(lowered)
+    bound = polytope.block_sum(lowered - 2 * (half * point).sum(dim=1)) + 2 * polytope.lmo_bound(half)
+    slack = polytope.block_sum(problem.rounding(point) + 8 * problem.terms() * UNIT_ROUNDOFF * size)
+    bound = bound - slack
+    convexity = bound.new_zeros(len(bound))
+    if shift:
+        # Σ q over pruned entries is at most this, and an objective zᵀQz at least −τ times it.
+        diagonal = problem.diagonal
+        pruned = polytope.block_sum(diagonal.sum(dim=1)) - polytope.lmo_bound(diagonal)
+        convexity = shift * (1 + _CONVEXITY_MARGIN) * pruned
+    if problem.nonnegative:
+        bound = torch.maximum(bound, 0 - convexity)
+    return Bound(bound, value, slack, float(convexity.sum()), scale)
+
+
+def _added_diagonal(problem: Problem, proof: Proof) -> Tensor:
+    """Return d: (rows, cols) float64."""
+    share = torch.full_like(proof.point, -problem.proof.shift, dtype=torch.float64)
+    if proof.share is not None:
+        share[proof.row_method == METHODS.index("diagonal")] = proof.share
+    taken = share.mul_(problem.diagonal)
+    taken[proof.dense_rows] = proof.dense_diagonal
+    return taken
+
+
+def _counts(problem: Problem, proof: Proof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value (rows,), half gradient (rows, cols) and size (rows,) of ρ Σ (Σ m)(Σ m − keep)."""
+    if not len(proof.dense_rows):
+        zero = point.new_zeros(len(point))
+        return zero, point.new_zeros(1, 1), zero
+    size, keep = row_counts(problem)
+    groups = point.view(len(point), -1, size)
+    sums = groups.sum(dim=2)
+    weight = point.new_zeros(len(point)).index_copy_(0, proof.dense_rows, proof.dense_weight)
+    half = weight.view(-1, 1) * (sums - keep / 2)
+    magnitude = groups.abs().sum(dim=2)
+    total = weight * ((magnitude + keep) * (magnitude + 2 * size)).sum(dim=1)
+    return weight * (sums * (sums - keep)).sum(dim=1), half.repeat_interleave(size, dim=1), 2 * total
+
+
+def _cuts(proof: Proof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value (rows,), half gradient (rows, cols) and size (rows,) of −Σ λ ((s·x)² − 1)."""
+    rows = len(point)
+    value, size = point.new_zeros(rows), point.new_zeros(rows)
+    if not len(proof.cut_row):
+        return value, point.new_zeros(1, 1), size
+    signs = torch.cat([point.new_ones(rows, 1), 1 - 2 * point], dim=1)  # x
+    weight, row = proof.cut_multiplier, proof.cut_row
+    sums = (signs[row.unsqueeze(1), proof.cut_index] * proof.cut_sign).sum(dim=1)
+    value.index_add_(0, row, -weight * (sums.square() - 1))
+    largest = signs.abs().amax(dim=1)[row]
+    size.index_add_(0, row, weight * (3 * largest + 4).square())
+    gradient = torch.zeros_like(signs)  # half of it, in m: −λ (s·x) (−2 s)
+    flat = (row.unsqueeze(1) * signs.shape[1] + proof.cut_index).reshape(-1)
+    gradient.view(-1).index_add_(0, flat, (2 * (weight * sums).unsqueeze(1) * proof.cut_sign).reshape(-1))
+    return value, gradient[:, 1:], size
+
+
+def row_counts(problem: Problem) -> tuple[int, int]:
+    """Return the size of the groups of columns that share a count inside one row, and how many each keeps.
+
+    Where a count is over several rows there is none inside a row: (1, 0) would say so, and no ρ may be used then.
+    """
+    polytope, shape = problem.polytope, problem.shape
+    size = polytope.group_size(shape)
+    if polytope.rows_per_block(shape) > 1 and not polytope.counts_columns():
+        return 1, 0
+    return size, polytope.kept(shape) * size // (shape[0] * shape[1])
