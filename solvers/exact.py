@@ -15,7 +15,7 @@ from .base import Answer, Progress, Run, Solver, Status, worse
 from .exact_backends import Limits, Proof, solve_with_daqp, solve_with_scip
 from .local_search import MATRICES, LocalSearch, loosened, separates
 from .programs import Array, BlockProgram, block_programs, refuse_more_free_than, require
-from .tightening import largest_diagonal
+from .row_diagonal import largest_diagonal
 
 _FREE_LIMIT = 64
 _BACKENDS = {"scip": solve_with_scip, "daqp": solve_with_daqp}

@@ -10,22 +10,17 @@ and Willsky, SIAM Journal on Matrix Analysis 33, 2012). Entries may be negative.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from relaxprune.problems import Gram
 
 from .interior_point import InteriorPoint
 
-Array = NDArray[np.float64]
-
 _MARGIN = 1e-7  # lets a rank-deficient matrix have an interior; given back
 _GAP = 0.05  # the value is far nearer to the optimum than the gap says
 _MOST_STEPS = 40
 _LEAST_WEIGHT = 1e-3
-_CONDITIONING = 1e-5  # in correlation scaling: backends regularise a form that is hardly definite
 
 
 def largest_share(gram: Gram, weights: Tensor | None = None) -> Tensor:
@@ -42,20 +37,6 @@ def largest_share(gram: Gram, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         return gram.remember("largest share", lambda: _largest(gram, torch.ones_like(gram.diagonal)))
     return _largest(gram, weights)
-
-
-def largest_diagonal(quadratic: Array) -> Array:
-    """Return d with Q − Diag(d) proven positive definite and Σ d about as large as can be, for one row's Q.
-
-    Args:
-        quadratic: (n, n) symmetric float64, positive semidefinite up to float noise.
-
-    Returns:
-        (n,) float64; entries are negative where Q itself is not positive semidefinite.
-    """
-    gram = Gram(torch.from_numpy(quadratic))
-    share = largest_share(gram, gram.diagonal) - _CONDITIONING
-    return np.asarray((share * gram.diagonal).numpy(), dtype=np.float64)
 
 
 def _largest(gram: Gram, weights: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from relaxprune.solvers import exact_backends
 from relaxprune.solvers.enumeration import Enumerate
 from relaxprune.solvers.exact import Exact
 from relaxprune.solvers.exact_backends import Proof
-from relaxprune.solvers.tightening import largest_diagonal
+from relaxprune.solvers.row_diagonal import largest_diagonal
 from tests.layers import correlated_gram
 from tests.random_problems import Draw, random_case
 
