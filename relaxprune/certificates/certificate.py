@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .underestimator import METHODS, Bound, Proof, tangent_bound
+
+if TYPE_CHECKING:
+    from .verification import Verification
 
 _LAST_DIGITS = 1e-12
 
@@ -76,6 +79,20 @@ class Certificate:
     def relative_gap(self) -> float:
         """``gap`` / abs(``objective``); 0 for a zero objective."""
         return self.gap / abs(self.objective) if self.objective else 0.0
+
+    def verify(self, problem: Problem, exact: bool = False) -> Verification:
+        """Check everything again from the problem, by code that had no part in making it.
+
+        Args:
+            problem: the problem that the certificate is for.
+            exact: compute in rationals; up to 64 rows and 24 columns.
+
+        Raises:
+            CertificateError: something does not hold.
+        """
+        from .verification import verify
+
+        return verify(problem, self, exact)
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""

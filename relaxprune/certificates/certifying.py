@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -288,11 +287,10 @@ def _best(problem: Problem, candidates: list[Candidate]) -> Candidate:
         cut_sign=richest.cut_sign[cuts],
         cut_multiplier=richest.cut_multiplier[cuts],
     )
-    slack = sum(bound.convexity_slack for _, bound in candidates) / len(candidates)
     return proof, Bound(
         per_block([bound.row_lower_bound for _, bound in candidates]),
         per_block([bound.value for _, bound in candidates]),
         per_block([bound.row_rounding for _, bound in candidates]),
-        slack if math.isfinite(slack) else 0.0,
+        max(bound.convexity_slack for _, bound in candidates),
         per_block([bound.scale for _, bound in candidates]),
     )

@@ -28,6 +28,7 @@ from .eval import evaluate
 from .prune import prune
 from .solve import solve_file
 from .solvers import solvers
+from .verify import verify_file
 
 app = typer.Typer(
     name="relaxprune",
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("prune")(prune)
 app.command("eval")(evaluate)
 app.command("solve")(solve_file)
+app.command("verify")(verify_file)
 app.command("compare")(compare_solvers)
 app.command("solvers")(solvers)
 app.command("demo")(demo)

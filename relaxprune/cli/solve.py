@@ -11,9 +11,10 @@ import typer
 
 from .endings import door, interruptible, tell
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
+from .problem_file import read_layer
 
 if TYPE_CHECKING:
-    from relaxprune import MaskProblem
+    from relaxprune import Certificate, MaskProblem, Solution
     from relaxprune.pruning.settings import Target
 
 _FILE_SCHEMA_VERSION = 1
@@ -25,6 +26,8 @@ def solve_file(
     how_much: PatternGroup,
     how: SolverGroup,
     out: Annotated[Path | None, typer.Option(help="File for the mask, the bound and the settings.")] = None,
+    certify: Annotated[str | None, typer.Option(help="Prove a bound by fw, diagonal, sdp or exact.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="File for the proof, for `relaxprune verify`.")] = None,
     device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None,
     seed: Seed = 0,
 ) -> int:
@@ -37,8 +40,11 @@ def solve_file(
 
     target = how_much.target
     options = parse_options(how.solver, how.option)
-    if out is not None:
-        refuse_output_file(out)
+    for file_out in (out, certificate):
+        if file_out is not None:
+            refuse_output_file(file_out)
+    if certify is not None:
+        _check_method(certify)
     with interruptible():
         problem = read_problem(file, target, device)
         solution = solve(
@@ -53,9 +59,18 @@ def solve_file(
             throw=False,
             **options,
         )
+        proven = solution.certificate if certify is None else _certified(problem, solution, certify, seed)
     facts = _facts(problem, solution, seed)
     for key in ("sparsity", "objective", "relative_error", "lower_bound", "relative_gap", "status", "seconds"):
         print(f"{key:<15} {_text(facts[key])}")
+    if certify is not None:
+        print(f"{'certified':<15} {_text(proven.lower_bound)} by {certify}, relative gap {_text(proven.relative_gap)}")
+    if certificate is not None:
+        from relaxprune.certificates.certificate_file import save_certificate
+
+        with door():
+            save_certificate(proven, problem.polytope, certificate)
+        print(f"{'certificate':<15} {certificate}")
     if out is not None:
         from relaxprune.pruning.mask_file import write_masks
 
@@ -66,26 +81,27 @@ def solve_file(
     return tell([notice] if notice else [])
 
 
+def _check_method(method: str) -> None:
+    """Refuse an unknown method before any work is done."""
+    from relaxprune import RelaxPruneError
+    from relaxprune.certificates.underestimator import METHODS
+
+    if method not in METHODS:
+        raise RelaxPruneError(f"--certify is {method!r}; known methods are {', '.join(METHODS)}")
+
+
+def _certified(problem: MaskProblem, solution: Solution, method: str, seed: int) -> Certificate:
+    """Return the certificate of a solution by the method asked for."""
+    from relaxprune import certify
+
+    return certify(problem, solution, method, seed=seed)
+
+
 def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
     """Read ``weight`` and ``gram`` and put the polytope around them."""
-    from safetensors import SafetensorError, safe_open
+    from relaxprune import MaskProblem
 
-    from relaxprune import MaskProblem, RelaxPruneError
-    from relaxprune.checks import check_device
-
-    place = check_device(device or "cpu")
-    if not file.is_file():
-        raise RelaxPruneError(f"problem file {str(file)!r} does not exist")
-    try:
-        with door(), safe_open(file, framework="pt") as tensors:
-            missing = sorted({"weight", "gram"} - set(tensors.keys()))
-            if missing:
-                raise RelaxPruneError(f"problem file {str(file)!r} has no tensor {missing[0]!r}")
-            weight, gram = tensors.get_tensor("weight").to(place), tensors.get_tensor("gram").to(place)
-    except SafetensorError as error:
-        raise RelaxPruneError(f"problem file {str(file)!r} is not a whole safetensors file: {error}") from error
-    if weight.ndim != 2:
-        raise RelaxPruneError(f"`weight` in {str(file)!r} must have 2 dimensions, got shape {tuple(weight.shape)}")
+    weight, gram = read_layer(file, device)
     rows, cols = weight.shape
     return MaskProblem(weight, gram, target.polytope_of("weight", (rows, cols)))
 

@@ -1,0 +1,163 @@
+"""The sets of masks once more, for verification: counts, feasibility and least sums, from the description alone.
+
+Nothing here is shared with the oracles that made the bounds. Arrays may hold float64 or ``Fraction`` (dtype object).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from relaxprune.problems import Polytope, RelaxPruneError
+
+Array = np.ndarray[Any, Any]
+
+_LISTED_TILE = 4  # tiles up to this size are minimised by listing their masks
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSet:
+    """A set of masks as lines of entries that share a count.
+
+    Attributes:
+        kind: ``"ksparse"``, ``"nm"`` or ``"transposable"``.
+        keep: entries kept in a line.
+        width: entries of a line; 0 for the whole matrix.
+        height: rows of a coupled block; 0 for the whole matrix.
+        at_most: fewer may be kept.
+        kept, pruned: (rows, cols) bool, fixed entries.
+    """
+
+    kind: str
+    keep: int
+    width: int
+    height: int
+    at_most: bool
+    kept: Array
+    pruned: Array
+
+    @classmethod
+    def of(cls, polytope: Polytope, shape: tuple[int, int]) -> MaskSet:
+        """Write out a polytope for masks of ``shape``.
+
+        Raises:
+            RelaxPruneError: a kind of set that verification does not know.
+        """
+        options = polytope.to_dict()
+        kind, per = str(options["kind"]), options.get("per", "row")
+        if kind not in ("ksparse", "nm", "transposable"):
+            raise RelaxPruneError(f"verification knows ksparse, nm and transposable sets, got {kind!r}")
+        whole = kind == "ksparse" and per == "layer"
+        entries = (np.zeros(shape, bool) if item is None else item.cpu().numpy() for item in polytope.fixed())
+        return cls(
+            kind,
+            int(options["keep"]),
+            0 if whole else shape[1] if kind == "ksparse" else int(options["group"]),
+            0 if whole else int(options["group"]) if kind == "transposable" else 1,
+            bool(options.get("at_most", False)),
+            *entries,
+        )
+
+    @property
+    def row_count(self) -> tuple[int, int] | None:
+        """Size and count of the groups inside a row, or None where no count is a row's own."""
+        return (self.width, self.keep) if self.width else None
+
+    def rows_per_block(self) -> int:
+        """Return the height of a coupled block."""
+        return self.height or len(self.kept)
+
+    def part(self, rows: slice) -> MaskSet:
+        """Return the set of a run of whole coupled blocks."""
+        return replace(self, kept=self.kept[rows], pruned=self.pruned[rows])
+
+    def block_sum(self, values: Array) -> Array:
+        """Sum (rows,) or (rows, cols) over coupled blocks: (blocks,)."""
+        sums: Array = values.reshape(len(values) // self.rows_per_block(), -1).sum(axis=1)
+        return sums
+
+    def feasible(self, mask: Array) -> bool:
+        """Tell whether a (rows, cols) bool mask belongs to the set."""
+        if (self.kept & ~mask).any() or (self.pruned & mask).any():
+            return False
+        counts = self._lines(mask).sum(axis=1)
+        if self.kind == "transposable":
+            columns = mask.reshape(-1, self.width, mask.shape[1]).sum(axis=1)
+            return bool((counts == self.keep).all() and (columns == self.keep).all())
+        return bool((counts <= self.keep).all() if self.at_most else (counts == self.keep).all())
+
+    def least(self, costs: Array) -> Array:
+        """Return the least Σ costs · mask of each coupled block, (blocks,), from ``costs`` (rows, cols)."""
+        if self.kind == "transposable":
+            return self._least_of_tiles(costs)
+        kept, pruned = self._lines(self.kept), self._lines(self.pruned)
+        lines = self._lines(costs)
+        key = np.where(kept, -np.inf, np.where(pruned, np.inf, lines))
+        first = np.argsort(key, axis=1, kind="stable")[:, : self.keep]
+        chosen = np.take_along_axis(lines, first, axis=1)
+        if self.at_most:
+            optional = np.where(np.take_along_axis(pruned, first, axis=1), 0 * chosen, np.minimum(chosen, 0 * chosen))
+            chosen = np.where(np.take_along_axis(kept, first, axis=1), chosen, optional)
+        blocks = len(costs) // self.rows_per_block()
+        sums: Array = chosen.reshape(blocks, -1).sum(axis=1)
+        return sums
+
+    def _lines(self, values: Array) -> Array:
+        """Return one line per count: (lines, width)."""
+        return values.reshape(-1, self.width) if self.width else values.reshape(1, -1)
+
+    def _least_of_tiles(self, costs: Array) -> Array:
+        """Minimise every tile: by its list of masks while that is short, else as a flow in whole numbers."""
+        tiles, kept, pruned = (_tiles(values, self.width) for values in (costs, self.kept, self.pruned))
+        if self.width <= _LISTED_TILE:
+            masks = _tile_masks(self.keep, self.width)
+            sums = tiles @ masks.T.astype(tiles.dtype)
+            broken = (kept.astype(int) @ ~masks.T + pruned.astype(int) @ masks.T) > 0
+            least = np.where(broken, np.inf, sums).min(axis=1)
+        else:
+            least = np.empty(len(tiles), dtype=tiles.dtype)
+            for number in range(len(tiles)):
+                mask = _flow(tiles[number], kept[number], pruned[number], self.keep, self.width)
+                least[number] = tiles[number][mask].sum()
+        total: Array = least.reshape(len(costs) // self.width, -1).sum(axis=1)
+        return total
+
+
+def _tiles(values: Array, size: int) -> Array:
+    """Return tiles in reading order, each flat: (tiles, size²)."""
+    rows, cols = values.shape
+    return values.reshape(rows // size, size, cols // size, size).swapaxes(1, 2).reshape(-1, size * size)
+
+
+@lru_cache(maxsize=8)
+def _tile_masks(keep: int, size: int) -> Array:
+    """Return every mask of a tile: (masks, size²) bool."""
+    lines = [line for line in itertools.product((False, True), repeat=size) if sum(line) == keep]
+    masks = np.array(list(itertools.product(lines, repeat=size)), dtype=bool)
+    found: Array = masks[(masks.sum(axis=1) == keep).all(axis=1)]
+    return found.reshape(len(found), size * size)
+
+
+def _flow(costs: Array, kept: Array, pruned: Array, keep: int, size: int) -> Array:
+    """Return a cheapest mask of one tile, (size²,) bool, by network simplex in whole numbers, so without rounding."""
+    import networkx as nx
+
+    exact = [Fraction(value) for value in costs.tolist()]
+    unit = math.lcm(*(value.denominator for value in exact))
+    scaled = [value * unit for value in exact]
+    dear = 1 + 2 * int(sum(abs(value) for value in scaled))
+    graph = nx.DiGraph()
+    for line in range(size):
+        graph.add_node(("row", line), demand=-keep)
+        graph.add_node(("column", line), demand=keep)
+    for place, value in enumerate(scaled):
+        cost = int(value) + dear * (int(pruned[place]) - int(kept[place]))
+        graph.add_edge(("row", place // size), ("column", place % size), capacity=1, weight=cost)
+    _, flow = nx.network_simplex(graph)
+    return np.array([flow["row", place // size]["column", place % size] > 0 for place in range(size * size)])
