@@ -37,7 +37,7 @@ def changed(certificate: Certificate, **values: object) -> Certificate:
 @pytest.mark.parametrize("name", POLYTOPES)
 @pytest.mark.parametrize("fixed", [False, True])
 def test_every_set_round_trips_and_verifies(name, fixed, tmp_path):
-    for method in METHODS[:3]:
+    for method in ("sdp",):
         problem, certificate = proven(method, name, fixed)
         save_certificate(certificate, problem.polytope, tmp_path / "c")
         loaded, description = load_certificate(tmp_path / "c")
