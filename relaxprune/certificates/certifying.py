@@ -135,7 +135,7 @@ def _chosen_rows(
 
 def _plain(task: _Task, hint: Solution | None) -> Candidate:
     """Bound by the box relaxation."""
-    point = None if hint is None or hint.certificate.proof.share is not None else hint.relaxed_mask
+    point = None if hint is None else hint.relaxed_mask
     return _tangent(task, _relaxed(task, task.problem, task.mask, "none")[0] if point is None else point, None)
 
 

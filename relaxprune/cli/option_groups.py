@@ -144,6 +144,18 @@ class LayerGroup:
 
 
 @dataclass(frozen=True)
+class CertifyGroup:
+    """What is proven of every layer."""
+
+    certify: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Certificate of every layer: fw, diagonal or sdp.")
+    ] = None
+    certify_rows: Annotated[
+        int | None, typer.Option(help="Rows per layer that diagonal (default: all) or sdp (default: 32) is applied to.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class RunGroup:
     """Where the result goes, and how the run is made."""
 

@@ -9,6 +9,7 @@ import typer
 from .endings import interruptible
 from .option_groups import (
     CalibrationGroup,
+    CertifyGroup,
     LayerGroup,
     ModelGroup,
     PatternGroup,
@@ -27,9 +28,10 @@ def prune(
     layers: LayerGroup,
     loading: ModelGroup,
     run: RunGroup,
+    certify: CertifyGroup,
 ) -> int:
     """Prune a model block by block and write a folder that transformers loads."""
     from .prune_run import PruneRequest, left_behind, run_prune
 
     with interruptible(lambda: left_behind(run.out)):
-        return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run))
+        return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run, certify))

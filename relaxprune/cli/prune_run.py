@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.calibration import CalibrationOptions, TokenWindows, calibration_windows, open_source
+from relaxprune.pruning.certified import solver_for
 from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
 from relaxprune.pruning.layers import apply_masks
 from relaxprune.pruning.loading import LoadedModel
@@ -28,7 +29,7 @@ from .endings import door, tell
 from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .notices import report_notices
-from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
+from .option_groups import CalibrationGroup, CertifyGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from .progress import PruneProgress, duration
 from .solver_options import parse_options
 
@@ -49,6 +50,7 @@ class PruneRequest:
     layers: LayerGroup
     loading: ModelGroup
     run: RunGroup
+    certify: CertifyGroup = field(default_factory=CertifyGroup)
 
     @property
     def out(self) -> Path:
@@ -64,9 +66,15 @@ class PruneRequest:
         return {"sparsity": target.sparsity, "pattern": target.pattern}
 
     @property
+    def solver_options(self) -> dict[str, Any]:
+        """The solver's own options that were given, parsed and checked."""
+        return parse_options(self.how.solver, self.how.option)
+
+    @property
     def solver(self) -> Solver:
-        """The solver with its own options, parsed and checked."""
-        return check_solver(self.how.solver, **parse_options(self.how.solver, self.how.option))
+        """The solver as ``prune_model`` takes it from its name and options."""
+        given = self.solver_options
+        return solver_for(self.certify.certify, check_solver(self.how.solver, **given), given)
 
     @property
     def distributions(self) -> tuple[str, ...]:
@@ -97,6 +105,8 @@ class PruneRequest:
             time_limit_s=self.how.time_limit,
             gap_tolerance=self.how.gap_tolerance,
             seed=self.run.seed,
+            certify=self.certify.certify,
+            certify_rows=self.certify.certify_rows,
         )
 
     def check(self) -> None:
@@ -186,10 +196,11 @@ def prune_loaded(
                 loaded.model,
                 windows.tokens.split(batch_windows(windows)),
                 **request.amount,
-                solver=request.solver,
+                solver=request.how.solver,
                 options=request.options,
                 recorder=folder,
                 on_event=progress,
+                **request.solver_options,
             )
     except (RelaxPruneError, KeyboardInterrupt):
         if folder is not None:

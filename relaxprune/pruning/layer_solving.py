@@ -10,11 +10,14 @@ from torch import Tensor
 
 from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
+from ..certificates import Certificate
 from ..solution import Solution
 from ..solving import solve, start_mask
+from .certified import certificate_of, proven_share
 from .layers import PrunableLayer
 from .report import LayerReport
 from .settings import PruneOptions, Target
@@ -37,6 +40,10 @@ class LayerInputs:
     leader: str
 
 
+# A certificate, and the set of masks that it is for.
+Proven = tuple[Certificate, Polytope]
+
+
 @dataclass(frozen=True, eq=False)
 class MaskSolver:
     """Solves layers, all with the same target, solver and effort."""
@@ -45,33 +52,23 @@ class MaskSolver:
     solver: Solver
     options: PruneOptions
 
-    def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> tuple[Tensor, LayerReport]:
+    def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> tuple[Tensor, LayerReport, Proven | None]:
         """Find the mask of one layer, and what Wanda's mask costs on the same Gram.
 
         Returns:
-            (rows, cols) bool mask on the CPU, True = kept, and the layer's report. Where the solver broke down the mask
-            is the one that it started from, polished, and the report's status says so: one layer must not end a run.
+            (rows, cols) bool mask on the CPU, True = kept, the layer's report, and its certificate if one is asked for.
+            Where the solver broke down the mask is the one that it started from, polished, and the report's status says
+            so: one layer must not end a run.
 
         Raises:
             RelaxPruneError: the problem cannot be solved as asked; the message names the layer.
         """
-        options = self.options
         matrix = inputs.gram.matrix
         weight = layer.matrix().to(device=matrix.device, dtype=matrix.dtype)
         try:
             problem = MaskProblem(weight, inputs.gram, self.target.polytope_of(layer.name, layer.shape))
-            solution = solve(
-                problem,
-                self.solver,
-                start=options.start,
-                polish=options.polish,
-                max_iterations=options.max_iterations,
-                time_limit_s=options.time_limit_s,
-                gap_tolerance=options.gap_tolerance,
-                seed=options.seed,
-                memory_budget_bytes=options.memory_budget_bytes,
-                throw=False,
-            )
+            solution = self._solution(problem)
+            certificate = certificate_of(problem, solution, self.options)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
         mask = solution.mask.cpu()
@@ -88,13 +85,32 @@ class MaskSolver:
             tokens=inputs.tokens,
             calls=inputs.calls,
             gram=inputs.leader,
-            **_judged(problem, solution, options.memory_budget_bytes or DEFAULT_MEMORY_BYTES),
+            **_judged(problem, solution, self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, certificate),
         )
-        return mask, report
+        return mask, report, None if certificate is None else (certificate, problem.polytope)
+
+    def _solution(self, problem: MaskProblem) -> Solution:
+        """Solve with the options of the run."""
+        options = self.options
+        return solve(
+            problem,
+            self.solver,
+            start=options.start,
+            polish=options.polish,
+            max_iterations=options.max_iterations,
+            time_limit_s=options.time_limit_s,
+            gap_tolerance=options.gap_tolerance,
+            seed=options.seed,
+            memory_budget_bytes=options.memory_budget_bytes,
+            throw=False,
+        )
 
 
-def _judged(problem: MaskProblem, solution: Solution, memory_bytes: int) -> dict[str, Any]:
+def _judged(
+    problem: MaskProblem, solution: Solution, memory_bytes: int, certificate: Certificate | None = None
+) -> dict[str, Any]:
     """Return the part of a layer's report that is known once the mask is."""
+    proof = solution.certificate if certificate is None else certificate
     wanda_mask = start_mask(problem, "wanda", memory_bytes)
     same = torch.equal(wanda_mask, solution.mask)
     wanda = solution.objective if same else problem.objective(wanda_mask, memory_bytes)
@@ -108,9 +124,12 @@ def _judged(problem: MaskProblem, solution: Solution, memory_bytes: int) -> dict
         "relaxed_objective": solution.relaxed_objective,
         "unrounded_objective": solution.unrounded_objective,
         "rounded_objective": solution.rounded_objective,
-        "lower_bound": solution.lower_bound,
-        "gap": solution.gap,
-        "relative_gap": solution.relative_gap,
+        "lower_bound": proof.lower_bound,
+        "gap": proof.gap,
+        "relative_gap": proof.relative_gap,
+        "certificate": None if certificate is None else certificate.method,
+        "certified_rows": None if certificate is None else certificate.rows_covered,
+        "proven_share": proven_share(wanda, solution.objective, proof.lower_bound),
         "solver": solution.solver,
         "polish": solution.polish,
         "status": solution.status.name,

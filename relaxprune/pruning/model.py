@@ -18,10 +18,12 @@ from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
 from ..solving import check_solver
+from .certified import solver_for
 from .layer_solving import LayerInputs, MaskSolver
 from .layers import PrunableLayer
 from .plan import Survey, survey_model
-from .report import BlockRecord, BlockRecorder, LayerReport, PruneEvent, PruneReport, SkippedLayer
+from .recording import BlockRecord, BlockRecorder, CertificateRecorder
+from .report import LayerReport, PruneEvent, PruneReport, SkippedLayer
 from .settings import PruneOptions as PruneOptions
 from .settings import Target as Target
 from .stages import Propagation, Rerun, Stage, block_propagation, make_agenda
@@ -63,9 +65,12 @@ def prune_model(
         polytope: one feasible set for all layers.
         solver: name or instance, as for `solve`.
         options: which layers, and with how much effort; the defaults of `PruneOptions` if None.
-        recorder: keeps finished blocks; blocks that it has are applied instead of solved.
+        recorder: keeps finished blocks; blocks that it has are applied instead of solved. A `CertificateRecorder` keeps
+            the certificates too.
         on_event: called when blocks and layers start and end; its exceptions end the run.
-        **solver_options: options of the solver, as for `solve`.
+        **solver_options: options of the solver, as for `solve`. With `options.certify` "diagonal" or "sdp" fw's
+            `tighten` is "diagonal" unless it is given here: certificates go on from there. An instance's "none" counts
+            as not given.
 
     Returns:
         The report, with the masks.
@@ -75,7 +80,7 @@ def prune_model(
     """
     options = options or PruneOptions()
     target = Target(sparsity, pattern, polytope)
-    chosen = check_solver(solver, **solver_options)
+    chosen = solver_for(options.certify, check_solver(solver, **solver_options), solver_options)
     options.check_for(chosen)
     survey = survey_model(model, target, options, solver=chosen)
     run = _Run(survey, MaskSolver(target, chosen, options), recorder, on_event)
@@ -185,7 +190,10 @@ class _Run:
             self.announce("layer_start", stage, layer.name)
             inputs = LayerInputs(gram, tokens, collector.calls[layer.name], layers[0].name)
             with self.timed("solve"):
-                mask, report = self.mask_solver.solve(layer, inputs, stage.index)
+                mask, report, proof = self.mask_solver.solve(layer, inputs, stage.index)
+            if proof is not None and isinstance(self.recorder, CertificateRecorder):
+                with self.timed("record"):
+                    self.recorder.save_certificate(layer.parameter, *proof)
             layer.apply_mask(mask)
             solved[layer.parameter] = (mask, report)
             self.finish(stage, report, mask)

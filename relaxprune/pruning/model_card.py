@@ -46,6 +46,8 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
         "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
         "error, the proven lower bound and the gap.",
     ]
+    if settings.get("certify") is not None:
+        lines += ["`certificates/` holds the proof of every layer's bound."]
     lines += ["", "## Notices", "", *(f"- {notice}" for notice in notes.notices)] if notes.notices else []
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
+from .certified import certificates_in_words
 from .layers import PrunableLayer, check_patterns, find_layers, matches
 from .report import SkippedLayer, skipped_lines, table
 from .settings import PruneOptions, Target
@@ -53,6 +54,7 @@ class PrunePlan:
         blocks: name of the list of blocks, "" when the model is pruned layer by layer.
         estimated_bytes: memory of a run, about, as `estimate_bytes` counts it.
         polytope: what was asked for, as in `Target.to_dict`.
+        certificates: what is proven of every layer, in words; "" for what the solver proves by itself.
     """
 
     layers: list[PlannedLayer]
@@ -60,9 +62,10 @@ class PrunePlan:
     blocks: str
     estimated_bytes: int
     polytope: dict[str, Any] = field(default_factory=dict)
+    certificates: str = ""
 
     def __str__(self) -> str:
-        """Return one line per layer, the total, and what is skipped."""
+        """Return one line per layer, the total, the certificates, and what is skipped."""
         lines: list[tuple[object, ...]] = [("layer", "kind", "block", "rows", "cols", "keep", "sparsity")]
         for layer in self.layers:
             block = "-" if layer.block is None else layer.block
@@ -72,7 +75,8 @@ class PrunePlan:
         total = (
             f"{len(self.layers)} layers, {entries:,} weights, about {self.estimated_bytes / 2**30:.2f} GiB of memory"
         )
-        return "\n".join([*table(lines), total, *skipped_lines(self.skipped)])
+        proofs = [f"certificates: {self.certificates}"] if self.certificates else []
+        return "\n".join([*table(lines), total, *proofs, *skipped_lines(self.skipped)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +137,9 @@ def survey_model(
         planned.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
     if solver is not None:
         refuse_misfits(solver, layers, target)
-    estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens)
-    plan = PrunePlan(planned, [*skipped, *left], blocks.name, estimate, target.to_dict())
+    estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
+    words = certificates_in_words(options, solver)
+    plan = PrunePlan(planned, [*skipped, *left], blocks.name, estimate, target.to_dict(), words)
     return Survey(plan, layers, blocks)
 
 
@@ -193,12 +198,15 @@ def select_layers(
     return chosen, left
 
 
-def estimate_bytes(model: nn.Module, layers: Sequence[PlannedLayer], budget: int | None, tokens: int) -> int:
+def estimate_bytes(
+    model: nn.Module, layers: Sequence[PlannedLayer], budget: int | None, tokens: int, certified: bool = False
+) -> int:
     """Estimate the memory of a run, in bytes; no bound: the interpreter and its libraries come on top.
 
     The sum of: the model; one byte per mask entry; float64 Gram sums of the block with the most (as if no layers
     shared one); for the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature),
-    its weight in float32 and float64, and the solver's memory budget; and twice the hidden states of all tokens, as
+    its weight in float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and
+    the solver's memory budget; and twice the hidden states of all tokens, as
     wide as the first layer's inputs. Attention masks and activations inside one block are not counted.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -206,7 +214,8 @@ def estimate_bytes(model: nn.Module, layers: Sequence[PlannedLayer], budget: int
     sums: dict[int | None, int] = {}
     for layer in layers:
         sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
-    solving = max(20 * layer.cols**2 + 12 * layer.rows * layer.cols for layer in layers)
+    per_weight = 60 if certified else 12
+    solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
     item = max(parameter.element_size() for parameter in model.parameters())
     states = 2 * tokens * layers[0].cols * item
     return weights + masks + max(sums.values()) + solving + (budget or DEFAULT_MEMORY_BYTES) + states

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
+
+from .recording import BlockRecord as BlockRecord
+from .roles import RoleSummary, summarise
 
 _MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
 
@@ -60,6 +63,11 @@ class LayerReport:
         products: matrix products of the solver.
         iterations: iterations of the solver.
         seconds: time of the solver and its polish.
+        certificate: method of the certificate that the bound and the gap are of; None where none was asked for, and
+            they are the solver's own.
+        certified_rows: rows that the method was applied to; None like the one before.
+        proven_share: (wanda_objective - objective) / (wanda_objective - lower_bound), in [0, 1]: how much of the way
+            from Wanda's mask to the bound is done; None where Wanda's objective does not exceed the bound.
     """
 
     name: str
@@ -90,6 +98,9 @@ class LayerReport:
     products: float
     iterations: int
     seconds: float
+    certificate: str | None = None
+    certified_rows: int | None = None
+    proven_share: float | None = None
 
     @property
     def wanda_ratio(self) -> float:
@@ -111,32 +122,6 @@ class LayerReport:
         if set(data) != names:
             raise RelaxPruneError(f"a layer report must have exactly the keys {sorted(names)}, got {sorted(data)}.")
         return cls(**data)
-
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """All that is needed to redo a finished block without solving.
-
-    Attributes:
-        masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
-            where the module stores the transpose.
-        layers: one report for each mask.
-        seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
-    """
-
-    masks: dict[str, Tensor]
-    layers: list[LayerReport]
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-class BlockRecorder(Protocol):
-    """Keeps finished blocks, so that an interrupted run can be continued to the same result."""
-
-    def load(self, block_index: int) -> BlockRecord | None:
-        """Return the record of a finished block, None if it has to be solved."""
-
-    def save(self, block_index: int, record: BlockRecord) -> None:
-        """Keep the record of a block that was just finished."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +202,11 @@ class PruneReport:
         """Mean over layers of (objective - lower bound) / objective."""
         return _mean([layer.relative_gap for layer in self.layers])
 
+    @property
+    def roles(self) -> list[RoleSummary]:
+        """Mean relative gap and proven share of the layers with the same role (q_proj, up_proj, ...)."""
+        return summarise([(item.name, item.relative_gap, item.proven_share) for item in self.layers])
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the masks, as plain numbers, strings, lists and dicts."""
         return {
@@ -230,12 +220,13 @@ class PruneReport:
             "options": self.options,
             "propagation": self.propagation,
             "seconds": self.seconds,
+            "roles": [dataclasses.asdict(role) for role in self.roles],
             "layers": [layer.to_dict() for layer in self.layers],
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
 
     def __str__(self) -> str:
-        """Return a table with one line per layer, the means, and what was skipped."""
+        """Return a table with one line per layer, the means, what the certificates say, and what was skipped."""
         head = ("layer", "shape", "sparsity", "wanda error", "error", "ratio", "gap", "status", "seconds")
         lines: list[tuple[object, ...]] = []
         for item in self.layers:
@@ -244,7 +235,16 @@ class PruneReport:
             lines.append((item.name, shape, *numbers, item.relative_gap, item.status, item.seconds))
         means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.seconds for item in self.layers)))
-        return "\n".join([*table([head, *lines]), *skipped_lines(self.skipped)])
+        proven = [] if self.options.get("certify") is None else self._certified_lines()
+        return "\n".join([*table([head, *lines]), *proven, *skipped_lines(self.skipped)])
+
+    def _certified_lines(self) -> list[str]:
+        """Return a table with one line per role: what the certificates prove."""
+        lines: list[tuple[object, ...]] = [("certified", "layers", "proven share", "gap")]
+        for item in self.roles:
+            share = "-" if item.mean_proven_share is None else item.mean_proven_share
+            lines.append((item.role, item.layers, share, item.mean_relative_gap))
+        return table(lines)
 
 
 def _mean(values: list[float]) -> float:

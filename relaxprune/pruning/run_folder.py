@@ -16,17 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from .certificate_files import CertificateFiles
 from .durable import file_sha256, sweep_scratch, sync_folder, write_json, write_text
 from .fingerprint import Fingerprint, differences
 from .mask_file import read_mask_file, write_masks
 from .model_card import model_card
 from .outputs import refuse_output_folder, refuse_unwritable_folder
-from .report import BlockRecord, LayerReport, PruneReport
+from .recording import BlockRecord
+from .report import LayerReport, PruneReport
 from .run_record import SCHEMA_VERSION, RunNotes, now, read_record, run_record
 from .saved_model import Verification, install_files, save_settings, verify_saved_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from relaxprune.problems.polytopes import Polytope
+
+    from ..certificates import Certificate
 
 RECORD_NAME = "relaxprune.json"
 MASKS_NAME = "masks.safetensors"
@@ -36,7 +42,7 @@ _log = logging.getLogger("relaxprune")
 
 
 class RunFolder:
-    """One run's folder; records finished blocks (``BlockRecorder``) and writes the result.
+    """One run's folder; records finished blocks and certificates (``CertificateRecorder``) and writes the result.
 
     Make one with ``open``; ``path`` and ``fingerprint`` are then fixed.
     """
@@ -47,6 +53,7 @@ class RunFolder:
         self.fingerprint = dict(fingerprint)
         self._work = path / _WORK_NAME
         self._blocks = self._work / "blocks"
+        self._certificates = CertificateFiles(path, self._work)
         self._written: list[Path] = []
         self._made: list[Path] = []  # folders, innermost first
         self._used: set[int] = set()
@@ -124,6 +131,11 @@ class RunFolder:
         return (self.path / RECORD_NAME).is_file()
 
     @property
+    def _certified(self) -> bool:
+        """Whether this run was asked for certificates."""
+        return self.fingerprint.get("settings", {}).get("certify") is not None
+
+    @property
     def solved_blocks(self) -> list[int]:
         """Indices of the blocks whose masks are recorded here, ascending."""
         return sorted(int(path.stem) for path in self._blocks.glob("*.safetensors"))
@@ -136,7 +148,7 @@ class RunFolder:
         be solved anew.
 
         Raises:
-            RelaxPruneError: if the file is damaged; deleting it has the block solved again.
+            RelaxPruneError: if the file is damaged or lacks a certificate; deleting it has the block solved again.
         """
         path = self._block_path(block_index)
         if not path.is_file():
@@ -147,6 +159,11 @@ class RunFolder:
             raise RelaxPruneError(
                 f"{str(path)!r} is not the record of block {block_index}; delete it to solve it again"
             )
+        lacking = self._certificates.missing(masks) if self._certified else []
+        if lacking:
+            raise RelaxPruneError(
+                f"the certificate of {lacking[0]!r} is missing; delete {str(path)!r} to solve its block again"
+            )
         self._used.add(block_index)
         return BlockRecord(masks, [LayerReport.from_dict(layer) for layer in extra["layers"]], extra["seconds"])
 
@@ -156,6 +173,10 @@ class RunFolder:
         extra = {"block": block_index, "layers": layers, "seconds": record.seconds}
         write_masks(self._block_path(block_index), record.masks, extra)
         self._used.add(block_index)
+
+    def save_certificate(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
+        """Keep a layer's certificate, durably; it counts once its block is recorded."""
+        self._certificates.save(parameter, certificate, polytope)
 
     def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> Verification:
         """Write the result, reload it from disk, check it, and only then declare the run finished.
@@ -175,6 +196,9 @@ class RunFolder:
         model.save_pretrained(staging)
         write_masks(staging / MASKS_NAME, report.masks)
         files = install_files(staging, self.path)
+        if self._certified:
+            files += self._certificates.install()
+            self._certificates.check(report.layers)
         verification = verify_saved_model(self.path, model, read_mask_file(self.path / MASKS_NAME)[0])
         record = run_record(self.fingerprint, report, notes, verification)
         layers = [layer.to_dict() for layer in report.layers]

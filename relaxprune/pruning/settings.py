@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from relaxprune.problems import NM, KSparse
-from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.problems.polytopes import Polytope
+from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Solver
 
 from ..checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start, refuse_ignored
+
+CERTIFY_METHODS = ("fw", "diagonal", "sdp")
+_SDP_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class PruneOptions:
         gap_tolerance: relative gap at which the convex phase of a layer ends.
         seed: random seed of the solver.
         memory_budget_bytes: bound on the solver's temporaries, None for the solver's own.
+        certify: method that proves the bound of every layer: "fw", "diagonal" or "sdp", as in `relaxprune.certify`;
+            None leaves it at what the solver proves by itself.
+        certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
+            to their objective; None for all with "diagonal" and 32 with "sdp".
     """
 
     include: tuple[str, ...] = ()
@@ -39,12 +47,15 @@ class PruneOptions:
     gap_tolerance: float | None = None
     seed: int = 0
     memory_budget_bytes: int | None = None
+    certify: str | None = None
+    certify_rows: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.
 
         Raises:
-            RelaxPruneError: patterns given as one string, an unknown start or polish, or a seed or budget out of range.
+            RelaxPruneError: patterns given as one string, an unknown start, polish or certify, a number out
+                of range, or certify_rows where no method takes them.
         """
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
@@ -53,6 +64,28 @@ class PruneOptions:
         check_polish(self.polish)
         check_seed(self.seed)
         check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, self.memory_budget_bytes)
+        self._check_certify()
+
+    def _check_certify(self) -> None:
+        """Raise RelaxPruneError for an unknown method, or rows that it makes no use of."""
+        if self.certify is not None and self.certify not in CERTIFY_METHODS:
+            raise RelaxPruneError(
+                f"certify must be one of {', '.join(CERTIFY_METHODS)} or None, got {self.certify!r}"
+                f"{did_you_mean(str(self.certify), CERTIFY_METHODS)}"
+            )
+        if self.certify_rows is None:
+            return
+        whole_number("certify_rows", self.certify_rows, 1)
+        if self.certify in (None, "fw"):
+            raise RelaxPruneError(
+                f"certify_rows is {self.certify_rows}, of which certify={self.certify!r} makes no use; leave it out "
+                "or set certify to diagonal or sdp"
+            )
+
+    @property
+    def rows_to_certify(self) -> int | None:
+        """The number of rows that a layer's certificate draws, None for all."""
+        return _SDP_ROWS if self.certify == "sdp" and self.certify_rows is None else self.certify_rows
 
     def check_for(self, solver: Solver) -> None:
         """Raise RelaxPruneError for a budget or start of which ``solver`` makes no use."""

@@ -1,0 +1,49 @@
+"""Keeping the finished blocks of a run, so that it can be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from relaxprune.problems.polytopes import Polytope
+
+    from ..certificates import Certificate
+    from .report import LayerReport
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """All that is needed to redo a finished block without solving.
+
+    Attributes:
+        masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
+            where the module stores the transpose.
+        layers: one report for each mask.
+        seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
+    """
+
+    masks: dict[str, Tensor]
+    layers: list[LayerReport]
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class BlockRecorder(Protocol):
+    """Keeps finished blocks, so that an interrupted run can be continued to the same result."""
+
+    def load(self, block_index: int) -> BlockRecord | None:
+        """Return the record of a finished block, None if it has to be solved."""
+
+    def save(self, block_index: int, record: BlockRecord) -> None:
+        """Keep the record of a block that was just finished."""
+
+
+@runtime_checkable
+class CertificateRecorder(BlockRecorder, Protocol):
+    """Keeps certificates besides; a finished block's were all saved before it."""
+
+    def save_certificate(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
+        """Keep the certificate of a layer, by its parameter's name, with the set of masks that it is for."""
