@@ -95,7 +95,7 @@ class InteriorPoint:
         inverse = self._inverse()
         lines = self.cuts.lines(self.primal), self.cuts.lines(inverse)
         pairs = self.cuts.pairs(lines[0]), self.cuts.pairs(lines[1])
-        dual = self.matrix - torch.diag_embed(self.y) - self.cuts.weighted(self.multiplier, self.y.shape[1])
+        dual = self._lifted_dual()
         self.gap = (self.primal * dual).sum(dim=(1, 2)) + (self.multiplier * self.slack).sum(dim=1)
         mean = self.gap / (self._size + self.cuts.count)
         newton = self._newton(inverse, lines, pairs)
@@ -216,10 +216,14 @@ class InteriorPoint:
 
     def _dual(self) -> Tensor:
         """Return S on the subspace: (batch, r, r)."""
+        return self._down(self._lifted_dual())
+
+    def _lifted_dual(self) -> Tensor:
+        """Return S: (batch, N, N)."""
         weighted = self.cuts.weighted(self.multiplier, self.y.shape[1]) if self.cuts.count else 0.0
         dual = self.matrix - weighted
         dual.diagonal(dim1=1, dim2=2).sub_(self.y)
-        return self._down(dual)
+        return dual
 
     def _inverse(self) -> Tensor:
         """Return V S⁻¹ Vᵀ: (batch, N, N)."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.errors import did_you_mean
 from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.solvers import Run, make_solver
@@ -22,7 +21,7 @@ from ..solution import Solution
 from .certificate import Certificate, assemble, check_mask
 from .sampling import drawn_rows, extrapolated
 from .sdp import DenseRow, dense_rows
-from .underestimator import METHODS, Bound, Proof, tangent_bound
+from .underestimator import METHODS, Bound, Proof, check_method, tangent_bound
 
 _ITERATIONS = 200
 _ENUMERATED_SLACK = 4
@@ -76,10 +75,7 @@ def certify(
     Raises:
         RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
     """
-    if method not in METHODS:
-        raise RelaxPruneError(
-            f"method is {method!r}; known methods are {', '.join(METHODS)}{did_you_mean(str(method), METHODS)}"
-        )
+    check_method("method", method)
     hint = mask if isinstance(mask, Solution) else None
     values = mask.mask if isinstance(mask, Solution) else mask
     check_mask(problem, values, "mask", memory_budget_bytes)
@@ -270,8 +266,8 @@ def _best(problem: Problem, candidates: list[Candidate]) -> Candidate:
         return torch.stack(values).gather(0, choice.unsqueeze(0)).squeeze(0)
 
     shares = [proof.share for proof, _ in candidates if proof.share is not None]
-    richest = max((proof for proof, _ in candidates), key=lambda proof: len(proof.dense_rows))
-    uses = candidates.index(next(item for item in candidates if item[0] is richest))
+    uses = max(range(len(candidates)), key=lambda place: len(candidates[place][0].dense_rows))
+    richest = candidates[uses][0]
     dense, cuts = line[richest.dense_rows] == uses, line[richest.cut_row] == uses
     points = torch.stack([proof.point.to(torch.float64) for proof, _ in candidates])
     proof = Proof(

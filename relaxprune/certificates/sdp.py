@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -191,7 +191,7 @@ def _add_cuts(program: InteriorPoint, count: int, before: list[Cuts | None]) -> 
     if len(known) == len(before) and len({item.count for item in known}) == 1:
         cuts = Cuts(torch.cat([item.index for item in known]), torch.cat([item.sign for item in known]))
     else:
-        cuts, _ = violated(program.primal, count)
+        cuts = violated(program.primal, count)
     program.add(cuts, program.cuts.count)
 
 
@@ -238,7 +238,7 @@ def _convex(problem: Problem, item: _Lifted, row: DenseRow) -> DenseRow | None:
         if lower is not None:
             diagonal = row.diagonal.clone()
             diagonal[free] -= lower
-            return DenseRow(row.row, row.value, row.point, diagonal, weight, row.index, row.sign, row.multiplier)
+            return replace(row, diagonal=diagonal, weight=weight)
     return None
 
 

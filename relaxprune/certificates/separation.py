@@ -10,7 +10,7 @@ from relaxprune.solvers.cuts import Cuts
 _SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
 
 
-def violated(primal: Tensor, count: int) -> tuple[Cuts, Tensor]:
+def violated(primal: Tensor, count: int) -> Cuts:
     """Return the ``count`` products of two bounds that ``primal`` violates most, or satisfies least.
 
     With x_0 = 1 they are the triangle inequalities through the constant: (1 ± x_i)(1 ± x_j) ≥ 0, which is
@@ -19,9 +19,6 @@ def violated(primal: Tensor, count: int) -> tuple[Cuts, Tensor]:
     Args:
         primal: (batch, n + 1, n + 1), X with unit diagonal.
         count: cuts per row of the batch; fewer where there are fewer pairs.
-
-    Returns:
-        The cuts, and by how much each is satisfied (batch, count): negative where violated.
     """
     batch, size = primal.shape[:2]
     one = primal[:, 0, 1:]
@@ -30,8 +27,8 @@ def violated(primal: Tensor, count: int) -> tuple[Cuts, Tensor]:
     values = torch.stack([1 + i * one.unsqueeze(2) + j * one.unsqueeze(1) + i * j * body for i, j in _SIGNS], dim=1)
     values.masked_fill_(~above, torch.inf)
     count = min(count, 4 * (size - 1) * (size - 2) // 2)
-    least = values.view(batch, -1).topk(count, dim=1, largest=False)
-    pattern, place = least.indices // (size - 1) ** 2, least.indices % (size - 1) ** 2
+    least = values.view(batch, -1).topk(count, dim=1, largest=False).indices
+    pattern, place = least // (size - 1) ** 2, least % (size - 1) ** 2
     index = torch.stack([torch.zeros_like(place), place // (size - 1) + 1, place % (size - 1) + 1], dim=2)
     signs = primal.new_tensor(_SIGNS)[pattern]
-    return Cuts(index, torch.cat([torch.ones_like(signs[..., :1]), signs], dim=2)), least.values
+    return Cuts(index, torch.cat([torch.ones_like(signs[..., :1]), signs], dim=2))

@@ -21,12 +21,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem
+from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems.errors import did_you_mean
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
 METHODS = ("fw", "diagonal", "sdp", "exact")
 MATRICES = 14  # float64 tensors of the problem's shape held at once
 _CONVEXITY_MARGIN = 1e-9
+
+
+def check_method(name: str, method: object) -> None:
+    """Raise RelaxPruneError, calling the argument ``name``, unless ``method`` is one of ``METHODS``."""
+    if method not in METHODS:
+        raise RelaxPruneError(
+            f"{name} is {method!r}; known methods are {', '.join(METHODS)}{did_you_mean(str(method), METHODS)}"
+        )
 
 
 @dataclass(frozen=True, eq=False)

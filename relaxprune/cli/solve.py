@@ -44,7 +44,9 @@ def solve_file(
         if file_out is not None:
             refuse_output_file(file_out)
     if certify is not None:
-        _check_method(certify)
+        from relaxprune.certificates.underestimator import check_method
+
+        check_method("--certify", certify)
     with interruptible():
         problem = read_problem(file, target, device)
         solution = solve(
@@ -79,15 +81,6 @@ def solve_file(
         print(f"{'written':<15} {out}")
     notice = status_notice(solution.status)
     return tell([notice] if notice else [])
-
-
-def _check_method(method: str) -> None:
-    """Refuse an unknown method before any work is done."""
-    from relaxprune import RelaxPruneError
-    from relaxprune.certificates.underestimator import METHODS
-
-    if method not in METHODS:
-        raise RelaxPruneError(f"--certify is {method!r}; known methods are {', '.join(METHODS)}")
 
 
 def _certified(problem: MaskProblem, solution: Solution, method: str, seed: int) -> Certificate:
