@@ -86,7 +86,7 @@ class Run:
     """What a caller asks of one solve, the same for every solver.
 
     Attributes:
-        start: (rows, cols) bool feasible mask to start from.
+        start: (rows, cols) bool feasible mask to start from; a relaxed one where only a relaxation is solved.
         max_iterations: None takes the solver's own default.
         deadline: ``time.monotonic()`` to stop at, or None.
         gap_tolerance: relative Frank-Wolfe gap at which a convex phase ends, or None.

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems import Gram, Problem, RelaxPruneError
 
 from .base import Answer, Progress, Run, Solver, Status, worse
 from .exact_backends import Limits, Proof, solve_with_daqp, solve_with_scip
 from .local_search import MATRICES, LocalSearch, loosened, separates
 from .programs import Array, BlockProgram, block_programs, refuse_more_free_than, require
-from .row_diagonal import largest_diagonal
+from .tightening import largest_share
 
 _FREE_LIMIT = 64
 _BACKENDS = {"scip": solve_with_scip, "daqp": solve_with_daqp}
 _MODULES = {"scip": "pyscipopt", "daqp": "daqp"}
 _AGREES = 1e-6  # relative, between a backend's bound and our own evaluation of its mask
 _ROUNDS, _COPIES = 150, 8
+_MARGIN = 1e-5  # in correlation scaling
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Exact(Solver):
             return mask, Status.TIME_LIMIT, 0
         if not len(incumbent):
             return mask, Status.OPTIMAL, 0
-        proof = _BACKENDS[self.backend](program, largest_diagonal(program.quadratic), incumbent, limits)
+        proof = _BACKENDS[self.backend](program, well_conditioned(program.quadratic), incumbent, limits)
         best = incumbent
         found = proof.z
         if found is not None and program.excess(found) == 0 and program.value(found) < program.value(best):
@@ -120,3 +122,14 @@ def _judged(program: BlockProgram, proof: Proof, best: Array) -> Status:
     value = program.value(best)
     agrees = bool(np.isfinite(proof.bound)) and value <= proof.bound + _AGREES * abs(value) + program.noise
     return Status.CONVERGED if proof.status is Status.OPTIMAL and not agrees else proof.status
+
+
+def well_conditioned(quadratic: Array) -> Array:
+    """Return d with Q − Diag(d) positive definite and Σ d nearly as large as can be: (n,) from (n, n) float64.
+
+    Backends regularise a form that is singular, which would cost more than the margin.
+    """
+    gram = Gram(torch.from_numpy(quadratic), "the block's quadratic")
+    diagonal = np.diagonal(quadratic)
+    share: Array = largest_share(gram, torch.from_numpy(diagonal.copy())).numpy()
+    return (share - _MARGIN) * diagonal

@@ -1,11 +1,10 @@
 """A primal-dual interior-point method for the semidefinite programs behind bounds, many rows at once.
 
-    maximise  weights·y + Σ_k λ_k   over y and λ ≥ 0   such that   S = C − Diag(y) − Σ_k λ_k s_k s_kᵀ ⪰ 0
+    maximise  Σ_j y_j + Σ_k λ_k   over y and λ ≥ 0   such that   S = C − Diag(y) − Σ_k λ_k s_k s_kᵀ ⪰ 0
 
-on the subspace of a ``Frame``. Its dual is: minimise ⟨C, X⟩ over X ⪰ 0 on that subspace with diag(X) = weights and
-s_kᵀ X s_k ≥ 1 for every cut k. With C a lifted quadratic over ±1 and all weights 1 this is the max-cut relaxation, and
-a cut with an odd number of signs says that an odd sum of ±1 is never 0. Without lift and cuts it finds the largest
-diagonal that may leave a matrix.
+on the subspace of a ``Frame``. Its dual is: minimise ⟨C, X⟩ over X ⪰ 0 on that subspace with diag(X) = 1 and
+s_kᵀ X s_k ≥ 1 for every cut k. With C a lifted quadratic over ±1 this is the max-cut relaxation, and a cut with an odd
+number of signs says that an odd sum of ±1 is never 0.
 
 Every point of the method is feasible for y, λ, so that its value is a bound whenever one stops. The search direction is
 that of Helmberg, Rendl, Vanderbei and Wolkowicz (SIAM Journal on Optimization 6, 1996), with Mehrotra's predictor and
@@ -43,31 +42,28 @@ class InteriorPoint:
 
     Args:
         matrix: (batch, N, N) float64 symmetric, C, of order one.
-        weights: (N,) float64, positive.
-        frame: the subspace, or None for the whole space.
+        frame: the subspace.
     """
 
-    def __init__(self, matrix: Tensor, weights: Tensor, frame: Frame | None = None) -> None:
-        """Start far inside, where the central path is known: y = −t · weights with t above the largest eigenvalue."""
-        self.matrix, self.weights, self.frame = matrix, weights, frame
+    def __init__(self, matrix: Tensor, frame: Frame) -> None:
+        """Start far inside, where the central path is known: y = −t with t above the largest eigenvalue."""
+        self.matrix, self.frame = matrix, frame
         batch = len(matrix)
         self.cuts = Cuts.none(batch, matrix.device)
         self.multiplier = self.slack = matrix.new_zeros(batch, 0)
         centre = matrix.abs().sum(dim=2).amax(dim=1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny) * _START
-        self.y = -centre / weights.clamp(min=1e-3)
+        self.y = -centre.expand(batch, matrix.shape[1])
         self.broken = torch.zeros(batch, dtype=torch.bool, device=matrix.device)
         self.gap = matrix.new_full((batch,), torch.inf)
         self._shrunk = matrix.new_ones(batch)
         self._factor = torch.linalg.cholesky(self._dual())
-        spread = torch.sqrt(weights / weights.clamp(min=1e-3))
-        self.primal = centre[:, :, None] * self._inverse() * spread * spread[:, None]
-        self._primal_factor = torch.linalg.cholesky(self._filled(self.primal))
+        self.primal = centre[:, :, None] * self._inverse()
+        self._primal_factor = torch.linalg.cholesky(self.frame.definite(self.primal))
 
     @property
     def value(self) -> Tensor:
         """The bound that y and λ prove: (batch,)."""
-        value: Tensor = self.y @ self.weights + self.multiplier.sum(dim=1)
-        return value
+        return self.y.sum(dim=1) + self.multiplier.sum(dim=1)
 
     def add(self, cuts: Cuts, keep: int) -> None:
         """Add cuts, after dropping all but the ``keep`` most active present ones; λ starts where S stays definite."""
@@ -78,7 +74,7 @@ class InteriorPoint:
         slack = (cuts.values(self.primal) - 1).abs().clamp_(min=_LEAST_SLACK)
         size = self.y.shape[1]
         multiplier = (self.gap / size).unsqueeze(1) / slack
-        room = self._reach(self._factor, -self._down(cuts.weighted(multiplier, size)))
+        room = self._reach(self._factor, -self.frame.down(cuts.weighted(multiplier, size)))
         multiplier = multiplier * (0.5 * room).clamp_(max=1.0).unsqueeze(1)
         before = self.cuts, self.multiplier, self.slack
         self.cuts = self.cuts.joined(cuts)
@@ -100,7 +96,7 @@ class InteriorPoint:
         mean = self.gap / (self._size + self.cuts.count)
         newton = self._newton(inverse, lines, pairs)
         diagonal = torch.cat([inverse.diagonal(dim1=1, dim2=2), pairs[1].diagonal(dim1=1, dim2=2)], 1)
-        goal = torch.cat([self.weights.expand_as(self.y), torch.ones_like(self.multiplier)], 1)
+        goal = torch.ones_like(diagonal)
         predictor = self._direction(newton, inverse, goal, diagonal, torch.zeros_like(mean), None)
         reached = self._gap_after(predictor, dual)
         share = (reached.clamp(min=0) / self.gap).square_().clamp_(1e-3, 0.8)
@@ -160,7 +156,7 @@ class InteriorPoint:
         primal = (primal + primal.mT).mul_(0.5)
         steps = _LANCZOS_STEPS if predictor is not None else _LANCZOS_STEPS // 2
         step = _least(self._reach(self._primal_factor, primal, steps), self.slack, slack)
-        dual_step = _least(self._reach(self._factor, self._down(dual), steps), self.multiplier, multiplier)
+        dual_step = _least(self._reach(self._factor, self.frame.down(dual), steps), self.multiplier, multiplier)
         return _Direction(y, multiplier, primal, slack, dual, step, dual_step)
 
     def _times(self, primal: Tensor, direction: _Direction) -> Tensor:
@@ -195,7 +191,7 @@ class InteriorPoint:
         for _ in range(_HALVINGS):
             self.primal = old[2] + step[:, None, None] * _finite(direction.primal)
             self.slack = old[3] + step.unsqueeze(1) * _finite(direction.slack)
-            self._primal_factor, primal_info = torch.linalg.cholesky_ex(self._filled(self.primal))
+            self._primal_factor, primal_info = torch.linalg.cholesky_ex(self.frame.definite(self.primal))
             if not bool((primal_info != 0).any()):
                 break
             step = torch.where(primal_info != 0, step / 2, step)
@@ -212,11 +208,11 @@ class InteriorPoint:
         self.primal = torch.where(failed[:, None, None], old[2], self.primal)
         self.slack = torch.where(failed.unsqueeze(1), old[3], self.slack)
         self._factor = torch.linalg.cholesky_ex(self._dual()).L
-        self._primal_factor = torch.linalg.cholesky_ex(self._filled(self.primal)).L
+        self._primal_factor = torch.linalg.cholesky_ex(self.frame.definite(self.primal)).L
 
     def _dual(self) -> Tensor:
         """Return S on the subspace: (batch, r, r)."""
-        return self._down(self._lifted_dual())
+        return self.frame.down(self._lifted_dual())
 
     def _lifted_dual(self) -> Tensor:
         """Return S: (batch, N, N)."""
@@ -227,14 +223,7 @@ class InteriorPoint:
 
     def _inverse(self) -> Tensor:
         """Return V S⁻¹ Vᵀ: (batch, N, N)."""
-        inverse = torch.cholesky_inverse(self._factor)
-        return inverse if self.frame is None else self.frame.up(inverse)
-
-    def _down(self, lifted: Tensor) -> Tensor:
-        return lifted if self.frame is None else self.frame.down(lifted)
-
-    def _filled(self, primal: Tensor) -> Tensor:
-        return primal if self.frame is None else self.frame.definite(primal)
+        return self.frame.up(torch.cholesky_inverse(self._factor))
 
     def _reach(self, factor: Tensor, change: Tensor, steps: int = _LANCZOS_STEPS) -> Tensor:
         """Return about the largest t with L Lᵀ + t · change still definite, by Lanczos' method: (batch,)."""

@@ -152,13 +152,16 @@ class Polytope(ABC):
         return False
 
     def prices(self, gradient: Tensor) -> Tensor:
-        """Return what the counts that join several rows cost at a gradient, so that rows can be looked at alone.
+        """Return what counts cost at a gradient that are no equation of one row, so that rows can be looked at alone.
+
+        These are the counts that join several rows, and those that say "at most".
 
         Args:
             gradient: (rows, cols) float64, of a relaxation at its minimum.
 
         Returns:
-            (rows, cols), π with Σ π m the same for all masks of an exact set; 0 where no count joins rows.
+            (rows, cols), π with Σ π m the same for all masks of an exact set, and least for masks that keep all they
+            may of an "at most" one; 0 where all counts are equations of one row.
         """
         return torch.zeros_like(gradient)
 
@@ -296,6 +299,14 @@ def largest_stable(scores: Tensor, count: int) -> Tensor:
     tied = scores == threshold
     room = count - above.sum(dim=1, keepdim=True)
     return above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))
+
+
+def thresholds(lines: Tensor, keep: int, at_most: bool) -> Tensor:
+    """Return the ``keep``-th smallest value of each line, at most 0 where fewer may be kept: (lines, n), expanded."""
+    if not 0 < keep < lines.shape[1]:
+        return torch.zeros_like(lines)
+    values = lines.kthvalue(keep, dim=1, keepdim=True).values
+    return (values.clamp(max=0) if at_most else values).expand_as(lines).contiguous()
 
 
 def counts_within(counts: Tensor, target: int, at_most: bool, tolerance: float) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, whole_number
+from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, thresholds, whole_number
 from .projection import project_capped
 
 
@@ -116,11 +116,10 @@ class KSparse(Polytope):
         return mask & (point > 0) if self.at_most else mask
 
     def prices(self, gradient: Tensor) -> Tensor:
-        """Return the gradient's threshold where the count is over the matrix."""
-        if self.per == "row" or not 0 < self.keep < gradient.numel():
+        """Return the gradient's threshold where the count is over the matrix or an "at most"."""
+        if self.per == "row" and not self.at_most:
             return torch.zeros_like(gradient)
-        threshold = gradient.reshape(-1).kthvalue(self.keep).values
-        return (threshold.clamp(max=0) if self.at_most else threshold).expand_as(gradient)
+        return thresholds(self._flat(gradient), self.keep, self.at_most).view_as(gradient)
 
     def projects(self) -> bool:
         """Tell that ``project`` is there."""

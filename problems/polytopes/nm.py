@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, whole_number
+from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, thresholds, whole_number
 from .projection import project_capped
 
 _PAIRWISE_LIMIT = 8  # comparing all pairs of a group beats a selection up to about this group size
@@ -96,6 +96,12 @@ class NM(Polytope):
         else:
             mask = largest_stable(point.reshape(-1, self.group), self.keep).view(point.shape)
         return mask & (point > 0) if self.at_most else mask
+
+    def prices(self, gradient: Tensor) -> Tensor:
+        """Return the gradient's threshold in every group where the counts are "at most"."""
+        if not self.at_most:
+            return torch.zeros_like(gradient)
+        return thresholds(gradient.reshape(-1, self.group), self.keep, True).view_as(gradient)
 
     def projects(self) -> bool:
         """Tell that ``project`` is there."""

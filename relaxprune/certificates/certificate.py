@@ -48,7 +48,7 @@ class Certificate:
         objective: f(mask), float64.
         lower_bound: proven to be at most f of every feasible mask of the problem as given.
         row_objective, row_lower_bound: (blocks,) float64, per coupled block; the sums are the two numbers above.
-        rows_covered: number of rows that the method asked for was applied to; the others rest on ``fw``.
+        rows_covered: number of rows that the method asked for was applied to; the others rest on cheaper ones.
         checks: what was verified and allowed for: how convexity was proven, the shift and slacks subtracted, precision.
         relaxed_objective: the relaxation's value at the point where the tangents were taken.
         seconds: time to compute the bound.

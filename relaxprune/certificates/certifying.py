@@ -64,12 +64,13 @@ def certify(
             with the largest diagonal that suits all rows; ``"sdp"``, a semidefinite relaxation of single rows with
             cuts; ``"exact"``, an enumeration of all masks of a coupled block, up to 2^20.
         rows: the rows that ``diagonal`` and ``sdp`` are applied to: None for all, a number to draw with probability
-            proportional to their objective, or indices. The other rows keep their ``fw`` bound, and of drawn rows the
-            certificate has an extrapolation to all. ``diagonal`` takes all rows where a count is over several.
-        time_limit_s: seconds after which ``sdp`` begins no more rows. Without it every row is treated once, with about
-            one cut per column; with it, rounds with more and more cuts follow while there is time.
+            proportional to their objective, or indices. The other rows rest on the cheaper methods (``sdp`` goes on
+            from ``diagonal`` in all rows), and of drawn rows the certificate has an extrapolation to all. ``diagonal``
+            takes all rows where a count is over several.
+        time_limit_s: seconds after which ``sdp`` begins no more rows. Every row gets an even share of what is left of
+            them and spends it on more and more cuts; without a limit about one cut per column is added.
         seed: for drawing rows.
-        max_iterations: Frank-Wolfe iterations spent on a relaxation when there is no hint.
+        max_iterations: Frank-Wolfe iterations spent on a relaxation; ``fw`` spends none where there is a hint.
         memory_budget_bytes: bound on temporaries.
 
     Raises:
@@ -89,7 +90,7 @@ def certify(
     task = _Task(problem, values, row_objective, chosen, max_iterations, memory_budget_bytes, deadline)
     candidates = [_plain(task, hint)]
     if method in ("diagonal", "sdp"):
-        candidates.append(_diagonal(task, hint))
+        candidates.append(_diagonal(replace(task, rows=None) if method == "sdp" else task, hint))
     if method == "sdp":
         candidates.append(_sdp(task, _best(problem, candidates)))
     if method == "exact":
@@ -138,29 +139,26 @@ def _plain(task: _Task, hint: Solution | None) -> Candidate:
 def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
     """Bound by the tightened relaxation, then once more with the diagonal that its solution asks for.
 
-    A solution of that relaxation brings its diagonal and its point, which chosen rows are improved from.
+    It goes on from the relaxed mask of a solution, and where that is one of this relaxation, with its diagonal.
     """
     problem = task.problem
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
-    tried: list[Candidate] = []
-    share = None if hint is None else hint.certificate.proof.share
-    if hint is not None and hint.relaxed_mask is not None and share is not None:
-        tried.append(_tangent(task, hint.relaxed_mask, share))
-        if rows is None:
-            return tried[0]
+    relaxed = None if hint is None else hint.relaxed_mask
+    share = None if hint is None or relaxed is None else hint.certificate.proof.share
+    start = task.mask if relaxed is None else relaxed
     part = problem if rows is None else problem.rows(rows)
-    start = task.mask if rows is None else task.mask[rows]
-    point, used = _relaxed(task, part, start, "diagonal", share)
+    point, used = _relaxed(task, part, start if rows is None else start[rows], "diagonal", share)
     if used is None:
         return _tangent(task, point, None)
-    tried.append(_tangent(task, _scattered(task, rows, point), used, rows))
+    tried = [_tangent(task, _scattered(task, rows, point), used, rows)]
+    if share is not None and relaxed is not None:
+        return _best(problem, [_tangent(task, relaxed, share), *tried])
     worth = _worth(part, point)
-    if share is None and float(worth.mean()) > 0:
+    if float(worth.mean()) > 0:
         better = largest_share(problem.prepared, 0.5 * worth / worth.mean() + 0.5)
-        point, _ = _relaxed(task, part, start, "diagonal", better)
+        point, _ = _relaxed(task, part, point, "diagonal", better)
         tried.append(_tangent(task, _scattered(task, rows, point), better, rows))
-        tried = [max(tried, key=lambda item: float(item[1].row_lower_bound.sum()))]
-    return _best(problem, tried)
+    return max(tried, key=lambda item: float(item[1].row_lower_bound.sum()))
 
 
 def _worth(problem: Problem, point: Tensor) -> Tensor:
@@ -202,10 +200,9 @@ def _sdp(task: _Task, present: Candidate) -> Candidate:
     height = problem.polytope.rows_per_block(problem.shape)
     order = range(problem.shape[0]) if task.rows is None else task.rows.tolist()
     scales = (task.row_objective.abs() / height).repeat_interleave(height)
-    prices = problem.polytope.prices(_slope(problem, proof)) if height > 1 else proof.point.new_zeros(1, 1)
-    prices = prices.to(torch.float64).expand(problem.shape)
+    prices = problem.polytope.prices(_slope(problem, proof))
     found = dense_rows(problem, list(order), scales, prices, task.memory_bytes, task.deadline)
-    proof = _with_dense(problem, proof, [found[row] for row in sorted(found)])
+    proof = _with_dense(problem, proof, sorted(found, key=lambda item: item.row))
     return proof, tangent_bound(problem, proof, task.memory_bytes, flatten=False)
 
 

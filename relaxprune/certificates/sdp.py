@@ -7,6 +7,7 @@ from the boundary. Only the dual is used of it: a diagonal and the multipliers o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,13 +24,17 @@ from relaxprune.solvers.interior_point import InteriorPoint
 from .separation import violated
 from .underestimator import row_counts
 
-STAGES = (0, 1, 2, 4)  # cuts per column
-_GAP = 4e-3
-_ADD_AT = (0.5, 0.2)  # relative gaps at which cuts are added: cuts found far inside are the better ones
+_GAP = 3e-3  # of a row's objective, at which the method ends
+_FIRST = 0.5  # gap at which the first cuts are added: cuts found far inside are the better ones
+_EVERY = 3  # steps between rounds of cuts
+_TO_END = 8  # steps that the method takes from its last cuts to its end, about
+_SHARE = 0.5  # cuts of a round per column
+_INACTIVE = 0.3  # multiplier over slack, in units of the mean, below which a cut is dropped
+_ROUNDS, _MORE_ROUNDS, _TIMED_ROUNDS = 2, 12, 40  # of cuts: always, where columns are few, with a time limit
+_CHEAP = 1200  # columns times rounds up to which more are made
 _MOST_STEPS = 60
-_CHEAP_CUTS = 800
-_MATRICES = 20
-_ROWS_AT_ONCE = {"cpu": 2}  # more only leave the cache
+_MATRICES, _NEWTON_MATRICES = 26, 5  # of size (n + 1, n + 1), and with a line per cut besides
+_ROWS_AT_ONCE = {"cpu": 1}  # more only leave the cache
 _WEIGHTS = (1e1, 1e3, 1e5, 1e7)
 
 
@@ -39,7 +44,6 @@ class DenseRow:
 
     Attributes:
         row: its index.
-        value: the bound that the method saw, up to a constant and unproven: for comparing attempts at the same row.
         point: (cols,) float64, where the tangent is taken.
         diagonal: (cols,) float64, d.
         weight: ρ.
@@ -47,7 +51,6 @@ class DenseRow:
     """
 
     row: int
-    value: float
     point: Tensor
     diagonal: Tensor
     weight: float
@@ -79,45 +82,38 @@ class _Lifted:
 
 def dense_rows(
     problem: Problem, rows: list[int], scales: Tensor, prices: Tensor, memory_bytes: int, deadline: float | None
-) -> dict[int, DenseRow]:
-    """Return the best proof found for each row, within the time: later rounds use more cuts.
+) -> list[DenseRow]:
+    """Return a proof for each row that one was found for within the time, of which every row gets the same share.
 
     Args:
         problem: the problem.
         rows: the rows, in the order of treatment.
         scales: (rows of the problem,) float64, what a row's bound is of the order of.
-        prices: (rows, cols) float64, what counts over several rows cost.
+        prices: (rows, cols) float64, what counts cost that are no equation of one row.
         memory_bytes: bound on temporaries.
-        deadline: ``time.monotonic()`` after which no more work is begun; None treats every row once.
+        deadline: ``time.monotonic()`` after which no more row is begun; None for a fixed number of rounds of cuts.
     """
-    best: dict[int, DenseRow] = {}
-    cuts: dict[int, Cuts] = {}
-    for stage in _stages(problem, deadline):
-        for batch in _batches(problem, rows, scales, prices, stage, memory_bytes):
-            if deadline is not None and time.monotonic() >= deadline:
-                return best
-            program = _solved(batch, stage, [cuts.get(item.row) for item in batch])
-            for place, item in enumerate(batch):
-                cuts[item.row] = Cuts(program.cuts.index[place : place + 1], program.cuts.sign[place : place + 1])
-                found = _proof(problem, item, program, place)
-                if found is not None and (item.row not in best or found.value > best[item.row].value):
-                    best[item.row] = found
-    return best
-
-
-def _stages(problem: Problem, deadline: float | None) -> tuple[int, ...]:
-    """Return the rounds to go through, in cuts per column: all within a time, else the one that costs little."""
-    if deadline is not None:
-        return STAGES
-    return (max(1, min(STAGES[-1], _CHEAP_CUTS // problem.shape[1])),)
+    found: list[DenseRow | None] = []
+    todo = len(rows)
+    for batch in _batches(problem, rows, scales, prices, memory_bytes):
+        until = None
+        if deadline is not None:
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            until = now + (deadline - now) * len(batch) / max(todo, len(batch))
+        todo -= len(batch)
+        program = _solved(batch, until, memory_bytes)
+        found += [_proof(problem, item, program, place) for place, item in enumerate(batch)]
+    return [row for row in found if row is not None]
 
 
 def _batches(
-    problem: Problem, rows: list[int], scales: Tensor, prices: Tensor, stage: int, memory_bytes: int
+    problem: Problem, rows: list[int], scales: Tensor, prices: Tensor, memory_bytes: int
 ) -> Iterator[list[_Lifted]]:
     """Yield rows to be treated together: as many as fit the memory, all with the same free columns."""
     size = problem.shape[1] + 1
-    wide = 8 * (_MATRICES * size**2 + 5 * ((1 + 2 * stage) * size) ** 2)
+    wide = 8 * (_MATRICES * size**2 + _NEWTON_MATRICES * ((1 + _ROUNDS) * size) ** 2)
     most = max(1, min(memory_bytes // wide, _ROWS_AT_ONCE.get(problem.device.type, 64)))
     batch: list[_Lifted] = []
     for row in rows:
@@ -144,7 +140,7 @@ def _lifted(problem: Problem, row: int, scale: float, price: Tensor) -> _Lifted 
     zero = none if pruned is None else pruned[row].clone()
     size, keep = row_counts(problem)
     group = torch.arange(cols, device=problem.device) // size
-    counted = keep > 0 or size > 1
+    counted = (keep > 0 or size > 1) and not problem.polytope.is_at_most()
     centre = torch.zeros(cols, dtype=torch.float64, device=problem.device)
     if counted:
         left = keep - one.view(-1, size).sum(dim=1)
@@ -166,33 +162,46 @@ def _lifted(problem: Problem, row: int, scale: float, price: Tensor) -> _Lifted 
     return _Lifted(row, free, matrix / scale, groups, centre[free], scale, one.to(torch.float64))
 
 
-def _solved(batch: list[_Lifted], stage: int, before: list[Cuts | None]) -> InteriorPoint:
-    """Run the method for a batch of rows, adding cuts on the way in."""
-    matrix = torch.stack([item.matrix for item in batch])
-    n = matrix.shape[1] - 1
-    program = InteriorPoint(matrix, matrix.new_ones(n + 1), Frame(batch[0].groups, batch[0].centre))
-    todo = list(_ADD_AT) if stage and n > 2 else []
-    for _ in range(_MOST_STEPS):
+def _solved(batch: list[_Lifted], until: float | None, memory_bytes: int) -> InteriorPoint:
+    """Run the method for a batch of rows, adding cuts on the way in while there is time."""
+    program = InteriorPoint(torch.stack([item.matrix for item in batch]), Frame(batch[0].groups, batch[0].centre))
+    size = program.y.shape[1]
+    rounds = max(_ROUNDS, min(_MORE_ROUNDS, _CHEAP // size)) if until is None else _TIMED_ROUNDS
+    most_cuts = _most_cuts(size, memory_bytes // len(batch))
+    wait = 0  # steps before the next cuts
+    for _ in range(_MOST_STEPS + _EVERY * rounds):
+        began = time.monotonic()
         gap = float(program.step().masked_fill(program.broken, 0.0).amax())
         if bool(program.broken.all()):
             break
-        if todo and gap < todo[0]:
-            todo.pop(0)
-            _add_cuts(program, stage * n // len(_ADD_AT), before)
-            before = [None] * len(batch)
-        elif not todo and gap < _GAP:
+        now = time.monotonic()
+        open_to_cuts = rounds > 0 and (until is None or now + (now - began) * (_EVERY + _TO_END) < until)
+        wait -= 1
+        if open_to_cuts and gap < _FIRST and wait <= 0:
+            wait = _EVERY
+            if _add_cuts(program, min(math.ceil(_SHARE * size), most_cuts - program.cuts.count)):
+                rounds -= 1
+                continue
+            open_to_cuts = False
+        if gap < _GAP and not open_to_cuts:
             break
     return program
 
 
-def _add_cuts(program: InteriorPoint, count: int, before: list[Cuts | None]) -> None:
-    """Add the cuts that a row ended with last time, else those that it violates most now."""
-    known = [item for item in before if item is not None and item.count]
-    if len(known) == len(before) and len({item.count for item in known}) == 1:
-        cuts = Cuts(torch.cat([item.index for item in known]), torch.cat([item.sign for item in known]))
-    else:
-        cuts = violated(program.primal, count)
-    program.add(cuts, program.cuts.count)
+def _most_cuts(size: int, memory_bytes: int) -> int:
+    """Return how many cuts of a row fit the memory beside its matrices."""
+    return max(0, math.isqrt(max(0, memory_bytes // 8 - _MATRICES * size**2) // _NEWTON_MATRICES) - size)
+
+
+def _add_cuts(program: InteriorPoint, count: int) -> bool:
+    """Drop the cuts that are inactive and add those that are violated most; False where there are none."""
+    cuts = violated(program.primal, program.cuts, count) if count > 0 else None
+    if cuts is None:
+        return False
+    mean = (program.gap / program.y.shape[1]).unsqueeze(1)
+    active = (program.multiplier > _INACTIVE * mean * program.slack).sum(dim=1)
+    program.add(cuts, int(active.amax()))
+    return True
 
 
 def _proof(problem: Problem, item: _Lifted, program: InteriorPoint, place: int) -> DenseRow | None:
@@ -205,7 +214,6 @@ def _proof(problem: Problem, item: _Lifted, program: InteriorPoint, place: int) 
     multiplier = (program.multiplier[place] * item.scale).clamp(min=0)
     row = DenseRow(
         row=item.row,
-        value=float(program.value[place]),
         point=point,
         diagonal=torch.zeros(cols, dtype=torch.float64, device=device).index_copy_(
             0, item.free, 4 * item.scale * program.y[place, 1:]

@@ -85,7 +85,7 @@ def _write(comparison: Comparison, out: Path, draw: bool) -> None:
     """Write the JSON, and the plot where there is something to draw."""
     from relaxprune import __version__
     from relaxprune.comparison_plot import plot_comparison
-    from relaxprune.pruning.durable import write_bytes, write_json
+    from relaxprune.durable import write_bytes, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     head = {"relaxprune": __version__, "command": shlex.join(["relaxprune", *sys.argv[1:]])}

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from relaxprune.problems.errors import RelaxPruneError
 
-from .durable import sync_folder
+from ..durable import sync_folder
 from .saved_model import install_files
 
 if TYPE_CHECKING:

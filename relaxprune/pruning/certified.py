@@ -14,6 +14,8 @@ from ..certificates import Certificate, certify
 from ..solution import Solution
 from .settings import PruneOptions
 
+_ITERATIONS = 60  # beyond the solver's convex phase: where its bound still rises steeply
+
 
 def solver_for(method: str | None, solver: Solver, given: Container[str] = ()) -> Solver:
     """Return the solver whose convex phase the certificates go on from.
@@ -44,6 +46,7 @@ def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptio
         solution,
         options.certify,
         rows=options.rows_to_certify,
+        max_iterations=_ITERATIONS,
         seed=options.seed,
         memory_budget_bytes=options.memory_budget_bytes or DEFAULT_MEMORY_BYTES,
     )

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 
-from .durable import write_bytes
+from ..durable import write_bytes
 
 FORMAT = "relaxprune.masks"
 SCHEMA_VERSION = "1"

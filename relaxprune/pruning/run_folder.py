@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from ..durable import file_sha256, sweep_scratch, sync_folder, write_json, write_text
 from .certificate_files import CertificateFiles
-from .durable import file_sha256, sweep_scratch, sync_folder, write_json, write_text
 from .fingerprint import Fingerprint, differences
 from .mask_file import read_mask_file, write_masks
 from .model_card import model_card

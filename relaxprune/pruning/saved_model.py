@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
 
-from .durable import move_into
+from ..durable import move_into
 from .layers import find_layers
 from .stored_dtypes import keep_stored_dtypes
 

@@ -14,7 +14,7 @@ from .repository import Module, library, project
 
 # Lower floors know nothing of higher ones. Longer names come first: the first that fits decides.
 FLOORS = (
-    ("relaxprune.pruning.durable", 0),  # how files are written, whatever is in them
+    ("relaxprune.durable", 0),  # how files are written, whatever is in them
     ("relaxprune.problems", 0),
     ("relaxprune.solvers", 1),
     ("relaxprune.certificates", 2),

@@ -88,10 +88,14 @@ def test_a_tightened_solve_brings_its_own_bound():
 def test_chosen_rows_alone_get_the_dearer_bound():
     problem = correlated(rows=12, cols=24)
     solution = solve(problem)
-    plain, some = certify(problem, solution), certify(problem, solution, "sdp", rows=[3, 7])
-    better = (some.row_lower_bound > plain.row_lower_bound * (1 + 1e-9)).nonzero().squeeze(1)
-    assert better.tolist() == [3, 7]
-    assert some.rows_covered == 2 and some.estimate is None
+    before = certify(problem, solution)
+    for method, cheaper in (("diagonal", "fw"), ("sdp", "diagonal")):
+        some = certify(problem, solution, method, rows=[3, 7])
+        better = (some.row_lower_bound > before.row_lower_bound * (1 + 1e-9)).nonzero().squeeze(1)
+        assert better.tolist() == [3, 7]
+        assert some.rows_covered == 2 and some.estimate is None
+        assert some.checks["rows_by_method"][cheaper] == 10
+        before = certify(problem, solution, method)
 
 
 def test_drawn_rows_give_an_estimate_of_the_whole():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relaxprune.pruning import durable
+from relaxprune import durable
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])

@@ -13,9 +13,8 @@ from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, Status, solve
 from relaxprune.problems import QuadraticProblem
 from relaxprune.solvers import exact_backends
 from relaxprune.solvers.enumeration import Enumerate
-from relaxprune.solvers.exact import Exact
+from relaxprune.solvers.exact import Exact, well_conditioned
 from relaxprune.solvers.exact_backends import Proof
-from relaxprune.solvers.row_diagonal import largest_diagonal
 from tests.layers import correlated_gram
 from tests.random_problems import Draw, random_case
 
@@ -88,7 +87,7 @@ def test_the_tightened_form_is_convex_and_equal_on_masks(seed):
     draw = Draw(seed)
     inputs = draw.normal(draw.whole(2, 30), 12) * 10 ** draw.uniform(-3, 3, 12)
     quadratic = (inputs.T @ inputs).numpy()
-    diagonal = largest_diagonal(quadratic)
+    diagonal = well_conditioned(quadratic)
     rest = quadratic - np.diag(diagonal)
     root = np.diagonal(quadratic) ** 0.5
     assert np.linalg.eigvalsh(rest / root / root[:, None])[0] > 0
@@ -98,7 +97,7 @@ def test_the_tightened_form_is_convex_and_equal_on_masks(seed):
 
 def test_the_tightened_form_of_a_diagonal_leaves_only_the_linear_term():
     quadratic = np.diag([1.0, 4.0, 0.0, 9.0])
-    assert largest_diagonal(quadratic) == pytest.approx(np.diagonal(quadratic), rel=1e-2)
+    assert well_conditioned(quadratic) == pytest.approx(np.diagonal(quadratic), rel=1e-2)
 
 
 def large_problem() -> MaskProblem:
