@@ -52,6 +52,13 @@ def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptio
     )
 
 
+def estimated_gap(certificate: Certificate | None) -> float | None:
+    """Return the relative gap of a certificate's estimate, None where it has none."""
+    if certificate is None or certificate.estimate is None or not certificate.objective:
+        return None
+    return max(0.0, certificate.objective - certificate.estimate.lower_bound) / abs(certificate.objective)
+
+
 def proven_share(wanda: float, objective: float, bound: float) -> float | None:
     """Return (wanda - objective) / (wanda - bound) in [0, 1], None where the first does not exceed the bound."""
     return min(1.0, max(0.0, (wanda - objective) / (wanda - bound))) if wanda > bound else None

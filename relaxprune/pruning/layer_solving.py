@@ -17,7 +17,7 @@ from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from ..certificates import Certificate
 from ..solution import Solution
 from ..solving import solve, start_mask
-from .certified import certificate_of, proven_share
+from .certified import certificate_of, estimated_gap, proven_share
 from .layers import PrunableLayer
 from .report import LayerReport
 from .settings import PruneOptions, Target
@@ -129,6 +129,8 @@ def _judged(
         "relative_gap": proof.relative_gap,
         "certificate": None if certificate is None else certificate.method,
         "certified_rows": None if certificate is None else certificate.rows_covered,
+        "certificate_seconds": None if certificate is None else certificate.seconds,
+        "estimated_gap": estimated_gap(certificate),
         "proven_share": proven_share(wanda, solution.objective, proof.lower_bound),
         "solver": solution.solver,
         "polish": solution.polish,

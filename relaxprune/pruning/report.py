@@ -66,6 +66,9 @@ class LayerReport:
         certificate: method of the certificate that the bound and the gap are of; None where none was asked for, and
             they are the solver's own.
         certified_rows: rows that the method was applied to; None like the one before.
+        certificate_seconds: time to make it, besides ``seconds``; None like the ones before.
+        estimated_gap: relative gap if all rows were certified like those drawn, an estimate and no proof; None where
+            all were, or none were drawn.
         proven_share: (wanda_objective - objective) / (wanda_objective - lower_bound), in [0, 1]: how much of the way
             from Wanda's mask to the bound is done; None where Wanda's objective does not exceed the bound.
     """
@@ -100,6 +103,8 @@ class LayerReport:
     seconds: float
     certificate: str | None = None
     certified_rows: int | None = None
+    certificate_seconds: float | None = None
+    estimated_gap: float | None = None
     proven_share: float | None = None
 
     @property
@@ -205,7 +210,8 @@ class PruneReport:
     @property
     def roles(self) -> list[RoleSummary]:
         """Mean relative gap and proven share of the layers with the same role (q_proj, up_proj, ...)."""
-        return summarise([(item.name, item.relative_gap, item.proven_share) for item in self.layers])
+        rows = [(item.name, item.relative_gap, item.estimated_gap, item.proven_share) for item in self.layers]
+        return summarise(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the masks, as plain numbers, strings, lists and dicts."""
@@ -240,10 +246,12 @@ class PruneReport:
 
     def _certified_lines(self) -> list[str]:
         """Return a table with one line per role: what the certificates prove."""
-        lines: list[tuple[object, ...]] = [("certified", "layers", "proven share", "gap")]
+        lines: list[tuple[object, ...]] = [("certified", "layers", "proven share", "gap", "gap, estimated")]
         for item in self.roles:
-            share = "-" if item.mean_proven_share is None else item.mean_proven_share
-            lines.append((item.role, item.layers, share, item.mean_relative_gap))
+            share, estimate = (
+                "-" if value is None else value for value in (item.mean_proven_share, item.mean_estimated_gap)
+            )
+            lines.append((item.role, item.layers, share, item.mean_relative_gap, estimate))
         return table(lines)
 
 

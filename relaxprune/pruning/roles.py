@@ -14,12 +14,14 @@ class RoleSummary:
         role: the last part of their names that is no number.
         layers: how many they are.
         mean_relative_gap: mean of their relative gaps.
+        mean_estimated_gap: mean of the relative gaps that drawn rows let expect; None where a layer has none.
         mean_proven_share: mean of the proven shares that there are; None where there is none.
     """
 
     role: str
     layers: int
     mean_relative_gap: float
+    mean_estimated_gap: float | None
     mean_proven_share: float | None
 
 
@@ -29,14 +31,21 @@ def role_of(name: str) -> str:
     return words[-1] if words else name
 
 
-def summarise(layers: Iterable[tuple[str, float, float | None]]) -> list[RoleSummary]:
-    """Summarise (module name, relative gap, proven share) by role, in the order in which roles first come."""
-    found: dict[str, list[tuple[float, float | None]]] = {}
-    for name, gap, share in layers:
-        found.setdefault(role_of(name), []).append((gap, share))
+def summarise(layers: Iterable[tuple[str, float, float | None, float | None]]) -> list[RoleSummary]:
+    """Summarise (module name, relative gap, estimated gap, proven share) by role, in the order in which roles come."""
+    found: dict[str, list[tuple[float, float | None, float | None]]] = {}
+    for name, gap, estimate, share in layers:
+        found.setdefault(role_of(name), []).append((gap, estimate, share))
     summaries = []
     for role, values in found.items():
-        shares = [share for _, share in values if share is not None]
-        gap = sum(gap for gap, _ in values) / len(values)
-        summaries.append(RoleSummary(role, len(values), gap, sum(shares) / len(shares) if shares else None))
+        estimates = [estimate for _, estimate, _ in values if estimate is not None]
+        shares = [share for _, _, share in values if share is not None]
+        gap = sum(gap for gap, _, _ in values) / len(values)
+        estimated = _mean(estimates) if len(estimates) == len(values) else None
+        summaries.append(RoleSummary(role, len(values), gap, estimated, _mean(shares)))
     return summaries
+
+
+def _mean(values: list[float]) -> float | None:
+    """Return the mean, None for no values."""
+    return sum(values) / len(values) if values else None

@@ -81,6 +81,11 @@ def test_the_report_has_the_numbers_of_the_certificate(method, rows, covered):
     assert polytope.kept((32, 32)) == 512
     assert layer.proven_share == proven_share(layer.wanda_objective, layer.objective, layer.lower_bound)
     assert 0 < layer.proven_share < 1
+    assert layer.certificate_seconds == certificate.seconds
+    assert (layer.estimated_gap is not None) == (rows is not None)
+    if rows is not None:
+        assert layer.estimated_gap < layer.relative_gap, "the rows that were not drawn prove less"
+        assert f"{layer.estimated_gap:.4f}" in str(report)
     assert report.options["certify"] == method
     assert report.options["solver_options"]["tighten"] == ("none" if method == "fw" else "diagonal")
 
@@ -129,14 +134,15 @@ def test_roles_share_a_line():
     assert [role_of(name) for name in ("a.0.mlp.up_proj", "experts.3", "2", "")] == ["up_proj", "experts", "2", ""]
     report, _ = pruned("fw", include=("*.0.*",))
     assert [item.role for item in report.roles] == list(ROLES)
-    gaps = summarise([("0.a", 0.25, 0.5), ("1.a", 0.75, None), ("0.b", 0.5, None)])
+    gaps = summarise([("0.a", 0.25, 0.2, 0.5), ("1.a", 0.75, 0.4, None), ("0.b", 0.5, None, None)])
     assert [(item.layers, item.mean_relative_gap, item.mean_proven_share) for item in gaps] == [
         (2, 0.5, 0.5), (1, 0.5, None),
     ]  # fmt: skip
+    assert gaps[0].mean_estimated_gap == pytest.approx(0.3) and gaps[1].mean_estimated_gap is None
     head, line = (line.split() for line in str(report).splitlines()[9:11])
     item = report.roles[0]
-    assert head == ["certified", "layers", "proven", "share", "gap"]
-    assert line == ["q_proj", "1", f"{item.mean_proven_share:.4f}", f"{item.mean_relative_gap:.4f}"]
+    assert head == ["certified", "layers", "proven", "share", "gap", "gap,", "estimated"]
+    assert line == ["q_proj", "1", f"{item.mean_proven_share:.4f}", f"{item.mean_relative_gap:.4f}", "-"]
     assert report.to_dict()["roles"][0]["mean_proven_share"] == report.layers[0].proven_share
 
 
