@@ -19,6 +19,7 @@ from .saliency import saliency
 from .unchanged import Unchanged
 
 _BAND_ENTRIES = 2**18
+_RANGE = 1e-280, 1e280  # of w² G_jj: far enough inside of float64 that no rounding allowance underflows
 
 
 class MaskProblem(Problem):
@@ -68,6 +69,7 @@ class MaskProblem(Problem):
             )
         if self.prepared.matrix.device != weight.device:
             raise RelaxPruneError(f"gram is on {self.prepared.matrix.device}, but weight is on {weight.device}")
+        _check_range(weight, self.prepared.diagonal)
         if fixed_kept is not None or fixed_pruned is not None:
             polytope = Face(polytope, fixed_kept, fixed_pruned)
         self.weight: Tensor = weight.detach()
@@ -180,6 +182,22 @@ class MaskProblem(Problem):
         part.prepared, part.weight, part.polytope = self.prepared, weight, polytope
         part._unchanged = self._unchanged
         return part
+
+
+def _check_range(weight: Tensor, diagonal: Tensor) -> None:
+    """Refuse weights (rows, cols) whose energies w² G_jj leave float64; only float64 can hold such."""
+    if torch.float64 not in (weight.dtype, diagonal.dtype):
+        return
+    ends = []
+    for values in (weight.abs(), diagonal):
+        live = values[values > 0].to(torch.float64)
+        ends.append([float(value) for value in live.aminmax()] if len(live) else [1.0, 1.0])
+    lowest, highest = (ends[0][place] * ends[0][place] * ends[1][place] for place in (0, 1))
+    if not _RANGE[0] <= lowest <= highest <= _RANGE[1]:
+        raise RelaxPruneError(
+            f"weight and gram must give energies w^2 G_jj from {_RANGE[0]:g} to {_RANGE[1]:g} where they are not 0, "
+            f"got {lowest:.3g} to {highest:.3g}; scale one of them"
+        )
 
 
 class WorkingMask(Working):

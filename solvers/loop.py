@@ -169,8 +169,8 @@ class _Loop(Generic[S]):
         self.rows = problem.shape[0]
         self.state = solver.init(self.working, start.to(dtype), plan)
         self.active = torch.arange(self.rows, device=start.device)
-        self.out = start.to(dtype)
-        self.out_relaxed = start.to(dtype)
+        self.out = start.to(dtype, copy=True)
+        self.out_relaxed = start.to(dtype, copy=True)
         self.has_relaxed = False
         self.iterations = 0
         self.row_products = 0.0

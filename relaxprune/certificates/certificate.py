@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +41,7 @@ class Estimate:
     rows: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Certificate:
     """A lower bound on the objective of every feasible mask, and what it proves of one mask.
 
@@ -77,8 +79,10 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float:
-        """``gap`` / abs(``objective``); 0 for a zero objective."""
-        return self.gap / abs(self.objective) if self.objective else 0.0
+        """``gap`` / abs(``objective``); for a zero objective 0, or infinity where the problem may go below 0."""
+        if self.objective:
+            return self.gap / abs(self.objective)
+        return math.inf if self.gap > 0 and not self.checks.get("nonnegative", True) else 0.0
 
     def verify(self, problem: Problem, exact: bool = False) -> Verification:
         """Check everything again from the problem, by code that had no part in making it.
@@ -94,6 +98,17 @@ class Certificate:
 
         return verify(problem, self, exact)
 
+    def save(self, problem: Problem, path: str | Path) -> None:
+        """Write a file that ``relaxprune.certificates.load_certificate`` and ``relaxprune verify`` read.
+
+        Args:
+            problem: the problem that the certificate is for, whose set of masks is stored along.
+            path: the file to create or replace; it appears whole or not at all.
+        """
+        from .certificate_file import save_certificate
+
+        save_certificate(self, problem.polytope, path)
+
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""
         return (
@@ -105,7 +120,7 @@ class Certificate:
 def check_mask(problem: Problem, mask: Tensor, name: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
     """Raise unless ``mask`` is a feasible bool mask of the problem."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
-        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise RelaxPruneError(f"{name} must be a bool mask of shape {problem.shape}, got {got}")
     if not problem.feasible(mask, memory_bytes):
         kept = int(mask.sum())
@@ -136,6 +151,9 @@ def assemble(
     problem: Problem, mask: Tensor, row_objective: Tensor, proof: Proof, bound: Bound, method: str, started: float
 ) -> Certificate:
     """Return the certificate of a mask with these objectives from a bound that was computed."""
+    for name, values in (("objective", row_objective), ("bound", bound.row_lower_bound)):
+        if not bool(torch.isfinite(values).all()):
+            raise RelaxPruneError(f"the {name} of a coupled block is not finite in float64: scale the problem down")
     # Both are rounded: a bound may pass an optimal mask by that much, and any more would disprove the bound.
     excess = bound.row_lower_bound - row_objective
     if bool((excess > bound.row_rounding + _LAST_DIGITS * row_objective.abs()).any()):
@@ -158,6 +176,7 @@ def assemble(
             "psd_method": psd.method,
             "smallest_eigenvalue": psd.smallest_eigenvalue,
             "shift": psd.shift,
+            "nonnegative": problem.nonnegative,
             "rounding_slack": float(bound.row_rounding.sum()),
             "convexity_slack": bound.convexity_slack,
             "rows_by_method": {name: int((proof.row_method == number).sum()) for number, name in enumerate(METHODS)},

@@ -29,7 +29,15 @@ SCHEMA_VERSION = "1"
 _FIXED = ("fixed_kept", "fixed_pruned")
 _PROOF = tuple(item.name for item in fields(Proof))
 _TENSORS = ("mask", "row_objective", "row_lower_bound", *(name for name in _PROOF if name != "share"))
-_NUMBERS = ("method", "objective", "lower_bound", "rows_covered", "checks", "relaxed_objective", "seconds")
+_KINDS: dict[str, Any] = {
+    "method": str,
+    "objective": (int, float),
+    "lower_bound": (int, float),
+    "rows_covered": int,
+    "checks": dict,
+    "relaxed_objective": (int, float),
+    "seconds": (int, float),
+}
 
 
 def save_certificate(certificate: Certificate, polytope: Polytope, path: str | Path) -> None:
@@ -48,10 +56,14 @@ def save_certificate(certificate: Certificate, polytope: Polytope, path: str | P
     tensors |= {"row_lower_bound": certificate.row_lower_bound}
     tensors |= dict(zip(_FIXED, polytope.fixed(), strict=True))
     estimate = certificate.estimate
-    description = {name: getattr(certificate, name) for name in _NUMBERS}
+    description: dict[str, Any] = {name: getattr(certificate, name) for name in _KINDS}
     description["estimate"] = None if estimate is None else asdict(estimate)
     description["polytope"] = (polytope.base if isinstance(polytope, Face) else polytope).to_dict()
-    metadata = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "description": json.dumps(description)}
+    metadata = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "description": json.dumps(description, allow_nan=False),
+    }
     stored = {name: _stored(tensor) for name, tensor in tensors.items() if tensor is not None}
     write_bytes(Path(path), save(stored, metadata))
 
@@ -86,8 +98,9 @@ def load_certificate(path: str | Path) -> tuple[Certificate, dict[str, Any]]:
     try:
         description = json.loads(metadata["description"])
         estimate = description["estimate"]
+        _check_description(description)
         certificate = Certificate(
-            **{name: description[name] for name in _NUMBERS},
+            **{name: description[name] for name in _KINDS},
             estimate=None if estimate is None else Estimate(**estimate),
             row_objective=tensors["row_objective"],
             row_lower_bound=tensors["row_lower_bound"],
@@ -99,6 +112,14 @@ def load_certificate(path: str | Path) -> tuple[Certificate, dict[str, Any]]:
         raise RelaxPruneError(f"certificate file {str(path)!r} has a description that is not whole: {error}") from error
     masks = {name: tensors[name].bool() if name in tensors else None for name in _FIXED}
     return certificate, {**description, "polytope": polytope, "schema_version": version, **masks}
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Raise TypeError where an entry is of another type than is written."""
+    for name, kind in _KINDS.items():
+        value = description[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}")
 
 
 def _stored(tensor: Tensor) -> Tensor:

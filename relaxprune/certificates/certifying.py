@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ..solution import Solution
 from .certificate import Certificate, assemble, check_mask
 from .sampling import drawn_rows, extrapolated
 from .sdp import DenseRow, dense_rows
-from .underestimator import METHODS, Bound, Proof, check_method, tangent_bound
+from .underestimator import MATRICES, METHODS, Bound, Proof, check_method, tangent_bound
 
 _ITERATIONS = 200
 _ENUMERATED_SLACK = 4
@@ -55,7 +56,7 @@ def certify(
 ) -> Certificate:
     """Prove how far a mask, from anywhere, can be from the best one.
 
-    Every method tries the cheaper ones first and keeps, for every coupled block, the best bound of all.
+    Every method tries cheaper ones first (``exact`` only ``fw``) and keeps, for every coupled block, the best bound.
 
     Args:
         problem: the mask problem.
@@ -77,12 +78,15 @@ def certify(
         RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
     """
     check_method("method", method)
+    check_limits(method, rows, time_limit_s)
     hint = mask if isinstance(mask, Solution) else None
     values = mask.mask if isinstance(mask, Solution) else mask
     check_mask(problem, values, "mask", memory_budget_bytes)
     whole_number("max_iterations", max_iterations, 1)
     check_seed(seed)
     check_budgets(None, time_limit_s, None, memory_budget_bytes)
+    if method == "exact":
+        check_enumerable(problem)
     started = time.monotonic()
     row_objective = problem.row_objective(values, memory_budget_bytes)
     chosen = _chosen_rows(problem, rows, row_objective, seed)
@@ -95,15 +99,17 @@ def certify(
         candidates.append(_sdp(task, _best(problem, candidates)))
     if method == "exact":
         candidates.append(_exact(task, candidates[0][0]))
+    treated = candidates[-1][0].row_method == METHODS.index(method)
     proof, bound = _best(problem, candidates)
     certificate = assemble(problem, values, row_objective, proof, bound, method, started)
-    if chosen is None or method in ("fw", "exact"):
+    certificate = replace(certificate, rows_covered=int(treated.sum()))
+    drawn = chosen is not None and _row_count(rows) is not None and problem.polytope.rows_per_block(problem.shape) == 1
+    if chosen is None or not drawn or not bool(treated[chosen].all()):
         return certificate
-    certificate = replace(certificate, rows_covered=len(chosen))
-    if isinstance(rows, int) and problem.polytope.rows_per_block(problem.shape) == 1:
-        estimate = extrapolated(row_objective, certificate.row_lower_bound, chosen)
-        certificate = replace(certificate, estimate=estimate)
-    return certificate
+    estimate = extrapolated(row_objective, certificate.row_lower_bound, chosen)
+    proven = certificate.lower_bound
+    estimate = replace(estimate, lower_bound=max(proven, estimate.lower_bound), low=max(proven, estimate.low))
+    return replace(certificate, estimate=estimate)
 
 
 def _chosen_rows(
@@ -117,17 +123,30 @@ def _chosen_rows(
     count = problem.shape[0]
     if rows is None:
         return None
-    if isinstance(rows, (int, float)):
-        whole_number("rows", rows, 1)
-        if int(rows) >= count:
+    number = _row_count(rows)
+    if number is not None:
+        whole_number("rows", number, 1)
+        if number >= count:
             return None
         height = count // len(row_objective)
-        return drawn_rows(row_objective.repeat_interleave(height), int(rows), seed)
-    index = torch.as_tensor(rows, device=problem.device)
+        return drawn_rows(row_objective.repeat_interleave(height), int(number), seed)
+    try:
+        index = torch.as_tensor(rows, device=problem.device)
+    except (TypeError, ValueError, RuntimeError):
+        index = torch.zeros(0)
     good = index.dim() == 1 and len(index) > 0 and not index.is_floating_point() and index.dtype != torch.bool
     if not good or int(index.min()) < 0 or int(index.max()) >= count or len(index.unique()) != len(index):
         raise RelaxPruneError(f"rows must be a number, or different indices of the {count} rows, got {rows!r}")
     return index.to(torch.int64).sort().values
+
+
+def _row_count(rows: object) -> int | float | None:
+    """Return ``rows`` as a number where it is one, of Python, numpy or torch, else None."""
+    if isinstance(rows, Tensor) and rows.dim() == 0:
+        rows = rows.item()
+    if isinstance(rows, (bool, float)):
+        return rows  # a number of the wrong kind, which is refused as such
+    return int(rows) if isinstance(rows, Integral) else None
 
 
 def _plain(task: _Task, hint: Solution | None) -> Candidate:
@@ -145,6 +164,8 @@ def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
     relaxed = None if hint is None else hint.relaxed_mask
     share = None if hint is None or relaxed is None else hint.certificate.proof.share
+    if share is not None:
+        share = problem.prepared.proven_share(share)  # a claim of the solution, which may be of another problem
     start = task.mask if relaxed is None else relaxed
     part = problem if rows is None else problem.rows(rows)
     point, used = _relaxed(task, part, start if rows is None else start[rows], "diagonal", share)
@@ -200,17 +221,25 @@ def _sdp(task: _Task, present: Candidate) -> Candidate:
     height = problem.polytope.rows_per_block(problem.shape)
     order = range(problem.shape[0]) if task.rows is None else task.rows.tolist()
     scales = (task.row_objective.abs() / height).repeat_interleave(height)
-    prices = problem.polytope.prices(_slope(problem, proof))
+    prices = _prices(task, proof)
     found = dense_rows(problem, list(order), scales, prices, task.memory_bytes, task.deadline)
     proof = _with_dense(problem, proof, sorted(found, key=lambda item: item.row))
     return proof, tangent_bound(problem, proof, task.memory_bytes, flatten=False)
 
 
-def _slope(problem: Problem, proof: Proof) -> Tensor:
-    """Return the gradient of the relaxation at the proof's point: (rows, cols) float64."""
+def _prices(task: _Task, proof: Proof) -> Tensor:
+    """Return what counts cost that are no equation of one row: (rows, cols) float64, at the relaxation's minimum."""
+    problem = task.problem
+    none = torch.zeros(1, 1, dtype=torch.float64, device=problem.device).expand(problem.shape)
+    if problem.polytope.rows_per_block(problem.shape) == 1 and not problem.polytope.is_at_most():
+        return none
     share = 0.0 if proof.share is None else proof.share
-    point = proof.point.to(torch.float64)
-    return 2 * problem.half_gradient(point) + share * problem.diagonal * (1 - 2 * point)
+    prices = none.clone()
+    for part, piece in problem.split(MATRICES, task.memory_bytes):
+        point = proof.point[part].to(torch.float64)
+        slope = 2 * piece.half_gradient(point) + share * piece.diagonal * (1 - 2 * point)
+        prices[part] = piece.polytope.prices(slope)
+    return prices
 
 
 def _with_dense(problem: Problem, proof: Proof, found: list[DenseRow]) -> Proof:
@@ -237,14 +266,38 @@ def _with_dense(problem: Problem, proof: Proof, found: list[DenseRow]) -> Proof:
     )
 
 
+def check_limits(method: str, rows: object, time_limit_s: float | None) -> None:
+    """Raise RelaxPruneError for limits that the method makes no use of."""
+    for name, value, methods in (("rows", rows, ("diagonal", "sdp")), ("time_limit_s", time_limit_s, ("sdp",))):
+        if value is not None and method not in methods:
+            raise RelaxPruneError(f"{name} is of use to {' and '.join(methods)} alone, got it for method {method!r}")
+
+
+def check_enumerable(problem: Problem) -> None:
+    """Raise RelaxPruneError where a coupled block has too many masks to try them all."""
+    try:
+        make_solver("enumerate").check(problem)
+    except RelaxPruneError as error:
+        raise RelaxPruneError(
+            f"method 'exact' tries every mask of a coupled block, up to 2^20, and blocks of {problem.polytope!r} over "
+            f"{problem.shape[1]} columns have more; use 'sdp'"
+        ) from error
+
+
 def _exact(task: _Task, proof: Proof) -> Candidate:
     """Bound every block by the objective of its best mask, found by enumeration, less the rounding."""
     problem = task.problem
-    solver = make_solver("enumerate")
-    solver.check(problem)
-    best = solver.run(problem, Run(task.mask, memory_bytes=task.memory_bytes)).point
+    best = make_solver("enumerate").run(problem, Run(task.mask, memory_bytes=task.memory_bytes)).point
     value = problem.row_objective(best, task.memory_bytes)
-    slack = _ENUMERATED_SLACK * problem.polytope.block_sum(problem.rounding(best.to(torch.float64)))
+    # The best mask's own value may be rounded more than that of the mask which was found: allow for any mask.
+    slack = _ENUMERATED_SLACK * torch.cat(
+        [
+            piece.polytope.block_sum(
+                torch.maximum(*(piece.rounding(value.new_full(piece.shape, entry)) for entry in (0.0, 1.0)))
+            )
+            for _, piece in problem.split(MATRICES, task.memory_bytes)
+        ]
+    )
     method = torch.full_like(proof.row_method, METHODS.index("exact"))
     scale = torch.ones_like(proof.scale)
     bound = Bound(value - slack, value, slack + UNIT_ROUNDOFF * value.abs(), 0.0, scale)
@@ -266,9 +319,11 @@ def _best(problem: Problem, candidates: list[Candidate]) -> Candidate:
     uses = max(range(len(candidates)), key=lambda place: len(candidates[place][0].dense_rows))
     richest = candidates[uses][0]
     dense, cuts = line[richest.dense_rows] == uses, line[richest.cut_row] == uses
-    points = torch.stack([proof.point.to(torch.float64) for proof, _ in candidates])
+    point = candidates[0][0].point
+    for place, (proof, _) in enumerate(candidates[1:], 1):
+        point = torch.where((line == place).unsqueeze(1), proof.point, point)
     proof = Proof(
-        point=points.gather(0, line.view(1, -1, 1).expand(1, *problem.shape)).squeeze(0),
+        point=point,
         scale=per_block([proof.scale for proof, _ in candidates]),
         row_method=torch.stack([proof.row_method for proof, _ in candidates]).gather(0, line.unsqueeze(0)).squeeze(0),
         share=shares[-1] if shares else None,

@@ -53,9 +53,9 @@ class MaskSet:
         kind, per = str(options["kind"]), options.get("per", "row")
         if kind not in ("ksparse", "nm", "transposable"):
             raise RelaxPruneError(f"verification knows ksparse, nm and transposable sets, got {kind!r}")
-        whole = kind == "ksparse" and per == "layer"
-        entries = (np.zeros(shape, bool) if item is None else item.cpu().numpy() for item in polytope.fixed())
-        return cls(
+        whole = kind == "ksparse" and per == "layer" and shape[0] > 1
+        entries = (np.zeros(shape, bool) if item is None else item.cpu().numpy().copy() for item in polytope.fixed())
+        given = cls(
             kind,
             int(options["keep"]),
             0 if whole else shape[1] if kind == "ksparse" else int(options["group"]),
@@ -63,6 +63,16 @@ class MaskSet:
             bool(options.get("at_most", False)),
             *entries,
         )
+        return given._completed() if given.width else given
+
+    def _completed(self) -> MaskSet:
+        """Return the same set with those entries fixed, too, that the fixed ones leave no choice for."""
+        kept, pruned = self._lines(self.kept), self._lines(self.pruned)
+        full = kept.sum(axis=1, keepdims=True) == self.keep
+        pruned = pruned | (full & ~kept)
+        bare = pruned.sum(axis=1, keepdims=True) == self.width - self.keep
+        kept = kept if self.at_most else kept | (bare & ~pruned)
+        return replace(self, kept=kept.reshape(self.kept.shape), pruned=pruned.reshape(self.kept.shape))
 
     @property
     def row_count(self) -> tuple[int, int] | None:

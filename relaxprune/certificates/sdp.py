@@ -35,6 +35,7 @@ _CHEAP = 1200  # columns times rounds up to which more are made
 _MOST_STEPS = 60
 _MATRICES, _NEWTON_MATRICES = 26, 5  # of size (n + 1, n + 1), and with a line per cut besides
 _ROWS_AT_ONCE = {"cpu": 1}  # more only leave the cache
+_LEAST_SCALE = 1e-2
 _WEIGHTS = (1e1, 1e3, 1e5, 1e7)
 
 
@@ -138,18 +139,24 @@ def _lifted(problem: Problem, row: int, scale: float, price: Tensor) -> _Lifted 
     none = torch.zeros(cols, dtype=torch.bool, device=problem.device)
     one = none if kept is None else kept[row].clone()
     zero = none if pruned is None else pruned[row].clone()
-    size, keep = row_counts(problem)
-    group = torch.arange(cols, device=problem.device) // size
-    counted = (keep > 0 or size > 1) and not problem.polytope.is_at_most()
+    counts, at_most = row_counts(problem), problem.polytope.is_at_most()
     centre = torch.zeros(cols, dtype=torch.float64, device=problem.device)
-    if counted:
+    group = torch.zeros(cols, dtype=torch.int64, device=problem.device)
+    if counts is not None:
+        size, keep = counts
+        group = torch.arange(cols, device=problem.device) // size
+        # Where a count leaves nothing to choose the lifted set would have no interior: such entries are fixed, too.
         left = keep - one.view(-1, size).sum(dim=1)
+        zero |= (left == 0)[group] & ~one
         room = size - (one | zero).view(-1, size).sum(dim=1)
-        if bool((((left == 0) | (left == room)) & (room > 0)).any()):
-            return None  # a count leaves nothing to choose in a group: the lifted set has no interior
-        centre = (1 - 2 * left / room.clamp(min=1)).to(torch.float64)[group]
+        if not at_most:
+            one |= (left == room)[group] & ~zero
+            centre = (1 - 2 * left / room.clamp(min=1)).to(torch.float64)[group]
+    counted = counts is not None and not at_most
     free = (~(one | zero)).nonzero().squeeze(1)
     n = len(free)
+    if not problem.nonnegative:  # an objective near 0 says nothing of the size of its terms
+        scale = max(scale, _LEAST_SCALE * float(quadratic.diagonal().sum()))
     if n < 2 or not scale > 0:
         return None
     linear = linear + 2 * quadratic[:, one].sum(dim=1)

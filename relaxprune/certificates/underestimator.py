@@ -137,7 +137,7 @@ def tangent_bound(problem: Problem, proof: Proof, memory_bytes: int, flatten: bo
         problem: the problem; its own polytope gives the oracle.
         proof: the choice of L and the point, a relaxed mask that need not be feasible.
         memory_bytes: bound on temporaries, where rows are independent.
-        flatten: choose ``scale`` anew where all rows have method fw; else the proof's is used.
+        flatten: choose ``scale`` anew for blocks whose rows all have method fw; else the proof's is used.
     """
     height = problem.polytope.rows_per_block(problem.shape)
     pieces = [
@@ -165,9 +165,10 @@ def _bound(problem: Problem, proof: Proof, flatten: bool) -> Bound:
     half = problem.half_gradient(point)
     value = polytope.block_sum(problem.row_value(point, half))
     scale = proof.scale
-    if flatten and not bool(proof.row_method.any()):
-        # Any point gives a tangent; the problem knows a better one on the same ray.
-        scale = problem.flattening(point, half)
+    if flatten:
+        # Any point gives a tangent; where L is f the problem knows a better one on the same ray.
+        others = polytope.block_sum(proof.row_method.to(torch.float64))
+        scale = torch.where(others == 0, problem.flattening(point, half), scale)
     if not bool((scale == 1).all()):
         column = polytope.to_rows(scale, point.shape[0])
         point, half = 1 - column * (1 - point), half * column
@@ -184,9 +185,12 @@ def _bound(problem: Problem, proof: Proof, flatten: bool) -> Bound:
     bound = bound - slack
     convexity = bound.new_zeros(len(bound))
     if shift:
-        # Σ q over pruned entries is at most this, and an objective zᵀQz at least −τ times it.
-        diagonal = problem.diagonal
-        pruned = polytope.block_sum(diagonal.sum(dim=1)) - polytope.lmo_bound(diagonal)
+        # Σ q over pruned entries is at most this, and an objective zᵀQz at least −τ times it. What is kept in any
+        # case stays out of both sums, which it would round.
+        kept = polytope.fixed()[0]
+        diagonal = problem.diagonal if kept is None else problem.diagonal.masked_fill(kept, 0.0)
+        total = polytope.block_sum(diagonal.sum(dim=1))
+        pruned = total - polytope.lmo_bound(diagonal) + 4 * problem.terms() * UNIT_ROUNDOFF * total
         convexity = shift * (1 + _CONVEXITY_MARGIN) * pruned
     if problem.nonnegative:
         bound = torch.maximum(bound, 0 - convexity)
@@ -205,10 +209,11 @@ def _added_diagonal(problem: Problem, proof: Proof) -> Tensor:
 
 def _counts(problem: Problem, proof: Proof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return value (rows,), half gradient (rows, cols) and size (rows,) of ρ Σ (Σ m)(Σ m − keep)."""
-    if not len(proof.dense_rows):
+    counts = row_counts(problem)
+    if counts is None or not len(proof.dense_rows):
         zero = point.new_zeros(len(point))
         return zero, point.new_zeros(1, 1), zero
-    size, keep = row_counts(problem)
+    size, keep = counts
     groups = point.view(len(point), -1, size)
     sums = groups.sum(dim=2)
     weight = point.new_zeros(len(point)).index_copy_(0, proof.dense_rows, proof.dense_weight)
@@ -236,13 +241,13 @@ def _cuts(proof: Proof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, gradient[:, 1:], size
 
 
-def row_counts(problem: Problem) -> tuple[int, int]:
+def row_counts(problem: Problem) -> tuple[int, int] | None:
     """Return the size of the groups of columns that share a count inside one row, and how many each keeps.
 
-    Where a count is over several rows there is none inside a row: (1, 0) would say so, and no ρ may be used then.
+    None where a count is over several rows and there is none inside a row: no ρ may be used then.
     """
     polytope, shape = problem.polytope, problem.shape
     size = polytope.group_size(shape)
     if polytope.rows_per_block(shape) > 1 and not polytope.counts_columns():
-        return 1, 0
+        return None
     return size, polytope.kept(shape) * size // (shape[0] * shape[1])

@@ -40,6 +40,7 @@ class Verification:
         smallest_eigenvalue: the smallest seen while convexity was shown, each matrix scaled to a unit diagonal; None
             where no row needed convexity.
         rows_checked: number of rows.
+        rows_by_method: how many of them rest on which method.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Verification:
     lower_bound: float
     smallest_eigenvalue: float | None
     rows_checked: int
+    rows_by_method: dict[str, int]
 
 
 def verify(problem: Problem, certificate: Certificate, exact: bool = False) -> Verification:
@@ -75,7 +77,8 @@ def verify(problem: Problem, certificate: Certificate, exact: bool = False) -> V
     bound = check.bounds()
     check.total()
     arithmetic = "rational" if exact else "float64"
-    return Verification(certificate.method, arithmetic, objective, bound, eigenvalue, rows)
+    by_method = {name: int((check.method == number).sum()) for number, name in enumerate(METHODS)}
+    return Verification(certificate.method, arithmetic, objective, bound, eigenvalue, rows, by_method)
 
 
 class _Check:
@@ -253,7 +256,8 @@ class _Check:
     def energy_bound(self, quadratics: Quadratics) -> Array:
         """Return what zᵀQz ≥ −shift Σ q z² proves of a layer: (blocks,)."""
         self.common("the bound by 0", np.full(self.problem.shape[1], -self.shift))
-        diagonal, masks = quadratics.diagonal(), quadratics.masks
+        masks = quadratics.masks
+        diagonal = np.where(masks.kept, 0 * quadratics.diagonal(), quadratics.diagonal())
         pruned = masks.block_sum(diagonal) - masks.least(diagonal)
         bound: Array = -_number(self.shift, self.exact) * pruned
         return bound

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from relaxprune.problems.errors import RelaxPruneError
 
 from .endings import door, interruptible, tell
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
@@ -26,8 +29,14 @@ def solve_file(
     how_much: PatternGroup,
     how: SolverGroup,
     out: Annotated[Path | None, typer.Option(help="File for the mask, the bound and the settings.")] = None,
-    certify: Annotated[str | None, typer.Option(help="Prove a bound by fw, diagonal, sdp or exact.")] = None,
-    certificate: Annotated[Path | None, typer.Option(help="File for the proof, for `relaxprune verify`.")] = None,
+    certify: Annotated[
+        str | None, typer.Option(help="Prove a bound: fw or diagonal (cheap), sdp (seconds a row), exact (tiny rows).")
+    ] = None,
+    certify_rows: Annotated[int | None, typer.Option(help="Rows to draw for diagonal or sdp; default all.")] = None,
+    certify_time: Annotated[float | None, typer.Option(help="Seconds for sdp, shared by its rows.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="File for the proof, the solver's own without --certify; for `verify`.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None,
     seed: Seed = 0,
 ) -> int:
@@ -43,12 +52,12 @@ def solve_file(
     for file_out in (out, certificate):
         if file_out is not None:
             refuse_output_file(file_out)
-    if certify is not None:
-        from relaxprune.certificates.underestimator import check_method
-
-        check_method("--certify", certify)
+    if out is not None and certificate is not None and out.resolve() == certificate.resolve():
+        raise RelaxPruneError(f"--out and --certificate must be two files, got {str(out)!r} for both")
+    proof = _Proof(certify, certify_rows, certify_time)
     with interruptible():
         problem = read_problem(file, target, device)
+        proof.check(problem)
         solution = solve(
             problem,
             how.solver,
@@ -61,17 +70,16 @@ def solve_file(
             throw=False,
             **options,
         )
-        proven = solution.certificate if certify is None else _certified(problem, solution, certify, seed)
-    facts = _facts(problem, solution, seed)
+        proven = proof.of(problem, solution, seed)
+    facts = _facts(problem, solution, proven, seed)
     for key in ("sparsity", "objective", "relative_error", "lower_bound", "relative_gap", "status", "seconds"):
         print(f"{key:<15} {_text(facts[key])}")
-    if certify is not None:
-        print(f"{'certified':<15} {_text(proven.lower_bound)} by {certify}, relative gap {_text(proven.relative_gap)}")
+    print(f"{'proven by':<15} {proven.method}, {proven.rows_covered} rows, {proven.seconds:.3g} s")
+    if proven.estimate is not None:
+        print(f"{'estimated bound':<15} {_text(proven.estimate.lower_bound)} if all rows were treated; no proof")
     if certificate is not None:
-        from relaxprune.certificates.certificate_file import save_certificate
-
         with door():
-            save_certificate(proven, problem.polytope, certificate)
+            proven.save(problem, certificate)
         print(f"{'certificate':<15} {certificate}")
     if out is not None:
         from relaxprune.pruning.mask_file import write_masks
@@ -83,11 +91,39 @@ def solve_file(
     return tell([notice] if notice else [])
 
 
-def _certified(problem: MaskProblem, solution: Solution, method: str, seed: int) -> Certificate:
-    """Return the certificate of a solution by the method asked for."""
-    from relaxprune import certify
+@dataclass(frozen=True)
+class _Proof:
+    """What is asked of the certificate: a method, None for what the solver proves, and its limits."""
 
-    return certify(problem, solution, method, seed=seed)
+    method: str | None
+    rows: int | None
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        from relaxprune.certificates.underestimator import check_method
+
+        if self.method is not None:
+            check_method("--certify", self.method)
+        for name, value in (("--certify-rows", self.rows), ("--certify-time", self.seconds)):
+            if value is not None and self.method is None:
+                raise RelaxPruneError(f"{name} is {value}, but there is no --certify")
+
+    def check(self, problem: MaskProblem) -> None:
+        """Refuse what cannot be done before any work is."""
+        from relaxprune.certificates.certifying import check_enumerable, check_limits
+
+        if self.method is not None:
+            check_limits(self.method, self.rows, self.seconds)
+        if self.method == "exact":
+            check_enumerable(problem)
+
+    def of(self, problem: MaskProblem, solution: Solution, seed: int) -> Certificate:
+        """Return the certificate of a solution."""
+        from relaxprune import certify
+
+        if self.method is None:
+            return solution.certificate
+        return certify(problem, solution, self.method, rows=self.rows, time_limit_s=self.seconds, seed=seed)
 
 
 def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
@@ -99,7 +135,7 @@ def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
     return MaskProblem(weight, gram, target.polytope_of("weight", (rows, cols)))
 
 
-def _facts(problem: Any, solution: Any, seed: int) -> dict[str, Any]:
+def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[str, Any]:
     """Return what is known of a solution, as plain JSON values."""
     from relaxprune import __version__
 
@@ -114,11 +150,13 @@ def _facts(problem: Any, solution: Any, seed: int) -> dict[str, Any]:
         "relative_error": solution.relative_error,
         "relaxed_objective": solution.relaxed_objective,
         "unrounded_objective": solution.unrounded_objective,
-        "lower_bound": solution.lower_bound,
-        "gap": solution.gap,
-        "relative_gap": solution.relative_gap,
+        "lower_bound": proven.lower_bound,
+        "gap": proven.gap,
+        "relative_gap": proven.relative_gap,
+        "certificate": proven.method,
+        "certified_rows": proven.rows_covered,
         "row_objective": solution.row_objective.tolist(),
-        "row_lower_bound": None if solution.row_lower_bound is None else solution.row_lower_bound.tolist(),
+        "row_lower_bound": proven.row_lower_bound.tolist(),
         "status": solution.status.name,
         "advice": solution.status.value,
         "solver": solution.solver,

@@ -44,6 +44,7 @@ def verify_file(
         "method": seen.method,
         "arithmetic": seen.arithmetic,
         "rows_checked": str(seen.rows_checked),
+        "rows_by_method": ", ".join(f"{name} {count}" for name, count in seen.rows_by_method.items() if count),
         "objective": f"{seen.objective:.6g}",
         "lower_bound": f"{found.lower_bound:.6g}",
         "rebuilt_bound": f"{seen.lower_bound:.6g}",

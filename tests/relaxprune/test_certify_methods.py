@@ -82,7 +82,9 @@ def test_a_tightened_solve_brings_its_own_bound():
     plain, tight = solve(problem), solve(problem, tighten="diagonal")
     assert tight.lower_bound > plain.lower_bound
     assert tight.certificate.method == "diagonal"
-    assert certify(problem, tight, "diagonal").lower_bound == pytest.approx(tight.lower_bound, rel=1e-9)
+    more = certify(problem, tight, "diagonal")
+    assert more.lower_bound > tight.lower_bound, "it goes on from there"
+    assert more.rows_covered == certify(problem, tight, "diagonal", rows=2).rows_covered == 6
 
 
 def test_chosen_rows_alone_get_the_dearer_bound():
@@ -132,8 +134,10 @@ def test_drawing_follows_the_objective_and_the_interval_covers():
 def test_the_time_limit_ends_the_rounds():
     problem = correlated(rows=4, cols=40)
     solution = solve(problem)
-    none = certify(problem, solution, "sdp", time_limit_s=1e-6)
+    none = certify(problem, solution, "sdp", time_limit_s=1e-6, rows=2)
     some = certify(problem, solution, "sdp")
+    assert none.rows_covered == 0 and none.estimate is None, "no row was treated, so nothing can be extrapolated"
+    assert some.rows_covered == 4
     assert none.checks["rows_by_method"]["sdp"] == 0 and none.lower_bound < some.lower_bound
 
 
@@ -144,6 +148,11 @@ def test_the_time_limit_ends_the_rounds():
         ({"method": "sdp", "rows": 0}, "rows must be a whole number of at least 1, got 0"),
         ({"method": "sdp", "rows": [0, 99]}, "different indices of the 4 rows"),
         ({"method": "sdp", "rows": [1, 1]}, "different indices of the 4 rows"),
+        ({"method": "sdp", "rows": "abc"}, "different indices of the 4 rows"),
+        ({"method": "sdp", "rows": {1, 2}}, "different indices of the 4 rows"),
+        ({"method": "sdp", "rows": 1.5}, "rows must be a whole number of at least 1, got 1.5"),
+        ({"method": "fw", "rows": 2}, "rows is of use to diagonal and sdp alone, got it for method 'fw'"),
+        ({"method": "diagonal", "time_limit_s": 2.0}, "time_limit_s is of use to sdp alone"),
         ({"method": "sdp", "time_limit_s": -1}, "time_limit_s must be a positive number, got -1"),
     ],
 )

@@ -216,8 +216,9 @@ def test_a_resumed_run_ends_with_every_certificate(finished):
     for name, layer in names.items():
         certificate, _ = load_certificate(finished / name)
         assert (certificate.lower_bound, certificate.relative_gap) == (layer["lower_bound"], layer["relative_gap"])
-        assert (certificate.method, certificate.rows_covered) == ("diagonal", 8)
-        assert (layer["certificate"], layer["certified_rows"]) == ("diagonal", 8)
+        assert (certificate.method, certificate.rows_covered) == ("diagonal", layer["rows"])
+        # The tightened convex phase proved something of every row; the drawn ones only went on from there.
+        assert (layer["certificate"], layer["certified_rows"]) == ("diagonal", layer["rows"])
     settings = record["fingerprint"]["settings"]
     assert (settings["certify"], settings["certify_rows"]) == ("diagonal", 8)
     assert (

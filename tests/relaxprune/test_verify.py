@@ -233,7 +233,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     save_file({"weight": weight, "gram": gram}, file)
     words = ["solve", str(file), "--pattern", "2:4"]
     assert main([*words, "--certify", "diagonal", "--certificate", str(proof)]) == 0
-    assert "by diagonal" in capsys.readouterr().out
+    assert "proven by       diagonal, 4 rows" in capsys.readouterr().out
     assert main(["verify", str(file), str(proof)]) == 0
     assert "float64" in capsys.readouterr().out
     assert main(["verify", str(file), str(proof), "--exact"]) == 0
