@@ -60,7 +60,8 @@ def measured(name: str, problem: MaskProblem, solution: Solution, arguments: arg
             f"| {seconds:.1f} | {cuts} |",
             flush=True,
         )
-        points.append((seconds / (treated or len(solution.mask)), proven))
+        if rows is None or estimate is not None:  # else the time ended before the drawn rows were treated
+            points.append((seconds / (rows or len(solution.mask)), proven))
     return points
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -20,14 +19,13 @@ from relaxprune.solvers.tightening import largest_share
 from ..checks import check_budgets, check_seed
 from ..solution import Solution
 from .certificate import Certificate, assemble, check_mask
-from .sampling import drawn_rows, extrapolated
-from .sdp import DenseRow, dense_rows
+from .combining import Candidate, best_of
+from .sampling import chosen_rows, extrapolated, row_count
+from .sdp import DenseRow, dense_rows, least_bytes
 from .underestimator import MATRICES, METHODS, Bound, Proof, check_method, tangent_bound
 
 _ITERATIONS = 200
 _ENUMERATED_SLACK = 4
-
-Candidate = tuple[Proof, Bound]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,7 @@ def certify(
             them and spends it on more and more cuts; without a limit about one cut per column is added.
         seed: for drawing rows.
         max_iterations: Frank-Wolfe iterations spent on a relaxation; ``fw`` spends none where there is a hint.
-        memory_budget_bytes: bound on temporaries.
+        memory_budget_bytes: bound on temporaries; ``sdp`` refuses one that a single row would exceed.
 
     Raises:
         RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
@@ -87,66 +85,35 @@ def certify(
     check_budgets(None, time_limit_s, None, memory_budget_bytes)
     if method == "exact":
         check_enumerable(problem)
+    least = least_bytes(problem.shape[1])
+    if method == "sdp" and memory_budget_bytes < least:
+        raise RelaxPruneError(
+            f"memory_budget_bytes is {memory_budget_bytes}, but method 'sdp' takes {least} for a row of "
+            f"{problem.shape[1]} columns"
+        )
     started = time.monotonic()
     row_objective = problem.row_objective(values, memory_budget_bytes)
-    chosen = _chosen_rows(problem, rows, row_objective, seed)
+    chosen = chosen_rows(problem, rows, row_objective, seed)
     deadline = None if time_limit_s is None else started + time_limit_s
     task = _Task(problem, values, row_objective, chosen, max_iterations, memory_budget_bytes, deadline)
     candidates = [_plain(task, hint)]
     if method in ("diagonal", "sdp"):
         candidates.append(_diagonal(replace(task, rows=None) if method == "sdp" else task, hint))
     if method == "sdp":
-        candidates.append(_sdp(task, _best(problem, candidates)))
+        candidates.append(_sdp(task, best_of(problem, candidates)))
     if method == "exact":
         candidates.append(_exact(task, candidates[0][0]))
     treated = candidates[-1][0].row_method == METHODS.index(method)
-    proof, bound = _best(problem, candidates)
+    proof, bound = best_of(problem, candidates)
     certificate = assemble(problem, values, row_objective, proof, bound, method, started)
     certificate = replace(certificate, rows_covered=int(treated.sum()))
-    drawn = chosen is not None and _row_count(rows) is not None and problem.polytope.rows_per_block(problem.shape) == 1
+    drawn = chosen is not None and row_count(rows) is not None and problem.polytope.rows_per_block(problem.shape) == 1
     if chosen is None or not drawn or not bool(treated[chosen].all()):
         return certificate
     estimate = extrapolated(row_objective, certificate.row_lower_bound, chosen)
     proven = certificate.lower_bound
     estimate = replace(estimate, lower_bound=max(proven, estimate.lower_bound), low=max(proven, estimate.low))
     return replace(certificate, estimate=estimate)
-
-
-def _chosen_rows(
-    problem: Problem, rows: int | Sequence[int] | Tensor | None, row_objective: Tensor, seed: int
-) -> Tensor | None:
-    """Return the rows asked for, ascending (r,) int64, or None for all.
-
-    Raises:
-        RelaxPruneError: ``rows`` is neither None, a positive number, nor distinct indices of rows.
-    """
-    count = problem.shape[0]
-    if rows is None:
-        return None
-    number = _row_count(rows)
-    if number is not None:
-        whole_number("rows", number, 1)
-        if number >= count:
-            return None
-        height = count // len(row_objective)
-        return drawn_rows(row_objective.repeat_interleave(height), int(number), seed)
-    try:
-        index = torch.as_tensor(rows, device=problem.device)
-    except (TypeError, ValueError, RuntimeError):
-        index = torch.zeros(0)
-    good = index.dim() == 1 and len(index) > 0 and not index.is_floating_point() and index.dtype != torch.bool
-    if not good or int(index.min()) < 0 or int(index.max()) >= count or len(index.unique()) != len(index):
-        raise RelaxPruneError(f"rows must be a number, or different indices of the {count} rows, got {rows!r}")
-    return index.to(torch.int64).sort().values
-
-
-def _row_count(rows: object) -> int | float | None:
-    """Return ``rows`` as a number where it is one, of Python, numpy or torch, else None."""
-    if isinstance(rows, Tensor) and rows.dim() == 0:
-        rows = rows.item()
-    if isinstance(rows, (bool, float)):
-        return rows  # a number of the wrong kind, which is refused as such
-    return int(rows) if isinstance(rows, Integral) else None
 
 
 def _plain(task: _Task, hint: Solution | None) -> Candidate:
@@ -173,7 +140,7 @@ def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
         return _tangent(task, point, None)
     tried = [_tangent(task, _scattered(task, rows, point), used, rows)]
     if share is not None and relaxed is not None:
-        return _best(problem, [_tangent(task, relaxed, share), *tried])
+        return best_of(problem, [_tangent(task, relaxed, share), *tried])
     worth = _worth(part, point)
     if float(worth.mean()) > 0:
         better = largest_share(problem.prepared, 0.5 * worth / worth.mean() + 0.5)
@@ -302,43 +269,3 @@ def _exact(task: _Task, proof: Proof) -> Candidate:
     scale = torch.ones_like(proof.scale)
     bound = Bound(value - slack, value, slack + UNIT_ROUNDOFF * value.abs(), 0.0, scale)
     return replace(proof, point=best, scale=scale, row_method=method), bound
-
-
-def _best(problem: Problem, candidates: list[Candidate]) -> Candidate:
-    """Return the proof in which every coupled block rests on the best of the candidates, and its bound."""
-    stacked = torch.stack([bound.row_lower_bound for _, bound in candidates])
-    choice = stacked.argmax(dim=0)  # (blocks,)
-    if bool((choice == choice[0]).all()):
-        return candidates[int(choice[0])]
-    line = problem.polytope.to_rows(choice, problem.shape[0]).squeeze(1)
-
-    def per_block(values: list[Tensor]) -> Tensor:
-        return torch.stack(values).gather(0, choice.unsqueeze(0)).squeeze(0)
-
-    shares = [proof.share for proof, _ in candidates if proof.share is not None]
-    uses = max(range(len(candidates)), key=lambda place: len(candidates[place][0].dense_rows))
-    richest = candidates[uses][0]
-    dense, cuts = line[richest.dense_rows] == uses, line[richest.cut_row] == uses
-    point = candidates[0][0].point
-    for place, (proof, _) in enumerate(candidates[1:], 1):
-        point = torch.where((line == place).unsqueeze(1), proof.point, point)
-    proof = Proof(
-        point=point,
-        scale=per_block([proof.scale for proof, _ in candidates]),
-        row_method=torch.stack([proof.row_method for proof, _ in candidates]).gather(0, line.unsqueeze(0)).squeeze(0),
-        share=shares[-1] if shares else None,
-        dense_rows=richest.dense_rows[dense],
-        dense_diagonal=richest.dense_diagonal[dense],
-        dense_weight=richest.dense_weight[dense],
-        cut_row=richest.cut_row[cuts],
-        cut_index=richest.cut_index[cuts],
-        cut_sign=richest.cut_sign[cuts],
-        cut_multiplier=richest.cut_multiplier[cuts],
-    )
-    return proof, Bound(
-        per_block([bound.row_lower_bound for _, bound in candidates]),
-        per_block([bound.value for _, bound in candidates]),
-        per_block([bound.row_rounding for _, bound in candidates]),
-        max(bound.convexity_slack for _, bound in candidates),
-        per_block([bound.scale for _, bound in candidates]),
-    )

@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems.polytopes.base import whole_number
 
 from .certificate import Estimate
 
 _CONFIDENCE = 0.95
 _NORMAL = 1.959964  # the quantile of that confidence
+
+
+def chosen_rows(
+    problem: Problem, rows: int | Sequence[int] | Tensor | None, row_objective: Tensor, seed: int
+) -> Tensor | None:
+    """Return the rows asked for, ascending (r,) int64, or None for all.
+
+    Raises:
+        RelaxPruneError: ``rows`` is neither None, a positive number, nor distinct indices of rows.
+    """
+    count = problem.shape[0]
+    if rows is None:
+        return None
+    number = row_count(rows)
+    if number is not None:
+        whole_number("rows", number, 1)
+        if number >= count:
+            return None
+        height = count // len(row_objective)
+        return drawn_rows(row_objective.repeat_interleave(height), int(number), seed)
+    try:
+        index = torch.as_tensor(rows, device=problem.device)
+    except (TypeError, ValueError, RuntimeError):
+        index = torch.zeros(0)
+    good = index.dim() == 1 and len(index) > 0 and not index.is_floating_point() and index.dtype != torch.bool
+    if not good or int(index.min()) < 0 or int(index.max()) >= count or len(index.unique()) != len(index):
+        raise RelaxPruneError(f"rows must be a number, or different indices of the {count} rows, got {rows!r}")
+    return index.to(torch.int64).sort().values
+
+
+def row_count(rows: object) -> int | float | None:
+    """Return ``rows`` as a number where it is one, of Python, numpy or torch, else None."""
+    if isinstance(rows, Tensor) and rows.dim() == 0:
+        rows = rows.item()
+    if isinstance(rows, (bool, float)):
+        return rows  # a number of the wrong kind, which is refused as such
+    return int(rows) if isinstance(rows, Integral) else None
 
 
 def inclusion(row_objective: Tensor, count: int) -> Tensor:

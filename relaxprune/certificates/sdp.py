@@ -81,6 +81,11 @@ class _Lifted:
     point: Tensor
 
 
+def least_bytes(cols: int) -> int:
+    """Return the bytes that one row of ``cols`` columns takes, without any cuts."""
+    return 8 * _MATRICES * (cols + 1) ** 2
+
+
 def dense_rows(
     problem: Problem, rows: list[int], scales: Tensor, prices: Tensor, memory_bytes: int, deadline: float | None
 ) -> list[DenseRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from dataclasses import replace
 
@@ -11,10 +12,12 @@ from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solvers.frank_wolfe import FrankWolfe
 
 from ..certificates import Certificate, certify
+from ..certificates.sdp import least_bytes
 from ..solution import Solution
 from .settings import PruneOptions
 
 _ITERATIONS = 60  # beyond the solver's convex phase: where its bound still rises steeply
+_SHARE = 0.8  # of the iterations of a short run, which its certificates shall not outlast
 
 
 def solver_for(method: str | None, solver: Solver, given: Container[str] = ()) -> Solver:
@@ -46,10 +49,17 @@ def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptio
         solution,
         options.certify,
         rows=options.rows_to_certify,
-        max_iterations=_ITERATIONS,
+        max_iterations=_iterations(options),
         seed=options.seed,
-        memory_budget_bytes=options.memory_budget_bytes or DEFAULT_MEMORY_BYTES,
+        memory_budget_bytes=options.memory_budget_bytes or max(DEFAULT_MEMORY_BYTES, least_bytes(problem.shape[1])),
     )
+
+
+def _iterations(options: PruneOptions) -> int:
+    """Return the iterations that go into each certificate."""
+    if options.max_iterations is None:
+        return _ITERATIONS
+    return min(_ITERATIONS, math.ceil(_SHARE * options.max_iterations))
 
 
 def estimated_gap(certificate: Certificate | None) -> float | None:
