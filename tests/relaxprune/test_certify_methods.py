@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError, certify, solve
+from relaxprune import KSparse, MaskProblem, RelaxPruneError, TransposableNM, certify, solve
 from relaxprune.certificates.sampling import drawn_rows, extrapolated, inclusion
-from tests.enumeration import best_values
+from tests.enumeration import best_values, magnitude
 from tests.layers import POLYTOPES, layer
-from tests.random_problems import Draw, random_case
+from tests.random_problems import GRAMS, WEIGHTS, Draw, make_gram, make_weight, random_case
 from tests.relaxprune.test_certify import check_bounds
+from tests.tiles import best_bands
 
 METHODS = ("fw", "diagonal", "sdp", "exact")
 
@@ -36,6 +37,27 @@ def test_every_method_is_valid_and_at_least_the_cheaper_ones(long_run, seed):
         if float(best.sum()) > 1e-6 * float(problem.diagonal.sum()):
             shares.append(float(bounds[2].sum()) / float(best.sum()))
     assert np.median(shares) >= 0.9
+
+
+def test_every_method_is_valid_for_transposable_masks(long_run, seed):
+    """The same hierarchy where a band of rows shares its counts with the columns of its tiles."""
+    for number in range(2_000 if long_run else 6):
+        draw = Draw(seed * 10**6 + 700_000 + number)
+        group = draw.whole(2, 4)
+        shape = (group * draw.whole(1, 2), group * draw.whole(1, 2 if group < 4 else 1))
+        kinds = draw.pick(GRAMS), draw.pick(WEIGHTS)
+        gram = make_gram(kinds[0], shape[1], draw)
+        keep = draw.whole(0, group)
+        problem = MaskProblem(make_weight(kinds[1], shape, gram, draw), gram, TransposableNM(keep, group))
+        best = best_bands(problem.weight, problem.gram, group, keep)
+        solution = solve(problem, max_iterations=20)
+        bounds = [certify(problem, solution, method).row_lower_bound for method in METHODS]
+        noise = 1e-17 * magnitude(problem.weight, problem.gram)
+        size = torch.from_numpy(np.abs(best).astype(np.float64)) + problem.polytope.block_sum(problem.diagonal)
+        for bound in bounds:
+            assert bool((bound.numpy() <= best + noise).all()), (draw.generator.initial_seed(), *kinds)
+        for worse, better in itertools.pairwise(bounds):
+            assert bool((worse <= better + 1e-9 * size).all()), (draw.generator.initial_seed(), *kinds)
 
 
 @pytest.mark.parametrize("name", POLYTOPES)
