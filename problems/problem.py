@@ -19,12 +19,12 @@ _JUDGE_BYTES = 256 * 2**20
 _JUDGE_MATRICES = 5
 
 
-class Working(ABC):
-    """The normalised copy of a problem that solvers compute with, in their own dtype.
+class Quadratic(ABC):
+    """A quadratic over a polytope, one per row: what a step of Frank-Wolfe needs.
 
     Written for a relaxed mask m as f(m) = quadratic, whose half gradient is affine in m with the linear part Q (one
-    symmetric matrix per row, never formed). For any θ the annealed objective f_θ(m) = f(m) + θ Σ q m (1 − m), with
-    q = diag(Q), equals f on every mask and has the quadratic part Q − θ Diag(q).
+    symmetric matrix per row). For any θ the annealed objective f_θ(m) = f(m) + θ Σ q m (1 − m), with q = diag(Q),
+    equals f on every mask and has the quadratic part Q − θ Diag(q).
     """
 
     polytope: Polytope
@@ -42,6 +42,16 @@ class Working(ABC):
     @abstractmethod
     def half_gradient(self, point: Tensor) -> Tensor:
         """Return half the gradient of f at a relaxed mask (rows, cols), computed from scratch."""
+
+    @property
+    def shape(self) -> Shape:
+        """(rows, cols)."""
+        rows, cols = self.diagonal.shape
+        return int(rows), int(cols)
+
+
+class Working(Quadratic):
+    """The normalised copy of a problem that solvers compute with, in their own dtype; Q itself is never formed."""
 
     @abstractmethod
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
@@ -83,12 +93,6 @@ class Working(ABC):
     @abstractmethod
     def neighbours(self) -> Neighbours:
         """The most correlated columns: |Q_ij| ≤ ρ sqrt(Q_ii Q_jj) for every row, with the ρ that it gives."""
-
-    @property
-    def shape(self) -> Shape:
-        """(rows, cols)."""
-        rows, cols = self.diagonal.shape
-        return int(rows), int(cols)
 
 
 class Problem(ABC):

@@ -37,7 +37,7 @@ def polisher_of(polish: str | None, solver: Solver) -> Solver | None:
         RelaxPruneError: as ``check_polish``.
     """
     check_polish(polish)
-    name = solver.default_polish if polish == "auto" else polish
+    name = solver.polisher() if polish == "auto" else polish
     return None if name is None or solver.name == name else make_solver(name)
 
 

@@ -168,6 +168,7 @@ def _report(
         status = Status.OPTIMAL
     elif status is Status.OPTIMAL and not solver.proves:
         status = Status.CONVERGED
+    unrounded, rounded_objective = _before_polish(problem, answer.point, rounded, mask, certificate.objective, run)
     return Solution(
         mask=mask,
         objective=certificate.objective,
@@ -176,11 +177,24 @@ def _report(
         row_objective=row_objective,
         relaxed_mask=answer.relaxed,
         relaxed_objective=None if answer.relaxed is None else certificate.relaxed_objective,
-        unrounded_objective=None if rounded is None else problem.objective(answer.point, run.memory_bytes),
-        rounded_objective=None if rounded is None else problem.objective(rounded, run.memory_bytes),
+        unrounded_objective=unrounded,
+        rounded_objective=rounded_objective,
         status=status,
         stats=answer.counts,
         solver=solver.name,
         options=solver.options(),
         polish=None if polisher is None else polisher.name,
     )
+
+
+def _before_polish(
+    problem: Problem, point: Tensor, rounded: Tensor | None, mask: Tensor, objective: float, run: Run
+) -> tuple[float | None, float | None]:
+    """Return the objective at the point that was rounded and at the rounded mask, None where nothing was rounded.
+
+    A product in float64 is spared where a mask is already judged: ``mask`` at ``objective``.
+    """
+    if rounded is None:
+        return None, None
+    at_rounded = objective if torch.equal(rounded, mask) else problem.objective(rounded, run.memory_bytes)
+    return problem.objective(point, run.memory_bytes), at_rounded

@@ -195,6 +195,10 @@ class Solver(ABC):
         """Return those of ``BUDGETS`` that the solver makes use of with these options."""
         return self.honours
 
+    def polisher(self) -> str | None:
+        """Return what ``polish="auto"`` means with these options."""
+        return self.default_polish
+
     def distributions(self) -> tuple[str, ...]:
         """Return the installed distributions that do the work with these options, where that is not our own code.
 

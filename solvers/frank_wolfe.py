@@ -9,77 +9,58 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems import RelaxPruneError, Working
+from relaxprune.problems import Problem, RelaxPruneError, Working
+from relaxprune.problems.errors import did_you_mean
 
+from .annealing import Annealing, Schedule
+from .base import Run, Status
 from .gap import at_fixed_vertex, within_gap
-from .loop import SHARE, IterativeSolver, Plan, State
+from .loop import SHARE, IterativeSolver, Plan, Refined
+from .refining import MATRICES, Refinement
 from .tightening import largest_share
 
-_ITERATIONS_PER_MOMENTUM = 300
-_MEAN_WEIGHT = 3  # iterate k weighs about k^2 in the mean
 TIGHTENINGS = ("none", "diagonal")
-_REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
-
-
-class FrankWolfeState(State):
-    """The relaxed mask m as m − ½, the half gradient carried along, and the target of the steps."""
-
-    def __init__(self, problem: Working, start: Tensor, convex: int, plan: Plan, share: Tensor | None) -> None:
-        """Begin at ``start`` (rows, cols) with ``convex`` of the plan's iterations before annealing.
-
-        ``share`` (cols,) tightens the relaxation: the convex phase minimises f + Σ share q m (1 − m).
-        """
-        self.centred = start - 0.5  # (rows, cols)
-        self.half_gradient = problem.half_gradient(start)  # of f_theta, (rows, cols)
-        self.target = self.centred.clone()  # running mean of vertices, minus ½
-        self.mean = self.centred.clone()  # weighted mean of the convex phase's iterates: the better tangent point
-        self.share = share
-        self.theta: float | Tensor = 0.0
-        self.progress = 0.0  # of the annealing, 0 to 1
-        if share is not None:
-            self.anneal_to(0.0, problem.diagonal)
-        self.smooth = self.half_gradient.clone()  # running mean of half gradients
-        self.iteration = 0
-        self.iterations, self.convex = plan.iterations, convex
-        self.gap_tolerance = plan.gap_tolerance
-        self.end_of_convex: Tensor | None = None
-        self.product_count = 1
-
-    def point(self) -> Tensor:
-        """Return m."""
-        return self.centred + 0.5
-
-    def relaxed(self) -> Tensor | None:
-        """Return the mean iterate of the convex phase, up to now while that lasts."""
-        return self.mean + 0.5 if self.end_of_convex is None else self.end_of_convex
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``."""
-        for name in ("centred", "mean", "half_gradient", "smooth", "target", "end_of_convex"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value[index])
-
-    def start_annealing(self) -> None:
-        """End the convex phase now; annealing keeps its planned length."""
-        self.iterations -= self.convex - self.iteration
-        self.convex = self.iteration
-
-    def anneal_to(self, progress: float, diagonal: Tensor) -> None:
-        """Move the carried half gradient from f at the present theta to the next one: no product needed."""
-        self.progress = progress
-        theta = progress if self.share is None else self.share + progress * (1 - self.share)
-        add_scaled(self.half_gradient, diagonal, self.centred, self.theta - theta)
-        self.theta = theta
-
-    def refresh(self, problem: Working) -> None:
-        """Recompute the half gradient from scratch."""
-        self.half_gradient = problem.half_gradient(self.point())
-        add_scaled(self.half_gradient, problem.diagonal, self.centred, -self.theta)
-        self.product_count += 1
+_LOOK_EVERY = 50  # iterations of the convex phase between looks at its gap, where no tolerance is named
+_SETTLING = 0.6  # progress of the annealing before which no block has come to rest
 
 
 @dataclass(frozen=True)
-class FrankWolfe(IterativeSolver[FrankWolfeState]):
+class Effort:
+    """How long to look for better masks.
+
+    Attributes:
+        iterations: of the first annealing.
+        rounds: of annealing again from the best mask.
+        length: iterations of such a round.
+        power: θ goes as this power of the share of an annealing done.
+        polish: the polish that ``polish="auto"`` means; None where a quick descent is enough.
+    """
+
+    iterations: int
+    rounds: int
+    length: int
+    power: float
+    polish: str | None
+
+    def total(self) -> int:
+        """Return all iterations."""
+        return self.iterations + self.rounds * self.length
+
+    def shared(self, iterations: int) -> tuple[int, int]:
+        """Return the iterations of the first annealing, and the rounds after it, of some iterations in all."""
+        rounds = max(0, iterations - self.iterations) // self.length if self.length else 0
+        return iterations - rounds * self.length, rounds
+
+
+EFFORTS = {
+    "fast": Effort(80, 0, 0, 1.0, None),
+    "default": Effort(180, 1, 170, 1.5, "swap"),
+    "best": Effort(130, 7, 200, 1.5, "swap"),
+}
+
+
+@dataclass(frozen=True)
+class FrankWolfe(IterativeSolver[Annealing]):
     """Frank-Wolfe with exact line search per coupled block, then annealing to a vertex.
 
     On masks f_θ(m) = f(m) + θ Σ q m (1 − m), q = diag(Q), equals f for every θ. The convex phase (θ = 0) gives the
@@ -91,9 +72,16 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
     ``momentum`` on the past, fading as θ nears 1): the mean is feasible too, and zigzags less. Line search keeps f_θ
     monotone in each block. The bound is taken at the mean iterate of the convex phase, whose tangent is flatter.
 
+    A descent by cheap exchanges follows. Where the effort allows, further annealings start from the best mask, on a
+    diagonal with some noise; each coupled block keeps its better mask, and those that differ are crossed (see
+    ``refining``). Every mask is judged in float64.
+
     CONVERGED, when annealing, means that every coupled block sits at a vertex which the oracle answers there. The
     schedule is stretched over ``max_iterations`` and often ends just short of that, whatever their number: such a mask
-    is no worse, but its status is ITERATION_LIMIT.
+    is no worse, but its status is ITERATION_LIMIT, as it is where annealings follow.
+
+    Annealing steps answer the oracle nearly: where it would cost a selection, a few entries near to the threshold share
+    what is left of the count (``Polytope.near_lmo``).
 
     Frank-Wolfe for this problem: arXiv 2510.13713, algorithm 2; exact line search: Jaggi, ICML 2013. The oracle answers
     a mean of gradients in the manner of Mokhtari, Hassani and Karbasi, JMLR 2020.
@@ -106,17 +94,21 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
         smoothing: weight of past gradients in the oracle's input, in [0, 1).
         tighten: ``"diagonal"`` begins with θ = s, a vector, instead of 0: the largest share of the diagonal that leaves
             f_θ convex, found once per Gram. Its bound is tighter and its convex phase nearer to masks.
+        effort: ``"fast"`` anneals once, in 80 iterations; ``"default"`` once more from the mask that this gave, 350 in
+            all; ``"best"`` seven times, 1530. ``max_iterations`` changes the number of these rounds.
     """
 
     anneal: bool = True
-    convex_share: float = 0.25
+    convex_share: float = 0.2
     momentum: float = 0.7
     smoothing: float = 0.3
     tighten: str = "none"
+    effort: str = "default"
 
     name: ClassVar[str] = "fw"
     summary: ClassVar[str] = "annealed Frank-Wolfe with exact line search (the default)"
-    default_iterations: ClassVar[int] = 210
+    default_iterations: ClassVar[int] = EFFORTS["default"].total()
+    only_images: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
     matrices: ClassVar[int] = 13
 
@@ -129,72 +121,71 @@ class FrankWolfe(IterativeSolver[FrankWolfeState]):
                 raise RelaxPruneError(f"{name} must lie in [0, 1), got {value!r}")
         if self.tighten not in TIGHTENINGS:
             raise RelaxPruneError(f"tighten must be one of {', '.join(TIGHTENINGS)}, got {self.tighten!r}")
+        if self.effort not in EFFORTS:
+            guess = did_you_mean(self.effort, EFFORTS)
+            raise RelaxPruneError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}{guess}")
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> FrankWolfeState:
+    def iterations(self) -> int:
+        """Return the iterations of the effort, annealing again included."""
+        return EFFORTS[self.effort].total()
+
+    def polisher(self) -> str | None:
+        """Return the polish of the effort."""
+        return EFFORTS[self.effort].polish if self.anneal else "swap"
+
+    def wide(self) -> int:
+        """Refining takes more than the iterations before it."""
+        return max(super().wide(), MATRICES) if self.anneal else super().wide()
+
+    def init(self, problem: Working, start: Tensor, plan: Plan) -> Annealing:
         """Start at a feasible mask."""
-        convex = plan.iterations if not self.anneal else math.ceil(self.convex_share * plan.iterations)
         share = None
         if self.tighten == "diagonal" and problem.source is not None:
             if SHARE not in plan.shared:
                 plan.shared[SHARE] = largest_share(problem.source)
             share = plan.shared[SHARE].to(start.dtype)
-        return FrankWolfeState(problem, start, convex, plan, share)
+        convex = math.ceil(self.convex_share * plan.iterations) if self.anneal else plan.iterations
+        return Annealing(problem, start, self._schedule(plan.iterations, convex, plan.gap_tolerance), share)
 
-    def step(self, problem: Working, state: FrankWolfeState) -> None:
+    def _schedule(self, iterations: int, convex: int = 0, gap_tolerance: float | None = None) -> Schedule:
+        """Return how an annealing goes."""
+        return Schedule(iterations, convex, self.momentum, self.smoothing, EFFORTS[self.effort].power, gap_tolerance)
+
+    def step(self, problem: Working, state: Annealing) -> None:
         """Take one Frank-Wolfe step, raising θ first when annealing."""
-        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
-            state.refresh(problem)
-        annealing = state.iteration >= state.convex
-        if annealing:
-            if state.end_of_convex is None:
-                state.end_of_convex = state.mean + 0.5
-            left = state.iterations - state.convex
-            # A schedule that a gap tolerance cut short goes on at θ = 1 until a vertex is reached.
-            state.anneal_to(min(1.0, (state.iteration - state.convex + 1) / max(1, left)), problem.diagonal)
-        # A memory of vertices longer than the schedule would only lag behind it.
-        memory = min(self.momentum, state.iterations / _ITERATIONS_PER_MOMENTUM) * math.sqrt(1 - state.progress)
-        smoothing, momentum = (self.smoothing, memory) if annealing else (0.0, 0.0)
-        state.smooth.lerp_(state.half_gradient, 1 - smoothing)
-        vertex = problem.polytope.lmo(state.smooth).sub_(0.5)
-        state.target.lerp_(vertex, 1 - momentum)
-        move(problem, state, torch.sub(state.target, state.centred, out=vertex))
-        state.iteration += 1
-        if not annealing:
-            state.mean.lerp_(state.centred, _MEAN_WEIGHT / (state.iteration + _MEAN_WEIGHT - 1))
+        state.step(problem)
 
-    def done(self, problem: Working, state: FrankWolfeState) -> Tensor:
+    def done(self, problem: Working, state: Annealing) -> Tensor:
         """Convex: the gap is within tolerance. Annealed: at a vertex that the oracle returns, so no θ will move it."""
-        if state.end_of_convex is not None:
+        if state.mean is None and state.progress > _SETTLING:
             return at_fixed_vertex(problem, state.point(), state.half_gradient)
         # Where no tolerance is named the convex phase keeps its iterations, unless the gap vanishes.
-        within = within_gap(problem, state.point(), state.half_gradient, state.gap_tolerance or 0.0)
-        if self.anneal and bool(within.all()):
-            state.start_annealing()
-        return within if not self.anneal else torch.zeros_like(within)
+        if state.mean is not None and (state.gap_tolerance is not None or state.iteration % _LOOK_EVERY == 0):
+            return within_gap(problem, state.point(), state.half_gradient, state.gap_tolerance or 0.0)
+        blocks = problem.polytope.block_count(problem.shape)
+        return torch.zeros(blocks, dtype=torch.bool, device=state.centred.device)
 
-    def products(self, state: FrankWolfeState) -> int:
+    def products(self, state: Annealing) -> int:
         """Return one product at the start, one per iteration, one per refresh."""
         return state.product_count
 
+    def before_refining(self, iterations: int) -> int:
+        """Return the iterations of the first annealing."""
+        return EFFORTS[self.effort].shared(iterations)[0] if self.anneal else iterations
 
-def move(problem: Working, state: FrankWolfeState, direction: Tensor) -> None:
-    """Exact line search on f_θ along ``direction`` (rows, cols), per coupled block, and the step, in place."""
-    polytope = problem.polytope
-    image = problem.image(direction)
-    state.product_count += 1
-    add_scaled(image, problem.diagonal, direction, -state.theta)
-    slope = polytope.block_sum(torch.linalg.vecdot(state.half_gradient, direction))
-    curvature = polytope.block_sum(torch.linalg.vecdot(image, direction))
-    # Where the line is not convex the far end is best; a direction that ascends (a mean of old vertices may) is left.
-    step = torch.where(curvature > 0, (-slope / curvature).clamp(max=1), 1.0)
-    step = polytope.to_rows(torch.where(slope < 0, step, 0.0), direction.shape[0])
-    state.centred.addcmul_(direction, step)
-    state.half_gradient.addcmul_(image, step)
-
-
-def add_scaled(total: Tensor, diagonal: Tensor, values: Tensor, factor: float | Tensor) -> None:
-    """Add factor · diagonal ∘ values (rows, cols) to ``total``, in place; the factor is a number or (cols,)."""
-    if isinstance(factor, Tensor):
-        total.addcmul_(diagonal * factor, values)
-    elif factor:
-        total.addcmul_(diagonal, values, value=factor)
+    def refine(self, problem: Problem, working: Working, point: Tensor, plan: Plan) -> Refined | None:
+        """Descend quickly, and anneal again as often as the effort says."""
+        if not self.anneal:
+            return None
+        run = Run(problem.polytope.round(point), deadline=plan.deadline, seed=plan.seed)
+        search = Refinement(problem, working, run)
+        effort = EFFORTS[self.effort]
+        _, rounds = effort.shared(plan.total)
+        status = Status.ITERATION_LIMIT if rounds else Status.CONVERGED
+        for _ in range(rounds):
+            if run.expired():
+                status = Status.TIME_LIMIT
+                break
+            search.round(self._schedule(effort.length))
+            plan.report(self.name, plan.iterations + search.counts.iterations, search.counts.products, search.blocks)
+        return Refined(search.mask, search.counts, status)

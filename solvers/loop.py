@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
 
-from .base import CHECK_EVERY, DEFAULT_MEMORY_BYTES, Answer, Progress, Run, Solver, Status, worse
+from .base import CHECK_EVERY, DEFAULT_MEMORY_BYTES, Answer, Counts, Progress, Run, Solver, Status, worse
 
 
 class State(ABC):
@@ -45,6 +45,14 @@ class State(ABC):
     def full(self) -> bool:
         """Tell whether the state has no memory left to go on, without waiting for the device."""
         return False
+
+    def next_phase(self) -> bool:
+        """Go on to the next phase, where there is one, once every coupled block is done with this one."""
+        return False
+
+    def may_leave(self) -> bool:
+        """Tell whether blocks that are done may leave now, or wait for the others to go on to the next phase."""
+        return True
 
     @abstractmethod
     def relaxed(self) -> Tensor | None:
@@ -91,11 +99,26 @@ class IterativeSolver(Solver, Generic[S]):
 
     @abstractmethod
     def done(self, problem: Working, state: S) -> Tensor:
-        """Return which coupled blocks have converged: (blocks,) bool. Called every ``CHECK_EVERY`` iterations."""
+        """Return which coupled blocks are done: (blocks,) bool, without waiting for the device.
+
+        Called every ``CHECK_EVERY`` iterations. A state with several phases is asked about the present one.
+        """
 
     @abstractmethod
     def products(self, state: S) -> int:
         """Return the matrix products done so far for the rows in ``state``."""
+
+    def before_refining(self, iterations: int) -> int:
+        """Return how many of all iterations are the loop's; the others are for ``refine``."""
+        return iterations
+
+    def refine(self, problem: Problem, working: Working, point: Tensor, plan: Plan) -> Refined | None:
+        """Improve what the iterations of one block of rows ended at (rows, cols), or leave it."""
+        return None
+
+    def iterations(self) -> int:
+        """Return how many iterations a block of rows gets where the caller names no number."""
+        return self.default_iterations
 
     def wide(self) -> int:
         """Return the float64 tensors of the problem's shape that a solve amounts to.
@@ -115,17 +138,25 @@ class IterativeSolver(Solver, Generic[S]):
         started = time.monotonic()
         pieces = list(problem.split(self.wide(), self.row_budget(problem, run)))
         shared: dict[str, Any] = {} if run.share is None else {SHARE: run.share}
-        answer = Answer(run.start.to(dtype, copy=True))
+        answer, refines = Answer(run.start.to(dtype, copy=True)), False
         for number, (part, piece) in enumerate(pieces):
             share = (part.stop - part.start) / problem.shape[0]
             plan = replace(Plan.of(self, run, number, len(pieces), started), shared=shared)
             loop = _Loop(self, piece, run.start[part], plan, dtype)
             loop.go()
+            refined = None if loop.status.failed else self.refine(piece, loop.whole, loop.out, plan)
+            if refined is not None:
+                refines = True
+                loop.take(refined)
+                answer.counts.swaps += refined.counts.swaps
+                answer.counts.swap_rounds += refined.counts.swap_rounds
             loop.store(answer, part)
             answer.counts.iterations = max(answer.counts.iterations, loop.iterations)
             answer.counts.products += loop.row_products * share
             answer.status = worse(answer.status, loop.status)
         answer.share = shared.get(SHARE)
+        if refines:  # what broke down has its start, a mask as well
+            answer.point = answer.point > 0.5
         return answer
 
 
@@ -134,10 +165,13 @@ class Plan:
     """The budgets of one block of rows, and what all blocks of rows of a run share.
 
     Attributes:
+        iterations: of the loop.
+        total: these and those of refining.
         shared: empty at the start of a run; for what a solver prepares once.
     """
 
     iterations: int
+    total: int
     gap_tolerance: float | None
     deadline: float | None
     row_block: int
@@ -145,17 +179,52 @@ class Plan:
     started: float
     callback: Callable[[Progress], None] | None
     memory_bytes: int = DEFAULT_MEMORY_BYTES
+    seed: int = 0
     shared: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, solver: IterativeSolver[Any], run: Run, number: int, count: int, started: float) -> Plan:
         """Share the time that is left evenly among the blocks of rows still to do."""
-        iterations = solver.default_iterations if run.max_iterations is None else run.max_iterations
+        total = solver.iterations() if run.max_iterations is None else run.max_iterations
         deadline = run.deadline
         if deadline is not None:
             now = time.monotonic()
             deadline = now + max(0.0, deadline - now) / (count - number)
-        return cls(iterations, run.gap_tolerance, deadline, number, count, started, run.callback, run.memory_bytes)
+        return cls(
+            solver.before_refining(total),
+            total,
+            run.gap_tolerance,
+            deadline,
+            number,
+            count,
+            started,
+            run.callback,
+            run.memory_bytes,
+            run.seed,
+        )
+
+    def report(self, solver: str, iterations: int, products: float, remaining: int) -> None:
+        """Tell the caller's callback, if there is one, how far this block of rows is."""
+        if self.callback is not None:
+            seconds = time.monotonic() - self.started
+            self.callback(
+                Progress(solver, self.row_block, self.row_blocks, iterations, int(products), remaining, seconds)
+            )
+
+
+@dataclass
+class Refined:
+    """What refining one block of rows found.
+
+    Attributes:
+        mask: (rows, cols) bool, feasible.
+        counts: what it cost; products in matrices of this block of rows.
+        status: how it ended.
+    """
+
+    mask: Tensor
+    counts: Counts
+    status: Status
 
 
 class _Loop(Generic[S]):
@@ -165,7 +234,7 @@ class _Loop(Generic[S]):
         self, solver: IterativeSolver[S], problem: Problem, start: Tensor, plan: Plan, dtype: torch.dtype
     ) -> None:
         self.solver, self.plan = solver, plan
-        self.working = problem.working(dtype)
+        self.whole = self.working = problem.working(dtype)
         self.rows = problem.shape[0]
         self.state = solver.init(self.working, start.to(dtype), plan)
         self.active = torch.arange(self.rows, device=start.device)
@@ -192,37 +261,33 @@ class _Loop(Generic[S]):
         self._keep(self.active, torch.arange(len(self.active), device=self.active.device))
 
     def _look(self, products: int) -> bool:
-        """Check the state: finite, converged, in time. Returns whether to stop."""
+        """Check the state: finite, converged, in time. Returns whether to stop. Waits for the device once."""
         plan = self.plan
-        if not bool(self.state.finite()):
+        finished = self.solver.done(self.working, self.state)
+        finite, count = torch.stack([self.state.finite().to(torch.long), finished.sum()]).tolist()
+        if not finite:
             self.status = Status.NOT_FINITE
             self.active = self.active[:0]  # nothing of a broken state is kept: the start stays in the output
             return True
-        finished = self.solver.done(self.working, self.state)
-        if plan.callback is not None:
-            seconds = time.monotonic() - plan.started
-            remaining = int((~finished).sum())
-            plan.callback(
-                Progress(
-                    self.solver.name, plan.row_block, plan.row_blocks, self.iterations, products, remaining, seconds
-                )
-            )
-        if bool(finished.all()):
+        remaining = len(finished) - count
+        plan.report(self.solver.name, self.iterations, products, remaining)
+        if not remaining and not self.state.next_phase():
             self.status = Status.CONVERGED
             return True
         if self.state.full():
             self.status = Status.MEMORY_LIMIT
             return True
-        self._compact(finished)
+        # Copying costs about one pass, so rows leave once they are a quarter of the batch. Rows that share a count
+        # never leave alone.
+        if self.state.may_leave() and len(finished) == len(self.active) and 4 * count >= len(finished):
+            self._compact(finished)
         if plan.deadline is not None and time.monotonic() >= plan.deadline:
             self.status = Status.TIME_LIMIT
             return True
         return False
 
     def _compact(self, finished: Tensor) -> None:
-        """Let finished rows leave once they are a quarter of the batch (copying costs about one pass)."""
-        if len(finished) != len(self.active) or int(finished.sum()) * 4 < len(finished):
-            return
+        """Let finished rows leave."""
         self._keep(self.active[finished], finished.nonzero().squeeze(1))
         stay = (~finished).nonzero().squeeze(1)
         self.active = self.active[stay]
@@ -238,6 +303,14 @@ class _Loop(Generic[S]):
         if relaxed is not None:
             self.has_relaxed = True
             self.out_relaxed[rows] = relaxed[index]
+
+    def take(self, refined: Refined) -> None:
+        """Put a refined mask in place of the point that the iterations ended at."""
+        self.out.copy_(refined.mask)
+        self.iterations += refined.counts.iterations
+        self.row_products += refined.counts.products
+        if refined.counts.iterations or refined.status is not Status.CONVERGED:
+            self.status = refined.status
 
     def store(self, answer: Answer, part: slice) -> None:
         """Put this block's rows into the whole answer."""

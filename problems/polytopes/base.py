@@ -57,6 +57,19 @@ class Polytope(ABC):
             A vertex v, (rows, cols) of 0 and 1 in the dtype of ``gradient``.
         """
 
+    def near_lmo(self, gradient: Tensor, hint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return a point of the set where ⟨gradient, v⟩ is least or nearly so, for steps that need no exact vertex.
+
+        Args:
+            gradient: (rows, cols), any float dtype, finite.
+            hint: what the last call returned for the same rows, or None.
+
+        Returns:
+            The point, (rows, cols) in the dtype of ``gradient``, and a hint for the next call: a line per coupled
+            block, or None where ``lmo`` answered.
+        """
+        return self.lmo(gradient), None
+
     def lmo_bound(self, gradient: Tensor, kept: Tensor | None = None, pruned: Tensor | None = None) -> Tensor:
         """Bound ⟨gradient, v⟩ from below over the set, per coupled block: what certificates may rely on.
 

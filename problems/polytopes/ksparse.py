@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import RelaxPruneError
 from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, thresholds, whole_number
 from .projection import project_capped
+from .threshold import nearly_smallest
 
 
 def pruned_count(size: int, sparsity: float) -> int:
@@ -109,6 +110,12 @@ class KSparse(Polytope):
         """Take the ``keep`` smallest entries; with ``at_most`` only those below 0."""
         vertex = smallest(self._flat(gradient), self.keep).view_as(gradient)
         return vertex.mul_(gradient < 0) if self.at_most else vertex
+
+    def near_lmo(self, gradient: Tensor, hint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Search for the threshold from that of the last call."""
+        point, hint = nearly_smallest(self._flat(gradient), self.keep, hint)
+        point = point.view_as(gradient)
+        return point.mul_(gradient < 0) if self.at_most else point, hint
 
     def round(self, point: Tensor) -> Tensor:
         """Keep the ``keep`` largest entries; with ``at_most`` only those above 0."""

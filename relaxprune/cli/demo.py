@@ -29,7 +29,8 @@ def demo(
     settings = DemoSettings(
         model=model,
         out=folder,
-        max_iterations=(200 if full else 48) if max_iterations is None else max_iterations,
+        effort="default" if full else "fast",
+        max_iterations=max_iterations,
         windows=(24 if full else 16) if windows is None else windows,
         held_out=held_out,
         length=length,

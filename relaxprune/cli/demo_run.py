@@ -31,7 +31,8 @@ class DemoSettings:
     Attributes:
         model: what ``load_model`` takes.
         out: folder for relaxprune's 50 % model.
-        max_iterations: Frank-Wolfe iterations per layer.
+        effort: how long to look for masks, as ``fw`` takes it.
+        max_iterations: Frank-Wolfe iterations per layer, None for those of the effort.
         windows: calibration windows.
         held_out: windows of held-out text.
         length: tokens per window.
@@ -39,7 +40,8 @@ class DemoSettings:
 
     model: str
     out: Path
-    max_iterations: int
+    effort: str
+    max_iterations: int | None
     windows: int
     held_out: int
     length: int
@@ -89,7 +91,7 @@ def run_demo(settings: DemoSettings) -> int:
         loaded.model.load_state_dict(dense)
         rows.append(_run(request, loaded, windows, held_out, notices))
     print(demo_table(rows, settings))
-    print(f"{settings.max_iterations} Frank-Wolfe iterations per layer; total {_total(started)}; {memory_line()}")
+    print(f"effort: {settings.effort}; total {_total(started)}; {memory_line()}")
     return tell([*notices, *_comparison(rows)])
 
 
@@ -118,7 +120,7 @@ def _requests(settings: DemoSettings) -> list[PruneRequest]:
     """Return the four pruning runs: two amounts, each by Wanda and by relaxprune."""
     calibration = CalibrationGroup("builtin", settings.windows, settings.length)
     wanda = SolverGroup(solver="wanda")
-    primary = SolverGroup(solver="fw", max_iterations=settings.max_iterations)
+    primary = SolverGroup(solver="fw", effort=settings.effort, max_iterations=settings.max_iterations)
     kept = RunGroup(out=settings.out)
     return [
         PruneRequest(

@@ -102,12 +102,20 @@ class SolverGroup:
     solver: Annotated[str, typer.Option(help="Solver; `relaxprune solvers` lists them.")] = "fw"
     start: Annotated[str, typer.Option(help="Starting mask: wanda, ria, magnitude or none.")] = "wanda"
     polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, none, or auto (by solver).")] = "auto"
+    effort: Annotated[
+        str | None, typer.Option(help="How long fw looks: fast, default or best; short for --option effort=…")
+    ] = None
     max_iterations: Annotated[int | None, typer.Option(help="Iterations per layer, all phases together.")] = None
     gap_tolerance: Annotated[float | None, typer.Option(help="Relative gap that ends the convex phase.")] = None
     time_limit: Annotated[float | None, typer.Option(help="Seconds per layer.")] = None
     option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A solver's own option; may be repeated.")] = (
         field(default_factory=list)
     )
+
+    @property
+    def words(self) -> list[str]:
+        """The solver's own options, ``--effort`` included, as KEY=VALUE."""
+        return [*self.option, *([] if self.effort is None else [f"effort={self.effort}"])]
 
     @property
     def start_name(self) -> str | None:

@@ -68,7 +68,7 @@ class PruneRequest:
     @property
     def solver_options(self) -> dict[str, Any]:
         """The solver's own options that were given, parsed and checked."""
-        return parse_options(self.how.solver, self.how.option)
+        return parse_options(self.how.solver, self.how.words)
 
     @property
     def solver(self) -> Solver:
@@ -85,7 +85,7 @@ class PruneRequest:
     @property
     def polish(self) -> str | None:
         """The polish's name or None, with ``auto`` resolved to what the solver wants, so that it is recorded."""
-        return self.solver.default_polish if self.how.polish == "auto" else self.how.polish_name
+        return self.solver.polisher() if self.how.polish == "auto" else self.how.polish_name
 
     @property
     def windows(self) -> CalibrationOptions:

@@ -48,7 +48,7 @@ def solve_file(
     from .solver_options import parse_options
 
     target = how_much.target
-    options = parse_options(how.solver, how.option)
+    options = parse_options(how.solver, how.words)
     for file_out in (out, certificate):
         if file_out is not None:
             refuse_output_file(file_out)

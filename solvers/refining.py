@@ -1,0 +1,138 @@
+"""Annealing again from the best mask, and crossing what comes of it with that mask.
+
+A longer annealing soon stops gaining. From the best mask, with a little noise on the diagonal that it follows, an
+annealing comes to another mask, better in some rows; each row keeps its better one. Where two good masks of a row
+differ, the entries in question are few, and annealing these alone, several times side by side, finds masks that neither
+had: a crossing of two solutions, as in memetic search (Moscato, 1989).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem, Working
+
+from .annealing import Annealing, Schedule
+from .base import Counts, Run
+from .descent import Search
+from .exchange import Descent
+from .local_search import separates
+from .restricted import Entries
+
+MATRICES = 26  # (rows, cols) float64 tensors held at once
+_NOISE = 0.2  # of the diagonal, standard deviation
+_COPIES = 8  # annealings side by side of the entries in question
+_TILT = 0.5  # of the diagonal, standard deviation, added to the half gradient at first
+_TILT_EVERY = 3  # rounds
+_OTHERS = 3  # masks that came out of the last rounds, which the best ones are crossed with
+_CROSSING = 50  # iterations of each
+
+
+class Refinement:
+    """The best masks of one block of rows so far, and rounds that improve them.
+
+    Args:
+        problem: the problem of these rows.
+        working: its copy that annealing computes with.
+        run: its start, seed and deadline are heeded.
+    """
+
+    def __init__(self, problem: Problem, working: Working, run: Run) -> None:
+        """Descend from the start."""
+        self.problem, self.working, self.run = problem, working, run
+        self.generator = torch.Generator(device=run.start.device).manual_seed(run.seed)
+        self.counts = Counts()
+        self.rounds = 0
+        self.height = problem.polytope.rows_per_block(problem.shape)
+        # Entries of one row can be looked at alone where its counts are its own.
+        self.crosses = self.height == 1 and separates(problem)
+        self.best = self._descended(problem, run.start)
+        self.others: list[Tensor] = []  # (rows, cols) bool each
+
+    @property
+    def mask(self) -> Tensor:
+        """The best masks, (rows, cols) bool."""
+        return self.best.mask
+
+    @property
+    def blocks(self) -> int:
+        """The number of coupled blocks."""
+        return len(self.mask) // self.height
+
+    def round(self, schedule: Schedule) -> None:
+        """Anneal from the best masks, keep the better of each coupled block, and cross the two."""
+        found = self._descended(self.problem, self._annealed(schedule))
+        before = self.mask.clone()
+        better = self._keep(found, torch.arange(len(before), device=before.device))
+        if not self.crosses or self.run.expired():
+            return
+        self.others = [*self.others, torch.where(better.unsqueeze(1), before, found.mask)][-_OTHERS:]
+        differs = torch.stack([other != self.mask for other in self.others]).any(dim=0)
+        lines = differs.any(dim=1).nonzero().squeeze(1)
+        if len(lines):
+            self._cross(lines, differs[lines])
+
+    def _annealed(self, schedule: Schedule) -> Tensor:
+        """Return the mask that another annealing from the best one comes to."""
+        working = self.working
+        concave = working.diagonal * (1 + _NOISE * self._noise(working.shape[1]))
+        self.rounds += 1
+        # Where noise on the diagonal leads to the same mask again, as in short rows, a tilt leads elsewhere.
+        tilt = None if self.rounds % _TILT_EVERY else working.diagonal * (_TILT * self._noise(working.shape[1]))
+        state = Annealing(working, self.mask.to(concave.dtype), schedule, concave=concave, tilt=tilt)
+        for _ in range(schedule.iterations):
+            state.step(working)
+        self.counts.iterations += schedule.iterations
+        self.counts.products += state.product_count
+        return self.problem.polytope.round(state.point())
+
+    def _cross(self, lines: Tensor, differs: Tensor) -> None:
+        """Anneal the entries where two masks of ``lines`` (R,) differ, (R, cols) bool, and keep what is better."""
+        entries = Entries(self.best, lines, differs)
+        if not entries.columns.shape[1]:
+            return
+        part = entries.problem(self.working, _COPIES)
+        width = part.shape[1]
+        noise = _NOISE * self._noise(_COPIES, width)
+        noise[0] = 0  # one copy follows the diagonal itself
+        concave = (part.diagonal.view(-1, _COPIES, width) * (1 + noise)).view(part.shape)
+        state = Annealing(part, part.mask, Schedule(_CROSSING), concave=concave)
+        for _ in range(_CROSSING):
+            state.step(part)
+        mask = part.polytope.round(state.point())
+        change, copy = part.change(mask.to(concave.dtype)).view(-1, _COPIES).min(dim=1)
+        helps = (change < 0).nonzero().squeeze(1)
+        rows, cols = self.working.shape
+        self.counts.products += state.product_count * _COPIES * len(lines) / rows * (width / cols) ** 2
+        if not len(helps):
+            return
+        chosen = mask.view(-1, _COPIES, width)[helps, copy[helps]]
+        lines = lines[helps]
+        crossed = self.mask[lines].scatter_(1, entries.columns[helps], chosen)
+        self._keep(self._descended(self.problem.rows(lines), crossed), lines)
+
+    def _noise(self, *shape: int) -> Tensor:
+        """Return normal numbers, alike in every dtype; all rows share them, so that splitting rows matters little."""
+        drawn = torch.randn(shape, generator=self.generator, device=self.mask.device)
+        return drawn.to(self.working.diagonal.dtype)
+
+    def _descended(self, problem: Problem, mask: Tensor) -> Descent:
+        """Return where a quick descent leads from ``mask``, of some rows."""
+        search = Search(problem, mask, replace(self.run, max_iterations=None), self.counts, quick=True)
+        search.descend()
+        self.counts.products += search.products * problem.shape[0] / self.problem.shape[0]
+        return search.descent
+
+    def _keep(self, found: Descent, lines: Tensor) -> Tensor:
+        """Take what ``found`` has for ``lines`` (R,), whole coupled blocks, where its objective is lower: (R,) bool."""
+        best = self.best
+        change = (found.objective - best.objective[lines]).view(-1, self.height).sum(dim=1)
+        better = (change < 0).repeat_interleave(self.height)
+        won = lines[better]
+        best.mask[won] = found.mask[better]
+        best.half_gradient[won] = found.half_gradient[better]
+        best.objective[won] = found.objective[better]
+        return better
