@@ -26,7 +26,6 @@ MATRICES = 26  # (rows, cols) float64 tensors held at once
 _NOISE = 0.2  # of the diagonal, standard deviation
 _COPIES = 8  # annealings side by side of the entries in question
 _TILT = 0.5  # of the diagonal, standard deviation, added to the half gradient at first
-_TILT_EVERY = 3  # rounds
 _OTHERS = 3  # masks that came out of the last rounds, which the best ones are crossed with
 _CROSSING = 50  # iterations of each
 
@@ -45,7 +44,7 @@ class Refinement:
         self.problem, self.working, self.run = problem, working, run
         self.generator = torch.Generator(device=run.start.device).manual_seed(run.seed)
         self.counts = Counts()
-        self.rounds = 0
+        self.stale = False  # whether noise on the diagonal led most rows to the same mask again, as in short ones
         self.height = problem.polytope.rows_per_block(problem.shape)
         # Entries of one row can be looked at alone where its counts are its own.
         self.crosses = self.height == 1 and separates(problem)
@@ -66,6 +65,7 @@ class Refinement:
         """Anneal from the best masks, keep the better of each coupled block, and cross the two."""
         found = self._descended(self.problem, self._annealed(schedule))
         before = self.mask.clone()
+        self.stale = not self.stale and 2 * int((found.mask != before).any(dim=1).sum()) < len(before)
         better = self._keep(found, torch.arange(len(before), device=before.device))
         if not self.crosses or self.run.expired():
             return
@@ -79,9 +79,7 @@ class Refinement:
         """Return the mask that another annealing from the best one comes to."""
         working = self.working
         concave = working.diagonal * (1 + _NOISE * self._noise(working.shape[1]))
-        self.rounds += 1
-        # Where noise on the diagonal leads to the same mask again, as in short rows, a tilt leads elsewhere.
-        tilt = None if self.rounds % _TILT_EVERY else working.diagonal * (_TILT * self._noise(working.shape[1]))
+        tilt = working.diagonal * (_TILT * self._noise(working.shape[1])) if self.stale else None
         state = Annealing(working, self.mask.to(concave.dtype), schedule, concave=concave, tilt=tilt)
         for _ in range(schedule.iterations):
             state.step(working)
