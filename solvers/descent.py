@@ -12,8 +12,10 @@ from relaxprune.problems import Problem
 
 from .base import Answer, Counts, Run, Status, worse
 from .exchange import Descent, Moves, exact_search, group_search, pool_search
-from .group_masks import GroupMasks, mask_search
+from .group_masks import GroupMasks, mask_search, tile_mask_search, tile_masks
 from .interchange import tile_search
+
+BandSearch = Callable[[Tensor], tuple[Tensor, Moves, Tensor]]
 
 _MATRICES = 16  # (rows, cols) float64 tensors held at once
 
@@ -58,6 +60,9 @@ class Search:
         grouped = group < self.shape[1] or self.polytope.counts_columns()
         self.group_coupling = self.working.group_coupling(group) if grouped else None
         self.group_masks = None if self.group_coupling is None else GroupMasks.of(self.polytope, self.group_coupling)
+        self.tile_masks = None
+        if self.group_masks is not None and self.polytope.counts_columns():
+            self.tile_masks = tile_masks(self.group_masks, self.polytope.cells(self.shape)[1])
 
     def descend(self) -> None:
         """Descend, and once more where rounding left by the moves may hide a gain, until none helps."""
@@ -136,13 +141,29 @@ class Search:
         return rows
 
     def _interchange(self) -> None:
-        """Interchange inside tiles until none of all interchanges helps."""
-        coupling = self.group_coupling
+        """Interchange inside tiles until no interchange helps, nor, where tiles are small, any other mask of one."""
+        coupling, groups, tiles = self.group_coupling, self.group_masks, self.tile_masks
+        assert coupling is not None
         bands = torch.arange(self.polytope.block_count(self.shape), device=self.descent.mask.device)
-        while coupling is not None and len(bands) and not self._stopped():
-            rows, moves, bands = tile_search(self.descent, bands, coupling)
-            self.descent.apply(rows, moves)
-            self._count(len(rows) // 2)
+        while len(bands) and not self._stopped():
+            everywhere = bands
+            self._repeat_bands(partial(tile_search, self.descent, coupling=coupling), bands)
+            if groups is None or tiles is None or self._stopped():
+                break
+            search = partial(tile_mask_search, self.descent, groups=groups, tiles=tiles)
+            bands = self._round_bands(search, everywhere)
+
+    def _repeat_bands(self, search: BandSearch, bands: Tensor) -> None:
+        """Do rounds of ``search``; bands without a helpful move leave."""
+        while len(bands) and not self._stopped():
+            bands = self._round_bands(search, bands)
+
+    def _round_bands(self, search: BandSearch, bands: Tensor) -> Tensor:
+        """Apply the moves of ``search`` in ``bands`` and return the bands that had any."""
+        rows, moves, bands = search(bands)
+        self.descent.apply(rows, moves)
+        self._count(moves.count() // 2 if moves.length is None else moves.count())
+        return bands
 
     def _count(self, moves: int) -> None:
         """Account for one round."""

@@ -13,7 +13,8 @@ from relaxprune.problems import Polytope
 
 from .exchange import Descent, Moves
 
-_MOST = 128  # masks of a group
+_MOST = 128  # masks of a group, or of a tile
+_COMBINED = 4096  # ways to give every row of a tile a mask
 
 
 class GroupMasks:
@@ -36,7 +37,7 @@ class GroupMasks:
     def of(cls, polytope: Polytope, coupling: Tensor) -> GroupMasks | None:
         """Return the masks of a set's groups, or None where they are too many."""
         group = coupling.shape[3]
-        if group > _MOST.bit_length() or polytope.counts_columns():
+        if group > _MOST.bit_length():
             return None
         every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=coupling.dtype)] * group).view(-1, group)
         _, keep = polytope.cells((1, group))
@@ -70,10 +71,60 @@ def mask_search(descent: Descent, rows: Tensor, groups: GroupMasks) -> Moves:
     """Return the change of one group's mask that helps most in each of ``rows``, as exchanges inside that group."""
     best, index = groups.change(descent, rows).min(dim=2)  # of each group
     gain, chosen = best.min(dim=1)
-    mask = groups.masks[index.gather(1, chosen.unsqueeze(1)).squeeze(1)] > 0  # (R, group)
-    size = mask.shape[1]
-    now = descent.mask[rows].view(len(rows), -1, size)[torch.arange(len(rows), device=rows.device), chosen]
+    masks = groups.masks[index.gather(1, chosen.unsqueeze(1)).squeeze(1)]
+    return _exchanges(descent, rows, groups, chosen, masks, gain)
+
+
+def tile_masks(groups: GroupMasks, keep: int) -> Tensor | None:
+    """Return the masks of a tile that keep ``keep`` in each column, or None where they are too many.
+
+    Returns:
+        (T, group) int64, the mask of ``groups`` that each row of the tile has.
+    """
+    count, group = groups.masks.shape
+    if count**group > _COMBINED:
+        return None
+    every = torch.cartesian_prod(*[torch.arange(count, device=groups.masks.device)] * group).view(-1, group)
+    tiles = every[(groups.masks[every].sum(dim=1) == keep).all(dim=1)]
+    return tiles if 1 < len(tiles) <= _MOST else None
+
+
+def tile_mask_search(
+    descent: Descent, bands: Tensor, groups: GroupMasks, tiles: Tensor
+) -> tuple[Tensor, Moves, Tensor]:
+    """Return the change of one tile's mask that helps most in each of ``bands`` (B,), where one does.
+
+    Args:
+        descent: the masks.
+        bands: (B,) indices of bands of ``group`` rows.
+        groups: the masks of a tile's row.
+        tiles: (T, group) from ``tile_masks``.
+
+    Returns:
+        The rows (R,), their exchanges, and the bands that have any.
+    """
+    group = tiles.shape[1]
+    rows = (bands.unsqueeze(1) * group + torch.arange(group, device=bands.device)).flatten()
+    change = groups.change(descent, rows).unflatten(0, (-1, group))  # (B, group, tiles of a band, masks)
+    total = sum(change[:, row][:, :, tiles[:, row]] for row in range(group))
+    assert isinstance(total, Tensor)
+    gain, index = total.flatten(1).min(dim=1)
+    helps = gain < -descent.tolerance().view(-1, group).sum(dim=1)[bands]
+    bands, index, change = bands[helps], index[helps], change[helps]
+    rows = rows.view(len(helps), group)[helps].flatten()
+    chosen = (index // len(tiles)).repeat_interleave(group)  # of each row
+    mask = tiles[index % len(tiles)].flatten()
+    gain = change.flatten(0, 1)[torch.arange(len(rows), device=rows.device), chosen, mask]
+    return rows, _exchanges(descent, rows, groups, chosen, groups.masks[mask], gain), bands
+
+
+def _exchanges(
+    descent: Descent, rows: Tensor, groups: GroupMasks, chosen: Tensor, masks: Tensor, gain: Tensor
+) -> Moves:
+    """Return the exchanges that give group ``chosen`` (R,) of ``rows`` (R,) the mask ``masks`` (R, group)."""
+    mask, size = masks > 0, masks.shape[1]
     first = (chosen * size).unsqueeze(1)
+    now = descent.mask[rows].gather(1, first + torch.arange(size, device=rows.device))
     prune, restore = (
         side.to(torch.uint8).topk(groups.pairs, dim=1, sorted=True).indices + first
         for side in (now & ~mask, mask & ~now)

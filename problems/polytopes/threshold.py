@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import smallest
 
-_PASSES = 4
+_PASSES = 2
 _OVERSHOT = 1.5  # of the way to where the threshold is expected: to have it between two trials
 _REACH = 4.0  # how much further the next trial goes where it was not
 _EDGE = 0.05  # of a bracket: how near to its ends the next trial may lie

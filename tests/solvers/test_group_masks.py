@@ -1,4 +1,4 @@
-"""After a descent inside small groups, no other mask of any group is better, by brute force."""
+"""After a descent inside small groups and tiles, no other mask of any of them is better, by brute force."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from relaxprune import NM, MaskProblem, solve
+from relaxprune import NM, MaskProblem, TransposableNM, solve
 from tests.layers import correlated_gram
 from tests.random_problems import Draw
+from tests.tiles import tile_masks
 
 
 @pytest.mark.parametrize(("keep", "group"), [(2, 4), (1, 4), (4, 8), (3, 5)])
@@ -49,3 +50,30 @@ def test_two_exchanges_at_once_are_found_where_none_helps_alone():
     found = solve(problem, "swap", start=start)
     assert problem.objective(start) > best + 0.03 and found.objective == pytest.approx(best)
     assert found.stats.swaps == 2
+
+
+@pytest.mark.parametrize(("keep", "group"), [(2, 4), (1, 4), (1, 3), (1, 5)])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_no_mask_of_any_tile_is_better(keep, group, fixed):
+    draw = Draw(100 * keep + group)
+    rows, cols = 2 * group, 5 * group
+    weight, gram = draw.normal(rows, cols), correlated_gram(cols, draw)
+    entries = {}
+    if fixed:
+        kept = torch.zeros(rows, cols, dtype=torch.bool)
+        kept[::group, ::group] = True
+        pruned = torch.zeros_like(kept)
+        pruned[::group, 1::group] = True
+        entries = {"fixed_kept": kept, "fixed_pruned": pruned}
+    problem = MaskProblem(weight, gram, TransposableNM(keep, group), **entries)
+    mask = solve(problem, "swap").mask
+    value = problem.row_objective(mask)  # of each band
+    for tile in tile_masks(group, keep):
+        for first in range(0, cols, group):
+            other = mask.clone()
+            other[:, first : first + group] = torch.from_numpy(tile).repeat(2, 1)
+            changed = problem.row_objective(other)
+            if fixed:
+                good = (other | ~entries["fixed_kept"]) & ~(other & entries["fixed_pruned"])
+                changed[~good.view(2, -1).all(dim=1)] = torch.inf
+            assert bool((changed >= value * (1 - 1e-8)).all())
