@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from .errors import RelaxPruneError
 from .gram import Gram, PsdProof
@@ -242,10 +243,9 @@ class WorkingMask(Working):
         value: Tensor = torch.linalg.vecdot(point - 1, half_gradient)
         return value
 
-    def half_gradient_size(self, mask: Tensor, rows: Tensor) -> Tensor:
-        """Return sqrt(q_j) Σ sqrt(q) over pruned entries: |Q_ij| ≤ sqrt(q_i q_j), and kept entries add exact zeros."""
-        root = self.diagonal[rows].sqrt_()
-        return root * root.masked_fill(mask, 0.0).sum(dim=1, keepdim=True)
+    def summed(self, mask: Tensor) -> Tensor:
+        """Return the pruned entries."""
+        return ~mask
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
@@ -264,10 +264,11 @@ class WorkingMask(Working):
         line = self.gram.gather(1, partner.unsqueeze(1)).squeeze(1)
         return weight[:, partner].mul_(weight).mul_(line)
 
-    def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
-        """Return w_c G_c ∘ w: (R, cols)."""
+    def coupling_sum(self, rows: Tensor, columns: Tensor, factors: Tensor) -> Tensor:
+        """Return w ∘ Σ factors w_c G_c: (R, cols)."""
         weight = self.weight[rows]
-        return self.gram[column].mul_(weight).mul_(weight.gather(1, column.unsqueeze(1)))
+        total = embedding_bag(columns, self.gram, per_sample_weights=weight.gather(1, columns) * factors, mode="sum")
+        return total.mul_(weight)
 
     def group_coupling(self, group: int) -> Tensor:
         """Return the diagonal blocks of Diag(w) G Diag(w): (rows, groups, group, group)."""

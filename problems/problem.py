@@ -58,16 +58,12 @@ class Working(Quadratic):
         """Return f at ``point`` per row (rows,) from the half gradient of f (θ = 0) there, without a product."""
 
     @abstractmethod
-    def half_gradient_size(self, mask: Tensor, rows: Tensor) -> Tensor:
-        """Return a bound on Σ |term| of each half gradient entry at a mask, which its rounding is a share of.
+    def summed(self, mask: Tensor) -> Tensor:
+        """Return which entries of a mask (R, cols) the sums of a half gradient go over; the others add exact zeros."""
 
-        Args:
-            mask: (R, cols) bool, of the rows in ``rows``.
-            rows: (R,) indices.
-
-        Returns:
-            (R, cols).
-        """
+    def constant_size(self) -> Tensor | float:
+        """Return what a half gradient adds to these sums, in magnitude: (rows, cols), or a number for all."""
+        return 0.0
 
     @abstractmethod
     def select(self, index: Tensor) -> Self:
@@ -82,8 +78,17 @@ class Working(Quadratic):
         """Return, for each of ``rows`` (R,) and every column, the entry of Q at its ``partner`` (cols,): (R, cols)."""
 
     @abstractmethod
-    def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
-        """Return one line of Q for each of ``rows`` (R,), the one at ``column`` (R,): (R, cols)."""
+    def coupling_sum(self, rows: Tensor, columns: Tensor, factors: Tensor) -> Tensor:
+        """Return Σ_b factors_b Q[columns_b] for each of ``rows`` (R,).
+
+        Args:
+            rows: (R,) indices.
+            columns: (R, B) lines of Q.
+            factors: (R, B).
+
+        Returns:
+            (R, cols).
+        """
 
     @abstractmethod
     def group_coupling(self, group: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from .errors import RelaxPruneError
 from .gram import Gram, PsdProof
@@ -166,11 +167,13 @@ class WorkingQuadratic(Working):
         value: Tensor = torch.linalg.vecdot(point, half_gradient) + 0.5 * torch.linalg.vecdot(point, self.linear)
         return value
 
-    def half_gradient_size(self, mask: Tensor, rows: Tensor) -> Tensor:
-        """Return sqrt(q_j) Σ sqrt(q) over selected entries + |linear_j| / 2."""
-        root = self.diagonal[rows].sqrt()
-        size = root * root.masked_fill(~mask, 0.0).sum(dim=1, keepdim=True)
-        return size.add_(self.linear[rows].abs(), alpha=0.5)
+    def summed(self, mask: Tensor) -> Tensor:
+        """Return the selected entries."""
+        return mask
+
+    def constant_size(self) -> Tensor:
+        """Return |linear| / 2."""
+        return self.linear.abs() / 2
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
@@ -184,9 +187,9 @@ class WorkingQuadratic(Working):
         """Return Q_jp with p the partner of j, the same for every row: (R, n)."""
         return self.matrix.gather(1, partner.unsqueeze(1)).squeeze(1).repeat(len(rows), 1)
 
-    def coupling_row(self, rows: Tensor, column: Tensor) -> Tensor:
-        """Return a line of Q for each row: (R, n)."""
-        return self.matrix[column]
+    def coupling_sum(self, rows: Tensor, columns: Tensor, factors: Tensor) -> Tensor:
+        """Return Σ factors Q_c: (R, n)."""
+        return embedding_bag(columns, self.matrix, per_sample_weights=factors, mode="sum")
 
     def group_coupling(self, group: int) -> Tensor:
         """Return the diagonal blocks of Q, the same for every row: (rows, groups, group, group)."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from relaxprune.problems import Problem
 
 from .base import Answer, Counts, Run, Status, worse
-from .exchange import Descent, Moves, exact_search, group_search, pool_search
+from .exchange import Descent, Moves
+from .exchange_search import exact_search, group_search, pool_search
 from .group_masks import GroupMasks, mask_search, tile_mask_search, tile_masks
 from .interchange import tile_search
 
@@ -66,7 +67,7 @@ class Search:
 
     def descend(self) -> None:
         """Descend, and once more where rounding left by the moves may hide a gain, until none helps."""
-        rows = self._everything()
+        rows = self.descent.everything
         while len(rows) and not self._stopped():
             before = self.counts.swaps
             self._descend(rows)
@@ -74,10 +75,6 @@ class Search:
                 break
             self.products += 1
             rows = self.descent.refresh()
-
-    def _everything(self) -> Tensor:
-        """Return the indices of all rows."""
-        return torch.arange(self.shape[0], device=self.descent.mask.device)
 
     def _descend(self, rows: Tensor) -> None:
         """Alternate kinds of moves until none helps or the budget ends; the first exchanges are in ``rows``."""
@@ -90,10 +87,10 @@ class Search:
             if coupled:
                 moved += self._across_rows()
             if at_most:
-                moved += self._singles(self._everything())
+                moved += self._singles(self.descent.everything)
             if not moved or not (coupled or at_most) or self._stopped():
                 return
-            rows = self._everything()
+            rows = self.descent.everything
 
     def _stopped(self) -> bool:
         """Tell whether a budget has ended."""
@@ -132,9 +129,9 @@ class Search:
     def _round(self, search: Callable[[Descent, Tensor], Moves], rows: Tensor) -> Tensor:
         """Apply one move per row where it helps and return those rows."""
         moves = search(self.descent, rows)
-        helps = moves.gain < -self.descent.tolerance()[rows]
-        rows = rows[helps]
-        moves = moves.take(helps)
+        helps = (moves.gain < -self.descent.tolerance()[rows]).nonzero().squeeze(1)
+        if len(helps) < len(rows):
+            rows, moves = rows[helps], moves.take(helps)
         if len(rows):
             self.descent.apply(rows, moves)
         self._count(moves.count())
@@ -174,7 +171,7 @@ class Search:
     def _across_rows(self) -> int:
         """Prune in one row and restore in another, many disjoint pairs of rows at once; return the exchanges."""
         descent = self.descent
-        everything = self._everything()
+        everything = self.descent.everything
         total = 0
         while self.shape[0] > 1 and not self._stopped():
             prune, restore = descent.single_gains(everything)
@@ -183,8 +180,11 @@ class Search:
             donors, takers = _pair_rows(prune_gain, restore_gain, float(descent.tolerance().sum()))
             if not len(donors):
                 break
-            descent.prune(donors, prune_column[donors])
-            descent.restore(takers, restore_column[takers])
+            givers = torch.cat([donors, takers])
+            columns = torch.cat([prune_column[donors], restore_column[takers]]).unsqueeze(1)
+            change = torch.ones_like(columns)
+            change[: len(donors)] = -1
+            descent.flip(givers, columns, change)
             descent.objective[donors] += prune_gain[donors]
             descent.objective[takers] += restore_gain[takers]
             self._count(len(donors))
@@ -207,7 +207,8 @@ class Search:
                 # Rows that share a count take turns, so that the count is never exceeded.
                 chosen = gain[helps].argmin().unsqueeze(0) if coupled else torch.arange(len(helps), device=rows.device)
                 helps = helps[chosen]
-                (descent.restore if restoring else descent.prune)(helps, column[helps])
+                columns = column[helps].unsqueeze(1)
+                descent.flip(helps, columns, torch.full_like(columns, 1 if restoring else -1))
                 descent.objective[helps] += gain[helps]
                 self._count(len(helps))
                 total += len(helps)

@@ -147,8 +147,7 @@ def advance(
         d[line, to] += share
         for column, sign in ((at, -share), (to, share)):
             row = line * (faces.size // faces.cols) + column // faces.cols
-            lines = problem.coupling_row(row, column % faces.cols)  # (blocks, cols)
-            image.index_add_(0, row, lines * sign.unsqueeze(1))
+            image.index_add_(0, row, problem.coupling_sum(row, (column % faces.cols).unsqueeze(1), sign.unsqueeze(1)))
     return Advance(hits, d, qd)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from relaxprune.problems import Face, KSparse, Problem
 
-from .exchange import Descent, group_search, pool_search
+from .exchange import Descent
+from .exchange_search import group_search, pool_search
 
 MATRICES = 14  # (rows, cols) float64 tensors held at once, per copy
 _STRENGTHS = (2, 4, 8, 16)  # pairs exchanged by a kick
@@ -67,7 +68,7 @@ class LocalSearch:
         self.best_half = self.descent.half_gradient.clone()
         self.best = self.descent.objective.clone()  # (lines,)
         self.coupling = self.working.group_coupling(group) if group < mask.shape[1] else None
-        self.everything = torch.arange(len(line), device=mask.device)
+        self.everything = self.descent.everything
         self.products = float(copies)
         self.swaps = 0
 
