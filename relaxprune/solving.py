@@ -48,7 +48,8 @@ def solve(
         polish: ``"swap"`` descends to a 1-swap optimum after rounding; None leaves the rounded mask; ``"auto"`` is swap
             for solvers of the relaxation and None for one-shot masks and published methods.
         max_iterations: iterations of both phases together; None takes the solver's default.
-        time_limit_s: seconds for solver and polish together.
+        time_limit_s: seconds for solver and polish together, looked at every 10 iterations; preparing, judging and the
+            certificate of a free bound come on top.
         gap_tolerance: relative Frank-Wolfe gap that ends the convex phase.
         seed: for solvers that draw random numbers.
         memory_budget_bytes: bound on temporaries, within which rows are solved and judged in blocks. The problem, the
@@ -87,6 +88,15 @@ def solve(
         memory_bytes,
         callback,
     )
+    with torch.autocast(problem.device.type, enabled=False):
+        return _solve(problem, run, chosen, polisher, throw, started)
+
+
+def _solve(
+    problem: Problem, run: Run, chosen: Solver, polisher: Solver | None, throw: bool, started: float
+) -> Solution:
+    """Run the solver and the polish, and judge what they give."""
+    memory_bytes = run.memory_bytes
     answer = chosen.run(problem, run)
     if answer.status.failed and throw:
         raise FloatingPointError(answer.status.value)

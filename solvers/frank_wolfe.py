@@ -13,7 +13,7 @@ from relaxprune.problems import Problem, RelaxPruneError, Working
 from relaxprune.problems.errors import did_you_mean
 
 from .annealing import Annealing, Schedule
-from .base import Run, Status
+from .base import Counts, Run, Status
 from .gap import at_fixed_vertex, within_gap
 from .loop import SHARE, IterativeSolver, Plan, Refined
 from .refining import MATRICES, Refinement
@@ -76,12 +76,14 @@ class FrankWolfe(IterativeSolver[Annealing]):
     diagonal with some noise; each coupled block keeps its better mask, and those that differ are crossed (see
     ``refining``). Every mask is judged in float64.
 
-    CONVERGED, when annealing, means that every coupled block sits at a vertex which the oracle answers there. The
-    schedule is stretched over ``max_iterations`` and often ends just short of that, whatever their number: such a mask
-    is no worse, but its status is ITERATION_LIMIT, as it is where annealings follow.
+    CONVERGED, when annealing, means that the effort's schedule was gone through, or that every coupled block sits at a
+    vertex which the oracle answers there; with fewer iterations than the effort's the schedule is compressed, and the
+    status is ITERATION_LIMIT.
 
-    Annealing steps answer the oracle nearly: where it would cost a selection, a few entries near to the threshold share
-    what is left of the count (``Polytope.near_lmo``).
+    Steps answer the oracle nearly: where it would cost a selection, a few entries near to the threshold share what is
+    left of the count (``Polytope.near_lmo``). Bounds are taken with the exact oracle.
+
+    With ``"best"`` a mask may depend on how rows were split to fit the memory budget: rows are crossed in batches.
 
     Frank-Wolfe for this problem: arXiv 2510.13713, algorithm 2; exact line search: Jaggi, ICML 2013. The oracle answers
     a mean of gradients in the manner of Mokhtari, Hassani and Karbasi, JMLR 2020.
@@ -95,7 +97,8 @@ class FrankWolfe(IterativeSolver[Annealing]):
         tighten: ``"diagonal"`` begins with θ = s, a vector, instead of 0: the largest share of the diagonal that leaves
             f_θ convex, found once per Gram. Its bound is tighter and its convex phase nearer to masks.
         effort: ``"fast"`` anneals once, in 80 iterations; ``"default"`` once more from the mask that this gave, 350 in
-            all; ``"best"`` seven times, 1530. ``max_iterations`` changes the number of these rounds.
+            all; ``"best"`` seven times, 1530. ``max_iterations`` changes the number of these rounds; what
+            crossings anneal is counted in products only.
     """
 
     anneal: bool = True
@@ -107,7 +110,6 @@ class FrankWolfe(IterativeSolver[Annealing]):
 
     name: ClassVar[str] = "fw"
     summary: ClassVar[str] = "annealed Frank-Wolfe with exact line search (the default)"
-    default_iterations: ClassVar[int] = EFFORTS["default"].total()
     only_images: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
     matrices: ClassVar[int] = 13
@@ -136,6 +138,12 @@ class FrankWolfe(IterativeSolver[Annealing]):
     def wide(self) -> int:
         """Refining takes more than the iterations before it."""
         return max(super().wide(), MATRICES) if self.anneal else super().wide()
+
+    def row_budget(self, problem: Problem, run: Run) -> int:
+        """Leave room for what descents inside groups make of the couplings there."""
+        group = problem.polytope.group_size(problem.shape)
+        extra = 3 * group if self.anneal and group < problem.shape[1] else 0
+        return run.memory_bytes * self.wide() // (self.wide() + extra)
 
     def init(self, problem: Working, start: Tensor, plan: Plan) -> Annealing:
         """Start at a feasible mask."""
@@ -177,15 +185,20 @@ class FrankWolfe(IterativeSolver[Annealing]):
         """Descend quickly, and anneal again as often as the effort says."""
         if not self.anneal:
             return None
-        run = Run(problem.polytope.round(point), deadline=plan.deadline, seed=plan.seed)
-        search = Refinement(problem, working, run)
+        start = problem.polytope.round(point)
+        run = Run(start, deadline=plan.deadline, seed=plan.seed, memory_bytes=plan.memory_bytes)
+        blocks = problem.polytope.block_count(problem.shape)
+
+        def report(counts: Counts) -> None:
+            plan.report(self.name, plan.iterations + counts.iterations, counts.products, blocks)
+
+        search = Refinement(problem, working, run, report)
         effort = EFFORTS[self.effort]
-        _, rounds = effort.shared(plan.total)
-        status = Status.ITERATION_LIMIT if rounds else Status.CONVERGED
-        for _ in range(rounds):
-            if run.expired():
-                status = Status.TIME_LIMIT
+        for _ in range(effort.shared(plan.total)[1]):
+            if search.status is not Status.CONVERGED:
                 break
             search.round(self._schedule(effort.length))
-            plan.report(self.name, plan.iterations + search.counts.iterations, search.counts.products, search.blocks)
+        status = search.status
+        if status is Status.CONVERGED and plan.total < effort.total():
+            status = Status.ITERATION_LIMIT
         return Refined(search.mask, search.counts, status)

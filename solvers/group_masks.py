@@ -6,6 +6,9 @@ has 6 masks, one of 4:8 has 70, a transposable 4 x 4 tile with two kept a line h
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,13 +40,15 @@ class GroupMasks:
     def of(cls, polytope: Polytope, coupling: Tensor) -> GroupMasks | None:
         """Return the masks of a set's groups, or None where they are too many."""
         group = coupling.shape[3]
-        if group > _MOST.bit_length():
-            return None
-        every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=coupling.dtype)] * group).view(-1, group)
         _, keep = polytope.cells((1, group))
-        counts = every.sum(dim=1)
-        masks = every[(counts <= keep) if polytope.is_at_most() else (counts == keep)].to(coupling.device)
-        return cls(masks, coupling) if 1 < len(masks) <= _MOST else None
+        sizes = range(keep + 1) if polytope.is_at_most() else (keep,)
+        if not 1 < sum(math.comb(group, size) for size in sizes) <= _MOST:
+            return None
+        kept = [chosen for size in sizes for chosen in itertools.combinations(range(group), size)]
+        masks = torch.zeros(len(kept), group, dtype=coupling.dtype)
+        for mask, chosen in zip(masks, kept, strict=True):
+            mask[list(chosen)] = 1.0
+        return cls(masks.to(coupling.device), coupling)
 
     def change(self, descent: Descent, rows: Tensor) -> Tensor:
         """Return the change by every mask in every group of ``rows`` (R,): (R, groups, V), +∞ where not allowed."""

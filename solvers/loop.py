@@ -147,7 +147,7 @@ class IterativeSolver(Solver, Generic[S]):
             refined = None if loop.status.failed else self.refine(piece, loop.whole, loop.out, plan)
             if refined is not None:
                 refines = True
-                loop.take(refined)
+                loop.take(refined, run.start[part])
                 answer.counts.swaps += refined.counts.swaps
                 answer.counts.swap_rounds += refined.counts.swap_rounds
             loop.store(answer, part)
@@ -304,13 +304,14 @@ class _Loop(Generic[S]):
             self.has_relaxed = True
             self.out_relaxed[rows] = relaxed[index]
 
-    def take(self, refined: Refined) -> None:
-        """Put a refined mask in place of the point that the iterations ended at."""
-        self.out.copy_(refined.mask)
+    def take(self, refined: Refined, start: Tensor) -> None:
+        """Put a refined mask in place of the point that the iterations ended at, or the start where it broke down."""
+        self.out.copy_(start if refined.status.failed else refined.mask)
         self.iterations += refined.counts.iterations
         self.row_products += refined.counts.products
-        if refined.counts.iterations or refined.status is not Status.CONVERGED:
-            self.status = refined.status
+        if self.status is Status.ITERATION_LIMIT or refined.status is not Status.ITERATION_LIMIT:
+            ended = Status.CONVERGED if self.status is Status.ITERATION_LIMIT else self.status
+            self.status = worse(ended, refined.status)
 
     def store(self, answer: Answer, part: slice) -> None:
         """Put this block's rows into the whole answer."""

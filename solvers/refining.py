@@ -8,6 +8,7 @@ had: a crossing of two solutions, as in memetic search (Moscato, 1989).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 from relaxprune.problems import Problem, Working
 
 from .annealing import Annealing, Schedule
-from .base import Counts, Run
+from .base import CHECK_EVERY, Counts, Run, Status, worse
 from .descent import Search
 from .exchange import Descent
 from .local_search import separates
-from .restricted import Entries
+from .restricted import Entries, can_restrict
 
 MATRICES = 26  # (rows, cols) float64 tensors held at once
 _NOISE = 0.2  # of the diagonal, standard deviation
@@ -36,18 +37,25 @@ class Refinement:
     Args:
         problem: the problem of these rows.
         working: its copy that annealing computes with.
-        run: its start, seed and deadline are heeded.
+        run: its start, seed, deadline and memory budget are heeded.
+        report: called with the counts so far every ``CHECK_EVERY`` iterations.
+
+    Attributes:
+        status: CONVERGED, or what ended the search early; NOT_FINITE where a computation broke down.
     """
 
-    def __init__(self, problem: Problem, working: Working, run: Run) -> None:
+    def __init__(
+        self, problem: Problem, working: Working, run: Run, report: Callable[[Counts], None] = lambda counts: None
+    ) -> None:
         """Descend from the start."""
-        self.problem, self.working, self.run = problem, working, run
-        self.generator = torch.Generator(device=run.start.device).manual_seed(run.seed)
+        self.problem, self.working, self.run, self.report = problem, working, run, report
+        self.generator = torch.Generator().manual_seed(run.seed)  # on the host: alike on every device
         self.counts = Counts()
+        self.status = Status.CONVERGED
         self.stale = False  # whether noise on the diagonal led most rows to the same mask again, as in short ones
         self.height = problem.polytope.rows_per_block(problem.shape)
         # Entries of one row can be looked at alone where its counts are its own.
-        self.crosses = self.height == 1 and separates(problem)
+        self.crosses = self.height == 1 and separates(problem) and can_restrict(problem.polytope)
         self.best = self._descended(problem, run.start)
         self.others: list[Tensor] = []  # (rows, cols) bool each
 
@@ -63,32 +71,54 @@ class Refinement:
 
     def round(self, schedule: Schedule) -> None:
         """Anneal from the best masks, keep the better of each coupled block, and cross the two."""
-        found = self._descended(self.problem, self._annealed(schedule))
+        self.best.refresh()  # moves leave what large entries have rounded away, and masks are compared by it
+        self.counts.products += 1
+        mask = self._annealed(schedule)
+        if mask is None:
+            return
+        found = self._descended(self.problem, mask)
         before = self.mask.clone()
         self.stale = not self.stale and 2 * int((found.mask != before).any(dim=1).sum()) < len(before)
-        better = self._keep(found, torch.arange(len(before), device=before.device))
-        if not self.crosses or self.run.expired():
+        better = self._keep(found, self.best.everything)
+        if not self.crosses or self._expired():
             return
         self.others = [*self.others, torch.where(better.unsqueeze(1), before, found.mask)][-_OTHERS:]
         differs = torch.stack([other != self.mask for other in self.others]).any(dim=0)
         lines = differs.any(dim=1).nonzero().squeeze(1)
-        if len(lines):
-            self._cross(lines, differs[lines])
+        # Lines of like size go together, as many as fit in memory.
+        lines = lines[differs[lines].sum(dim=1).argsort(stable=True)]
+        for part in lines.split(Entries.fitting(self.problem, _COPIES, self.run.memory_bytes)) if len(lines) else ():
+            self._cross(part, differs[part])
 
-    def _annealed(self, schedule: Schedule) -> Tensor:
-        """Return the mask that another annealing from the best one comes to."""
+    def _expired(self) -> bool:
+        """Tell whether the deadline has passed or a computation broke down."""
+        if self.run.expired():
+            self.status = worse(self.status, Status.TIME_LIMIT)
+        return self.status is not Status.CONVERGED
+
+    def _annealed(self, schedule: Schedule) -> Tensor | None:
+        """Return the mask that another annealing from the best one comes to, or None where it was not finished."""
         working = self.working
         concave = working.diagonal * (1 + _NOISE * self._noise(working.shape[1]))
         tilt = working.diagonal * (_TILT * self._noise(working.shape[1])) if self.stale else None
         state = Annealing(working, self.mask.to(concave.dtype), schedule, concave=concave, tilt=tilt)
-        for _ in range(schedule.iterations):
+        counted = 0
+        for number in range(1, schedule.iterations + 1):
             state.step(working)
-        self.counts.iterations += schedule.iterations
-        self.counts.products += state.product_count
+            if number % CHECK_EVERY == 0 or number == schedule.iterations:
+                self.counts.products += state.product_count - counted
+                self.counts.iterations += (number - 1) % CHECK_EVERY + 1
+                counted = state.product_count
+                self.report(self.counts)
+                if self._expired() and number < schedule.iterations:
+                    return None
+        if not bool(state.finite()):
+            self.status = Status.NOT_FINITE
+            return None
         return self.problem.polytope.round(state.point())
 
     def _cross(self, lines: Tensor, differs: Tensor) -> None:
-        """Anneal the entries where two masks of ``lines`` (R,) differ, (R, cols) bool, and keep what is better."""
+        """Anneal the entries where masks of ``lines`` (R,) differ, (R, cols) bool, and keep what is better."""
         entries = Entries(self.best, lines, differs)
         if not entries.columns.shape[1]:
             return
@@ -102,9 +132,12 @@ class Refinement:
             state.step(part)
         mask = part.polytope.round(state.point())
         change, copy = part.change(mask.to(concave.dtype)).view(-1, _COPIES).min(dim=1)
-        helps = (change < 0).nonzero().squeeze(1)
         rows, cols = self.working.shape
         self.counts.products += state.product_count * _COPIES * len(lines) / rows * (width / cols) ** 2
+        if not bool(state.finite()):
+            self.status = Status.NOT_FINITE
+            return
+        helps = (change < 0).nonzero().squeeze(1)
         if not len(helps):
             return
         chosen = mask.view(-1, _COPIES, width)[helps, copy[helps]]
@@ -114,13 +147,14 @@ class Refinement:
 
     def _noise(self, *shape: int) -> Tensor:
         """Return normal numbers, alike in every dtype; all rows share them, so that splitting rows matters little."""
-        drawn = torch.randn(shape, generator=self.generator, device=self.mask.device)
-        return drawn.to(self.working.diagonal.dtype)
+        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32)
+        return drawn.to(self.working.diagonal)
 
     def _descended(self, problem: Problem, mask: Tensor) -> Descent:
         """Return where a quick descent leads from ``mask``, of some rows."""
         search = Search(problem, mask, replace(self.run, max_iterations=None), self.counts, quick=True)
         search.descend()
+        self.status = worse(self.status, search.status)
         self.counts.products += search.products * problem.shape[0] / self.problem.shape[0]
         return search.descent
 

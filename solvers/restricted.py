@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relaxprune.problems import NM, Face, KSparse, Polytope, Working
+from relaxprune.problems import NM, Face, KSparse, Polytope, Problem, Working
 from relaxprune.problems.problem import Quadratic
 
 from .exchange import Descent
+
+_TENSORS = 16  # (copies, n) held at once for each line, beside three (n, n)
 
 _FILL = 4  # entries a side besides those asked for
 _WIDEST = 256  # entries of a row at most
@@ -47,6 +49,11 @@ class Restricted(Quadratic):
         return change
 
 
+def can_restrict(polytope: Polytope) -> bool:
+    """Tell whether some entries of a row make a set of a kind known here."""
+    return isinstance(polytope.base if isinstance(polytope, Face) else polytope, (KSparse, NM))
+
+
 class Entries:
     """Which entries of some lines to look at: those wanted, and the cheapest others of their kind.
 
@@ -63,6 +70,12 @@ class Entries:
         self.columns, self.polytope = (
             self._of_rows(wanted) if self.group == shape[1] else self._of_groups(wanted, polytope)
         )
+
+    @staticmethod
+    def fitting(problem: Problem, copies: int, memory_bytes: int) -> int:
+        """Return how many lines may be looked at together, at least 1."""
+        width = min(max(_WIDEST, problem.polytope.group_size(problem.shape)), problem.shape[1])
+        return max(1, memory_bytes // (8 * width * (3 * width + _TENSORS * copies)))
 
     def _of_rows(self, wanted: Tensor) -> tuple[Tensor, Polytope]:
         """Choose as many kept as pruned entries of each line."""

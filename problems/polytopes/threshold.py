@@ -24,7 +24,7 @@ def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Te
     what is left of the count.
 
     Args:
-        scores: (rows, n), finite.
+        scores: (rows, n), finite, of order one as solvers scale them; exact selection for 16-bit floats.
         count: from 0 to n.
         hint: (rows, 3), of earlier, similar scores: the threshold, its change per entry, and their spread; None selects
             exactly.
@@ -33,7 +33,7 @@ def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Te
         (rows, n) in the dtype of ``scores``, and the hint for the next call (None where selection is exact anyhow).
     """
     size = scores.shape[1]
-    if not 0 < count < size or not _FROM <= size <= _TO:
+    if not 0 < count < size or not _FROM <= size <= _TO or scores.dtype not in (torch.float32, torch.float64):
         return smallest(scores, count), None
     if hint is None:
         exact = smallest(scores, count)

@@ -34,7 +34,7 @@ def least_of_all(polytope: Polytope, rows: slice, rough: Quadratics, exact: Quad
         RelaxPruneError: there are more than 2^20 masks.
     """
     height, cols = rough.factor.shape
-    whole = rough.masks.height == 0
+    whole = polytope.to_dict().get("per") == "layer"
     masks = (polytope if whole else polytope.rows(rows)).vertices((height, cols)).numpy()
     size = float((2 * (np.abs(rough.factor) * rough.root).sum(axis=1) ** 2).sum() + np.abs(rough.linear).sum())
     allowance = 4 * (height + cols + 8) * _UNIT * size

@@ -37,10 +37,12 @@ def test_always_in_the_set(kind, polytope, seed):
     draw = Draw(seed)
     first, second = (gradient(kind, 4, 160, draw) * draw.pick(SCALES) for _ in range(2))
     hint = None
-    for number in range(60):
-        scores = first if number % 20 < 10 else second
+    for number in range(24):
+        scores = first if number % 12 < 6 else second
         point, hint = polytope.near_lmo(scores, hint)
         assert polytope.contains(point, 1e-5), (kind, number)
+        uniform = scores.mean(dim=1) * point.sum(dim=1)
+        assert bool(((scores * point).sum(dim=1) <= uniform + 1e-4 * scores.abs().sum(dim=1)).all()), (kind, number)
         assert hint is None or bool(torch.isfinite(hint).all()), (kind, number)
 
 

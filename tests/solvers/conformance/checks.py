@@ -17,8 +17,9 @@ from torch import Tensor
 from relaxprune import RelaxPruneError, Solution, Status, solve
 from relaxprune.problems.mask_problem import WorkingMask
 from relaxprune.problems.quadratic_problem import WorkingQuadratic
-from relaxprune.solvers import solver_class, solver_names
+from relaxprune.solvers import Solver, solver_class, solver_names
 from relaxprune.solvers.base import BUDGETS
+from relaxprune.solvers.loop import IterativeSolver
 
 from .account import ACCOUNT
 from .problems import Case, Parts, tiny
@@ -43,7 +44,7 @@ def attempt(case: Case, name: str, **settings: Any) -> Solution | None:
     found = solver_class(name)
     known = {option.name for option in fields(found)}
     solver = found(**{key: settings.pop(key) for key in OWN if key in settings and key in known})
-    if getattr(found, "default_iterations", 0) > MOST_ITERATIONS:
+    if default_iterations(solver) > MOST_ITERATIONS:
         settings.setdefault("max_iterations", MOST_ITERATIONS)
     elif case.rule.shape[1] > TINY:
         settings.setdefault("time_limit_s", MOST_SECONDS)
@@ -57,6 +58,11 @@ def attempt(case: Case, name: str, **settings: Any) -> Solution | None:
         return None
     ACCOUNT.ran.add(name)
     return solution
+
+
+def default_iterations(solver: Solver) -> int:
+    """Return what the solver does where nobody names a number, 0 where that is no number of iterations."""
+    return solver.iterations() if isinstance(solver, IterativeSolver) else getattr(solver, "default_iterations", 0)
 
 
 def check_refusal(name: str, message: str) -> None:
@@ -142,7 +148,7 @@ def check_permuted(parts: Parts, name: str, share: float = 0.01) -> None:
     The objective is that of a heuristic which came to its end: where a time limit was one, or the relaxation that is
     rounded has not converged, the gap alone is judged.
     """
-    default = getattr(solver_class(name), "default_iterations", None)
+    default = default_iterations(solver_class(name)()) or None
     limit: dict[str, Any] = {"time_limit_s": MOST_SECONDS}
     if default is not None:
         # A search over masks whose rows share one count needs all of its rounds to forget where it began.
