@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .evaluation.perplexity import perplexity as perplexity
     from .pruning.loading import load_model as load_model
     from .pruning.model import prune_model as prune_model
-    from .pruning.plan import plan_model as plan_model
+    from .pruning.planning import plan_model as plan_model
     from .pruning.report import PruneReport as PruneReport
     from .solution import Solution as Solution
     from .solution import Status as Status
@@ -43,7 +43,7 @@ _HOME = {
     "certify": "relaxprune.certificates",
     "perplexity": "relaxprune.evaluation.perplexity",
     "load_model": "relaxprune.pruning.loading",
-    "plan_model": "relaxprune.pruning.plan",
+    "plan_model": "relaxprune.pruning.planning",
     "prune_model": "relaxprune.pruning.model",
     "PruneReport": "relaxprune.pruning.report",
     "Solution": "relaxprune.solution",

@@ -195,6 +195,14 @@ class Solver(ABC):
         """Return those of ``BUDGETS`` that the solver makes use of with these options."""
         return self.honours
 
+    def planned_iterations(self, max_iterations: int | None) -> int | None:
+        """Return how many iterations a block of rows will take, for predictions of time.
+
+        0 where a solve is not a number of iterations but takes about the same time on every layer of a shape; None
+        where that cannot be told.
+        """
+        return None
+
     def polisher(self) -> str | None:
         """Return what ``polish="auto"`` means with these options."""
         return self.default_polish

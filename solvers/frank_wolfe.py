@@ -21,6 +21,7 @@ from .tightening import largest_share
 
 TIGHTENINGS = ("none", "diagonal")
 _LOOK_EVERY = 50  # iterations of the convex phase between looks at its gap, where no tolerance is named
+_CROSSING_ITERATIONS = 15  # about what the crossings of a round cost, in iterations of the whole
 _SETTLING = 0.6  # progress of the annealing before which no block has come to rest
 
 
@@ -130,6 +131,12 @@ class FrankWolfe(IterativeSolver[Annealing]):
     def iterations(self) -> int:
         """Return the iterations of the effort, annealing again included."""
         return EFFORTS[self.effort].total()
+
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """Return all iterations, and what crossings come to."""
+        total = super().planned_iterations(max_iterations) or 0
+        rounds = EFFORTS[self.effort].shared(total)[1] if self.anneal else 0
+        return total + rounds * _CROSSING_ITERATIONS
 
     def polisher(self) -> str | None:
         """Return the polish of the effort."""

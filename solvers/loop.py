@@ -120,6 +120,10 @@ class IterativeSolver(Solver, Generic[S]):
         """Return how many iterations a block of rows gets where the caller names no number."""
         return self.default_iterations
 
+    def planned_iterations(self, max_iterations: int | None) -> int | None:
+        """Return the iterations where nothing ends them early."""
+        return self.iterations() if max_iterations is None else max_iterations
+
     def wide(self) -> int:
         """Return the float64 tensors of the problem's shape that a solve amounts to.
 

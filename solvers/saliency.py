@@ -23,6 +23,10 @@ class SaliencySolver(Solver):
         """Keep the entries with the largest score, ties by the lowest column."""
         return Answer(problem.round_parts(lambda part: self.score(problem, part), run.memory_bytes))
 
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """There are none."""
+        return 0
+
     def score(self, problem: Problem, rows: slice) -> Tensor:
         """Return the score to round, of some rows: (R, cols)."""
         return problem.score(self.name, rows=rows)

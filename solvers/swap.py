@@ -28,6 +28,10 @@ class Swap(Solver):
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     monotone: ClassVar[bool] = True
 
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """Rounds are as many as there are moves to make."""
+        return 0
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a block of rows."""
         return descend(problem, run)

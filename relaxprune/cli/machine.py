@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 
 import torch
 
-
-def peak_memory_bytes() -> int | None:
-    """Return the largest resident size of this process so far, in bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such module.
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+from ..memory import peak_memory_bytes
 
 
 def memory_line() -> str:

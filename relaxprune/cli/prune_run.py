@@ -17,7 +17,8 @@ from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_v
 from relaxprune.pruning.layers import apply_masks
 from relaxprune.pruning.loading import LoadedModel
 from relaxprune.pruning.model import prune_model
-from relaxprune.pruning.plan import PrunePlan, plan_model
+from relaxprune.pruning.plan import PrunePlan
+from relaxprune.pruning.planning import plan_model
 from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
@@ -138,11 +139,12 @@ def run_prune(request: PruneRequest) -> int:
     print(f"loading {request.model}", flush=True)
     with door():
         loaded = load_model(request.model, load_options(request.loading))
-    plan = plan_request(request, loaded)
+    plan_request(request, loaded)  # refuses before the windows are read
+    windows = calibration_tokens(request, loaded)
+    plan = plan_request(request, loaded, windows)
     if request.run.plan:
         print(plan)
         return 0
-    windows = calibration_tokens(request, loaded)
     folder = open_folder(request, loaded, windows)
     if folder.finished:
         print(f"{folder.path} holds this run, finished; its {folder.verify_files()} files are as they were written")
@@ -150,11 +152,13 @@ def run_prune(request: PruneRequest) -> int:
     if request.run.resume:
         print(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them", flush=True)
     count, length = windows.tokens.shape
+    print(plan.prediction)
     print(f"{count} calibration windows of {length} tokens run through the model first", flush=True)
     report = prune_loaded(request, loaded, windows, plan, folder)
     print(report)
     notices = finish_folder(request, folder, loaded, report)
     print(f"{machine_line()}; {memory_line()}")
+    print(plan.prediction)
     return tell(notices)
 
 
@@ -167,10 +171,16 @@ def left_behind(out: Path | None) -> str:
     return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"
 
 
-def plan_request(request: PruneRequest, loaded: LoadedModel) -> PrunePlan:
-    """Plan the run, and refuse layers that the solver or the pattern cannot take."""
-    tokens = request.calibration.windows * request.calibration.length
-    return plan_model(loaded.model, **request.amount, options=request.options, tokens=tokens, solver=request.solver)
+def plan_request(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows | None = None) -> PrunePlan:
+    """Plan the run, and refuse layers that the solver or the pattern cannot take; with windows, predict its time."""
+    return plan_model(
+        loaded.model,
+        **request.amount,
+        options=request.options,
+        tokens=request.calibration.windows * request.calibration.length,
+        solver=request.solver,
+        batches=None if windows is None else windows.tokens.split(batch_windows(windows)),
+    )
 
 
 def calibration_tokens(request: PruneRequest, loaded: LoadedModel) -> TokenWindows:

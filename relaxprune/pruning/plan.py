@@ -11,7 +11,6 @@ from torch import nn
 
 from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
@@ -21,6 +20,36 @@ from .layers import PrunableLayer, check_patterns, find_layers, matches
 from .report import SkippedLayer, skipped_lines, table
 from .settings import PruneOptions, Target
 from .state import refuse_unsupported
+
+_SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run is expected to take on this machine.
+
+    Attributes:
+        seconds: by stage, as `PruneReport.seconds` has them; empty where `unknown` says why.
+        peak_bytes: the largest resident size of the process.
+        unknown: why the time is not predicted, or "".
+    """
+
+    seconds: dict[str, float]
+    peak_bytes: int
+    unknown: str = ""
+
+    @property
+    def total(self) -> float | None:
+        """Seconds of the whole run, or None where they are not predicted."""
+        return None if self.unknown else sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        memory = f"peak memory {self.peak_bytes / 2**30:.2f} GiB"
+        if self.total is None:
+            return f"predicted: {memory}; time not predicted: {self.unknown}"
+        stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in self.seconds.items())
+        return f"predicted: {self.total:.0f} s ({stages}), {memory}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +84,8 @@ class PrunePlan:
         estimated_bytes: memory of a run, about, as `estimate_bytes` counts it.
         polytope: what was asked for, as in `Target.to_dict`.
         certificates: what is proven of every layer, in words; "" for what the solver proves by itself.
+        model_bytes: what of the estimate is the model itself.
+        prediction: time and peak memory on this machine, or None where nothing was tried.
     """
 
     layers: list[PlannedLayer]
@@ -63,6 +94,13 @@ class PrunePlan:
     estimated_bytes: int
     polytope: dict[str, Any] = field(default_factory=dict)
     certificates: str = ""
+    model_bytes: int = 0
+    prediction: Prediction | None = None
+
+    @property
+    def added_bytes(self) -> int:
+        """What a run holds beside the model, about."""
+        return self.estimated_bytes - self.model_bytes
 
     def __str__(self) -> str:
         """Return one line per layer, the total, the certificates, and what is skipped."""
@@ -76,7 +114,8 @@ class PrunePlan:
             f"{len(self.layers)} layers, {entries:,} weights, about {self.estimated_bytes / 2**30:.2f} GiB of memory"
         )
         proofs = [f"certificates: {self.certificates}"] if self.certificates else []
-        return "\n".join([*table(lines), total, *proofs, *skipped_lines(self.skipped)])
+        predicted = [] if self.prediction is None else [str(self.prediction)]
+        return "\n".join([*table(lines), total, *predicted, *proofs, *skipped_lines(self.skipped)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,38 +127,15 @@ class Survey:
     blocks: BlockList
 
 
-def plan_model(
-    model: nn.Module,
-    *,
-    sparsity: float | None = None,
-    pattern: str | None = None,
-    polytope: Polytope | None = None,
-    options: PruneOptions | None = None,
-    tokens: int = 0,
-    solver: Solver | None = None,
-) -> PrunePlan:
-    """Say what `prune_model` would do, without running the model.
-
-    Args:
-        model: any module.
-        sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
-        pattern: "N:M", keep N of every M consecutive columns.
-        polytope: one feasible set for all layers.
-        options: which layers, and how much memory the solver may take.
-        tokens: number of calibration tokens, for the memory estimate.
-        solver: what will find the masks, to be asked whether it takes every layer; None to ask nothing.
+def survey_model(
+    model: nn.Module, target: Target, options: PruneOptions, tokens: int = 0, solver: Solver | None = None
+) -> Survey:
+    """Choose the layers and check that all of them can be pruned as asked.
 
     Raises:
         RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
             nothing, nothing left to prune, or a solver that cannot take a layer.
     """
-    return survey_model(model, Target(sparsity, pattern, polytope), options or PruneOptions(), tokens, solver).plan
-
-
-def survey_model(
-    model: nn.Module, target: Target, options: PruneOptions, tokens: int = 0, solver: Solver | None = None
-) -> Survey:
-    """Choose the layers and check that all of them can be pruned as asked; raises as `plan_model` does."""
     refuse_unsupported(model)
     found, skipped = find_layers(model)
     blocks = find_blocks(model, found)
@@ -139,7 +155,8 @@ def survey_model(
         refuse_misfits(solver, layers, target)
     estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
     words = certificates_in_words(options, solver)
-    plan = PrunePlan(planned, [*skipped, *left], blocks.name, estimate, target.to_dict(), words)
+    skips = [*skipped, *left]
+    plan = PrunePlan(planned, skips, blocks.name, estimate, target.to_dict(), words, model_bytes(model))
     return Survey(plan, layers, blocks)
 
 
@@ -206,10 +223,9 @@ def estimate_bytes(
     The sum of: the model; one byte per mask entry; float64 Gram sums of the block with the most (as if no layers
     shared one); for the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature),
     its weight in float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and
-    the solver's memory budget; and twice the hidden states of all tokens, as
+    what the solver holds within its memory budget; and twice the hidden states of all tokens, as
     wide as the first layer's inputs. Attention masks and activations inside one block are not counted.
     """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     masks = sum(layer.rows * layer.cols for layer in layers)
     sums: dict[int | None, int] = {}
     for layer in layers:
@@ -218,4 +234,11 @@ def estimate_bytes(
     solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
     item = max(parameter.element_size() for parameter in model.parameters())
     states = 2 * tokens * layers[0].cols * item
-    return weights + masks + max(sums.values()) + solving + (budget or DEFAULT_MEMORY_BYTES) + states
+    temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
+    solver = min(budget or DEFAULT_MEMORY_BYTES, temporaries)
+    return model_bytes(model) + masks + max(sums.values()) + solving + solver + states
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the size of a model's parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -15,6 +15,7 @@ from .repository import Module, library, project
 # Lower floors know nothing of higher ones. Longer names come first: the first that fits decides.
 FLOORS = (
     ("relaxprune.durable", 0),  # how files are written, whatever is in them
+    ("relaxprune.memory", 0),  # what this process holds
     ("relaxprune.problems", 0),
     ("relaxprune.solvers", 1),
     ("relaxprune.certificates", 2),

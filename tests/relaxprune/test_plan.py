@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from relaxprune.problems import NM, KSparse, RelaxPruneError
-from relaxprune.pruning.plan import plan_model
+from relaxprune.pruning.planning import plan_model
 from relaxprune.pruning.settings import PruneOptions, Target
 
 from .tiny_models import tiny_model

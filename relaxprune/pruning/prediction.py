@@ -1,0 +1,161 @@
+"""How long a run will take and how much memory it will hold, from a few seconds of trying on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.problems import Gram
+from relaxprune.solvers import Solver
+
+from ..checks import polisher_of
+from ..memory import peak_memory_bytes, resident_bytes
+from .blocks import NO_BLOCKS
+from .gram import CHUNK_TOKENS, GramAccumulator
+from .layer_solving import LayerInputs, MaskSolver
+from .layers import PrunableLayer
+from .plan import Prediction, Survey
+from .settings import PruneOptions, Target
+from .state import Batch, borrowed, run_model
+from .statistics import StatisticsCollector
+
+_MULTIPLY_ADDS = 3e8  # of one product of the rows that are tried
+_LEAST_ROWS = 64
+_FEW, _MORE = 10, 30  # iterations whose difference gives the cost of one
+_RANK = 64
+_TOO_WIDE = 1536  # columns from which a certificate alone takes longer than all trying should
+_LATER_PASSES = 2  # through every block besides the one that gathers statistics: recording and propagating
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Tries parts of a run; every time is one call's."""
+
+    target: Target
+    solver: Solver
+    options: PruneOptions
+    clock: Callable[[], float] = time.perf_counter
+
+    def timed(self, work: Callable[[], object]) -> float:
+        """Return the seconds of one call."""
+        started = self.clock()
+        work()
+        return self.clock() - started
+
+    def layer(self, layer: PrunableLayer) -> float | None:
+        """Return the seconds that solving a layer takes, or None where the solver cannot tell its iterations."""
+        planned = self.solver.planned_iterations(self.options.max_iterations)
+        if planned is None:
+            return None
+        rows, cols = layer.shape
+        polytope = self.target.polytope_of(layer.name, (rows, cols))
+        some = rows if polytope.rows_per_block((rows, cols)) > 1 else _rows(rows, cols)
+        generator = torch.Generator().manual_seed(cols)
+        mix = torch.randn(cols, _RANK, generator=generator)
+        matrix = (mix @ mix.T / _RANK + torch.eye(cols)).to(layer.weight.device)
+        proof = self.timed(lambda: Gram(matrix).proof)
+        part = nn.Parameter(layer.matrix()[:some].detach().clone(), requires_grad=False)
+        tried = PrunableLayer(layer.name, layer.module, "Linear", part)
+        inputs = LayerInputs(Gram(matrix), 1, 1, layer.name)
+
+        def solve(solver: Solver, iterations: int | None, polish: str | None) -> float:
+            honoured = iterations if "max_iterations" in solver.budgets() else None
+            options = replace(self.options, max_iterations=honoured, polish=polish, time_limit_s=None)
+            return self.timed(lambda: MaskSolver(self.target, solver, options).solve(tried, inputs, 0))
+
+        solve(self.solver, _FEW, None)  # what a first call costs alone
+        polisher = polisher_of(self.options.polish, self.solver)
+        if planned <= _MORE:
+            seconds = solve(self.solver, planned or None, self.options.polish)
+        else:
+            few, more = solve(self.solver, _FEW, None), solve(self.solver, _MORE, None)
+            each = max(0.0, more - few) / (_MORE - _FEW)
+            seconds = max(0.0, few - _FEW * each) + each * planned
+            if polisher is not None:
+                seconds += solve(polisher, None, None) / 2  # it starts from a better mask in the run
+        seconds = proof + rows / some * max(0.0, seconds - proof)
+        limit = self.options.time_limit_s
+        return seconds if limit is None else min(seconds, limit + proof)
+
+    def gram(self, cols: int, tokens: int) -> float:
+        """Return the seconds of adding some tokens of ``cols`` features to a Gram."""
+        count = min(tokens, CHUNK_TOKENS)
+        accumulator = GramAccumulator(cols)
+        inputs = torch.linspace(-1, 1, count * cols).view(count, cols)
+        accumulator.add(inputs)
+        return self.timed(lambda: accumulator.add(inputs)) * tokens / count
+
+
+def predict(
+    model: nn.Module,
+    survey: Survey,
+    batches: Sequence[Batch],
+    trial: Trial,
+) -> Prediction:
+    """Predict a run of `prune_model` over ``batches``, by trying it for a few seconds.
+
+    One window goes through the model; each distinct shape is solved on made-up inputs for a few iterations, on some of
+    its rows; the rest is multiplication.
+
+    Args:
+        model: as it will be pruned; left as it is.
+        survey: what will be pruned.
+        batches: the calibration batches.
+        trial: the target, the solver and the options of the run.
+    """
+    memory = predicted_bytes(survey)
+    if trial.options.certify is not None and max(layer.shape[1] for layer in survey.layers) > _TOO_WIDE:
+        return Prediction({}, memory, f"certificates of layers with more than {_TOO_WIDE} columns")
+    if trial.options.certify == "sdp":
+        return Prediction({}, memory, 'certificates by "sdp"')
+    window, share = _one_window(batches[0])
+    collector = StatisticsCollector(survey.layers, multiply=False)
+    with borrowed(model), collector.listening(0, window.kept, window.decoder_kept):
+        run_model(model, window)
+    with borrowed(model):
+        forward = trial.timed(lambda: run_model(model, window)) * share * len(batches)
+    tokens = int(share * len(batches) * _tokens(window))
+    shapes = Counter(layer.shape for layer in survey.layers)
+    firsts = {layer.shape: layer for layer in reversed(survey.layers)}
+    solving = {shape: trial.layer(layer) for shape, layer in firsts.items()}
+    if any(seconds is None for seconds in solving.values()):
+        return Prediction({}, memory, f"solver {trial.solver.name!r} does not know how long it searches")
+    widths = Counter(group.layers[0].shape[1] for group in collector.groups)
+    grams = sum(count * trial.gram(cols, tokens) for cols, count in widths.items())
+    rerun = survey.blocks is NO_BLOCKS
+    stages = len(collector.groups) if rerun else 1
+    solve = sum(count * (solving[shape] or 0.0) for shape, count in shapes.items())
+    seconds = {"statistics": forward * stages + grams, "solve": solve}
+    if not rerun:
+        seconds["propagate"] = forward * _LATER_PASSES
+    return Prediction(seconds, memory)
+
+
+def predicted_bytes(survey: Survey) -> int:
+    """Return the largest resident size of the process, the interpreter and the model included."""
+    return max(peak_memory_bytes() or 0, (resident_bytes() or 0) + survey.plan.added_bytes)
+
+
+def _rows(rows: int, cols: int) -> int:
+    """Return how many rows to try."""
+    return min(rows, max(_LEAST_ROWS, int(_MULTIPLY_ADDS / cols**2)))
+
+
+def _one_window(batch: Batch) -> tuple[Batch, float]:
+    """Return a batch of one window where its only argument tells windows apart, and how many of it make the batch."""
+    if len(batch.args) == 1 and not batch.kwargs and isinstance(batch.args[0], Tensor) and len(batch.args[0]) > 1:
+        return Batch((batch.args[0][:1],), {}), float(len(batch.args[0]))
+    return batch, 1.0
+
+
+def _tokens(batch: Batch) -> int:
+    """Return how many tokens a batch has."""
+    if batch.kept is not None:
+        return int(batch.kept.sum())
+    values = [value for value in (*batch.args, *batch.kwargs.values()) if isinstance(value, Tensor)]
+    return max(int(value.numel()) if not value.is_floating_point() else len(value) for value in values)
