@@ -21,6 +21,7 @@ from .layers import PrunableLayer, check_patterns, find_layers, matches
 from .report import SkippedLayer, skipped_lines, table
 from .settings import PruneOptions, Target
 from .state import refuse_unsupported
+from .statistics_options import AUTO
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def survey_model(
     if solver is not None:
         refuse_misfits(solver, layers, target)
     estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
+    if options.statistics.shrinkage == AUTO:
+        estimate += sums_bytes(planned)  # the odd batches' sums besides
     words = certificates_in_words(options, solver)
     plan = PrunePlan(planned, [*skipped, *left], blocks.name, estimate, target.to_dict(), words)
     return Survey(plan, layers, blocks)
@@ -211,11 +214,16 @@ def estimate_bytes(
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     masks = sum(layer.rows * layer.cols for layer in layers)
-    sums: dict[int | None, int] = {}
-    for layer in layers:
-        sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
     per_weight = 60 if certified else 12
     solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
     item = max(parameter.element_size() for parameter in model.parameters())
     states = 2 * tokens * layers[0].cols * item
-    return weights + masks + max(sums.values()) + solving + (budget or DEFAULT_MEMORY_BYTES) + states
+    return weights + masks + sums_bytes(layers) + solving + (budget or DEFAULT_MEMORY_BYTES) + states
+
+
+def sums_bytes(layers: Sequence[PlannedLayer]) -> int:
+    """Return the memory of the float64 Gram sums of the block with the most, as if no layers shared one."""
+    sums: dict[int | None, int] = {}
+    for layer in layers:
+        sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
+    return max(sums.values())
