@@ -84,8 +84,6 @@ class LayerReport:
     requested_sparsity: float
     sparsity: float
     tokens: int
-    token_weight: float
-    shrinkage: float
     calls: int
     gram: str
     dense_energy: float
@@ -110,6 +108,8 @@ class LayerReport:
     certificate_seconds: float | None = None
     estimated_gap: float | None = None
     proven_share: float | None = None
+    token_weight: float = 1.0
+    shrinkage: float = 0.0
 
     @property
     def wanda_ratio(self) -> float:
