@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from relaxprune.pruning.settings import Target
+    from relaxprune.pruning.statistics_options import StatisticsOptions
 
 
 def with_groups(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -137,6 +138,38 @@ class CalibrationGroup:
     ] = "builtin"
     windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
+
+
+@dataclass(frozen=True)
+class StatisticsGroup:
+    """What a layer's objective is made of."""
+
+    statistics: Annotated[
+        str,
+        typer.Option(help="Gather inputs once per block, or again for each group of layers in it: groups."),
+    ] = "block"
+    skip_tokens: Annotated[int, typer.Option(help="First tokens of every window that do not count.")] = 0
+    token_cap: Annotated[
+        float | None, typer.Option(help="Most that a token's squared norm counts, in medians; no cap if not given.")
+    ] = None
+    shrinkage: Annotated[
+        str, typer.Option(help="Share by which Grams shrink to their diagonals, 0 to 1; auto estimates it for each.")
+    ] = "0"
+
+    @property
+    def options(self) -> StatisticsOptions:
+        """What was asked for, checked.
+
+        Raises:
+            RelaxPruneError: naming the option.
+        """
+        from relaxprune.pruning.statistics_options import StatisticsOptions
+
+        try:
+            share: float | str = float(self.shrinkage)
+        except ValueError:
+            share = self.shrinkage
+        return StatisticsOptions(self.statistics, self.skip_tokens, self.token_cap, share)
 
 
 @dataclass(frozen=True)

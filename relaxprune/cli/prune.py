@@ -15,6 +15,7 @@ from .option_groups import (
     PatternGroup,
     RunGroup,
     SolverGroup,
+    StatisticsGroup,
     with_groups,
 )
 
@@ -29,9 +30,10 @@ def prune(
     loading: ModelGroup,
     run: RunGroup,
     certify: CertifyGroup,
+    statistics: StatisticsGroup,
 ) -> int:
     """Prune a model block by block and write a folder that transformers loads."""
     from .prune_run import PruneRequest, left_behind, run_prune
 
     with interruptible(lambda: left_behind(run.out)):
-        return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run, certify))
+        return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run, certify, statistics))

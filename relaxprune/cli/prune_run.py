@@ -30,7 +30,16 @@ from .endings import door, tell
 from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .notices import report_notices
-from .option_groups import CalibrationGroup, CertifyGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
+from .option_groups import (
+    CalibrationGroup,
+    CertifyGroup,
+    LayerGroup,
+    ModelGroup,
+    PatternGroup,
+    RunGroup,
+    SolverGroup,
+    StatisticsGroup,
+)
 from .progress import PruneProgress, duration
 from .solver_options import parse_options
 
@@ -52,6 +61,7 @@ class PruneRequest:
     loading: ModelGroup
     run: RunGroup
     certify: CertifyGroup = field(default_factory=CertifyGroup)
+    statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
 
     @property
     def out(self) -> Path:
@@ -108,6 +118,7 @@ class PruneRequest:
             seed=self.run.seed,
             certify=self.certify.certify,
             certify_rows=self.certify.certify_rows,
+            statistics=self.statistics.options,
         )
 
     def check(self) -> None:
@@ -117,6 +128,7 @@ class PruneRequest:
             RelaxPruneError: naming the option.
         """
         _ = self.how_much.target, self.windows, load_options(self.loading)
+        self.statistics.options.check_for(-(-self.calibration.windows // windows_at_once(self.calibration.length)))
         self.options.check_for(self.solver)
         with door():
             open_source(self.calibration.calibration, "calibration")
@@ -220,7 +232,12 @@ def prune_loaded(
 
 def batch_windows(windows: TokenWindows) -> int:
     """Return how many windows go through the model at once."""
-    return max(1, _BATCH_TOKENS // windows.tokens.shape[1])
+    return windows_at_once(windows.tokens.shape[1])
+
+
+def windows_at_once(length: int) -> int:
+    """Return how many windows of some tokens go through the model at once."""
+    return max(1, _BATCH_TOKENS // length)
 
 
 def open_folder(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:

@@ -1,8 +1,9 @@
-"""The Gram of a layer's inputs: the mean over tokens of x xᵀ, whatever the batches that the tokens came in."""
+"""The Gram of a layer's inputs: the (weighted) mean over tokens of x xᵀ, whatever batches the tokens came in."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,14 +39,19 @@ class GramAccumulator:
     Attributes:
         features: number of columns of the layer's weight.
         tokens: number of tokens counted so far; padding is not among them.
+        weight: the sum of their weights, which is their number where there is no limit.
     """
 
-    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, features: int, device: torch.device | str = "cpu", *, limit: float = math.inf, halves: bool = False
+    ) -> None:
         """Start from no tokens.
 
         Args:
             features: width of the inputs, at least 1.
             device: where the sum lives; the activations are multiplied where they are.
+            limit: tokens with ‖x‖² above it get the weight limit / ‖x‖², all others 1; the mean is a weighted one.
+            halves: keep the sum of the odd batches apart too, for `halves`; 8 bytes more per entry.
 
         Raises:
             RelaxPruneError: `features` is not positive.
@@ -54,7 +60,11 @@ class GramAccumulator:
             raise RelaxPruneError(f"features must be at least 1, got {features}.")
         self.features = features
         self.tokens = 0
+        self.weight = 0.0
+        self._limit = limit
         self._sum = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._odd = torch.zeros_like(self._sum) if halves else None
+        self._odd_weight = 0.0
         self._dtype = torch.float32
 
     def add(self, inputs: Tensor, *, kept: Tensor | None = None, layer: str = "inputs", batch: int = 0) -> None:
@@ -64,7 +74,7 @@ class GramAccumulator:
             inputs: (..., features) activations of any float dtype; every leading index is one token.
             kept: (batch, tokens) bool, True for real tokens, False for padding; None when all count.
             layer: name for error messages.
-            batch: index for error messages.
+            batch: index, for error messages and for the halves.
 
         Raises:
             RelaxPruneError: wrong width or dtype, a mask that does not fit, or values that are not finite.
@@ -84,14 +94,30 @@ class GramAccumulator:
         with exact_matmul(tokens.device):
             for start in range(0, tokens.shape[0], CHUNK_TOKENS):
                 chunk = tokens[start : start + CHUNK_TOKENS].to(compute)  # (at most CHUNK_TOKENS, features)
+                chunk, weight = self._weighted(chunk)
                 product = chunk.T @ chunk  # (features, features)
                 if not bool(torch.isfinite(product.diagonal()).all()):
                     raise RelaxPruneError(
                         f"{where} overflow when squared in {compute}; their largest entry is "
                         f"{float(chunk.abs().max()):.3g}."
                     )
-                self._sum += product.to(self._sum.device)
+                self._count(product.to(self._sum.device), weight, odd=batch % 2 == 1)
         self.tokens += tokens.shape[0]
+
+    def _weighted(self, chunk: Tensor) -> tuple[Tensor, float]:
+        """Return a chunk's rows (tokens, features), each times the root of its token's weight, and the weights' sum."""
+        if self._limit == math.inf:
+            return chunk, float(chunk.shape[0])
+        weights = token_weights(squared_norms(chunk), self._limit)  # (tokens,) float64
+        return chunk * weights.sqrt().to(chunk.dtype).unsqueeze(1), float(weights.sum())
+
+    def _count(self, product: Tensor, weight: float, odd: bool) -> None:
+        """Add the (features, features) sum of some tokens of an odd or even batch, with their weights' sum."""
+        self._sum += product
+        self.weight += weight
+        if odd and self._odd is not None:
+            self._odd += product
+            self._odd_weight += weight
 
     def gram(self) -> Tensor:
         """Return the Gram so far.
@@ -105,7 +131,7 @@ class GramAccumulator:
         """
         if self.tokens == 0:
             raise RelaxPruneError("a Gram needs at least one token that is not padding, got none.")
-        mean = self._sum / self.tokens
+        mean = self._sum / self.weight
         # A product of a matrix with its own transpose is symmetric only up to rounding: the two halves are averaged.
         mean.add_(mean.T.clone()).mul_(0.5)
         if self._dtype == torch.float32:
@@ -115,11 +141,34 @@ class GramAccumulator:
             mean[:, dead] = 0
         return mean.to(self._dtype)
 
+    def halves(self) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
+        """Return the (features, features) float64 means of the even and of the odd batches, each with its weight.
+
+        None where one of them has no token, or where halves were not asked for.
+        """
+        even_weight = self.weight - self._odd_weight
+        if self._odd is None or not self._odd_weight or not even_weight:
+            return None
+        even = (self._sum - self._odd).div_(even_weight)
+        return (even, even_weight), (self._odd / self._odd_weight, self._odd_weight)
+
     def clone(self) -> GramAccumulator:
         """Return an independent copy: what is added to one from now on is not added to the other."""
         twin = copy.copy(self)
         twin._sum = self._sum.clone()
+        twin._odd = None if self._odd is None else self._odd.clone()
         return twin
+
+
+def squared_norms(tokens: Tensor) -> Tensor:
+    """Return ‖x‖² of (tokens, features), in float64: (tokens,)."""
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def token_weights(norms: Tensor, limit: float) -> Tensor:
+    """Return min(1, limit / ‖x‖²) for the (tokens,) squared norms; 1 for a token that is zero."""
+    return (limit / norms).clamp(max=1.0)  # limit / 0 is infinite
 
 
 def real_tokens(inputs: Tensor, kept: Tensor | None, where: str) -> Tensor:

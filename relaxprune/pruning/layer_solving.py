@@ -18,6 +18,7 @@ from ..certificates import Certificate
 from ..solution import Solution
 from ..solving import solve, start_mask
 from .certified import certificate_of, estimated_gap, proven_share
+from .gathering import Gathered
 from .layers import PrunableLayer
 from .report import LayerReport
 from .settings import PruneOptions, Target
@@ -29,13 +30,13 @@ class LayerInputs:
 
     Attributes:
         gram: their Gram, shared by all layers that read them.
-        tokens: how many tokens are in it.
+        gathered: what it was made of.
         calls: the most calls of the layer in one forward pass.
         leader: name of the first of the layers that share the Gram.
     """
 
     gram: Gram
-    tokens: int
+    gathered: Gathered
     calls: int
     leader: str
 
@@ -82,7 +83,9 @@ class MaskSolver:
             cols=cols,
             requested_sparsity=self.target.requested_sparsity((rows, cols)),
             sparsity=1 - int(mask.sum()) / mask.numel(),
-            tokens=inputs.tokens,
+            tokens=inputs.gathered.tokens,
+            token_weight=inputs.gathered.token_weight,
+            shrinkage=inputs.gathered.shrinkage,
             calls=inputs.calls,
             gram=inputs.leader,
             **_judged(problem, solution, self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, certificate),

@@ -19,6 +19,7 @@ from relaxprune.solvers import Solver
 
 from ..solving import check_solver
 from .certified import solver_for
+from .gathering import Gathering
 from .layer_solving import LayerInputs, MaskSolver
 from .layers import PrunableLayer
 from .plan import Survey, survey_model
@@ -27,7 +28,7 @@ from .report import LayerReport, PruneEvent, PruneReport, SkippedLayer
 from .settings import PruneOptions as PruneOptions
 from .settings import Target as Target
 from .stages import Propagation, Rerun, Stage, block_propagation, make_agenda
-from .state import borrowed, read_batches
+from .state import borrowed, read_batches, without_first
 from .statistics import StatisticsCollector
 from .streams import decoder_layers
 
@@ -112,17 +113,19 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     carried: Mapping[str, float] = field(default_factory=dict)
     propagation: str = "rerun"
-    of_decoder: frozenset[str] = frozenset()
+    gathering: Gathering = field(default_factory=Gathering)
     stages: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     def prune(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Go through all stages: layers before the blocks, the blocks, layers after them."""
-        read = read_batches(batches)
+        statistics = self.mask_solver.options.statistics
+        read = without_first(read_batches(batches), statistics.skip_tokens)
+        statistics.check_for(len(read))
         rerun = Rerun(model, read)
         blocks = self.survey.blocks
         with self.timed("capture"):
-            self.of_decoder = decoder_layers(model, self.survey.layers, read)
+            self.gathering = Gathering(statistics, decoder_layers(model, self.survey.layers, read))
             agenda = make_agenda(model, self.survey.layers, blocks, read[0])
         self.stages = agenda.count
         for stage in agenda.before:
@@ -167,13 +170,15 @@ class _Run:
         self.carried = record.seconds
 
     def solve_stage(self, stage: Stage, propagation: Propagation) -> BlockRecord:
-        """Gather the Grams of a stage, then solve and write each of its layers."""
-        collector = StatisticsCollector(stage.layers, of_decoder=self.of_decoder)
+        """Gather the Grams of a stage, all or part by part, then solve and write each of its layers."""
         with self.timed("statistics"):
-            propagation.observe(stage, collector)
+            parts = self.gathering.parts(stage, propagation)
         solved: dict[str, tuple[Tensor, LayerReport]] = {}
-        while collector.groups:
-            solved |= self.solve_group(stage, collector)  # its Gram is freed before the next one is made
+        for part in parts:
+            with self.timed("statistics"):
+                collector = self.gathering.gather(part, propagation)
+            while collector.groups:
+                solved |= self.solve_group(stage, collector)  # its Gram is freed before the next one is made
         self.skip([layer for layer in stage.layers if layer.parameter not in solved])
         masks = {name: mask for name, (mask, _) in solved.items()}
         return BlockRecord(masks, [report for _, report in solved.values()], self.spent())
@@ -181,14 +186,14 @@ class _Run:
     def solve_group(self, stage: Stage, collector: StatisticsCollector) -> dict[str, tuple[Tensor, LayerReport]]:
         """Solve and write the layers of the collector's next group, which reads one Gram."""
         with self.timed("statistics"):
-            layers, taken = collector.take()  # the float64 sum is gone before anything is solved
+            layers, gathered = self.gathering.take(collector)  # the float64 sums are gone before anything is solved
         solved: dict[str, tuple[Tensor, LayerReport]] = {}
-        if taken is None:
+        if gathered is None:
             return solved
-        gram, tokens = Gram(taken[0]), taken[1]
+        gram = Gram(gathered.gram)
         for layer in layers:
             self.announce("layer_start", stage, layer.name)
-            inputs = LayerInputs(gram, tokens, collector.calls[layer.name], layers[0].name)
+            inputs = LayerInputs(gram, gathered, collector.calls[layer.name], layers[0].name)
             with self.timed("solve"):
                 mask, report, proof = self.mask_solver.solve(layer, inputs, stage.index)
             if proof is not None and isinstance(self.recorder, CertificateRecorder):

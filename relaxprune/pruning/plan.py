@@ -20,6 +20,7 @@ from .layers import PrunableLayer, check_patterns, find_layers, matches
 from .report import SkippedLayer, skipped_lines, table
 from .settings import PruneOptions, Target
 from .state import refuse_unsupported
+from .statistics_options import AUTO
 
 _SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
 
@@ -154,6 +155,8 @@ def survey_model(
     if solver is not None:
         refuse_misfits(solver, layers, target)
     estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
+    if options.statistics.shrinkage == AUTO:
+        estimate += sums_bytes(planned)  # the odd batches' sums besides
     words = certificates_in_words(options, solver)
     skips = [*skipped, *left]
     plan = PrunePlan(planned, skips, blocks.name, estimate, target.to_dict(), words, model_bytes(model))
@@ -227,18 +230,23 @@ def estimate_bytes(
     wide as the first layer's inputs. Attention masks and activations inside one block are not counted.
     """
     masks = sum(layer.rows * layer.cols for layer in layers)
-    sums: dict[int | None, int] = {}
-    for layer in layers:
-        sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
     per_weight = 60 if certified else 12
     solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
     item = max(parameter.element_size() for parameter in model.parameters())
     states = 2 * tokens * layers[0].cols * item
     temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
     solver = min(budget or DEFAULT_MEMORY_BYTES, temporaries)
-    return model_bytes(model) + masks + max(sums.values()) + solving + solver + states
+    return model_bytes(model) + masks + sums_bytes(layers) + solving + solver + states
 
 
 def model_bytes(model: nn.Module) -> int:
     """Return the size of a model's parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def sums_bytes(layers: Sequence[PlannedLayer]) -> int:
+    """Return the memory of the float64 Gram sums of the block with the most, as if no layers shared one."""
+    sums: dict[int | None, int] = {}
+    for layer in layers:
+        sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
+    return max(sums.values())

@@ -44,6 +44,8 @@ class LayerReport:
         requested_sparsity: fraction to prune that was asked for.
         sparsity: fraction pruned, counted from the mask.
         tokens: tokens in the Gram.
+        token_weight: mean of their weights, 1 where none is capped.
+        shrinkage: λ of the Gram (1 − λ) G + λ Diag(G), on which all energies, objectives and bounds are taken.
         calls: the most calls of the layer in one forward pass; all count into its one Gram.
         gram: name of the first layer of those that share this layer's Gram.
         dense_energy: f(0), the objective of pruning everything.
@@ -106,6 +108,8 @@ class LayerReport:
     certificate_seconds: float | None = None
     estimated_gap: float | None = None
     proven_share: float | None = None
+    token_weight: float = 1.0
+    shrinkage: float = 0.0
 
     @property
     def wanda_ratio(self) -> float:

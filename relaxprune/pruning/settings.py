@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from relaxprune.problems import NM, KSparse
@@ -12,6 +12,7 @@ from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Solver
 
 from ..checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start, refuse_ignored
+from .statistics_options import StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 _SDP_ROWS = 32
@@ -36,6 +37,7 @@ class PruneOptions:
             None leaves it at what the solver proves by itself.
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
+        statistics: which tokens a layer's objective is made of, and how.
     """
 
     include: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class PruneOptions:
     memory_budget_bytes: int | None = None
     certify: str | None = None
     certify_rows: int | None = None
+    statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.

@@ -37,8 +37,8 @@ class Propagation(Protocol):
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         """Put the blocks' stages in the order in which they have to be pruned."""
 
-    def observe(self, stage: Stage, collector: StatisticsCollector) -> None:
-        """Put every batch through the stage while the collector listens."""
+    def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
+        """Put the first batches, or all for None, through the stage while the collector listens."""
 
     def advance(self, stage: Stage) -> None:
         """Make the inputs of the next stage, now that this one is pruned."""
@@ -55,9 +55,9 @@ class Rerun:
         """Keep the order of the model: every order would do."""
         return list(stages)
 
-    def observe(self, stage: Stage, collector: StatisticsCollector) -> None:
-        """Put every batch through the model while the collector listens."""
-        for number, batch in enumerate(self.batches):
+    def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
+        """Put batches through the model while the collector listens."""
+        for number, batch in enumerate(self.batches[:batches]):
             with collector.listening(number, batch.kept, batch.decoder_kept):
                 run_model(self.model, batch)
 
@@ -78,9 +78,10 @@ class Replay:
         place = {index: number for number, index in enumerate(self.tapes[0].order)}
         return sorted(stages, key=lambda stage: place.get(stage.index, len(place)))
 
-    def observe(self, stage: Stage, collector: StatisticsCollector) -> None:
-        """Put every batch through the block while the collector listens."""
-        for number, (batch, tape) in enumerate(zip(self.batches, self.tapes, strict=True)):
+    def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
+        """Put batches through the block while the collector listens."""
+        pairs = zip(self.batches[:batches], self.tapes[:batches], strict=True)
+        for number, (batch, tape) in enumerate(pairs):
             if stage.index in tape.calls:
                 with collector.listening(number, batch.kept, batch.decoder_kept):
                     tape.run(stage.index, self.blocks[stage.index])
@@ -147,10 +148,8 @@ def _order_outside(
         for handle in handles:
             handle.remove()
     place = {name: number for number, name in enumerate(collector.order)}
-    reached = [group.layers for group in collector.groups if group.layers[0].name in place]
-    reached.sort(key=lambda members: min(place[layer.name] for layer in members))
-    # The first batch may miss layers that others reach: each of those gets a stage of its own.
-    missed = [(layer,) for group in collector.groups for layer in group.layers if layer.name not in place]
+    reached, left = collector.in_order()
+    missed = [(layer,) for layer in left]  # by the first batch; others may reach them
     first_block = called_before[0] if called_before else 0
     before = [members for members in reached if place[members[0].name] < first_block]
     return before, [members for members in reached if members not in before] + missed

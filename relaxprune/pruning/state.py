@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,55 @@ def _padding(kwargs: Mapping[str, Any], name: str, index: int) -> Tensor | None:
         raise RelaxPruneError(f"{name} must have the shape (batch, tokens), got {shape} in batch {index}.")
     kept = mask != 0
     return None if bool(kept.all()) else kept
+
+
+def without_first(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """Mark the first real tokens of every window like padding: they go through the model, and do not count.
+
+    Args:
+        batches: of token ids, (windows, length).
+        tokens: how many to leave out of each window.
+
+    Raises:
+        RelaxPruneError: a batch without token ids, or whose windows are not longer than that.
+    """
+    if tokens == 0:
+        return list(batches)
+    return [_without_first(batch, tokens, index) for index, batch in enumerate(batches)]
+
+
+def _without_first(batch: Batch, tokens: int, index: int) -> Batch:
+    """Mark the first real tokens of one batch, and those of its decoder."""
+    ids = _token_ids(batch, "input_ids", *batch.args[:1])
+    if ids is None:
+        raise RelaxPruneError(
+            f"skip_tokens is {tokens}, for which batches must hold token ids of shape (windows, length), got none in "
+            f"batch {index}."
+        )
+    labels = _token_ids(batch, "labels")
+    decoder = _token_ids(batch, "decoder_input_ids")
+    streams = [(ids, batch.kept), (labels if decoder is None else decoder, batch.decoder_kept)]
+    marked: list[Tensor | None] = []
+    for read, kept in streams:
+        if kept is None and read is not None:
+            kept = torch.ones(read.shape, dtype=torch.bool, device=read.device)
+        if kept is not None:
+            kept = kept & (kept.cumsum(dim=1) > tokens)
+            if not bool(kept.any()):
+                raise RelaxPruneError(
+                    f"skip_tokens must leave tokens to count, got {tokens} with windows of {kept.shape[1]} in batch "
+                    f"{index}."
+                )
+        marked.append(kept)
+    return replace(batch, kept=marked[0], decoder_kept=marked[1])
+
+
+def _token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:
+    """Return a batch's (windows, length) ids of a name, or the first of the others that is one."""
+    for value in (batch.kwargs.get(name), *others):
+        if isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
+            return value
+    return None
 
 
 def model_device(model: nn.Module) -> torch.device:

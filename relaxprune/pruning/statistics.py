@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
 
-from .gram import GramAccumulator
+from .gram import GramAccumulator, real_tokens, squared_norms
 from .layers import PrunableLayer
 
 
@@ -56,7 +58,12 @@ class StatisticsCollector:
     """
 
     def __init__(
-        self, layers: Sequence[PrunableLayer], *, multiply: bool = True, of_decoder: Collection[str] = ()
+        self,
+        layers: Sequence[PrunableLayer],
+        *,
+        multiply: bool = True,
+        of_decoder: Collection[str] = (),
+        halves: bool = False,
     ) -> None:
         """Prepare for some layers.
 
@@ -64,6 +71,7 @@ class StatisticsCollector:
             layers: the layers to listen to.
             multiply: False to find out only who shares what and in which order.
             of_decoder: names of the layers whose padding is `Batch.decoder_kept`; all others have `Batch.kept`.
+            halves: keep the sums of even and odd batches apart.
         """
         self.groups: list[GramGroup] = [GramGroup(tuple(layers), None)] if layers else []
         self.calls: dict[str, int] = {layer.name: 0 for layer in layers}
@@ -71,6 +79,8 @@ class StatisticsCollector:
         self._layers = tuple(layers)
         self._multiply = multiply
         self._of_decoder = of_decoder
+        self._halves = halves
+        self._limits: Mapping[str, float] = {}
         self._readings: dict[str, list[Reading]] = defaultdict(list)
 
     @contextmanager
@@ -93,16 +103,30 @@ class StatisticsCollector:
             for handle in handles:
                 handle.remove()
 
-    def take(self) -> tuple[tuple[PrunableLayer, ...], tuple[Tensor, int] | None]:
-        """Remove the first group, and with it its sum.
+    def limit(self, norms: NormCollector, cap: float) -> None:
+        """Cap the weight of tokens from now on: those of a layer at ``cap`` times the median of what ``norms`` saw.
+
+        The groups become those that ``norms`` ended with, so that no layer shares sums with one of another limit.
+        """
+        self.groups = [GramGroup(group.layers, None) for group in norms.groups]
+        self._limits = {group.layers[0].name: cap * norms.median(group) for group in norms.groups}
+
+    def in_order(self) -> tuple[list[tuple[PrunableLayer, ...]], tuple[PrunableLayer, ...]]:
+        """Return the groups that were reached, in the order of their first calls, and the layers that were not."""
+        place = {name: number for number, name in enumerate(self.order)}
+        reached = [group.layers for group in self.groups if group.layers[0].name in place]
+        reached.sort(key=lambda members: min(place[layer.name] for layer in members))
+        return reached, tuple(layer for layer in self._layers if layer.name not in place)
+
+    def take(self) -> tuple[tuple[PrunableLayer, ...], GramAccumulator | None]:
+        """Remove the first group.
 
         Returns:
-            Its layers, and their Gram with the number of tokens in it, or None where no real token reached them.
+            Its layers, and their sum, None where no real token reached them.
         """
         group = self.groups.pop(0)
-        if group.accumulator is None or group.accumulator.tokens == 0:
-            return group.layers, None
-        return group.layers, (group.accumulator.gram(), group.accumulator.tokens)
+        reached = group.accumulator is not None and group.accumulator.tokens > 0
+        return group.layers, group.accumulator if reached else None
 
     def _hook(self, layer: PrunableLayer) -> Any:
         """Return the hook that notes what one layer is called with."""
@@ -139,12 +163,51 @@ class StatisticsCollector:
         readings = self._readings.get(leader.name, [])
         if not readings or not self._multiply:
             return group
-        accumulator = group.accumulator or GramAccumulator(leader.shape[1], readings[0].tensor.device)
-        for reading in readings:
+        accumulator = group.accumulator
+        if accumulator is None:
+            limit = self._limits.get(leader.name, math.inf)
+            device = readings[0].tensor.device
+            accumulator = GramAccumulator(leader.shape[1], device, limit=limit, halves=self._halves)
+        for columns in self._columns(leader):
+            accumulator.add(columns, kept=kept, layer=leader.name, batch=batch)
+        return GramGroup(group.layers, accumulator)
+
+    def _columns(self, layer: PrunableLayer) -> Iterator[Tensor]:
+        """Yield what a layer has read in this pass, (..., cols) for each of its calls.
+
+        Raises:
+            RelaxPruneError: it was changed since.
+        """
+        for reading in self._readings.get(layer.name, []):
             if reading.tensor._version != reading.version:
                 raise RelaxPruneError(
-                    f"the input of layer {leader.name!r} is changed in place after the layer has read it; "
+                    f"the input of layer {layer.name!r} is changed in place after the layer has read it; "
                     f"set inplace=False in the modules beside it, or exclude the layer."
                 )
-            accumulator.add(leader.columns(reading.tensor), kept=kept, layer=leader.name, batch=batch)
-        return GramGroup(group.layers, accumulator)
+            yield layer.columns(reading.tensor)
+
+
+class NormCollector(StatisticsCollector):
+    """Gathers ‖x‖² of every token that counts, and who shares what; multiplies nothing."""
+
+    def __init__(self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = ()) -> None:
+        """Prepare for some layers, as the base class does."""
+        super().__init__(layers, multiply=False, of_decoder=of_decoder)
+        self._norms: dict[str, list[Tensor]] = defaultdict(list)
+
+    def median(self, group: GramGroup) -> float:
+        """Return the lower median of ‖x‖² over a group's tokens that are not zero, infinity where there are none."""
+        seen = self._norms[group.layers[0].name]
+        norms = torch.cat(seen) if seen else torch.zeros(0)
+        norms = norms[norms != 0]
+        return float(norms.median()) if norms.numel() else math.inf
+
+    def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:
+        """Note this pass's norms for every layer of a group, which may split later."""
+        leader = group.layers[0]
+        for columns in self._columns(leader):
+            tokens = real_tokens(columns, kept, f"the inputs of layer {leader.name!r} in batch {batch}")
+            norms = squared_norms(tokens)
+            for layer in group.layers:
+                self._norms[layer.name].append(norms)
+        return group

@@ -1,0 +1,66 @@
+"""What a layer's objective is made of: which tokens count, how much, when they are gathered, how far G is shrunk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.polytopes.base import whole_number
+
+COLLECT = ("block", "groups")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class StatisticsOptions:
+    """How the Grams of a pruning run are made.
+
+    With weights a_t of the tokens x_t, G = Σ a_t x_t x_tᵀ / Σ a_t, and the Gram of the problem that is solved, judged
+    and certified is G(λ) = (1 − λ) G + λ Diag(G).
+
+    Attributes:
+        collect: "block" gathers the inputs of all layers of a block in one pass, before any of them is pruned; "groups"
+            gathers again for every group of layers that reads one tensor, in the order of execution, so that their
+            inputs come through the pruned groups before them. That takes one pass through the block per group.
+        skip_tokens: tokens at the start of every window that do not count (a = 0), padding not among them. They go
+            through the model all the same.
+        token_cap: a_t = min(1, token_cap · median ‖x‖² / ‖x_t‖²), so that no token weighs more than that many of the
+            usual ones; the median is over the tokens of the layer that count and are not zero. None for a = 1. Takes
+            one more pass.
+        shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see `shrinkage.estimate`).
+    """
+
+    collect: str = "block"
+    skip_tokens: int = 0
+    token_cap: float | None = None
+    shrinkage: float | str = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            RelaxPruneError: naming the option.
+        """
+        if self.collect not in COLLECT:
+            guess = did_you_mean(str(self.collect), COLLECT)
+            raise RelaxPruneError(f"collect must be one of {', '.join(COLLECT)}, got {self.collect!r}{guess}")
+        whole_number("skip_tokens", self.skip_tokens, 0)
+        if self.token_cap is not None and not (_is_number(self.token_cap) and 0 < self.token_cap < math.inf):
+            raise RelaxPruneError(f"token_cap must be a positive number or None, got {self.token_cap!r}")
+        share = self.shrinkage
+        if share != AUTO and not (isinstance(share, (int, float)) and _is_number(share) and 0 <= share <= 1):
+            raise RelaxPruneError(f'shrinkage must be a number from 0 to 1 or "auto", got {share!r}')
+
+    def check_for(self, batches: int) -> None:
+        """Raise RelaxPruneError where a number of batches is too few for the shrinkage to be estimated from."""
+        if self.shrinkage == AUTO and batches < 2:
+            raise RelaxPruneError(
+                f'shrinkage "auto" compares even with odd batches and needs at least 2, got {batches}; give smaller '
+                "batches or a number"
+            )
+
+
+def _is_number(value: object) -> bool:
+    """Return whether ``value`` is a number; True is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
