@@ -36,6 +36,7 @@ class PruneOptions:
             None leaves it at what the solver proves by itself.
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
+        permute: reorder channels inside the blocks for an N:M pattern, where a block computes the same afterwards.
     """
 
     include: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class PruneOptions:
     memory_budget_bytes: int | None = None
     certify: str | None = None
     certify_rows: int | None = None
+    permute: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.
