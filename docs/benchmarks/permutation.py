@@ -64,7 +64,7 @@ def model(arguments: argparse.Namespace) -> None:
         arguments.text, loaded.tokenizer, CalibrationOptions(arguments.held_out, arguments.length)
     )
     print(f"| dense | - | - | - | - | {perplexity(loaded.model, held_out.tokens).perplexity:.2f} | - |", flush=True)
-    for solver, more in (("fw", {"effort": "fast"}), ("wanda", {})):
+    for solver in arguments.solvers.split(","):
         for permute in (False, True):
             loaded.model.load_state_dict(dense)
             report = prune_model(
@@ -73,7 +73,7 @@ def model(arguments: argparse.Namespace) -> None:
                 pattern=arguments.pattern,
                 solver=solver,
                 options=PruneOptions(permute=permute),
-                **more,
+                **({"effort": "fast"} if solver == "fw" else {}),
             )
             applied = sum(item.applied for item in report.permutations)
             errors = (report.mean_relative_error, *(mean_error(report, role) for role in ("down_proj", "o_proj")))
@@ -94,6 +94,7 @@ def main() -> None:
     whole = commands.add_parser("model")
     whole.add_argument("model")
     whole.add_argument("--pattern", default="2:4")
+    whole.add_argument("--solvers", default="fw,wanda")
     whole.add_argument("--text", default="builtin")
     whole.add_argument("--windows", type=int, default=12)
     whole.add_argument("--held-out", type=int, default=48)
