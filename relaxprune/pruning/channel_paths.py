@@ -22,7 +22,7 @@ from .layers import PrunableLayer
 NO_PRODUCER = "no layer of its block makes each of its inputs from one output"
 NO_GROUPS = "its interchangeable inputs do not fill two or more whole groups"
 OTHER_ORDERS = "the layers that make its inputs have their outputs in different orders"
-NOT_REACHED = "no batch reached it"
+NOT_REACHED = "the largest batch does not reach it"
 
 Change = Callable[[Tensor], Tensor]
 
@@ -47,10 +47,12 @@ class ChannelPath:
 
     Attributes:
         producers: positions, in the block's layers, of those whose rows are reordered.
+        rows: how many output channels each of them has.
         orbits: which channels may change places.
     """
 
     producers: tuple[int, ...]
+    rows: int
     orbits: tuple[Orbit, ...]
 
 
@@ -67,7 +69,8 @@ def find_paths(layers: Sequence[PrunableLayer], run: Callable[[], object], group
     """
     probe = _Probe(layers, run)
     sources = _sources(layers, probe)
-    return [_path(consumer, sources[consumer], probe, group) for consumer in range(len(layers))]
+    heights = [layer.shape[0] for layer in layers]
+    return [_path(consumer, sources[consumer], heights, probe, group) for consumer in range(len(layers))]
 
 
 class _Probe:
@@ -172,21 +175,24 @@ def _differing(before: Tensor | None, after: Tensor | None) -> Tensor:
     return (before != after).any(dim=0).cpu()
 
 
-def _path(consumer: int, sources: Mapping[int, Tensor], probe: _Probe, group: int) -> ChannelPath | str:
+def _path(
+    consumer: int, sources: Mapping[int, Tensor], heights: Sequence[int], probe: _Probe, group: int
+) -> ChannelPath | str:
     """Return what may be reordered together with a layer's columns, or why nothing may."""
     if probe.inputs[consumer] is None:
         return NOT_REACHED
     if not sources:
         return NO_PRODUCER
     maps = list(sources.values())
-    if any(not torch.equal(rows, maps[0]) for rows in maps[1:]):
+    rows = {heights[producer] for producer in sources}
+    if len(rows) > 1 or any(not torch.equal(one, maps[0]) for one in maps[1:]):
         return OTHER_ORDERS
     treated = _treatments(consumer, tuple(sources), probe)
     if not treated:
         return NOT_REACHED
     orbits = [_aligned(orbit, group) for orbit in _orbits(maps[0], treated)]
     usable = tuple(orbit for orbit in orbits if orbit is not None)
-    return ChannelPath(tuple(sources), usable) if usable else NO_GROUPS
+    return ChannelPath(tuple(sources), rows.pop(), usable) if usable else NO_GROUPS
 
 
 def _treatments(consumer: int, producers: tuple[int, ...], probe: _Probe) -> list[int]:

@@ -103,8 +103,9 @@ class ChannelPermuter:
             elif layer.name not in energies:
                 found.append(Permutation(layer.name, stage.index, NOT_REACHED))
             else:
-                wanted = self._search(layer, path, layers, energies[layer.name])
-                found.append(_proven(replace(wanted, block=stage.index), layers, run))
+                wanted = self._search(stage.index, layer, path, energies[layer.name])
+                producers = tuple(layers[index].name for index in path.producers)
+                found.append(_proven(replace(wanted, producers=producers), layers, run) if wanted.applied else wanted)
         return found
 
     def _layers(self) -> list[PrunableLayer]:
@@ -135,9 +136,7 @@ class ChannelPermuter:
                 energies |= {layer.name: taken[0].diagonal().clone() for layer in members}
         return energies
 
-    def _search(
-        self, layer: PrunableLayer, path: ChannelPath, layers: Sequence[PrunableLayer], energy: Tensor
-    ) -> Permutation:
+    def _search(self, block: int, layer: PrunableLayer, path: ChannelPath, energy: Tensor) -> Permutation:
         """Return the order of a layer's columns in which its masks keep most, and of its producers' rows.
 
         A weight's saliency is what pruning it alone adds to the objective, W_ij^2 G_jj: Wanda's score, squared.
@@ -145,47 +144,48 @@ class ChannelPermuter:
         keep, group = self.pattern.keep, self.pattern.group
         scores = layer.matrix().to(device=energy.device, dtype=energy.dtype).square() * energy
         columns = torch.arange(layer.shape[1])
-        rows = torch.arange(layers[path.producers[0]].shape[0])
+        rows = torch.arange(path.rows)
         for orbit in path.orbits:
             stacked = torch.cat([scores[:, slot.to(scores.device)] for slot in orbit.columns])
             order = channel_order(stacked, keep, group, self.seed)
             rows[orbit.rows] = orbit.rows[order]
             columns[orbit.columns] = orbit.columns[:, order]
-        before, after = (
-            kept_saliency(values, keep, group) for values in (scores, scores[:, columns.to(scores.device)])
-        )
-        total = float(scores.sum(dtype=torch.float64))
-        wanted = Permutation(
-            layer.name,
-            0,
-            "" if after > before else NO_BETTER,
-            before / total if total else 1.0,
-            max(before, after) / total if total else 1.0,
-        )
-        if not wanted.applied:
-            return wanted
-        producers = tuple(layers[index].name for index in path.producers)
-        return replace(wanted, producers=producers, columns=tuple(columns.tolist()), rows=tuple(rows.tolist()))
+        kept = kept_saliency(scores, keep, group), kept_saliency(scores[:, columns.to(scores.device)], keep, group)
+        total = float(scores.sum(dtype=torch.float64)) or 1.0
+        if kept[1] <= kept[0]:
+            return Permutation(layer.name, block, NO_BETTER, kept[0] / total, kept[0] / total)
+        orders = {"columns": tuple(columns.tolist()), "rows": tuple(rows.tolist())}
+        return Permutation(layer.name, block, "", kept[0] / total, kept[1] / total, **orders)
 
 
 def _proven(wanted: Permutation, layers: Sequence[PrunableLayer], run: Callable[[], list[Tensor]]) -> Permutation:
     """Reorder the channels if that leaves what the block puts out as it is; else leave them, and say so."""
-    if not wanted.applied:
-        return wanted
     by_name = {layer.name: layer for layer in layers}
     consumer = by_name[wanted.layer].module
-    inputs, values = _watched(consumer, run)
+    before = _watched(consumer, run)
+    if before is None:
+        return Permutation(wanted.layer, wanted.block, NOT_REACHED)
     permute(by_name, wanted)
-    new_inputs, new_values = _watched(consumer, run)
-    moved = inputs[:, torch.tensor(wanted.columns, device=inputs.device)]
-    if _same_columns(new_inputs, moved) and len(values) == len(new_values) and all(map(_same, new_values, values)):
+    after = _watched(consumer, run)
+    if after is not None and _same_but_moved(before, after, wanted.columns):
         return wanted
     permute(by_name, wanted, undo=True)
     return replace(wanted, reason=UNEQUAL, kept_after=wanted.kept_before, producers=(), columns=(), rows=())
 
 
-def _watched(module: nn.Module, run: Callable[[], list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """Return what a layer is called with first, (tokens, cols), what it puts out, and what the block puts out."""
+# What a layer is called with first, (tokens, cols); and what it then puts out, and all that the block puts out.
+Seen = tuple[Tensor, list[Tensor]]
+
+
+def _same_but_moved(before: Seen, after: Seen, columns: tuple[int, ...]) -> bool:
+    """Return whether nothing has changed, up to rounding, but the places of a layer's inputs."""
+    moved = before[0][:, torch.tensor(columns, device=before[0].device)]
+    same = len(before[1]) == len(after[1]) and all(map(_same, after[1], before[1]))
+    return same and _same_columns(after[0], moved)
+
+
+def _watched(module: nn.Module, run: Callable[[], list[Tensor]]) -> Seen | None:
+    """Run a block and note what goes through one of its layers; None where the layer is not called."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -197,7 +197,7 @@ def _watched(module: nn.Module, run: Callable[[], list[Tensor]]) -> tuple[Tensor
         outputs = run()
     finally:
         handle.remove()
-    return seen[0][0], [seen[0][1], *outputs]
+    return (seen[0][0], [seen[0][1], *outputs]) if seen else None
 
 
 def _same_columns(new: Tensor, old: Tensor) -> bool:
