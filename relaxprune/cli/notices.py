@@ -17,10 +17,11 @@ def report_notices(report: PruneReport) -> list[str]:
     """Return the notices of a model's report.
 
     They are: layers of the plan that were not pruned because no calibration text reached them; layers whose solver
-    broke down, so that their mask is the starting one; and blocks that could not be replayed, so that another, slower
-    way was taken.
+    broke down, so that their mask is the starting one; blocks that could not be replayed, so that another, slower way
+    was taken; and orders of channels that were put back because they changed what a block computes.
     """
     from relaxprune.pruning.model import UNREACHED
+    from relaxprune.pruning.permuting import UNEQUAL
 
     notices = []
     unreached = [layer.name for layer in report.skipped if layer.reason == UNREACHED]
@@ -35,6 +36,9 @@ def report_notices(report: PruneReport) -> list[str]:
     method, _, reason = report.propagation.partition(": ")
     if reason:
         notices.append(f"the inputs of the blocks were found by the method {method!r}, not by replay: {reason}")
+    back = [item.layer for item in report.permutations if item.reason == UNEQUAL]
+    if back:
+        notices.append(f"{len(back)} layers keep the order of their columns ({_some(back)}): {UNEQUAL}")
     return notices
 
 

@@ -182,6 +182,9 @@ class LayerGroup:
     exclude: Annotated[
         list[str], typer.Option(metavar="PATTERN", help="Leave alone layers whose name matches; may be repeated.")
     ] = field(default_factory=list)
+    permute: Annotated[
+        bool, typer.Option("--permute", help="Reorder channels inside the blocks so that an N:M mask keeps more.")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_v
 from relaxprune.pruning.layers import apply_masks
 from relaxprune.pruning.loading import LoadedModel
 from relaxprune.pruning.model import prune_model
+from relaxprune.pruning.permuting import check_permute
 from relaxprune.pruning.plan import PrunePlan
 from relaxprune.pruning.planning import plan_model
+from relaxprune.pruning.reordering import apply_permutations
 from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
@@ -119,6 +121,7 @@ class PruneRequest:
             certify=self.certify.certify,
             certify_rows=self.certify.certify_rows,
             statistics=self.statistics.options,
+            permute=self.layers.permute,
         )
 
     def check(self) -> None:
@@ -127,7 +130,8 @@ class PruneRequest:
         Raises:
             RelaxPruneError: naming the option.
         """
-        _ = self.how_much.target, self.windows, load_options(self.loading)
+        check_permute(self.options, self.how_much.target)
+        _ = self.windows, load_options(self.loading)
         self.statistics.options.check_for(-(-self.calibration.windows // windows_at_once(self.calibration.length)))
         self.options.check_for(self.solver)
         with door():
@@ -303,7 +307,7 @@ def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneRep
     """Return the pruned model in the dtype that the source stores.
 
     ``--dtype`` only sets the dtype of the computation: kept weights must stay those of the source, bit for bit. So the
-    source is loaded again, as it is stored, and gets the same masks.
+    source is loaded again, as it is stored, and gets the same order of channels and the same masks.
 
     Raises:
         RelaxPruneError: the source has changed, so that ``weights`` is not the SHA-256 of what is loaded again.
@@ -319,5 +323,6 @@ def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneRep
             f"model {request.model!r} must keep its weights until the pruned model is saved, got SHA-256 {found} now, "
             f"{weights} when it was pruned: restore it and continue with --resume"
         )
+    apply_permutations(stored.model, report.permutations)
     apply_masks(stored.model, report.masks)
     return stored.model

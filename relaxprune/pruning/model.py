@@ -22,8 +22,11 @@ from .certified import solver_for
 from .gathering import Gathering
 from .layer_solving import LayerInputs, MaskSolver
 from .layers import PrunableLayer
+from .permutation import Permutation
+from .permuting import ChannelPermuter, check_permute
 from .plan import Survey, survey_model
 from .recording import BlockRecord, BlockRecorder, CertificateRecorder
+from .reordering import apply_permutations
 from .report import LayerReport, PruneEvent, PruneReport, SkippedLayer
 from .settings import PruneOptions as PruneOptions
 from .settings import Target as Target
@@ -83,10 +86,11 @@ def prune_model(
     target = Target(sparsity, pattern, polytope)
     chosen = solver_for(options.certify, check_solver(solver, **solver_options), solver_options)
     options.check_for(chosen)
+    check_permute(options, target)
     survey = survey_model(model, target, options, solver=chosen)
-    run = _Run(survey, MaskSolver(target, chosen, options), recorder, on_event)
+    run = _Run(model, survey, MaskSolver(target, chosen, options), recorder, on_event)
     with borrowed(model):
-        run.prune(model, batches)
+        run.prune(batches)
     return PruneReport(
         layers=run.reports,
         skipped=[*survey.plan.skipped, *run.skipped],
@@ -96,6 +100,7 @@ def prune_model(
         options={**dataclasses.asdict(options), "solver_options": chosen.options()},
         propagation=run.propagation,
         masks=run.masks,
+        permutations=run.permutations,
     )
 
 
@@ -103,6 +108,7 @@ def prune_model(
 class _Run:
     """One call of `prune_model`: what was asked for, and what has come of it so far."""
 
+    model: nn.Module
     survey: Survey
     mask_solver: MaskSolver
     recorder: BlockRecorder | None
@@ -110,6 +116,8 @@ class _Run:
     reports: list[LayerReport] = field(default_factory=list)
     skipped: list[SkippedLayer] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    permutations: list[Permutation] = field(default_factory=list)
+    permuter: ChannelPermuter | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     carried: Mapping[str, float] = field(default_factory=dict)
     propagation: str = "rerun"
@@ -117,15 +125,17 @@ class _Run:
     stages: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def prune(self, model: nn.Module, batches: Iterable[Any]) -> None:
+    def prune(self, batches: Iterable[Any]) -> None:
         """Go through all stages: layers before the blocks, the blocks, layers after them."""
-        statistics = self.mask_solver.options.statistics
-        read = without_first(read_batches(batches), statistics.skip_tokens)
-        statistics.check_for(len(read))
+        model, options = self.model, self.mask_solver.options
+        read = without_first(read_batches(batches), options.statistics.skip_tokens)
+        options.statistics.check_for(len(read))
         rerun = Rerun(model, read)
         blocks = self.survey.blocks
         with self.timed("capture"):
-            self.gathering = Gathering(statistics, decoder_layers(model, self.survey.layers, read))
+            of_decoder = decoder_layers(model, self.survey.layers, read)
+            self.gathering = Gathering(options.statistics, of_decoder)
+            self.permuter = ChannelPermuter.of(options, self.mask_solver.target, model, blocks, of_decoder)
             agenda = make_agenda(model, self.survey.layers, blocks, read[0])
         self.stages = agenda.count
         for stage in agenda.before:
@@ -146,7 +156,8 @@ class _Run:
         if record is not None:
             self.redo(stage, record)
         elif stage.layers:
-            record = self.solve_stage(stage, propagation)
+            permutations = self.permute(stage, propagation)
+            record = dataclasses.replace(self.solve_stage(stage, propagation), permutations=permutations)
             if self.recorder:
                 with self.timed("record"):
                     self.recorder.save(stage.index, record)
@@ -163,11 +174,22 @@ class _Run:
                 f"the record of block {stage.index} must have a mask and a report for layers of that block only, "
                 f"got masks of {sorted(record.masks)} and reports of {sorted(reports)}."
             )
+        apply_permutations(self.model, record.permutations)
+        self.permutations += record.permutations
         for report in record.layers:
             by_parameter[report.parameter].apply_mask(record.masks[report.parameter])
             self.finish(stage, report, record.masks[report.parameter])
         self.skip([layer for layer in stage.layers if layer.parameter not in reports])
         self.carried = record.seconds
+
+    def permute(self, stage: Stage, propagation: Propagation) -> list[Permutation]:
+        """Reorder the channels of a stage that is still dense, where that is asked for."""
+        if self.permuter is None:
+            return []
+        with self.timed("permute"):
+            permutations = self.permuter.permute_stage(stage, propagation)
+        self.permutations += permutations
+        return permutations
 
     def solve_stage(self, stage: Stage, propagation: Propagation) -> BlockRecord:
         """Gather the Grams of a stage, all or part by part, then solve and write each of its layers."""

@@ -27,7 +27,8 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
     lines += [
         f"{len(layers)} layers of `{notes.base_model}` are pruned to {_pattern(settings['polytope'])} by relaxprune "
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
-        "kept weights are those of the base model, bit for bit. Zeros alone do not make a model faster.",
+        f"kept weights are those of the base model, bit for bit{_order(settings)}. Zeros alone do not make a model "
+        "faster.",
         "",
         "| | |",
         "| --- | --- |",
@@ -65,6 +66,11 @@ def _header(notes: RunNotes) -> list[str]:
 def _commit(fingerprint: Mapping[str, Any]) -> str:
     commit = fingerprint["model"].get("commit")
     return f", commit `{commit}`" if commit else ""
+
+
+def _order(settings: Mapping[str, Any]) -> str:
+    """Say that channels have another order than in the base model, where they have."""
+    return ", in the order of channels that `relaxprune.json` states" if settings.get("permute") else ""
 
 
 def _pattern(polytope: Mapping[str, Any]) -> str:

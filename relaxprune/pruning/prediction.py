@@ -16,6 +16,7 @@ from relaxprune.solvers import Solver
 from ..checks import polisher_of
 from ..memory import peak_memory_bytes, resident_bytes
 from .blocks import NO_BLOCKS
+from .gathering import Gathered
 from .gram import CHUNK_TOKENS, GramAccumulator
 from .layer_solving import LayerInputs, MaskSolver
 from .layers import PrunableLayer
@@ -61,7 +62,7 @@ class Trial:
         proof = self.timed(lambda: Gram(matrix).proof)
         part = nn.Parameter(layer.matrix()[:some].detach().clone(), requires_grad=False)
         tried = PrunableLayer(layer.name, layer.module, "Linear", part)
-        inputs = LayerInputs(Gram(matrix), 1, 1, layer.name)
+        inputs = LayerInputs(Gram(matrix), Gathered(matrix, 1, 1.0, 0.0), 1, layer.name)
 
         def solve(solver: Solver, iterations: int | None, polish: str | None) -> float:
             honoured = iterations if "max_iterations" in solver.budgets() else None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from relaxprune.problems.polytopes import Polytope
 
     from ..certificates import Certificate
+    from .permutation import Permutation
     from .report import LayerReport
 
 
@@ -24,11 +25,13 @@ class BlockRecord:
             where the module stores the transpose.
         layers: one report for each mask.
         seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
+        permutations: the orders of channels that the masks are for, empty where none was asked for.
     """
 
     masks: dict[str, Tensor]
     layers: list[LayerReport]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    permutations: list[Permutation] = dataclasses.field(default_factory=list)
 
 
 class BlockRecorder(Protocol):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from .permutation import Permutation
 from .recording import BlockRecord as BlockRecord
 from .roles import RoleSummary, summarise
 
@@ -173,7 +174,8 @@ class PruneReport:
         options: all of `PruneOptions`, and the effective options of the solver as "solver_options".
         propagation: "replay" (blocks were run on stored inputs), "rerun" (the whole model was run for each block) or
             "rerun: REASON" when the model has blocks that cannot be replayed.
-        masks: parameter name -> (rows, cols) bool on the CPU, True = kept.
+        masks: parameter name -> (rows, cols) bool on the CPU, True = kept, of the weights in their new order.
+        permutations: for each pruned layer the order of its columns, or why it kept it; empty where none was asked for.
     """
 
     layers: list[LayerReport]
@@ -184,6 +186,7 @@ class PruneReport:
     options: dict[str, Any]
     propagation: str
     masks: dict[str, Tensor] = dataclasses.field(repr=False)
+    permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def sparsity(self) -> float:
@@ -232,6 +235,7 @@ class PruneReport:
             "seconds": self.seconds,
             "roles": [dataclasses.asdict(role) for role in self.roles],
             "layers": [layer.to_dict() for layer in self.layers],
+            "permutations": [item.to_dict() for item in self.permutations],
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
 
@@ -246,7 +250,8 @@ class PruneReport:
         means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
-        return "\n".join([*table([head, *lines]), *proven, *skipped_lines(self.skipped)])
+        orders = permutation_lines(self.permutations)
+        return "\n".join([*table([head, *lines]), *proven, *orders, *skipped_lines(self.skipped)])
 
     def _certified_lines(self) -> list[str]:
         """Return a table with one line per role: what the certificates prove."""
@@ -275,7 +280,7 @@ def table(lines: Sequence[Sequence[object]]) -> list[str]:
     return texts
 
 
-def skipped_lines(skipped: Sequence[SkippedLayer]) -> list[str]:
+def skipped_lines(skipped: Sequence[SkippedLayer], what: str = "not pruned") -> list[str]:
     """Return a head line, and one line for each skipped layer; many with one reason share a line with their number."""
     reasons: dict[str, list[str]] = {}
     for layer in skipped:
@@ -284,4 +289,17 @@ def skipped_lines(skipped: Sequence[SkippedLayer]) -> list[str]:
     for reason, names in reasons.items():
         shown = names if len(names) <= _MOST_NAMES else [f"{len(names)} layers, {names[0]} to {names[-1]}"]
         lines += [f"  {name}: {reason}" for name in shown]
-    return [f"not pruned ({len(skipped)}):", *lines] if lines else []
+    return [f"{what} ({len(skipped)}):", *lines] if lines else []
+
+
+def permutation_lines(permutations: Sequence[Permutation]) -> list[str]:
+    """Return how many layers' columns are reordered and what that keeps, and one line for each that is not."""
+    if not permutations:
+        return []
+    applied = [item for item in permutations if item.applied]
+    before = _mean([item.kept_before or 0.0 for item in applied])
+    after = _mean([item.kept_after or 0.0 for item in applied])
+    head = f"columns reordered ({len(applied)} of {len(permutations)} layers)"
+    kept = f": an N:M mask keeps {after:.4f} of their saliency, {before:.4f} before" if applied else ""
+    left = [SkippedLayer(item.layer, item.reason) for item in permutations if not item.applied]
+    return [head + kept, *skipped_lines(left, "columns as they were")]

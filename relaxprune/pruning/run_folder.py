@@ -22,6 +22,7 @@ from .fingerprint import Fingerprint, differences
 from .mask_file import read_mask_file, write_masks
 from .model_card import model_card
 from .outputs import refuse_output_folder, refuse_unwritable_folder
+from .permutation import Permutation
 from .recording import BlockRecord
 from .report import LayerReport, PruneReport
 from .run_record import SCHEMA_VERSION, RunNotes, now, read_record, run_record
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 RECORD_NAME = "relaxprune.json"
 MASKS_NAME = "masks.safetensors"
 _WORK_NAME = ".relaxprune"
-_BLOCK_KEYS = {"block", "layers", "seconds"}
+_BLOCK_KEYS = {"block", "layers", "permutations", "seconds"}
 _log = logging.getLogger("relaxprune")
 
 
@@ -165,12 +166,15 @@ class RunFolder:
                 f"the certificate of {lacking[0]!r} is missing; delete {str(path)!r} to solve its block again"
             )
         self._used.add(block_index)
-        return BlockRecord(masks, [LayerReport.from_dict(layer) for layer in extra["layers"]], extra["seconds"])
+        layers = [LayerReport.from_dict(layer) for layer in extra["layers"]]
+        permutations = [Permutation.from_dict(item) for item in extra["permutations"]]
+        return BlockRecord(masks, layers, extra["seconds"], permutations)
 
     def save(self, block_index: int, record: BlockRecord) -> None:
         """Record a finished block durably: masks and reports in one file, whole or not at all."""
         layers = [layer.to_dict() for layer in record.layers]
-        extra = {"block": block_index, "layers": layers, "seconds": record.seconds}
+        permutations = [item.to_dict() for item in record.permutations]
+        extra = {"block": block_index, "layers": layers, "permutations": permutations, "seconds": record.seconds}
         write_masks(self._block_path(block_index), record.masks, extra)
         self._used.add(block_index)
 

@@ -38,6 +38,7 @@ class PruneOptions:
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
         statistics: which tokens a layer's objective is made of, and how.
+        permute: reorder channels inside the blocks for an N:M pattern, where a block computes the same afterwards.
     """
 
     include: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class PruneOptions:
     certify: str | None = None
     certify_rows: int | None = None
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
+    permute: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import BlockList
 from .layers import PrunableLayer
 from .replay import Tape, record_all
 from .state import Batch, run_model
 from .statistics import StatisticsCollector
+from .tree import flatten
 
 logger = logging.getLogger("relaxprune")
 
@@ -40,6 +41,9 @@ class Propagation(Protocol):
     def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
         """Put the first batches, or all for None, through the stage while the collector listens."""
 
+    def probe(self, stage: Stage) -> Callable[[], list[Tensor]] | None:
+        """Return what puts one batch, the largest, through the stage and gives what comes out; None if none does."""
+
     def advance(self, stage: Stage) -> None:
         """Make the inputs of the next stage, now that this one is pruned."""
 
@@ -60,6 +64,11 @@ class Rerun:
         for number, batch in enumerate(self.batches[:batches]):
             with collector.listening(number, batch.kept, batch.decoder_kept):
                 run_model(self.model, batch)
+
+    def probe(self, stage: Stage) -> Callable[[], list[Tensor]] | None:
+        """Run the whole model on its largest batch."""
+        batch = max(self.batches, key=_numbers)
+        return lambda: flatten(run_model(self.model, batch))[0]
 
     def advance(self, stage: Stage) -> None:
         """Do nothing: the next run goes through the pruned layers anyway."""
@@ -86,11 +95,24 @@ class Replay:
                 with collector.listening(number, batch.kept, batch.decoder_kept):
                     tape.run(stage.index, self.blocks[stage.index])
 
+    def probe(self, stage: Stage) -> Callable[[], list[Tensor]] | None:
+        """Run the block on the largest batch that reaches it; later blocks see nothing of this one but its outputs."""
+        reached = [number for number, tape in enumerate(self.tapes) if stage.index in tape.calls]
+        if not reached:
+            return None
+        tape = self.tapes[max(reached, key=lambda number: _numbers(self.batches[number]))]
+        return lambda: tape.run(stage.index, self.blocks[stage.index])
+
     def advance(self, stage: Stage) -> None:
         """Put every batch through the pruned block and keep what it puts out."""
         for tape in self.tapes:
             if stage.index in tape.calls:
                 tape.advance(stage.index, self.blocks[stage.index])
+
+
+def _numbers(batch: Batch) -> int:
+    """Return how many numbers a batch has: the larger of two has more tokens."""
+    return sum(tensor.numel() for tensor in flatten((batch.args, batch.kwargs))[0])
 
 
 @dataclass(frozen=True, eq=False)

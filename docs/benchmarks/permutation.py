@@ -1,0 +1,118 @@
+"""What another order of the columns is worth to an N:M mask: on single layers, and on a whole model.
+
+    python docs/benchmarks/permutation.py layers --patterns 2:4,4:8 layer.safetensors …
+    python docs/benchmarks/permutation.py model smollm2-135m --pattern 2:4 --text text.txt --windows 12 --held-out 48
+
+Layer files hold `weight` (rows, cols) and `gram` (cols, cols). Of the text the first three quarters calibrate, and the
+last one is for the perplexity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import torch
+from safetensors.torch import load_file
+
+from relaxprune import NM, MaskProblem, solve
+from relaxprune.evaluation.perplexity import perplexity
+from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
+from relaxprune.pruning.channel_order import channel_order, kept_saliency
+from relaxprune.pruning.loading import load_model
+from relaxprune.pruning.model import PruneOptions, prune_model
+from relaxprune.pruning.report import PruneReport
+from relaxprune.pruning.roles import role_of
+
+
+def layer(file: str, pattern: str, rows: int | None) -> None:
+    """Print what masks lose in the order of the file, in a random one and in the one that is found."""
+    tensors = load_file(file)
+    weight, gram = tensors["weight"][:rows].float(), tensors["gram"].float()
+    masks = NM.from_pattern(pattern)
+    scores = weight.square() * gram.diagonal()
+    total = float(scores.sum(dtype=torch.float64))
+    started = time.perf_counter()
+    found = channel_order(scores, masks.keep, masks.group)
+    seconds = time.perf_counter() - started
+    cols = weight.shape[1]
+    shuffled = torch.randperm(cols, generator=torch.Generator().manual_seed(0))
+    name = file.rpartition("/")[2].removesuffix(".safetensors")
+    for order, columns in (("source", torch.arange(cols)), ("random", shuffled), ("found", found)):
+        problem = MaskProblem(weight[:, columns].contiguous(), gram[columns][:, columns].contiguous(), masks)
+        kept = kept_saliency(scores[:, columns], masks.keep, masks.group) / total
+        errors = (solve(problem, "wanda").relative_error, solve(problem, "fw", effort="fast").relative_error)
+        spent = f"{seconds:.1f}" if order == "found" else "-"
+        cells = (f"{name} {pattern}", order, f"{kept:.4f}", *(f"{error:.5f}" for error in errors), spent)
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def mean_error(report: PruneReport, role: str) -> float:
+    """Return the mean relative error of the layers with one role, NaN where there are none."""
+    errors = [item.relative_error for item in report.layers if role_of(item.name) == role]
+    return sum(errors) / len(errors) if errors else math.nan
+
+
+def model(arguments: argparse.Namespace) -> None:
+    """Print what pruning a model loses, in the order of the source and with channels reordered."""
+    loaded = load_model(arguments.model)
+    dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    taken = CalibrationOptions(arguments.windows, arguments.length)
+    windows = calibration_windows(arguments.text, loaded.tokenizer, taken, model=loaded.model)
+    held_out = evaluation_windows(
+        arguments.text, loaded.tokenizer, CalibrationOptions(arguments.held_out, arguments.length)
+    )
+    print(f"| dense | - | - | - | - | {perplexity(loaded.model, held_out.tokens).perplexity:.2f} | - |", flush=True)
+    for solver in arguments.solvers.split(","):
+        for permute in (False, True):
+            loaded.model.load_state_dict(dense)
+            report = prune_model(
+                loaded.model,
+                windows.tokens.split(4),
+                pattern=arguments.pattern,
+                solver=solver,
+                options=PruneOptions(permute=permute),
+                **({"effort": "fast"} if solver == "fw" else {}),
+            )
+            applied = sum(item.applied for item in report.permutations)
+            errors = (report.mean_relative_error, *(mean_error(report, role) for role in ("down_proj", "o_proj")))
+            held = perplexity(loaded.model, held_out.tokens).perplexity
+            seconds = f"{report.seconds.get('permute', 0.0):.0f} of {report.seconds['total']:.0f}"
+            cells = (solver, applied, *(f"{error:.4f}" for error in errors), f"{held:.2f}", seconds)
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    single = commands.add_parser("layers")
+    single.add_argument("files", nargs="+")
+    single.add_argument("--patterns", default="2:4,4:8")
+    single.add_argument("--rows", type=int, default=None, help="only the first rows of every layer")
+    whole = commands.add_parser("model")
+    whole.add_argument("model")
+    whole.add_argument("--pattern", default="2:4")
+    whole.add_argument("--solvers", default="fw,wanda")
+    whole.add_argument("--text", default="builtin")
+    whole.add_argument("--windows", type=int, default=12)
+    whole.add_argument("--held-out", type=int, default=48)
+    whole.add_argument("--length", type=int, default=512)
+    arguments = parser.parse_args()
+    if arguments.command == "model":
+        print(
+            "| masks | reordered | mean relative error | of down_proj | of o_proj | perplexity | seconds to reorder |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        model(arguments)
+        return
+    print("| layer | order of columns | kept saliency | Wanda | fw fast | seconds to find it |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for file in arguments.files:
+        for pattern in arguments.patterns.split(","):
+            layer(file, pattern, arguments.rows)
+
+
+if __name__ == "__main__":
+    main()

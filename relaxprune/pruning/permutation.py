@@ -1,0 +1,59 @@
+"""What became of the order of a layer's columns, as a run records it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relaxprune.problems.errors import RelaxPruneError
+
+_TUPLES = ("producers", "columns", "rows")
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """What became of the order of one pruned layer's columns.
+
+    Attributes:
+        layer: module name of the layer whose columns are reordered, the consumer.
+        block: index of its block.
+        reason: why its columns stay as they were; "" where they are reordered.
+        kept_before: share of the saliency that a mask can keep in the order of the source; None where no order was
+            searched.
+        kept_after: the same in the order found.
+        producers: module names of the layers whose output rows (weight and bias) are reordered with them.
+        columns: the layer's column c is the source's column columns[c]; empty where nothing is reordered.
+        rows: each producer's row r is the source's row rows[r]; empty like the one before.
+    """
+
+    layer: str
+    block: int
+    reason: str
+    kept_before: float | None = None
+    kept_after: float | None = None
+    producers: tuple[str, ...] = ()
+    columns: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+
+    @property
+    def applied(self) -> bool:
+        """Whether the layer's columns are reordered."""
+        return not self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all attributes as plain numbers, strings and lists."""
+        return {**dataclasses.asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Permutation:
+        """Undo ``to_dict``.
+
+        Raises:
+            RelaxPruneError: missing or unknown keys.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise RelaxPruneError(f"a permutation must have exactly the keys {sorted(names)}, got {sorted(data)}.")
+        return cls(**{**data, **{name: tuple(data[name]) for name in _TUPLES}})
