@@ -5,8 +5,8 @@
 Four domains. `prose`: --prose, by default the language reference that comes with Python, which is English, though
 technical. `code`: the standard library's own Python files. `language`: translated messages (.mo files) of installed
 packages in --language; `pip install --no-deps Django` brings some. `model`: text sampled from the model. Calibration
-and unseen text of a domain share nothing. Errors are layer by layer, on Grams of the dense model: objective on the Gram of
-the unseen text, over its dense energy.
+and unseen text of a domain share nothing. Errors are layer by layer, on Grams of the dense model: objective on the
+Gram of the unseen text, over its dense energy.
 """
 
 from __future__ import annotations
