@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install package format types lint test check-long demo demo-full clean
+.PHONY: help install package format types lint test check-long demo demo-full benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ demo: package  ## prune SmolLM2-135M at 50 % and 2:4 and print one table (about 
 
 demo-full: package  ## the same at full effort (about 40 minutes)
 	$(BIN)/relaxprune demo --full
+
+benchmarks: package  ## run the benchmarks and put their tables and plots into docs/benchmarks (hours)
+	$(BIN)/python docs/benchmarks/all.py
 
 clean:  ## remove everything that the other targets make
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov runs site

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
+from common import gap, read_layers
 from matplotlib.figure import Figure
-from safetensors.torch import load_file
 
 from relaxprune import KSparse, MaskProblem, solve
 
@@ -29,13 +28,6 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "bpfw": {"solver": "bpfw"},
 }
 BUDGETS = (10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120)
-
-
-def gap(problem: MaskProblem, mask: torch.Tensor) -> float:
-    """Return the relative Frank-Wolfe gap of the whole layer at a relaxed mask, in float64."""
-    gradient, mask = problem.gradient(mask), mask.to(torch.float64)
-    vertex = problem.polytope.lmo(gradient)
-    return float((gradient * (mask - vertex)).sum()) / problem.objective(mask)
 
 
 def curve(problem: MaskProblem, options: dict[str, Any], most: int) -> tuple[list[float], list[float]]:
@@ -68,11 +60,8 @@ def main() -> None:
     names = list(SOLVERS) if arguments.solvers is None else arguments.solvers.split(",")
     print("| layer | solver | products | relative Frank-Wolfe gap |")
     print("| --- | --- | --- | --- |")
-    for file, panel in zip(arguments.files, panels, strict=True):
-        tensors = load_file(file)
-        weight = tensors["weight"][: arguments.rows].contiguous()
-        problem = MaskProblem(weight, tensors["gram"], KSparse.from_sparsity(arguments.sparsity, tuple(weight.shape)))
-        short = file.rpartition("/")[2].removesuffix(".safetensors")
+    for (short, weight, gram), panel in zip(read_layers(arguments.files, arguments.rows), panels, strict=True):
+        problem = MaskProblem(weight, gram, KSparse.from_sparsity(arguments.sparsity, tuple(weight.shape)))
         for name in names:
             products, gaps = curve(problem, SOLVERS[name], arguments.most)
             print(f"| {short} | {name} | {products[-1]:.0f} | {gaps[-1]:.2g} |", flush=True)

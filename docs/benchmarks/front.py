@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from layers import label, polytope
-from safetensors.torch import load_file
+from common import FAILURES, Layer, label, objective, polytope, read_layers
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError, solve
+from relaxprune import KSparse, MaskProblem, solve
 from relaxprune.problems import Polytope
 
 SPARSEFW = 2000
@@ -53,12 +52,6 @@ class Point:
     note: str = ""
 
 
-def objective(weight: torch.Tensor, gram: torch.Tensor, mask: torch.Tensor) -> float:
-    """Return trace((W − M∘W) G (W − M∘W)ᵀ) in float64."""
-    pruned = weight.double().masked_fill(mask, 0.0)
-    return float(((pruned @ gram.double()) * pruned).sum())
-
-
 def run(weight: torch.Tensor, gram: torch.Tensor, masks: Polytope, options: dict[str, Any], repeats: int) -> Point:
     """Solve some times, from a problem without anything prepared, and keep the least time."""
     name, best = label(options), float("inf")
@@ -66,7 +59,7 @@ def run(weight: torch.Tensor, gram: torch.Tensor, masks: Polytope, options: dict
         started = time.perf_counter()
         try:
             solution = solve(MaskProblem(weight, gram, masks), **options)
-        except (RelaxPruneError, FloatingPointError, RuntimeError) as error:
+        except FAILURES as error:
             return Point(name, None, time.perf_counter() - started, 0.0, str(error))
         best = min(best, time.perf_counter() - started)
     return Point(name, objective(weight, gram, solution.mask), best, solution.stats.products, solution.status.name)
@@ -85,10 +78,9 @@ def floor(weight: torch.Tensor, gram: torch.Tensor, masks: Polytope) -> float:
     return SPARSEFW * min(seconds)
 
 
-def layer(file: str, pattern: str, rows: int | None, repeats: int) -> tuple[str, list[Point], float]:
+def layer(read: Layer, pattern: str, repeats: int) -> tuple[str, list[Point], float]:
     """Run all methods on one layer; return its name, the points and SparseFW's time."""
-    tensors = load_file(file)
-    weight, gram = tensors["weight"][:rows].contiguous(), tensors["gram"]
+    name, weight, gram = read
     masks = polytope(pattern, (weight.shape[0], weight.shape[1]))
     run(weight[:8].contiguous(), gram, masks, {"solver": "fw", "effort": "fast"}, 1)  # what a first call costs alone
     wanda = objective(weight, gram, solve(MaskProblem(weight, gram, masks), "wanda").mask)
@@ -99,7 +91,7 @@ def layer(file: str, pattern: str, rows: int | None, repeats: int) -> tuple[str,
         point.ratio = None if point.ratio is None else point.ratio / wanda
         points.append(point)
     rival = min([floor(weight, gram, masks), *(p.seconds for p in points if p.name == "sparsefw alpha=0.75")])
-    return f"{file.rpartition('/')[2].removesuffix('.safetensors')} {pattern}", points, rival
+    return f"{name} {pattern}", points, rival
 
 
 def plot(results: list[tuple[str, list[Point], float]], path: str) -> None:
@@ -138,8 +130,8 @@ def main() -> None:
     results = []
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for pattern in arguments.patterns.split(","):
-        for file in arguments.files:
-            name, points, rival = layer(file, pattern, arguments.rows, arguments.repeats)
+        for read in read_layers(arguments.files, arguments.rows):
+            name, points, rival = layer(read, pattern, arguments.repeats)
             results.append((name, points, rival))
             print(f"\n{name}: SparseFW takes {rival:.2f} s\n")
             print("| method | objective / Wanda's | seconds | of SparseFW's | products | ended |")

@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from front import objective
-from layers import label
+from common import label, objective
 from safetensors.torch import load_file
 
 from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, certify, solve

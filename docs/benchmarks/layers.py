@@ -12,10 +12,9 @@ import argparse
 import time
 from typing import Any
 
-from safetensors.torch import load_file
+from common import label, polytope, read_layers
 
-from relaxprune import NM, KSparse, MaskProblem, solve
-from relaxprune.problems import Polytope
+from relaxprune import MaskProblem, solve
 
 METHODS: dict[str, tuple[dict[str, Any], ...]] = {
     "fw": ({"solver": "fw"},),
@@ -39,19 +38,6 @@ METHODS: dict[str, tuple[dict[str, Any], ...]] = {
     "ils": ({"solver": "ils", "time_limit_s": 60.0},),
 }
 PATTERNS = ("50%", "60%", "2:4")
-
-
-def polytope(pattern: str, shape: tuple[int, int]) -> Polytope:
-    """Return the set of masks that a column of the table is about."""
-    if pattern.endswith("%"):
-        return KSparse.from_sparsity(float(pattern[:-1]) / 100, shape)
-    keep, group = pattern.split(":")
-    return NM(int(keep), int(group))
-
-
-def label(options: dict[str, Any]) -> str:
-    """Return how a line of the table calls these options."""
-    return " ".join(str(value) if name == "solver" else f"{name}={value}" for name, value in options.items())
 
 
 def line(name: str, problem: MaskProblem, wanda: float, options: dict[str, Any]) -> None:
@@ -78,12 +64,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| layer | method | / Wanda's objective | products | rounding loss | relative gap | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for file in arguments.files:
-        tensors = load_file(file)
-        weight = tensors["weight"][: arguments.rows].contiguous()
-        short = file.rpartition("/")[2].removesuffix(".safetensors")
+    for short, weight, gram in read_layers(arguments.files, arguments.rows):
         for pattern in arguments.patterns.split(","):
-            problem = MaskProblem(weight, tensors["gram"], polytope(pattern, (weight.shape[0], weight.shape[1])))
+            problem = MaskProblem(weight, gram, polytope(pattern, (weight.shape[0], weight.shape[1])))
             wanda = solve(problem, "wanda").objective
             for method in arguments.methods.split(","):
                 for options in METHODS[method]:

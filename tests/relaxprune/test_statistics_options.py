@@ -93,7 +93,7 @@ class Sometimes(nn.Module):
         self.blocks = nn.ModuleList([nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])])
 
     def forward(self, x):
-        one, two = self.blocks[0]
+        one, two = (self.get_submodule(f"blocks.0.{place}") for place in (0, 1))
         return one(x) if len(x) == 2 else two(torch.relu(one(x)))
 
 
