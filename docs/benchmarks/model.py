@@ -23,6 +23,9 @@ from common import FAILURES, head, line
 from relaxprune import load_model, perplexity, prune_model
 from relaxprune.durable import write_json
 from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
+from relaxprune.pruning.loading import LoadOptions
+from relaxprune.pruning.model import PruneOptions
+from relaxprune.pruning.statistics_options import StatisticsOptions
 
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"solver": "magnitude"},
@@ -37,7 +40,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "fw fast": {"solver": "fw", "effort": "fast"},
     "fw": {"solver": "fw"},
     "fw best": {"solver": "fw", "effort": "best"},
+    "fw shrunk": {"solver": "fw", "options": PruneOptions(statistics=StatisticsOptions(shrinkage="auto"))},
+    "fw groups": {"solver": "fw", "options": PruneOptions(statistics=StatisticsOptions(collect="groups"))},
+    "fw skip 1": {"solver": "fw", "options": PruneOptions(statistics=StatisticsOptions(skip_tokens=1))},
+    "fw cap 4": {"solver": "fw", "options": PruneOptions(statistics=StatisticsOptions(token_cap=4.0))},
+    "fw permuted": {"solver": "fw", "options": PruneOptions(permute=True)},
 }
+USUAL = ("magnitude", "wanda", "ria", *(f"sparsefw {alpha}" for alpha in (0.25, 0.5, 0.75, 0.9)), "admm", "swap")
 CUSTOMARY = ((128, 2048), (128, 512))  # windows and tokens whose statistics solving is compared with
 TARGETS = ("50%", "60%", "2:4")
 
@@ -49,7 +58,8 @@ def target(text: str) -> dict[str, Any]:
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what all runs of one file have in common."""
-    names = ("model", "calibration", "windows", "length", "evaluate", "evaluation_windows", "evaluation_length")
+    names = ("model", "device", "calibration", "windows", "length", "evaluate")
+    names = (*names, "evaluation_windows", "evaluation_length")
     return {**{name: getattr(arguments, name) for name in names}, "threads": torch.get_num_threads()}
 
 
@@ -79,7 +89,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Load the model and cut the texts."""
-        self.loaded = load_model(arguments.model)
+        self.loaded = load_model(arguments.model, LoadOptions(device=arguments.device))
         self.dense = {name: tensor.clone() for name, tensor in self.loaded.model.state_dict().items()}
         calibration = CalibrationOptions(windows=arguments.windows, length=arguments.length)
         self.tokens = calibration_windows(
@@ -162,9 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="a JSON file, made or continued")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument(
-        "--methods", nargs="+", default=[name for name in METHODS if name != "fw best"], choices=METHODS
-    )
+    parser.add_argument("--methods", nargs="+", default=[*USUAL, "fw fast", "fw"], choices=METHODS)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--calibration", default="builtin", help="builtin, a text file, c4, wikitext2 or self")
     parser.add_argument("--windows", type=int, default=16)
