@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from relaxprune.problems import Problem
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.saliency import SALIENCIES
@@ -63,6 +64,19 @@ def refuse_ignored(solver: Solver, polish: str | None, start: object, *others: f
                 f"{name} is {what}, of which solver {solver.name!r} makes no use; leave it out "
                 f"(of {', '.join(BUDGETS)} it takes {taken})"
             )
+
+
+def refuse_small(memory_budget_bytes: int | None, problem: Problem, *solvers: Solver | None) -> None:
+    """Raise RelaxPruneError for a memory budget in which one coupled block does not fit; None is never refused."""
+    if memory_budget_bytes is None:
+        return
+    least = {one.name: one.least_bytes(problem) for one in solvers if one is not None}
+    name = max(least, key=lambda each: least[each])
+    if memory_budget_bytes < least[name]:
+        raise RelaxPruneError(
+            f"memory_budget_bytes is {memory_budget_bytes}, but {name!r} needs at least {least[name]} for one block of "
+            f"rows that share a count in a problem of shape {problem.shape}"
+        )
 
 
 def check_seed(seed: object) -> None:

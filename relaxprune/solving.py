@@ -15,7 +15,7 @@ from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solve
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, worse
 
 from .certificates.certificate import build, check_mask
-from .checks import DEFAULT_START, check_budgets, check_seed, check_start, polisher_of, refuse_ignored
+from .checks import DEFAULT_START, check_budgets, check_seed, check_start, polisher_of, refuse_ignored, refuse_small
 from .solution import Solution
 
 _CLOSED = 1e-9
@@ -52,11 +52,12 @@ def solve(
             certificate of a free bound come on top.
         gap_tolerance: relative Frank-Wolfe gap that ends the convex phase.
         seed: for solvers that draw random numbers.
-        memory_budget_bytes: bound on temporaries, within which rows are solved and judged in blocks. The problem, the
-            mask and the relaxed masks in the solver's dtype, each of the size of the weight, come on top; so do up to
-            256 MiB for f(0), once per problem; and (cols, cols) matrices in float64: two to prove the curvature of a
-            Gram, then a copy of it where it is not in the dtype computed in (the polish's is float64), and four for
-            ``admm``, besides the factors that it keeps between blocks of rows (the budget's size, or 64 MiB).
+        memory_budget_bytes: bound on temporaries, at least ``least_memory``, within which rows are solved and judged in
+            blocks. The problem, the mask and the relaxed masks in the solver's dtype, each of the size of the weight,
+            come on top; so do up to 256 MiB for f(0), once per problem; and (cols, cols) matrices in float64: two to
+            prove the curvature of a Gram, then a copy of it where it is not in the dtype computed in (the polish's is
+            float64), and four for ``admm``, besides the factors that it keeps between blocks of rows (the budget's
+            size, or 64 MiB).
         callback: called with a ``Progress`` every 10 iterations.
         throw: raise when the solver breaks down; False returns a Solution whose status says so.
         **solver_options: options of the solver named.
@@ -77,6 +78,7 @@ def solve(
     if not isinstance(problem, Problem):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
     chosen.check(problem)
+    refuse_small(memory_budget_bytes, problem, chosen, polisher)
     started = time.monotonic()
     memory_bytes = memory_budget_bytes or DEFAULT_MEMORY_BYTES
     run = Run(
@@ -111,6 +113,13 @@ def _solve(
         raise RuntimeError(f"solver {chosen.name!r} returned a mask outside of the problem's set: a bug of that solver")
     answer.counts.seconds = time.monotonic() - started
     return _report(problem, answer, mask, None if final else rounded, run, chosen, polisher)
+
+
+def least_memory(problem: Problem, solver: str | Solver = "fw", polish: str | None = "auto", **options: Any) -> int:
+    """Return the smallest ``memory_budget_bytes`` that ``solve`` takes for a problem, solver and polish."""
+    chosen = check_solver(solver, **options)
+    polisher = polisher_of(polish, chosen)
+    return max(one.least_bytes(problem) for one in (chosen, polisher) if one is not None)
 
 
 def check_solver(solver: str | Solver, **solver_options: Any) -> Solver:

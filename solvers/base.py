@@ -16,6 +16,7 @@ from relaxprune.problems import Problem, RelaxPruneError
 
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
+_JUDGED_MATRICES = 5  # held while a mask is rounded and judged
 BUDGETS = ("start", "max_iterations", "time_limit_s", "gap_tolerance")  # arguments of ``solve``
 
 
@@ -36,6 +37,11 @@ class Status(Enum):
     def failed(self) -> bool:
         """Whether the solver broke down; the mask is then its start, which is feasible all the same."""
         return self in (Status.NOT_FINITE, Status.BACKEND_FAILED)
+
+
+def block_bytes(problem: Problem, matrices: int) -> int:
+    """Return the size of ``matrices`` float64 tensors of one coupled block."""
+    return 8 * matrices * problem.polytope.rows_per_block(problem.shape) * problem.shape[1]
 
 
 def worse(one: Status, other: Status) -> Status:
@@ -194,6 +200,10 @@ class Solver(ABC):
     def budgets(self) -> frozenset[str]:
         """Return those of ``BUDGETS`` that the solver makes use of with these options."""
         return self.honours
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return the smallest memory budget in which this solver's temporaries fit: those of one coupled block."""
+        return block_bytes(problem, _JUDGED_MATRICES)
 
     def planned_iterations(self, max_iterations: int | None) -> int | None:
         """Return how many iterations a block of rows will take, for predictions of time.

@@ -18,17 +18,14 @@ from .interchange import tile_search
 
 BandSearch = Callable[[Tensor], tuple[Tensor, Moves, Tensor]]
 
-_MATRICES = 16  # (rows, cols) float64 tensors held at once
+_MATRICES = 18  # held at once, groups left out
 
 
 def descend(problem: Problem, run: Run) -> Answer:
     """Descend from ``run.start``, block of rows by block of rows; ``max_iterations`` bounds the rounds of each."""
     mask = run.start.clone()
     answer = Answer(mask)
-    group = problem.polytope.group_size(problem.shape)
-    # Couplings inside groups take as many matrices as a group has columns, what is made of them about twice that.
-    matrices = _MATRICES + (3 * group if group < problem.shape[1] else 0)
-    for part, piece in problem.split(matrices, run.memory_bytes):
+    for part, piece in problem.split(matrices(problem), run.memory_bytes):
         search = Search(piece, mask[part], run, answer.counts)
         search.descend()
         if search.descent.finite():
@@ -39,6 +36,13 @@ def descend(problem: Problem, run: Run) -> Answer:
         answer.status = worse(answer.status, search.status)
     answer.counts.iterations = answer.counts.swap_rounds
     return answer
+
+
+def matrices(problem: Problem) -> int:
+    """Return how many float64 tensors of the problem's shape a descent holds at once."""
+    group = problem.polytope.group_size(problem.shape)
+    # Couplings inside groups take as many as a group has columns, what is made of them about twice that.
+    return _MATRICES + (3 * group if group < problem.shape[1] else 0)
 
 
 class Search:

@@ -13,7 +13,7 @@ from relaxprune.problems import Problem, RelaxPruneError, Working
 from relaxprune.problems.errors import did_you_mean
 
 from .annealing import Annealing, Schedule
-from .base import Counts, Run, Status
+from .base import Counts, Run, Status, block_bytes
 from .gap import at_fixed_vertex, within_gap
 from .loop import SHARE, IterativeSolver, Plan, Refined
 from .refining import MATRICES, Refinement
@@ -146,11 +146,18 @@ class FrankWolfe(IterativeSolver[Annealing]):
         """Refining takes more than the iterations before it."""
         return max(super().wide(), MATRICES) if self.anneal else super().wide()
 
+    def least_bytes(self, problem: Problem) -> int:
+        """Return what one coupled block takes, with what descents inside groups make of the couplings there."""
+        return block_bytes(problem, self.wide() + self._of_groups(problem))
+
     def row_budget(self, problem: Problem, run: Run) -> int:
-        """Leave room for what descents inside groups make of the couplings there."""
+        """Leave room for these couplings."""
+        return run.memory_bytes * self.wide() // (self.wide() + self._of_groups(problem))
+
+    def _of_groups(self, problem: Problem) -> int:
+        """Return how many tensors of the problem's shape couplings inside groups amount to."""
         group = problem.polytope.group_size(problem.shape)
-        extra = 3 * group if self.anneal and group < problem.shape[1] else 0
-        return run.memory_bytes * self.wide() // (self.wide() + extra)
+        return 3 * group if self.anneal and group < problem.shape[1] else 0
 
     def init(self, problem: Working, start: Tensor, plan: Plan) -> Annealing:
         """Start at a feasible mask."""

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from relaxprune.problems import Problem, RelaxPruneError
 
-from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, worse
-from .descent import descend
+from .base import CHECK_EVERY, Answer, Progress, Run, Solver, Status, block_bytes, worse
+from .descent import descend, matrices
 from .local_search import MATRICES, LocalSearch, loosened, separates
 
 
@@ -53,6 +53,10 @@ class IteratedLocalSearch(Solver):
                 "solver 'ils' exchanges two entries of a row, which breaks counts over columns, as those of this "
                 f"{problem.polytope.to_dict()['kind']} set; 'fw' fits"
             )
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return what the first descent takes of a coupled block, or the copies of one row."""
+        return max(block_bytes(problem, matrices(problem)), block_bytes(loosened(problem), MATRICES * self.copies))
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Search from ``run.start``, block of rows by block of rows, sharing the time that is left evenly."""

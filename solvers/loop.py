@@ -13,7 +13,18 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
 
-from .base import CHECK_EVERY, DEFAULT_MEMORY_BYTES, Answer, Counts, Progress, Run, Solver, Status, worse
+from .base import (
+    CHECK_EVERY,
+    DEFAULT_MEMORY_BYTES,
+    Answer,
+    Counts,
+    Progress,
+    Run,
+    Solver,
+    Status,
+    block_bytes,
+    worse,
+)
 
 
 class State(ABC):
@@ -131,6 +142,10 @@ class IterativeSolver(Solver, Generic[S]):
         """
         dtype: torch.dtype = getattr(torch, self.dtype)
         return _SCALING_MATRICES + self.matrices * dtype.itemsize // 8
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return the size of ``wide`` tensors of one coupled block."""
+        return block_bytes(problem, self.wide())
 
     def row_budget(self, problem: Problem, run: Run) -> int:
         """Return the bytes that ``wide`` tensors of a block of rows may take."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from relaxprune.problems import Problem
 
-from .base import Answer, Run, Solver
-from .descent import descend
+from .base import Answer, Run, Solver, block_bytes
+from .descent import descend, matrices
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Swap(Solver):
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     monotone: ClassVar[bool] = True
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return what a descent of one coupled block takes."""
+        return block_bytes(problem, matrices(problem))
 
     def planned_iterations(self, max_iterations: int | None) -> int:
         """Rounds are as many as there are moves to make."""

@@ -14,6 +14,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
+from ..checks import polisher_of, refuse_small
 from .blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
 from .certified import certificates_in_words
 from .layers import PrunableLayer, check_patterns, find_layers, matches
@@ -153,7 +154,7 @@ def survey_model(
         keep = target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
         planned.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
     if solver is not None:
-        refuse_misfits(solver, layers, target)
+        refuse_misfits(solver, layers, target, options)
     estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
     if options.statistics.shrinkage == AUTO:
         estimate += sums_bytes(planned)  # the odd batches' sums besides
@@ -163,15 +164,16 @@ def survey_model(
     return Survey(plan, layers, blocks)
 
 
-def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Target) -> None:
+def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Target, options: PruneOptions) -> None:
     """Ask the solver about one layer of each shape, before hours of calibration and solving.
 
     Its Gram is not known yet and is taken as zero, whose checks cost next to nothing: solvers ask for shapes and sets.
 
     Raises:
-        RelaxPruneError: the solver cannot take a layer; the message names it.
+        RelaxPruneError: the solver cannot take a layer, or not in the memory budget; the message names it.
     """
-    if type(solver).check is Solver.check:
+    budget, polisher = options.memory_budget_bytes, polisher_of(options.polish, solver)
+    if type(solver).check is Solver.check and budget is None:
         return
     firsts: dict[tuple[int, int], PrunableLayer] = {}
     for layer in layers:
@@ -182,6 +184,7 @@ def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Targ
         problem = MaskProblem(weight, gram, target.polytope_of(layer.name, (rows, cols)))
         try:
             solver.check(problem)
+            refuse_small(budget, problem, solver, polisher)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} of shape {(rows, cols)}: {error}") from error
 

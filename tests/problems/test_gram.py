@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, solve
 from relaxprune.problems import Gram
 from relaxprune.problems.neighbours import Neighbours
+from relaxprune.solving import least_memory
 from tests.random_problems import GRAMS, Draw, make_gram
 
 SEEDS = st.integers(0, 2**31)
@@ -134,8 +135,9 @@ def test_row_blocks_share_one_wide_copy_and_one_search_for_neighbours(monkeypatc
     problem = MaskProblem(torch.randn(6, 8), torch.eye(8) + 0.5, KSparse(4))
     parts = [problem.rows(slice(start, start + 2)).working(torch.float64) for start in (0, 2, 4)]
     assert len({part.gram.data_ptr() for part in parts}) == 1
-    solve(problem, "swap", memory_budget_bytes=1)
-    solve(problem.over(KSparse(3)), "swap", memory_budget_bytes=1)
+    budget = least_memory(problem, "swap")
+    solve(problem, "swap", memory_budget_bytes=budget)
+    solve(problem.over(KSparse(3)), "swap", memory_budget_bytes=budget)
     assert searched == [(8, 8)]
 
 

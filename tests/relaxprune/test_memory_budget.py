@@ -9,9 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from relaxprune import KSparse, MaskProblem, Status, certify, solve
+from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, Status, certify, plan_model, solve
 from relaxprune.pruning.layer_solving import _judged
+from relaxprune.pruning.settings import PruneOptions
+from relaxprune.solvers import make_solver, solver_names
 from relaxprune.solvers.local_search import LocalSearch
+from relaxprune.solving import least_memory
+
+from .tiny_models import tiny_model
 
 ROWS, COLS, BUDGET = 8192, 64, 2**20  # a whole float64 matrix is four times the budget
 
@@ -111,3 +116,20 @@ def test_the_first_incumbent_of_exact_is_searched_within_the_budget(monkeypatch)
     split = solve(problem, "exact", memory_budget_bytes=14 * 8 * 8 * 8 * 2)
     assert heights == [6, 2, 2, 2] and split.status is whole.status is Status.OPTIMAL
     assert split.objective == pytest.approx(whole.objective)
+
+
+@pytest.mark.parametrize("name", [name for name in solver_names() if name not in ("cvxpy", "exact")])
+@pytest.mark.parametrize("polytope", [KSparse(4), KSparse(12, per="layer"), NM(2, 4)])
+def test_a_budget_below_one_block_is_refused_with_the_number_needed(name, polytope):
+    problem = MaskProblem(torch.ones(3, 8), torch.eye(8) + 0.5, polytope)
+    least = least_memory(problem, name)
+    with pytest.raises(RelaxPruneError, match=rf"memory_budget_bytes is {least - 1}, but .* needs at least {least} "):
+        solve(problem, name, memory_budget_bytes=least - 1)
+    assert problem.feasible(solve(problem, name, memory_budget_bytes=least).mask)
+
+
+def test_a_run_is_refused_before_it_begins():
+    model = tiny_model("llama")
+    options = PruneOptions(memory_budget_bytes=100)
+    with pytest.raises(RelaxPruneError, match=r"layer 'model.layers.0.*memory_budget_bytes is 100, but 'fw' needs at"):
+        plan_model(model, sparsity=0.5, options=options, solver=make_solver("fw"))

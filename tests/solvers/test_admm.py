@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, QuadraticProblem, RelaxPruneError, Status, TransposableNM, solve
 from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
 from relaxprune.solvers import admm as module
+from relaxprune.solving import least_memory
 from tests import tiles
 from tests.conftest import LONG
 from tests.counting import broken_at, counted
@@ -167,8 +168,8 @@ def test_few_iterations_are_enough_for_all_values_of_rho_to_be_tried_or_not():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("budget", [None, 1])
-def test_products_are_those_done_and_what_factorisations_amount_to(variant, budget, monkeypatch):
+@pytest.mark.parametrize("small", [False, True])
+def test_products_are_those_done_and_what_factorisations_amount_to(variant, small, monkeypatch):
     problem, _ = layer("row")
     amounts: list[float] = []
     fresh: list[float] = []
@@ -187,6 +188,7 @@ def test_products_are_those_done_and_what_factorisations_amount_to(variant, budg
 
     monkeypatch.setattr(module.Shifted, "set", took)
     monkeypatch.setattr(module.Factors, "factorise", factorised)
+    budget = least_memory(problem, "admm", variant=variant) if small else None
     for iterations in (1, 10, 75):
         amounts.clear()
         with counted(SHAPE[0]) as products:
@@ -206,7 +208,7 @@ def test_blocks_of_rows_share_the_factorisations_that_fit(room, count, monkeypat
 
     monkeypatch.setattr(module.Factors, "factorise", factorised)
     monkeypatch.setattr(module, "_LEAST_BYTES", room)
-    split = solve(problem, "admm", memory_budget_bytes=1)
+    split = solve(problem, "admm", polish=None, memory_budget_bytes=least_memory(problem, "admm", None))
     assert len(calls) == count
     calls.clear()
     whole = solve(problem, "admm")

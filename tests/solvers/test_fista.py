@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, QuadraticProblem, RelaxPruneError, Status, solve
 from relaxprune.problems.polytopes.transposable import TransposableNM
 from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
+from relaxprune.solving import least_memory
 from tests.conftest import LONG
 from tests.counting import broken_at, counted
 from tests.layers import POLYTOPES, SHAPE, layer
@@ -84,7 +85,7 @@ def test_reported_products_are_the_products_done():
     for name in ("row", "layer", "2:4"):
         problem, _ = layer(name)
         for iterations in (1, 7, 120):
-            for budget in (None, 1):
+            for budget in (None, least_memory(problem, "fista")):
                 with counted(SHAPE[0]) as products:
                     solution = solve(problem, "fista", max_iterations=iterations, memory_budget_bytes=budget)
                 assert solution.stats.products == pytest.approx(products.done), name

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from relaxprune import NM, KSparse, MaskProblem, Status, solve
 from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
+from relaxprune.solving import least_memory
 from tests.counting import counted
 from tests.enumeration import best_values
 from tests.layers import POLYTOPES, correlated_gram, layer
@@ -132,7 +133,7 @@ def test_one_product_per_iteration_and_few_more():
 def test_products_are_counted_when_rows_are_solved_in_blocks():
     problem, _ = layer("row")
     with counted(problem.shape[0]) as products:
-        solution = solve(problem, "fw", effort="fast", memory_budget_bytes=1)
+        solution = solve(problem, "fw", effort="fast", memory_budget_bytes=least_memory(problem, effort="fast"))
     assert solution.stats.products == pytest.approx(products.done)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from relaxprune import KSparse, MaskProblem, solve
 from relaxprune.problems.saliency import SALIENCIES
+from relaxprune.solving import least_memory
 from tests.counting import counted
 from tests.layers import POLYTOPES, SHAPE, layer
 from tests.random_problems import Draw
@@ -97,7 +98,7 @@ def test_fixed_entries_of_the_problem_hold(name):
 
 def test_reported_products_are_the_products_done():
     problem, _ = layer("row")
-    for budget in (None, 1):
+    for budget in (None, least_memory(problem, "sparsefw")):
         with counted(SHAPE[0]) as products:
             solution = solve(problem, "sparsefw", max_iterations=250, memory_budget_bytes=budget)
         assert solution.stats.products == pytest.approx(products.done)
