@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from relaxprune.pruning.allocation import Allocation
     from relaxprune.pruning.settings import Target
     from relaxprune.pruning.statistics_options import StatisticsOptions
 
@@ -94,6 +95,23 @@ class PatternGroup:
             given = "neither" if self.sparsity is None else "both"
             raise RelaxPruneError(f"give either --sparsity or --pattern, got {given}")
         return Target(self.sparsity, self.pattern)
+
+
+@dataclass(frozen=True)
+class AllocationGroup:
+    """How a sparsity is shared among the layers of a model."""
+
+    allocation: Annotated[str, typer.Option(help="Who bears the sparsity: uniform, layer, owl or model.")] = "uniform"
+    max_sparsity: Annotated[
+        float | None, typer.Option(help="Most that any layer is pruned by --allocation model; else sparsity + 0.05.")
+    ] = None
+
+    @property
+    def value(self) -> Allocation:
+        """What is asked for, checked."""
+        from relaxprune.pruning.allocation import Allocation
+
+        return Allocation(self.allocation, self.max_sparsity)
 
 
 @dataclass(frozen=True)

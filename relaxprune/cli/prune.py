@@ -8,6 +8,7 @@ import typer
 
 from .endings import interruptible
 from .option_groups import (
+    AllocationGroup,
     CalibrationGroup,
     CertifyGroup,
     LayerGroup,
@@ -31,9 +32,11 @@ def prune(
     run: RunGroup,
     certify: CertifyGroup,
     statistics: StatisticsGroup,
+    sharing: AllocationGroup,
 ) -> int:
     """Prune a model block by block and write a folder that transformers loads."""
     from .prune_run import PruneRequest, left_behind, run_prune
 
     with interruptible(lambda: left_behind(run.out)):
-        return run_prune(PruneRequest(model, how_much, how, calibration, layers, loading, run, certify, statistics))
+        asked = PruneRequest(model, how_much, how, calibration, layers, loading, run, certify, statistics, sharing)
+        return run_prune(asked)

@@ -33,6 +33,7 @@ from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .notices import report_notices
 from .option_groups import (
+    AllocationGroup,
     CalibrationGroup,
     CertifyGroup,
     LayerGroup,
@@ -64,6 +65,7 @@ class PruneRequest:
     run: RunGroup
     certify: CertifyGroup = field(default_factory=CertifyGroup)
     statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
+    sharing: AllocationGroup = field(default_factory=AllocationGroup)
 
     @property
     def out(self) -> Path:
@@ -74,9 +76,14 @@ class PruneRequest:
 
     @property
     def amount(self) -> dict[str, Any]:
-        """``sparsity`` and ``pattern``, one of them None, as ``prune_model`` takes them."""
+        """``sparsity`` and ``pattern``, one of them None, and ``allocation``, as ``prune_model`` takes them."""
         target = self.how_much.target
-        return {"sparsity": target.sparsity, "pattern": target.pattern}
+        return {"sparsity": target.sparsity, "pattern": target.pattern, "allocation": self.sharing.value}
+
+    @property
+    def target(self) -> Target:
+        """How much is pruned, and how it is shared, checked."""
+        return Target(**self.amount)
 
     @property
     def solver_options(self) -> dict[str, Any]:
@@ -130,7 +137,7 @@ class PruneRequest:
         Raises:
             RelaxPruneError: naming the option.
         """
-        check_permute(self.options, self.how_much.target)
+        check_permute(self.options, self.target)
         _ = self.windows, load_options(self.loading)
         self.statistics.options.check_for(-(-self.calibration.windows // windows_at_once(self.calibration.length)))
         self.options.check_for(self.solver)
@@ -170,6 +177,8 @@ def run_prune(request: PruneRequest) -> int:
     count, length = windows.tokens.shape
     print(plan.prediction)
     print(f"{count} calibration windows of {length} tokens run through the model first", flush=True)
+    if request.target.allocation.measures:
+        print("then a pass over the dense model decides how much of each layer is pruned", flush=True)
     report = prune_loaded(request, loaded, windows, plan, folder)
     print(report)
     notices = finish_folder(request, folder, loaded, report)
@@ -274,7 +283,7 @@ def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWi
         settings={
             "solver": request.how.solver,
             "solver_options": plain_values(asdict(request.solver)),
-            "polytope": Target(**request.amount).to_dict(),
+            "polytope": request.target.to_dict(),
             **plain_values(asdict(request.options)),
             "device": str(model.device),
             "threads": torch.get_num_threads(),

@@ -81,7 +81,7 @@ class MaskSolver:
             kind=layer.kind,
             rows=rows,
             cols=cols,
-            requested_sparsity=self.target.requested_sparsity((rows, cols)),
+            requested_sparsity=self.target.requested_sparsity((rows, cols), layer.name),
             sparsity=1 - int(mask.sum()) / mask.numel(),
             tokens=inputs.gathered.tokens,
             token_weight=inputs.gathered.token_weight,

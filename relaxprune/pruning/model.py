@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,20 +18,24 @@ from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
 from ..solving import check_solver
+from .allocating import allocate
+from .allocation import Allocation
 from .certified import solver_for
+from .dense_pass import dense_grams
 from .gathering import Gathering
 from .layer_solving import LayerInputs, MaskSolver
 from .layers import PrunableLayer
 from .permutation import Permutation
 from .permuting import ChannelPermuter, check_permute
 from .plan import Survey, survey_model
-from .recording import BlockRecord, BlockRecorder, CertificateRecorder
+from .recording import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .reordering import apply_permutations
 from .report import LayerReport, PruneEvent, PruneReport, SkippedLayer
+from .sensitivity import sensitivities
 from .settings import PruneOptions as PruneOptions
 from .settings import Target as Target
-from .stages import Propagation, Rerun, Stage, block_propagation, make_agenda
-from .state import borrowed, read_batches, without_first
+from .stages import Agenda, Propagation, Rerun, Stage, block_propagation, make_agenda
+from .state import Batch, borrowed, read_batches, without_first
 from .statistics import StatisticsCollector
 from .streams import decoder_layers
 
@@ -45,6 +49,7 @@ def prune_model(
     sparsity: float | None = None,
     pattern: str | None = None,
     polytope: Polytope | None = None,
+    allocation: str | Allocation = "uniform",
     solver: str | Solver = "fw",
     options: PruneOptions | None = None,
     recorder: BlockRecorder | None = None,
@@ -67,6 +72,10 @@ def prune_model(
         sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
+        allocation: how the sparsity is shared among layers and rows: "uniform", "layer", "owl", "model", or an
+            `Allocation` with options. With "owl" and "model" a first pass over the dense model decides the layers'
+            counts; then all layers together lose at most floor(sparsity * weights), less what no whole entry of every
+            row fits into. Layers that this pass does not reach, but the blocks once pruned do, have the sparsity.
         solver: name or instance, as for `solve`.
         options: which layers, and with how much effort; the defaults of `PruneOptions` if None.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. A `CertificateRecorder` keeps
@@ -83,7 +92,7 @@ def prune_model(
         RelaxPruneError: input that cannot be right, before any work, or activations that are not finite.
     """
     options = options or PruneOptions()
-    target = Target(sparsity, pattern, polytope)
+    target = Target(sparsity, pattern, polytope, Allocation.of(allocation))
     chosen = solver_for(options.certify, check_solver(solver, **solver_options), solver_options)
     options.check_for(chosen)
     check_permute(options, target)
@@ -138,6 +147,8 @@ class _Run:
             self.permuter = ChannelPermuter.of(options, self.mask_solver.target, model, blocks, of_decoder)
             agenda = make_agenda(model, self.survey.layers, blocks, read[0])
         self.stages = agenda.count
+        if self.mask_solver.target.allocation.measures:
+            self.allocate(read, agenda)
         for stage in agenda.before:
             self.prune_stage(stage, rerun)
         if any(stage.layers for stage in agenda.blocks):
@@ -148,6 +159,23 @@ class _Run:
                 self.prune_stage(stage, propagation)
         for stage in agenda.after:
             self.prune_stage(stage, rerun)
+
+    def allocate(self, batches: Sequence[Batch], agenda: Agenda) -> None:
+        """Decide how much each layer is pruned, by a pass over the dense model or as the recorder has it."""
+        keeper = self.recorder if isinstance(self.recorder, AllocationRecorder) else None
+        model, target, blocks = self.model, self.mask_solver.target, self.survey.blocks
+        counts = None if keeper is None else keeper.load_allocation()
+        if counts is None:
+            with self.timed("allocate"):
+                shown = dense_grams(model, blocks, batches, agenda, self.gathering)
+                where = {layer.name: blocks.index_of(layer) for layer in self.survey.layers}
+                asked, layers = target.allocation, self.survey.layers
+                seed = self.mask_solver.options.seed
+                weights = sensitivities(model, layers, batches, seed) if asked.kind == "model" else {}
+                counts = allocate(asked, target.sparsity or 0.0, shown, where, weights)
+            if keeper is not None:
+                keeper.save_allocation(counts)
+        self.mask_solver = dataclasses.replace(self.mask_solver, target=target.with_counts(counts))
 
     def prune_stage(self, stage: Stage, propagation: Propagation) -> None:
         """Prune the layers of one stage, from the recorder or by solving, and make the inputs of the next."""

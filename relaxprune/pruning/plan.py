@@ -15,6 +15,7 @@ from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from ..checks import polisher_of, refuse_small
+from .allocation import MEASURED
 from .blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
 from .certified import certificates_in_words
 from .layers import PrunableLayer, check_patterns, find_layers, matches
@@ -115,9 +116,12 @@ class PrunePlan:
         total = (
             f"{len(self.layers)} layers, {entries:,} weights, about {self.estimated_bytes / 2**30:.2f} GiB of memory"
         )
+        shares = []
+        if self.polytope.get("allocation") in MEASURED:
+            shares = [f"shares by a pass over the dense model ({self.polytope['allocation']}); above, all alike"]
         proofs = [f"certificates: {self.certificates}"] if self.certificates else []
         predicted = [] if self.prediction is None else [str(self.prediction)]
-        return "\n".join([*table(lines), total, *predicted, *proofs, *skipped_lines(self.skipped)])
+        return "\n".join([*table(lines), total, *shares, *predicted, *proofs, *skipped_lines(self.skipped)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
+from .allocation import Allocation
 from .plan import PrunePlan, survey_model
 from .prediction import Trial, predict
 from .settings import PruneOptions, Target
@@ -25,6 +26,7 @@ def plan_model(
     pattern: str | None = None,
     polytope: Polytope | None = None,
     options: PruneOptions | None = None,
+    allocation: str | Allocation = "uniform",
     tokens: int = 0,
     solver: Solver | None = None,
     batches: Iterable[Any] | None = None,
@@ -37,6 +39,7 @@ def plan_model(
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
         options: which layers, and how much memory the solver may take.
+        allocation: how the sparsity is shared, as for `prune_model`; a pass that decides it is in no prediction.
         tokens: number of calibration tokens, for the memory estimate.
         solver: what will find the masks, to be asked whether it takes every layer; None to ask nothing.
         batches: the calibration batches as `prune_model` takes them, to try a window, the products and a few
@@ -46,7 +49,8 @@ def plan_model(
         RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
             nothing, nothing left to prune, a solver that cannot take a layer, or batches without a solver.
     """
-    target, options = Target(sparsity, pattern, polytope), options or PruneOptions()
+    target = Target(sparsity, pattern, polytope, Allocation.of(allocation))
+    options = options or PruneOptions()
     survey = survey_model(model, target, options, tokens, solver)
     if batches is None:
         return survey.plan

@@ -45,6 +45,17 @@ class BlockRecorder(Protocol):
 
 
 @runtime_checkable
+class AllocationRecorder(BlockRecorder, Protocol):
+    """Keeps besides how a model's sparsity is shared among its layers, which is decided before the first block."""
+
+    def load_allocation(self) -> dict[str, int] | None:
+        """Return layer -> entries pruned of every row, None if it has to be decided."""
+
+    def save_allocation(self, counts: dict[str, int]) -> None:
+        """Keep what was decided."""
+
+
+@runtime_checkable
 class CertificateRecorder(BlockRecorder, Protocol):
     """Keeps certificates besides; a finished block's were all saved before it."""
 

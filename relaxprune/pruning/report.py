@@ -166,9 +166,9 @@ class PruneReport:
     Attributes:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
-        seconds: stage -> seconds; stages are capture, statistics, solve (and judge, with Wanda's mask
-            for comparison), propagate, record, total. A continued run counts the sessions before it, each until
-            its last finished block.
+        seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
+            layers' shares, if any), statistics, solve (and judge, with Wanda's mask for comparison), propagate,
+            record, total. A continued run counts the sessions before it, each until its last finished block.
         polytope: what was asked for, as in `Target.to_dict`.
         solver: name of the solver.
         options: all of `PruneOptions`, and the effective options of the solver as "solver_options".

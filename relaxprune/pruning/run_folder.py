@@ -178,6 +178,24 @@ class RunFolder:
         write_masks(self._block_path(block_index), record.masks, extra)
         self._used.add(block_index)
 
+    def load_allocation(self) -> dict[str, int] | None:
+        """Return how the interrupted run shares its sparsity, None if that has to be decided.
+
+        Raises:
+            RelaxPruneError: if the file is damaged; deleting it has it decided again.
+        """
+        path = self._work / "allocation.json"
+        if not path.is_file():
+            return None
+        counts: dict[str, int] = read_record(path).get("pruned_per_row", {})
+        if not counts or not all(isinstance(count, int) and count >= 0 for count in counts.values()):
+            raise RelaxPruneError(f"{str(path)!r} is not the allocation of a run; delete it to have it decided again")
+        return counts
+
+    def save_allocation(self, counts: dict[str, int]) -> None:
+        """Keep, durably, how many entries of every row each layer loses."""
+        write_json(self._work / "allocation.json", {"schema_version": SCHEMA_VERSION, "pruned_per_row": counts})
+
     def save_certificate(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
         """Keep a layer's certificate, durably; it counts once its block is recorded."""
         self._certificates.save(parameter, certificate, polytope)

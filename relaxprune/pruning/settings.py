@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relaxprune.problems import NM, KSparse
@@ -12,6 +13,7 @@ from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Solver
 
 from ..checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start, refuse_ignored
+from .allocation import Allocation
 from .statistics_options import StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
@@ -99,17 +101,22 @@ class PruneOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """What share of each layer to prune: exactly one of the three is set.
+    """What share of each layer to prune: exactly one of the first three is set.
 
     Attributes:
-        sparsity: fraction in [0, 1] to prune in every row.
+        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` shares it out.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: the same feasible set for every layer.
+        allocation: how a sparsity is shared among layers and rows.
+        counts: layer -> entries to prune of every row, once a pass over the model has decided them; layers that are not
+            in it have the sparsity.
     """
 
     sparsity: float | None = None
     pattern: str | None = None
     polytope: Polytope | None = None
+    allocation: Allocation = field(default_factory=Allocation)
+    counts: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse none or several, and values out of range.
@@ -126,6 +133,17 @@ class Target:
             raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}.")
         if self.pattern is not None:
             NM.from_pattern(self.pattern)
+        if self.sparsity is not None:
+            self.allocation.check(self.sparsity)
+        elif self.allocation.kind != "uniform":
+            raise RelaxPruneError(
+                f"allocation {self.allocation.kind!r} shares out a sparsity, got {', '.join(given)}; leave it out or "
+                "give sparsity instead."
+            )
+
+    def with_counts(self, counts: Mapping[str, int]) -> Target:
+        """Return the same target with the layers' counts decided."""
+        return replace(self, counts=counts)
 
     def polytope_of(self, name: str, shape: tuple[int, int]) -> Polytope:
         """Return the feasible set of one layer.
@@ -134,29 +152,33 @@ class Target:
             RelaxPruneError: the layer's shape does not fit; the message names it.
         """
         try:
-            polytope = self._polytope(shape)
+            polytope = self._polytope(shape, name)
             polytope.validate(shape)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {name!r} of shape {shape} does not fit: {error}") from error
         return polytope
 
-    def _polytope(self, shape: tuple[int, int]) -> Polytope:
+    def _polytope(self, shape: tuple[int, int], name: str = "") -> Polytope:
         """Return the set for a shape, unchecked."""
+        if self.counts is not None and name in self.counts:
+            return KSparse(shape[1] - self.counts[name])
         if self.sparsity is not None:
-            return KSparse.from_sparsity(self.sparsity, shape)
+            return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.allocation.kind == "layer" else "row")
         if self.pattern is not None:
             return NM.from_pattern(self.pattern)
         assert self.polytope is not None  # by __post_init__
         return self.polytope
 
-    def requested_sparsity(self, shape: tuple[int, int]) -> float:
-        """Return the fraction that was asked for, before it is rounded to a count."""
+    def requested_sparsity(self, shape: tuple[int, int], name: str = "") -> float:
+        """Return the fraction that was asked for, before it is rounded to a count; a decided count is one already."""
+        if self.counts is not None and name in self.counts:
+            return self.counts[name] / shape[1]
         if self.sparsity is not None:
             return self.sparsity
         return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return {"sparsity": S}, {"pattern": "N:M"} or {"polytope": {...}}."""
+        """Return {"sparsity": S} with an allocation that is not uniform, {"pattern": "N:M"} or {"polytope": …}."""
         if self.sparsity is not None:
-            return {"sparsity": self.sparsity}
+            return {"sparsity": self.sparsity, **self.allocation.to_dict()}
         return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}
