@@ -36,7 +36,8 @@ class Benchmark:
 
 BENCHMARKS = {
     "greedy": Benchmark(
-        ("greedy.py", LAYERS, "--plot", "{plots}/greedy.png"), ("--rows", "2", "--cols", "32", "--most", "5")
+        ("greedy.py", LAYERS, "--cols", "256", "--plot", "{plots}/greedy.png"),
+        ("--rows", "2", "--cols", "32", "--most", "5"),
     ),
     "oracle-cost": Benchmark(("oracle_cost.py",), ("--models", "SmolLM2-135M", "--rows", "8", "--repeats", "1")),
     "fixed-share": Benchmark(

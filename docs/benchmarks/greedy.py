@@ -26,6 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsefw, alpha 0.75": {"solver": "sparsefw", "alpha": 0.75, "at_most": False},
 }
 GREEDY = ("magnitude", "ria", "swap")
+TOP = 1.3  # of the objectives shown; early iterates of SparseFW are far above
 DECAYS = (0.0, 0.5, 1.0, 2.0)
 Point = tuple[float, float, float | None]  # products, objective over Wanda's, gap
 
@@ -86,6 +87,8 @@ def panel(title: str, found: dict[str, list[Point]], gaps: bool, axes: Axes) -> 
     axes.set_ylabel("relative Frank-Wolfe gap" if gaps else "objective / Wanda's")
     if gaps:
         axes.set_yscale("log")
+    else:
+        axes.set_ylim(top=TOP)
     axes.legend(fontsize="x-small")
 
 
@@ -113,7 +116,7 @@ def main() -> None:
             for gaps in (False, True)
             for name, points in found.items()
         ]
-        picture(arguments.plot, panels, len(found))
+        picture(arguments.plot, panels, min(4, len(found)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Each run prunes a fresh copy of the dense weights through `prune_model`, and is written to the JSON file as soon as it
 is there; a run that is in the file is not repeated, so that the command can be stopped and given again, or with more
-methods. What fails stays in the table. Two times to compare with are measured on a few windows and scaled: collecting
-the statistics of 128 windows of 2048 tokens and of 512.
+methods. What fails stays in the table. Two times to compare with are measured on a few windows and scaled by the
+windows: collecting the statistics of 128 windows of 2048 tokens and of 512.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fw permuted": {"solver": "fw", "options": PruneOptions(permute=True)},
 }
 USUAL = ("magnitude", "wanda", "ria", *(f"sparsefw {alpha}" for alpha in (0.25, 0.5, 0.75, 0.9)), "admm", "swap")
+SPARSEFW = 2000  # its published iterations
 CUSTOMARY = ((128, 2048), (128, 512))  # windows and tokens whose statistics solving is compared with
 TARGETS = ("50%", "60%", "2:4")
 
@@ -90,6 +91,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Load the model and cut the texts."""
         self.loaded = load_model(arguments.model, LoadOptions(device=arguments.device))
+        self.sparsefw_iterations: int = arguments.sparsefw_iterations
         self.dense = {name: tensor.clone() for name, tensor in self.loaded.model.state_dict().items()}
         calibration = CalibrationOptions(windows=arguments.windows, length=arguments.length)
         self.tokens = calibration_windows(
@@ -105,20 +107,29 @@ class Bench:
         """Measure the model as it is, on every held-out text."""
         return {name: perplexity(self.loaded.model, tokens).perplexity for name, tokens in self.unseen.items()}
 
+    def label(self, method: str) -> str:
+        """Return how the table calls a method: SparseFW with other iterations than published says so."""
+        published = self.sparsefw_iterations == SPARSEFW or METHODS[method]["solver"] != "sparsefw"
+        return method if published else f"{method}, T = {self.sparsefw_iterations}"
+
     def run(self, method: str, amount: str) -> dict[str, Any]:
         """Prune a fresh copy and measure it."""
         self.loaded.model.load_state_dict(self.dense)
-        head_of_run = {"method": method, "target": amount}
+        head_of_run = {"method": self.label(method), "target": amount}
+        options = dict(METHODS[method])
+        if options["solver"] == "sparsefw":
+            options["options"] = PruneOptions(max_iterations=self.sparsefw_iterations)
         try:
-            report = prune_model(self.loaded.model, list(self.tokens.split(1)), **target(amount), **METHODS[method])
+            report = prune_model(self.loaded.model, list(self.tokens.split(1)), **target(amount), **options)
+            unseen = self.perplexities()
         except FAILURES as error:
             return {**head_of_run, "failed": f"{type(error).__name__}: {error}"}
         return {
             **head_of_run,
             "relative_error": report.mean_relative_error,
             "of_wanda": report.mean_wanda_ratio,
-            "perplexity": self.perplexities(),
-            # The stage "solve" also judges Wanda's mask; the sum of the layers is the solver and its polish alone.
+            "perplexity": unseen,
+            # Solver and polish alone; the stage "solve" also prepares Grams, judges and proves, Wanda's mask included.
             "solve_seconds": sum(layer.seconds for layer in report.layers),
             "products": sum(layer.products for layer in report.layers) / len(report.layers),
             "seconds": report.seconds,
@@ -128,16 +139,23 @@ class Bench:
         }
 
     def statistics_seconds(self, sample: int) -> dict[str, float]:
-        """Return how long the statistics of the customary windows take, scaled from some windows of random tokens."""
+        """Return how long the statistics of the customary windows take: what a window adds, times the windows.
+
+        Random tokens, ``sample`` windows against three times as many; what does not grow with the windows counts once.
+        """
         self.loaded.model.load_state_dict(self.dense)
-        vocabulary = self.loaded.model.config.vocab_size
         found = {}
         for windows, length in CUSTOMARY:
-            draw = torch.Generator().manual_seed(0)
-            batches = list(torch.randint(vocabulary, (sample, length), generator=draw).split(1))
-            report = prune_model(self.loaded.model, batches, sparsity=0.0, solver="magnitude")
-            found[f"{windows} x {length}"] = report.seconds["statistics"] * windows / sample
+            few, many = (self.collecting(count, length) for count in (sample, 3 * sample))
+            found[f"{windows} x {length}"] = many + (windows - 3 * sample) * max(many - few, 0.0) / (2 * sample)
         return found
+
+    def collecting(self, windows: int, length: int) -> float:
+        """Return the seconds of the statistics of some windows, one after the other; nothing is pruned."""
+        draw = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.loaded.model.config.vocab_size, (windows, length), generator=draw)
+        report = prune_model(self.loaded.model, list(tokens.split(1)), sparsity=0.0, solver="magnitude")
+        return report.seconds["statistics"]
 
 
 def show(results: dict[str, Any]) -> None:
@@ -151,7 +169,8 @@ def show(results: dict[str, Any]) -> None:
     )
     for name, seconds in results.get("statistics_seconds", {}).items():
         print(f"Statistics of {name} tokens, scaled from a sample: {seconds:.0f} s.\n")
-    columns = ("relative error", "of Wanda's", *(f"perplexity, {text}" for text in texts), "products", "solving, s")
+    costs = ("products", "solving, s", "with judging, s")
+    columns = ("relative error", "of Wanda's", *(f"perplexity, {text}" for text in texts), *costs)
     head("target", "method", *columns)
     for run in results["runs"]:
         if "failed" in run:
@@ -159,11 +178,11 @@ def show(results: dict[str, Any]) -> None:
             continue
         shown = [f"{run['perplexity'][text]:.2f}" for text in texts]
         if run["method"] == "dense":
-            line("-", "dense", "", "", *shown, "", "")
+            line("-", "dense", "", "", *shown, "", "", "")
             continue
         numbers = (run["relative_error"], run["of_wanda"])
         broken = f" ({len(run['failed_layers'])} layers failed)" if run["failed_layers"] else ""
-        cost = (f"{run['products']:.0f}", f"{run['solve_seconds']:.0f}")
+        cost = (f"{run['products']:.0f}", f"{run['solve_seconds']:.0f}", f"{run['seconds']['solve']:.0f}")
         line(run["target"], run["method"] + broken, *numbers, *shown, *cost)
 
 
@@ -181,7 +200,8 @@ def main() -> None:
     parser.add_argument("--evaluate", nargs="+", default=["builtin"], help="texts whose held-out parts are read")
     parser.add_argument("--evaluation-windows", type=int, default=20)
     parser.add_argument("--evaluation-length", type=int, default=512)
-    parser.add_argument("--sample", type=int, default=2, help="windows to time statistics on; 0 for no timing")
+    parser.add_argument("--sparsefw-iterations", type=int, default=SPARSEFW)
+    parser.add_argument("--sample", type=int, default=1, help="windows to time statistics on; 0 for no timing")
     parser.add_argument("--show", action="store_true", help="print the table of the file, run nothing")
     arguments = parser.parse_args()
     if arguments.show:
@@ -198,7 +218,7 @@ def main() -> None:
     save(arguments.results, results)
     for amount in arguments.targets:
         for method in arguments.methods:
-            if (method, amount) not in done:
+            if (bench.label(method), amount) not in done:
                 started = time.perf_counter()
                 results["runs"].append(bench.run(method, amount))
                 save(arguments.results, results)
