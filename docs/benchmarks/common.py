@@ -87,7 +87,7 @@ def model_grams(model: Any, tokens: Tensor, names: Iterable[str]) -> dict[str, T
     while collector.groups:
         members, taken = collector.take()
         assert taken is not None  # every window reaches every layer
-        found.update((layer.name, taken[0]) for layer in members)
+        found.update(dict.fromkeys((layer.name for layer in members), taken.gram()))
     return found
 
 
