@@ -145,10 +145,15 @@ def fixed_entries(rule: Rule, draw: Draw) -> tuple[Tensor | None, Tensor | None]
     return (None if form == 1 else kept), (None if form == 2 else pruned)
 
 
-def random_case(seed: int, sets: tuple[str, ...] = SETS, grams: tuple[str, ...] = GRAMS) -> Case:
+def random_case(
+    seed: int,
+    sets: tuple[str, ...] = SETS,
+    grams: tuple[str, ...] = GRAMS,
+    weights: tuple[str, ...] = WEIGHTS,
+) -> Case:
     """Draw a problem; every third one has fixed entries."""
     draw = Draw(seed)
-    set_kind, gram_kind, weight_kind = draw.pick(sets), draw.pick(grams), draw.pick(WEIGHTS)
+    set_kind, gram_kind, weight_kind = draw.pick(sets), draw.pick(grams), draw.pick(weights)
     polytope, rule = make_set(set_kind, draw)
     gram = make_gram(gram_kind, rule.shape[1], draw)
     weight = make_weight(weight_kind, rule.shape, gram, draw)

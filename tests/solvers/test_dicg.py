@@ -11,6 +11,7 @@ from relaxprune.problems.polytopes.transposable import TransposableNM
 from relaxprune.solvers import Plan, Run
 from relaxprune.solvers.dicg import DICG
 from relaxprune.solvers.frank_wolfe import FrankWolfe
+from relaxprune.solving import least_memory
 from tests.counting import broken_at, counted
 from tests.enumeration import Rule, magnitude
 from tests.layers import POLYTOPES, correlated_gram, layer
@@ -168,7 +169,7 @@ def test_reported_products_are_the_products_done(iterations):
 def test_solving_in_blocks_of_rows_gives_the_same_minimum():
     problem, _ = layer("2:4", seed=7)
     whole = solve(problem, EXACT, polish=None)
-    parts = solve(problem, EXACT, polish=None, memory_budget_bytes=1)
+    parts = solve(problem, EXACT, polish=None, memory_budget_bytes=least_memory(problem, EXACT, None))
     assert parts.relaxed_objective == pytest.approx(whole.relaxed_objective, rel=1e-6)
 
 
