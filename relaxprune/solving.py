@@ -76,6 +76,7 @@ def solve(
     refuse_ignored(chosen, polish, start, max_iterations, time_limit_s, gap_tolerance)
     if not isinstance(problem, Problem):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
+    chosen.check_device(problem.device)
     chosen.check(problem)
     started = time.monotonic()
     memory_bytes = memory_budget_bytes or DEFAULT_MEMORY_BYTES

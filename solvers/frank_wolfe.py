@@ -163,9 +163,9 @@ class FrankWolfe(IterativeSolver[Annealing]):
         extra = 3 * group if self.anneal and group < problem.shape[1] else 0
         return run.memory_bytes * self.wide() // (self.wide() + extra)
 
-    def check(self, problem: Problem) -> None:
-        """Refuse a precision that the problem's device lacks."""
-        check_precision(self.precision, problem.device)
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a precision that the device lacks."""
+        check_precision(self.precision, device)
 
     def working(self, problem: Problem) -> Working:
         """Return the copy whose products are in ``precision``."""

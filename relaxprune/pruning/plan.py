@@ -171,6 +171,8 @@ def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Targ
     Raises:
         RelaxPruneError: the solver cannot take a layer; the message names it.
     """
+    for device in {layer.weight.device for layer in layers}:
+        solver.check_device(device)
     if type(solver).check is Solver.check:
         return
     firsts: dict[tuple[int, int], PrunableLayer] = {}
