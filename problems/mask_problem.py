@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import Self
 
@@ -231,12 +232,15 @@ class WorkingMask(Working):
 
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """Return W ∘ ((W ∘ direction) G)."""
-        product: Tensor = torch.mm(self.weight * direction, self.gram, out=out)
-        return product.mul_(self.weight)
+        return self.multiplied(self.weight * direction, out).mul_(self.weight)
+
+    def matrix_of_products(self) -> Tensor:
+        """Return the Gram."""
+        return self.gram
 
     def half_gradient(self, point: Tensor) -> Tensor:
         """Return −W ∘ ((W ∘ (1 − m)) G)."""
-        return self.image(point - 1)
+        return self.full().image(point - 1)
 
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return zᵀ Q z per row: (rows,)."""
@@ -249,8 +253,9 @@ class WorkingMask(Working):
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
-        polytope = self.polytope.rows(index)
-        return type(self)(self.weight[index], self.gram, self.diagonal[index], polytope, self.prepared)
+        part = copy(self)
+        part.weight, part.diagonal, part.polytope = self.weight[index], self.diagonal[index], self.polytope.rows(index)
+        return part
 
     def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Return w_i G_ij w_j: (R, K, L)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from .gram import Gram, PsdProof
+from .lowered import Lowered
 from .neighbours import Neighbours
 from .polytopes import Polytope
 from .polytopes.base import Shape
@@ -29,6 +31,7 @@ class Quadratic(ABC):
 
     polytope: Polytope
     diagonal: Tensor  # (rows, cols): q, the diagonal of every row's Q
+    lowered: Lowered | None = None  # what ``image`` multiplies by in place of the matrix; see ``Working.lower``
 
     @property
     def source(self) -> Gram | None:
@@ -38,6 +41,10 @@ class Quadratic(ABC):
     @abstractmethod
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """Return Q applied to a direction (rows, cols): the one matrix product of an iteration."""
+
+    def full(self) -> Self:
+        """Return the same quadratic without ``Working.lower``: every product in the dtype of its tensors."""
+        return self
 
     @abstractmethod
     def half_gradient(self, point: Tensor) -> Tensor:
@@ -52,6 +59,26 @@ class Quadratic(ABC):
 
 class Working(Quadratic):
     """The normalised copy of a problem that solvers compute with, in their own dtype; Q itself is never formed."""
+
+    @abstractmethod
+    def matrix_of_products(self) -> Tensor:
+        """Return what ``image`` multiplies by, (cols, cols)."""
+
+    def lower(self, precision: str) -> Self:
+        """Return a copy whose ``image`` alone computes in a lower precision; half gradients do not."""
+        part = copy(self)
+        part.lowered = None if precision == "full" else Lowered.of(self.matrix_of_products(), precision)
+        return part
+
+    def full(self) -> Self:
+        """Return the copy whose every product is in the dtype of its tensors."""
+        return self if self.lowered is None else self.lower("full")
+
+    def multiplied(self, left: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return ``left`` (rows, cols) times the matrix of products."""
+        return (
+            torch.mm(left, self.matrix_of_products(), out=out) if self.lowered is None else self.lowered.product(left)
+        )
 
     @abstractmethod
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Self
 
 import torch
@@ -155,12 +156,15 @@ class WorkingQuadratic(Working):
 
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """Return Q d."""
-        product: Tensor = torch.mm(direction, self.matrix, out=out)
-        return product
+        return self.multiplied(direction, out)
+
+    def matrix_of_products(self) -> Tensor:
+        """Return Q."""
+        return self.matrix
 
     def half_gradient(self, point: Tensor) -> Tensor:
         """Return Q m + linear / 2."""
-        return self.image(point).add_(self.linear, alpha=0.5)
+        return self.full().image(point).add_(self.linear, alpha=0.5)
 
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return mᵀ Q m + linearᵀ m per row: (rows,)."""
@@ -177,7 +181,10 @@ class WorkingQuadratic(Working):
 
     def select(self, index: Tensor) -> Self:
         """Return the rows in ``index``."""
-        return type(self)(self.matrix, self.linear[index], self.polytope.rows(index), self.prepared)
+        part = copy(self)
+        part.linear, part.polytope = self.linear[index], self.polytope.rows(index)
+        part.diagonal = self.matrix.diagonal().expand(part.linear.shape)
+        return part
 
     def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Return Q_ij: (R, K, L)."""

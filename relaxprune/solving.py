@@ -77,6 +77,7 @@ def solve(
     refuse_ignored(chosen, polish, start, max_iterations, time_limit_s, gap_tolerance)
     if not isinstance(problem, Problem):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
+    chosen.check_device(problem.device)
     chosen.check(problem)
     refuse_small(memory_budget_bytes, problem, chosen, polisher)
     started = time.monotonic()

@@ -14,6 +14,7 @@ from .loop import State
 
 _ITERATIONS_PER_MOMENTUM = 300
 _MEAN_WEIGHT = 3  # iterate k weighs about k^2 in the mean
+_FULL_FROM = 0.9  # progress of the annealing from which no product is in a lower precision
 _REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
 
 
@@ -79,6 +80,7 @@ class Annealing(State):
         self.gap_tolerance = schedule.gap_tolerance
         self.end_of_convex: Tensor | None = None
         self.product_count = 1
+        self.exact = True  # whether no product of a lower precision is in the half gradient
 
     def point(self) -> Tensor:
         """Return m."""
@@ -137,6 +139,12 @@ class Annealing(State):
         if self.tilt is not None:
             self.half_gradient.add_(self.tilt, alpha=1 - self.progress)
         self.product_count += 1
+        self.exact = True
+
+    def make_exact(self, problem: Quadratic) -> None:
+        """Recompute the half gradient where products of a lower precision are in it, so that it can be judged by."""
+        if not self.exact:
+            self._refresh(problem)
 
     def step(self, problem: Quadratic) -> None:
         """Take one Frank-Wolfe step, raising θ first when annealing."""
@@ -156,6 +164,9 @@ class Annealing(State):
         self.smooth.lerp_(self.half_gradient, 1 - smoothing)
         vertex, self.hint = problem.polytope.near_lmo(self.smooth, self.hint)
         self.target.lerp_(vertex.sub_(0.5), 1 - momentum)
+        if self.progress >= _FULL_FROM:
+            self.make_exact(problem)
+            problem = problem.full()
         self._move(problem, torch.sub(self.target, self.centred, out=vertex))
         self.iteration += 1
         if self.mean is not None:
@@ -166,6 +177,7 @@ class Annealing(State):
         polytope = problem.polytope
         image = problem.image(direction)
         self.product_count += 1
+        self.exact = self.exact and problem.lowered is None
         _add_scaled(image, self._concave(problem), direction, -self.theta)
         slope = polytope.block_sum(torch.linalg.vecdot(self.half_gradient, direction))
         curvature = polytope.block_sum(torch.linalg.vecdot(image, direction))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
@@ -195,6 +196,10 @@ class Solver(ABC):
 
     def check(self, problem: Problem) -> None:
         """Raise RelaxPruneError when the solver cannot take ``problem``: what is missing, and which solvers fit."""
+        return None
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise RelaxPruneError when the solver, with these options, cannot work on ``device``, whatever the problem."""
         return None
 
     def budgets(self) -> frozenset[str]:

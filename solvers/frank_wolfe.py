@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
 from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.lowered import PRECISIONS, check_precision
 
 from .annealing import Annealing, Schedule
 from .base import Counts, Run, Status, block_bytes
@@ -100,6 +101,10 @@ class FrankWolfe(IterativeSolver[Annealing]):
         effort: ``"fast"`` anneals once, in 80 iterations; ``"default"`` once more from the mask that this gave, 350 in
             all; ``"best"`` seven times, 1530. ``max_iterations`` changes the number of these rounds; what
             crossings anneal is counted in products only.
+        precision: of the products of the iterations: ``"full"`` is ``dtype``, ``"tf32"`` and ``"bf16"`` are less, for
+            devices that are faster for it; see ``relaxprune.problems.lowered``. Half gradients from scratch, the last
+            tenth of an annealing and what ends a phase stay in float32, descents and all that is reported in
+            float64. ``"bf16"`` holds another copy of the Gram, of 2 bytes an entry on such devices, else of 4.
     """
 
     anneal: bool = True
@@ -108,6 +113,7 @@ class FrankWolfe(IterativeSolver[Annealing]):
     smoothing: float = 0.3
     tighten: str = "none"
     effort: str = "default"
+    precision: str = "full"
 
     name: ClassVar[str] = "fw"
     summary: ClassVar[str] = "annealed Frank-Wolfe with exact line search (the default)"
@@ -124,6 +130,11 @@ class FrankWolfe(IterativeSolver[Annealing]):
                 raise RelaxPruneError(f"{name} must lie in [0, 1), got {value!r}")
         if self.tighten not in TIGHTENINGS:
             raise RelaxPruneError(f"tighten must be one of {', '.join(TIGHTENINGS)}, got {self.tighten!r}")
+        if self.precision not in PRECISIONS:
+            guess = did_you_mean(self.precision, PRECISIONS)
+            raise RelaxPruneError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}{guess}")
+        if self.precision != "full" and self.dtype != "float32":
+            raise RelaxPruneError(f'precision must be "full" where dtype is {self.dtype!r}, got {self.precision!r}')
         if self.effort not in EFFORTS:
             guess = did_you_mean(self.effort, EFFORTS)
             raise RelaxPruneError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}{guess}")
@@ -159,6 +170,14 @@ class FrankWolfe(IterativeSolver[Annealing]):
         group = problem.polytope.group_size(problem.shape)
         return 3 * group if self.anneal and group < problem.shape[1] else 0
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a precision that the device lacks."""
+        check_precision(self.precision, device)
+
+    def working(self, problem: Problem) -> Working:
+        """Return the copy whose products are in ``precision``."""
+        return super().working(problem).lower(self.precision)
+
     def init(self, problem: Working, start: Tensor, plan: Plan) -> Annealing:
         """Start at a feasible mask."""
         share = None
@@ -180,9 +199,11 @@ class FrankWolfe(IterativeSolver[Annealing]):
     def done(self, problem: Working, state: Annealing) -> Tensor:
         """Convex: the gap is within tolerance. Annealed: at a vertex that the oracle returns, so no θ will move it."""
         if state.mean is None and state.progress > _SETTLING:
+            state.make_exact(problem)
             return at_fixed_vertex(problem, state.point(), state.half_gradient)
         # Where no tolerance is named the convex phase keeps its iterations, unless the gap vanishes.
         if state.mean is not None and (state.gap_tolerance is not None or state.iteration % _LOOK_EVERY == 0):
+            state.make_exact(problem)
             return within_gap(problem, state.point(), state.half_gradient, state.gap_tolerance or 0.0)
         blocks = problem.polytope.block_count(problem.shape)
         return torch.zeros(blocks, dtype=torch.bool, device=state.centred.device)

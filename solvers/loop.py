@@ -100,6 +100,10 @@ class IterativeSolver(Solver, Generic[S]):
         if self.dtype not in ("float32", "float64"):
             raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
 
+    def working(self, problem: Problem) -> Working:
+        """Return the copy of ``problem`` that the iterations compute with."""
+        return problem.working(getattr(torch, self.dtype))
+
     @abstractmethod
     def init(self, problem: Working, start: Tensor, plan: Plan) -> S:
         """Return the state at a feasible mask ``start`` (rows, cols), float."""
@@ -253,7 +257,7 @@ class _Loop(Generic[S]):
         self, solver: IterativeSolver[S], problem: Problem, start: Tensor, plan: Plan, dtype: torch.dtype
     ) -> None:
         self.solver, self.plan = solver, plan
-        self.whole = self.working = problem.working(dtype)
+        self.whole = self.working = solver.working(problem)
         self.rows = problem.shape[0]
         self.state = solver.init(self.working, start.to(dtype), plan)
         self.active = torch.arange(self.rows, device=start.device)
@@ -272,17 +276,17 @@ class _Loop(Generic[S]):
             self.iterations = iteration
             last = iteration == self.plan.iterations or self.state.full()
             if last or iteration % CHECK_EVERY == 0:
+                finished = self.solver.done(self.working, self.state)  # which may take a product
                 products = self.solver.products(self.state)
                 self.row_products += (products - counted) * len(self.active) / self.rows
                 counted = products
-                if self._look(products):
+                if self._look(finished, products):
                     break
         self._keep(self.active, torch.arange(len(self.active), device=self.active.device))
 
-    def _look(self, products: int) -> bool:
+    def _look(self, finished: Tensor, products: int) -> bool:
         """Check the state: finite, converged, in time. Returns whether to stop. Waits for the device once."""
         plan = self.plan
-        finished = self.solver.done(self.working, self.state)
         finite, count = torch.stack([self.state.finite().to(torch.long), finished.sum()]).tolist()
         if not finite:
             self.status = Status.NOT_FINITE
@@ -299,16 +303,16 @@ class _Loop(Generic[S]):
         # Copying costs about one pass, so rows leave once they are a quarter of the batch. Rows that share a count
         # never leave alone.
         if self.state.may_leave() and len(finished) == len(self.active) and 4 * count >= len(finished):
-            self._compact(finished)
+            self._compact(finished, remaining)
         if plan.deadline is not None and time.monotonic() >= plan.deadline:
             self.status = Status.TIME_LIMIT
             return True
         return False
 
-    def _compact(self, finished: Tensor) -> None:
-        """Let finished rows leave."""
-        self._keep(self.active[finished], finished.nonzero().squeeze(1))
-        stay = (~finished).nonzero().squeeze(1)
+    def _compact(self, finished: Tensor, remaining: int) -> None:
+        """Let finished rows leave; the number of the others is known, so nothing waits for the device."""
+        stay, leave = finished.to(torch.uint8).argsort(stable=True).tensor_split([remaining])
+        self._keep(self.active[leave], leave)
         self.active = self.active[stay]
         self.working = self.working.select(stay)
         self.state.select(stay)

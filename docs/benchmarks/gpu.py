@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, certify, solve
 from relaxprune.problems import Polytope
+from relaxprune.problems.lowered import PRECISIONS
 from relaxprune.problems.polytopes.threshold import nearly_smallest
 from relaxprune.solvers import Plan, Run
 from relaxprune.solvers.exchange import Descent
@@ -34,11 +35,12 @@ from relaxprune.solvers.frank_wolfe import FrankWolfe
 ITERATION_SHAPES = ((576, 576), (576, 1536), (2048, 2048), (4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192))
 SOLVE_SHAPES = ((4096, 4096), (4096, 14336))
 QUICK_SHAPES = ((64, 96), (96, 64))
-PRECISIONS = ("highest", "high")
 METHODS: tuple[dict[str, Any], ...] = (
     {"solver": "wanda"},
     {"solver": "fw", "effort": "fast"},
     {"solver": "fw"},
+    {"solver": "fw", "precision": "tf32"},
+    {"solver": "fw", "precision": "bf16"},
     {"solver": "fw", "effort": "best"},
     {"solver": "sparsefw", "alpha": 0.75},
     {"solver": "swap"},
@@ -109,20 +111,19 @@ def iterations(bench: Bench, shapes: tuple[tuple[int, int], ...]) -> None:
     for rows, cols in shapes:
         for precision in PRECISIONS:
             with bench.guarded(table, f"{rows} x {cols}"):
-                torch.set_float32_matmul_precision(precision)
-                bench.row(table, shape=f"{rows} x {cols}", precision=precision, **iteration(bench, rows, cols))
-    torch.set_float32_matmul_precision("highest")
+                bench.row(table, shape=f"{rows} x {cols}", precision=precision, **iteration(bench, rows, cols, precision))
 
 
-def iteration(bench: Bench, rows: int, cols: int) -> dict[str, float]:
-    """Measure one shape."""
+def iteration(bench: Bench, rows: int, cols: int, precision: str) -> dict[str, float]:
+    """Measure one shape, on iterations early in an annealing: the last tenth of one is in full precision."""
     weight, gram = bench.layer(rows, cols)
     problem = MaskProblem(weight, gram, KSparse(cols // 2))
-    working, solver = problem.working(), FrankWolfe()
-    start = problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.float(), Plan.of(solver, Run(start), 0, 1, 0.0))
-    product = bench.seconds(lambda: torch.mm(weight, working.gram), inner=10)
-    for _ in range(80):  # into the annealing phase
+    solver = FrankWolfe(effort="fast", convex_share=0.02, precision=precision)
+    solver.check_device(bench.device)
+    working, start = solver.working(problem), problem.polytope.round(problem.score("wanda"))
+    state = solver.init(working, start.float(), Plan.of(solver, Run(start, max_iterations=1000), 0, 1, 0.0))
+    product = bench.seconds(lambda: working.multiplied(weight), inner=10)
+    for _ in range(40):  # into the annealing phase
         solver.step(working, state)
     step = bench.seconds(lambda: solver.step(working, state), inner=20)
     scores, hint = state.smooth.clone(), state.hint

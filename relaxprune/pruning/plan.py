@@ -176,6 +176,8 @@ def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Targ
     Raises:
         RelaxPruneError: the solver cannot take a layer, or not in the memory budget; the message names it.
     """
+    for device in {layer.weight.device for layer in layers}:
+        solver.check_device(device)
     budget, polisher = options.memory_budget_bytes, polisher_of(options.polish, solver)
     if type(solver).check is Solver.check and budget is None:
         return

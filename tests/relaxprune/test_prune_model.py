@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from relaxprune.problems import NM, RelaxPruneError
+from relaxprune.problems import NM, RelaxPruneError, lowered
 from relaxprune.pruning.layers import find_layers
 from relaxprune.pruning.model import PruneOptions, prune_model
 
@@ -186,11 +186,13 @@ def test_batches_are_read_once_and_may_be_generated():
         ({"sparsity": 0.5, "annael": False}, "anneal"),
         ({"pattern": "3:7"}, "q_proj"),
         ({"sparsity": 0.5, "solver": "enumerate"}, r"q_proj' of shape \(32, 32\)"),
+        ({"sparsity": 0.5, "precision": "tf32"}, 'precision is "tf32", which cpu does not multiply in'),
         ({}, "exactly one"),
         ({"sparsity": 0.5, "options": PruneOptions(exclude=("nothing*",))}, "nothing"),
     ],
 )
-def test_wrong_input_is_refused_before_any_batch_is_read(arguments, words):
+def test_wrong_input_is_refused_before_any_batch_is_read(arguments, words, monkeypatch):
+    monkeypatch.setattr(lowered, "_has_tf32", lambda device: False)
     def never():
         raise AssertionError("read a batch")
         yield
