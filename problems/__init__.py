@@ -19,6 +19,7 @@ from .polytopes import polytope_from_dict as polytope_from_dict
 from .problem import Problem as Problem
 from .problem import Working as Working
 from .quadratic_problem import QuadraticProblem as QuadraticProblem
+from .reconstruction_problem import ReconstructionProblem as ReconstructionProblem
 
 __all__ = [
     "NM",
@@ -29,6 +30,7 @@ __all__ = [
     "Polytope",
     "Problem",
     "QuadraticProblem",
+    "ReconstructionProblem",
     "RelaxPruneError",
     "TransposableNM",
     "Working",

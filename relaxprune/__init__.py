@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
     from relaxprune.problems import QuadraticProblem as QuadraticProblem
+    from relaxprune.problems import ReconstructionProblem as ReconstructionProblem
     from relaxprune.problems import RelaxPruneError as RelaxPruneError
     from relaxprune.problems import TransposableNM as TransposableNM
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .pruning.model import prune_model as prune_model
     from .pruning.planning import plan_model as plan_model
     from .pruning.report import PruneReport as PruneReport
+    from .refitting import Refit as Refit
+    from .refitting import refit as refit
     from .solution import Solution as Solution
     from .solution import Status as Status
     from .solving import available_solvers as available_solvers
@@ -37,6 +40,7 @@ _HOME = {
     "MaskProblem": "relaxprune.problems",
     "NM": "relaxprune.problems",
     "QuadraticProblem": "relaxprune.problems",
+    "ReconstructionProblem": "relaxprune.problems",
     "RelaxPruneError": "relaxprune.problems",
     "TransposableNM": "relaxprune.problems",
     "Certificate": "relaxprune.certificates",
@@ -46,6 +50,8 @@ _HOME = {
     "plan_model": "relaxprune.pruning.planning",
     "prune_model": "relaxprune.pruning.model",
     "PruneReport": "relaxprune.pruning.report",
+    "Refit": "relaxprune.refitting",
+    "refit": "relaxprune.refitting",
     "Solution": "relaxprune.solution",
     "Status": "relaxprune.solution",
     "available_solvers": "relaxprune.solving",

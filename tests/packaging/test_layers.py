@@ -22,6 +22,7 @@ FLOORS = (
     ("relaxprune.solution", 2),
     ("relaxprune.checks", 2),
     ("relaxprune.solving", 3),
+    ("relaxprune.refitting", 3),
     ("relaxprune.comparison", 4),
     ("relaxprune.comparison_plot", 4),
     ("relaxprune.pruning", 4),

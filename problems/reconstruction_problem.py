@@ -1,0 +1,195 @@
+"""Choosing a mask and new values for the weights that it keeps."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .errors import RelaxPruneError
+from .gram import Gram
+from .mask_problem import MaskProblem
+from .polytopes import Polytope
+from .polytopes.base import Shape
+from .precision import product64, row_blocks
+
+_BAND_BYTES = 256 * 2**20
+_JUDGE_MATRICES = 4  # (rows, cols) float64 tensors held while judging
+
+
+class ReconstructionProblem:
+    """Minimise f(V) = trace((W − V) G (W − V)ᵀ) over weights V that are 0 outside a mask of a polytope.
+
+    With ``cross`` C = E[x x̃ᵀ] the layer reads x in the dense model and x̃ in the pruned one, ``gram`` is E[x̃ x̃ᵀ], and
+    V is to give on x̃ what W gives on x: f(V) = tr(W G_dense Wᵀ) − 2 tr(W C Vᵀ) + tr(V G Vᵀ), so that the errors of
+    earlier layers are corrected instead of carried on. Both are, up to a constant, distances from one matrix:
+    f(V) = residual + tr((T − V) H (T − V)ᵀ) with ``target`` T (W itself without ``cross``) and
+    ``prepared`` H = G + damping · mean(diag G) · I.
+
+    Args:
+        weight: (rows, cols) = (out_features, in_features), any float dtype.
+        gram: (cols, cols) second moment of the layer's inputs as it reads them, as a tensor or a prepared ``Gram``.
+        polytope: the set of masks.
+        cross: (cols, cols) E[x x̃ᵀ], rows for the dense model's inputs, or None.
+        dense_gram: (cols, cols) E[x xᵀ] of the dense model; needed with ``cross``, and only then.
+        damping: added to the objective is damping · mean(diag G) · ‖W − V‖²; at least 0.
+
+    Raises:
+        RelaxPruneError: sizes, dtypes or values that cannot be right, or a Gram that is not positive semidefinite: the
+            problem would be unbounded.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        gram: Tensor | Gram,
+        polytope: Polytope,
+        *,
+        cross: Tensor | None = None,
+        dense_gram: Tensor | None = None,
+        damping: float = 0.0,
+    ) -> None:
+        """Check the input; see the class."""
+        if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < float("inf"):
+            raise RelaxPruneError(f"damping must be a number of at least 0, got {damping!r}")
+        read = gram if isinstance(gram, Gram) else Gram(gram)
+        self.damping = float(damping)
+        self.prepared: Gram = _damped(read, self.damping)
+        if not self.prepared.proof.psd:
+            raise RelaxPruneError(
+                "gram must be proven positive semidefinite for weights that move, but its smallest eigenvalue in "
+                f"correlation scaling may be -{self.prepared.proof.shift:.3g}; give damping, such as 1e-6"
+            )
+        dense = MaskProblem(weight, read, polytope)
+        self.weight: Tensor = dense.weight
+        self.polytope: Polytope = polytope
+        _check_cross(cross, dense_gram, dense)
+        self._ridge = self.damping * read.scale
+        self.target: Tensor = self.weight
+        if cross is not None and dense_gram is not None:
+            self.target = _target(self.weight, cross, self.prepared, self._ridge)
+        self._cross, self._dense_gram = cross, dense_gram
+
+    @property
+    def shape(self) -> Shape:
+        """(rows, cols) of the weight."""
+        rows, cols = self.weight.shape
+        return int(rows), int(cols)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lives."""
+        return self.weight.device
+
+    @cached_property
+    def surrogate(self) -> MaskProblem:
+        """The mask problem of the target: its objective is f of the masked target, less the residual."""
+        return MaskProblem(self.target, self.prepared, self.polytope)
+
+    @cached_property
+    def row_energy(self) -> Tensor:
+        """W G_dense wᵀ of each row, (rows,) float64, damping left out."""
+        matrix = self.prepared.matrix if self._dense_gram is None else self._dense_gram
+        ridge = self._ridge if self._dense_gram is None else 0.0
+        parts = []
+        for part in row_blocks(self.shape[0], 8 * _JUDGE_MATRICES * self.shape[1], _BAND_BYTES):
+            wide = self.weight[part].to(torch.float64)
+            parts.append((wide * product64(wide, matrix)).sum(dim=1) - ridge * wide.square().sum(dim=1))
+        return torch.cat(parts)
+
+    @cached_property
+    def reference(self) -> float:
+        """trace(W G_dense Wᵀ), which relative errors are divided by."""
+        return float(self.row_energy.sum())
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """What no weights can remove, (rows,) float64: 0 without ``cross``."""
+        if self._cross is None:
+            return torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        wide = self.target.to(torch.float64)
+        reached = (wide * product64(wide, self.prepared.matrix)).sum(dim=1)
+        ridge = self._ridge * self.weight.to(torch.float64).square().sum(dim=1)
+        return (self.row_energy + ridge - reached).clamp_(min=0.0)
+
+    def row_objective(self, weight: Tensor) -> Tensor:
+        """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""
+        parts = []
+        for part in row_blocks(self.shape[0], 8 * _JUDGE_MATRICES * self.shape[1], _BAND_BYTES):
+            moved = self.target[part].to(torch.float64) - weight[part].to(torch.float64)
+            parts.append((moved * product64(moved, self.prepared.matrix)).sum(dim=1))
+        return self.polytope.block_sum(torch.cat(parts) + self.residual)
+
+    def objective(self, weight: Tensor) -> float:
+        """Return f at weights V (rows, cols), float64."""
+        return float(self.row_objective(weight).sum())
+
+    def relative_error(self, weight: Tensor) -> float:
+        """Return f(V) / trace(W G_dense Wᵀ)."""
+        return self.objective(weight) / self.reference if self.reference > 0 else 0.0
+
+    def rows(self, index: slice | Tensor) -> Self:
+        """Return the problem of a run of whole coupled blocks; checks are not repeated."""
+        part = object.__new__(type(self))
+        part.__dict__.update(
+            weight=self.weight[index],
+            target=self.target[index],
+            polytope=self.polytope.rows(index),
+            prepared=self.prepared,
+            damping=self.damping,
+            _ridge=self._ridge,
+            _cross=self._cross,
+            _dense_gram=self._dense_gram,
+        )
+        return part
+
+
+def _damped(gram: Gram, damping: float) -> Gram:
+    """Return G + damping · mean(diag G) · I."""
+    if damping == 0:
+        return gram
+    matrix = gram.matrix.clone()
+    matrix.diagonal().add_(damping * gram.scale)
+    return Gram(matrix)
+
+
+def _check_cross(cross: Tensor | None, dense_gram: Tensor | None, dense: MaskProblem) -> None:
+    """Refuse matrices that cannot belong together.
+
+    Raises:
+        RelaxPruneError: one without the other, or a shape, dtype, device or value that is wrong.
+    """
+    if (cross is None) != (dense_gram is None):
+        missing, given = ("dense_gram", "cross") if dense_gram is None else ("cross", "dense_gram")
+        raise RelaxPruneError(f"{missing} is needed with {given}: the dense layer's output is measured with it")
+    cols = dense.shape[1]
+    for name, matrix in (("cross", cross), ("dense_gram", dense_gram)):
+        if matrix is None:
+            continue
+        if not isinstance(matrix, Tensor) or tuple(matrix.shape) != (cols, cols) or not matrix.is_floating_point():
+            got = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else repr(matrix)
+            raise RelaxPruneError(f"{name} must be a float tensor of shape {(cols, cols)}, got {got}")
+        if matrix.device != dense.device:
+            raise RelaxPruneError(f"{name} is on {matrix.device}, but weight is on {dense.device}")
+        if not bool(torch.isfinite(matrix).all()):
+            raise RelaxPruneError(f"{name} holds NaN or Inf")
+
+
+def _target(weight: Tensor, cross: Tensor, gram: Gram, ridge: float) -> Tensor:
+    """Return the weights without a mask, T = (W C + ridge W) H⁻¹, in float64: (rows, cols).
+
+    Raises:
+        RelaxPruneError: H is singular, so that T is not determined.
+    """
+    wide = weight.to(torch.float64)
+    right = product64(wide, cross) + ridge * wide
+    matrix = gram.matrix.to(torch.float64)
+    root = torch.where(gram.diagonal > 0, gram.diagonal.to(torch.float64), 1.0).rsqrt()
+    scaled = matrix * root * root.unsqueeze(1)
+    scaled.diagonal().copy_(torch.ones_like(root))
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    if int(info):
+        raise RelaxPruneError("gram is singular, so that cross leaves the target open; give damping, such as 1e-4")
+    return torch.cholesky_solve((right * root).T, factor).T * root
