@@ -111,7 +111,9 @@ def iterations(bench: Bench, shapes: tuple[tuple[int, int], ...]) -> None:
     for rows, cols in shapes:
         for precision in PRECISIONS:
             with bench.guarded(table, f"{rows} x {cols}"):
-                bench.row(table, shape=f"{rows} x {cols}", precision=precision, **iteration(bench, rows, cols, precision))
+                bench.row(
+                    table, shape=f"{rows} x {cols}", precision=precision, **iteration(bench, rows, cols, precision)
+                )
 
 
 def iteration(bench: Bench, rows: int, cols: int, precision: str) -> dict[str, float]:
