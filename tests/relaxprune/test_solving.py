@@ -181,7 +181,7 @@ def test_the_order_of_rows_does_not_matter(solver, name):
     moved = solve(MaskProblem(problem.weight[order], problem.gram, problem.polytope), solver, **options)
     if problem.polytope.rows_per_block(problem.shape) == len(order):
         # A descent across rows pairs them in the order of their gains, and equal gains in the order of the rows.
-        assert moved.objective == pytest.approx(plain.objective, rel=0.01)
+        assert moved.objective == pytest.approx(plain.objective, rel=0.03)
     else:
         assert torch.equal(moved.mask, plain.mask[order])
 
