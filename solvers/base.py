@@ -199,7 +199,7 @@ class Solver(ABC):
         return None
 
     def check_device(self, device: torch.device) -> None:
-        """Raise RelaxPruneError when the solver, with these options, cannot work on ``device``, whatever the problem."""
+        """Raise RelaxPruneError when the solver, with these options, cannot take any problem on ``device``."""
         return None
 
     def budgets(self) -> frozenset[str]:

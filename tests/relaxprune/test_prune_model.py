@@ -193,6 +193,7 @@ def test_batches_are_read_once_and_may_be_generated():
 )
 def test_wrong_input_is_refused_before_any_batch_is_read(arguments, words, monkeypatch):
     monkeypatch.setattr(lowered, "_has_tf32", lambda device: False)
+
     def never():
         raise AssertionError("read a batch")
         yield
