@@ -19,6 +19,11 @@ from relaxprune import MaskProblem, solve
 METHODS: dict[str, tuple[dict[str, Any], ...]] = {
     "fw": ({"solver": "fw"},),
     "fw-100": ({"solver": "fw", "max_iterations": 100},),
+    "precision": tuple(
+        {"solver": "fw", "effort": effort, "precision": precision}
+        for effort in ("fast", "default")
+        for precision in ("full", "bf16")
+    ),
     "swap": ({"solver": "swap"},),
     "oneshot": ({"solver": "magnitude"}, {"solver": "ria"}),
     "sparsefw": tuple(

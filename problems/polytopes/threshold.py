@@ -13,15 +13,15 @@ _REACH = 4.0  # how much further the next trial goes where it was not
 _EDGE = 0.05  # of a bracket: how near to its ends the next trial may lie
 _LEAST = 1e-3  # of the mean change per entry
 _TINY = 1e-20  # spread of scores that are all alike
+_DTYPES = (torch.float32, torch.float64)
 _FROM, _TO = 128, 2**24  # entries: fewer are soon selected, more ones than that no float32 sum counts exactly
 
 
 def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Mark the ``count`` smallest entries of each row with 1, entries too near to the threshold with a common share.
 
-    Each row sums to ``count``. A pass over the scores counts the entries below a trial threshold, which moves by false
-    position once it is bracketed; what is left between the last two thresholds, most often nothing or little, shares
-    what is left of the count.
+    Each row sums to ``count``. Accelerators select the entries of many rows sooner than they search: there, and for few
+    entries, the selection is exact.
 
     Args:
         scores: (rows, n), finite, of order one as solvers scale them; exact selection for 16-bit floats.
@@ -33,8 +33,20 @@ def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Te
         (rows, n) in the dtype of ``scores``, and the hint for the next call (None where selection is exact anyhow).
     """
     size = scores.shape[1]
-    if not 0 < count < size or not _FROM <= size <= _TO or scores.dtype not in (torch.float32, torch.float64):
+    selects = not scores.is_cpu and len(scores) > 1  # a single row would be sorted
+    if selects or not 0 < count < size or not _FROM <= size <= _TO or scores.dtype not in _DTYPES:
         return smallest(scores, count), None
+    return search(scores, count, hint)
+
+
+def search(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Do what ``nearly_smallest`` says by a search, where 0 < count < n.
+
+    A pass over the scores counts the entries below a trial threshold, which moves by false position once it is
+    bracketed; what is left between the last two thresholds, most often nothing or little, shares what is left of the
+    count.
+    """
+    size = scores.shape[1]
     if hint is None:
         exact = smallest(scores, count)
         threshold = scores.masked_fill(exact == 0, -torch.inf).amax(dim=1, keepdim=True)

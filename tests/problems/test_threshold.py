@@ -67,3 +67,11 @@ def test_whole_vertices_where_few_entries_are_near_the_threshold():
     for _ in range(5):
         point, hint = polytope.near_lmo(scores, hint)
     assert torch.equal(point, polytope.lmo(scores))
+
+
+def test_accelerators_select_rows_and_search_a_whole_layer():
+    """Told by what comes back, on torch's device without data: a search leaves a hint."""
+    scores = torch.empty(4, 256, device="meta")
+    assert KSparse(128).near_lmo(scores)[1] is None
+    assert KSparse(512, per="layer").near_lmo(scores)[1] is not None
+    assert KSparse(128).near_lmo(torch.ones(4, 256))[1] is not None
