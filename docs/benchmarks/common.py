@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +15,9 @@ from relaxprune.evaluation.forward import evaluating
 from relaxprune.problems import Polytope
 from relaxprune.pruning.layers import find_layers
 from relaxprune.pruning.statistics import StatisticsCollector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FAILURES = (RelaxPruneError, FloatingPointError, RuntimeError)  # of a method: they stay in the table
 Layer = tuple[str, Tensor, Tensor]  # name, weight (rows, cols), Gram (cols, cols)
@@ -115,6 +116,8 @@ def line(*cells: object) -> None:
 
 def picture(path: str, panels: Sequence[Callable[[Axes], None]], across: int | None = None) -> None:
     """Draw panels side by side, ``across`` in a line, and save them."""
+    from matplotlib.figure import Figure  # a machine that only measures need not have it
+
     across = across or len(panels)
     lines = -(-len(panels) // across)
     figure = Figure(figsize=(4.2 * across, 3.4 * lines), layout="constrained")
