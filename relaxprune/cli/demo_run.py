@@ -19,7 +19,7 @@ from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from .progress import duration
-from .prune_run import PruneRequest, calibration_tokens, finish_folder, open_folder, plan_request, prune_loaded
+from .prune_run import PruneRequest, calibration_tokens, finish_folder, open_folder, prune_loaded, survey_request
 
 _AMOUNTS = (PatternGroup(sparsity=0.5), PatternGroup(pattern="2:4"))
 
@@ -144,7 +144,7 @@ def _run(
     amount = request.how_much.pattern or f"{request.how_much.sparsity:.0%}"
     method = "Wanda" if request.how.solver == "wanda" else "relaxprune"
     folder = None if request.run.out is None else open_folder(request, loaded, windows)
-    plan = plan_request(request, loaded)
+    plan = survey_request(request, loaded).plan
     report = prune_loaded(request, loaded, windows, plan, folder, f"{method} {amount}")
     if folder is not None:
         notices += finish_folder(request, folder, loaded, report)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from relaxprune.pruning.layers import apply_masks
 from relaxprune.pruning.loading import LoadedModel
 from relaxprune.pruning.model import prune_model
 from relaxprune.pruning.permuting import check_permute
-from relaxprune.pruning.plan import PrunePlan
-from relaxprune.pruning.planning import plan_model
+from relaxprune.pruning.plan import PrunePlan, Survey, survey_model
+from relaxprune.pruning.planning import with_prediction
+from relaxprune.pruning.prediction import Trial
 from relaxprune.pruning.reordering import apply_permutations
 from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
@@ -162,11 +165,10 @@ def run_prune(request: PruneRequest) -> int:
     print(f"loading {request.model}", flush=True)
     with door():
         loaded = load_model(request.model, load_options(request.loading))
-    plan_request(request, loaded)  # refuses before the windows are read
+    survey = survey_request(request, loaded)
     windows = calibration_tokens(request, loaded)
-    plan = plan_request(request, loaded, windows)
     if request.run.plan:
-        print(plan)
+        print(predicted_plan(request, loaded, survey, windows))
         return 0
     folder = open_folder(request, loaded, windows)
     if folder.finished:
@@ -175,6 +177,8 @@ def run_prune(request: PruneRequest) -> int:
     if request.run.resume:
         print(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them", flush=True)
     count, length = windows.tokens.shape
+    with abandoning(folder):
+        plan = predicted_plan(request, loaded, survey, windows)
     print(plan.prediction)
     print(f"{count} calibration windows of {length} tokens run through the model first", flush=True)
     if request.target.allocation.measures:
@@ -196,16 +200,16 @@ def left_behind(out: Path | None) -> str:
     return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"
 
 
-def plan_request(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows | None = None) -> PrunePlan:
-    """Plan the run, and refuse layers that the solver or the pattern cannot take; with windows, predict its time."""
-    return plan_model(
-        loaded.model,
-        **request.amount,
-        options=request.options,
-        tokens=request.calibration.windows * request.calibration.length,
-        solver=request.solver,
-        batches=None if windows is None else windows.tokens.split(batch_windows(windows)),
-    )
+def survey_request(request: PruneRequest, loaded: LoadedModel) -> Survey:
+    """Plan the run, and refuse layers that the solver or the pattern cannot take."""
+    tokens = request.calibration.windows * request.calibration.length
+    return survey_model(loaded.model, request.target, request.options, tokens, request.solver)
+
+
+def predicted_plan(request: PruneRequest, loaded: LoadedModel, survey: Survey, windows: TokenWindows) -> PrunePlan:
+    """Try parts of the run for a few seconds, and return its plan with the time and the memory that it will take."""
+    trial = Trial(request.target, request.solver, request.options)
+    return with_prediction(loaded.model, survey, trial, windows.tokens.split(batch_windows(windows)))
 
 
 def calibration_tokens(request: PruneRequest, loaded: LoadedModel) -> TokenWindows:
@@ -225,18 +229,24 @@ def prune_loaded(
     title: str = "pruning",
 ) -> PruneReport:
     """Prune a loaded model in place, with progress on stdout and finished blocks recorded in ``folder``."""
+    with abandoning(folder), PruneProgress(plan, title) as progress:
+        return prune_model(
+            loaded.model,
+            windows.tokens.split(batch_windows(windows)),
+            **request.amount,
+            solver=request.how.solver,
+            options=request.options,
+            recorder=folder,
+            on_event=progress,
+            **request.solver_options,
+        )
+
+
+@contextmanager
+def abandoning(folder: RunFolder | None) -> Iterator[None]:
+    """Leave nothing of a run in its folder that bad input or the user ends inside before its first block."""
     try:
-        with PruneProgress(plan, title) as progress:
-            return prune_model(
-                loaded.model,
-                windows.tokens.split(batch_windows(windows)),
-                **request.amount,
-                solver=request.how.solver,
-                options=request.options,
-                recorder=folder,
-                on_event=progress,
-                **request.solver_options,
-            )
+        yield
     except (RelaxPruneError, KeyboardInterrupt):
         if folder is not None:
             folder.abandon()

@@ -13,7 +13,7 @@ from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
 from .allocation import Allocation
-from .plan import PrunePlan, survey_model
+from .plan import PrunePlan, Survey, survey_model
 from .prediction import Trial, predict
 from .settings import PruneOptions, Target
 from .state import read_batches
@@ -56,6 +56,9 @@ def plan_model(
         return survey.plan
     if solver is None:
         raise RelaxPruneError("solver must be given with batches: the time of a run is mostly the solver's")
-    return replace(
-        survey.plan, prediction=predict(model, survey, read_batches(batches), Trial(target, solver, options))
-    )
+    return with_prediction(model, survey, Trial(target, solver, options), batches)
+
+
+def with_prediction(model: nn.Module, survey: Survey, trial: Trial, batches: Iterable[Any]) -> PrunePlan:
+    """Return a survey's plan with what the run is expected to take; the model runs on a window for it."""
+    return replace(survey.plan, prediction=predict(model, survey, read_batches(batches), trial))

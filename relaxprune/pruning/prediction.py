@@ -48,11 +48,8 @@ class Trial:
         work()
         return self.clock() - started
 
-    def layer(self, layer: PrunableLayer) -> float | None:
-        """Return the seconds that solving a layer takes, or None where the solver cannot tell its iterations."""
-        planned = self.solver.planned_iterations(self.options.max_iterations)
-        if planned is None:
-            return None
+    def layer(self, layer: PrunableLayer, planned: int) -> float:
+        """Return the seconds that solving a layer in ``planned`` iterations takes."""
         rows, cols = layer.shape
         polytope = self.target.polytope_of(layer.name, (rows, cols))
         some = rows if polytope.rows_per_block((rows, cols)) > 1 else _rows(rows, cols)
@@ -92,12 +89,7 @@ class Trial:
         return self.timed(lambda: accumulator.add(inputs)) * tokens / count
 
 
-def predict(
-    model: nn.Module,
-    survey: Survey,
-    batches: Sequence[Batch],
-    trial: Trial,
-) -> Prediction:
+def predict(model: nn.Module, survey: Survey, batches: Sequence[Batch], trial: Trial) -> Prediction:
     """Predict a run of `prune_model` over ``batches``, by trying it for a few seconds.
 
     One window goes through the model; each distinct shape is solved on made-up inputs for a few iterations, on some of
@@ -114,23 +106,24 @@ def predict(
         return Prediction({}, memory, f"certificates of layers with more than {_TOO_WIDE} columns")
     if trial.options.certify == "sdp":
         return Prediction({}, memory, 'certificates by "sdp"')
+    planned = trial.solver.planned_iterations(trial.options.max_iterations)
+    if planned is None:
+        return Prediction({}, memory, f"solver {trial.solver.name!r} does not know how long it searches")
     window, share = _one_window(batches[0])
     collector = StatisticsCollector(survey.layers, multiply=False)
-    with borrowed(model), collector.listening(0, window.kept, window.decoder_kept):
-        run_model(model, window)
     with borrowed(model):
+        with collector.listening(0, window.kept, window.decoder_kept):
+            run_model(model, window)
         forward = trial.timed(lambda: run_model(model, window)) * share * len(batches)
     tokens = int(share * len(batches) * _tokens(window))
     shapes = Counter(layer.shape for layer in survey.layers)
     firsts = {layer.shape: layer for layer in reversed(survey.layers)}
-    solving = {shape: trial.layer(layer) for shape, layer in firsts.items()}
-    if any(seconds is None for seconds in solving.values()):
-        return Prediction({}, memory, f"solver {trial.solver.name!r} does not know how long it searches")
+    solving = {shape: trial.layer(layer, planned) for shape, layer in firsts.items()}
     widths = Counter(group.layers[0].shape[1] for group in collector.groups)
     grams = sum(count * trial.gram(cols, tokens) for cols, count in widths.items())
     rerun = survey.blocks is NO_BLOCKS
     stages = len(collector.groups) if rerun else 1
-    solve = sum(count * (solving[shape] or 0.0) for shape, count in shapes.items())
+    solve = sum(count * solving[shape] for shape, count in shapes.items())
     seconds = {"statistics": forward * stages + grams, "solve": solve}
     if not rerun:
         seconds["propagate"] = forward * _LATER_PASSES
