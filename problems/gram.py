@@ -181,10 +181,14 @@ class Gram:
         return matrix
 
     def correlation(self, columns: Tensor | None = None) -> Tensor:
-        """Return Diag(G)^-½ G Diag(G)^-½ in float64 over some columns (bool), or all with a positive diagonal."""
+        """Return Diag(G)^-½ G Diag(G)^-½ in float64 over some columns (bool), or all with a positive diagonal.
+
+        Chosen columns with a zero diagonal have 1 there.
+        """
         live = self.diagonal > 0 if columns is None else columns
         matrix = self.matrix if bool(live.all()) else self.matrix[live][:, live]
-        root = self.diagonal[live].to(torch.float64).rsqrt()
+        diagonal = self.diagonal[live].to(torch.float64)
+        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         correlation = matrix.to(torch.float64, copy=True)
         correlation.mul_(root.unsqueeze(1)).mul_(root)
         correlation.diagonal().fill_(1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -91,13 +90,14 @@ class ReconstructionProblem:
     @cached_property
     def row_energy(self) -> Tensor:
         """W G_dense wᵀ of each row, (rows,) float64, damping left out."""
-        matrix = self.prepared.matrix if self._dense_gram is None else self._dense_gram
-        ridge = self._ridge if self._dense_gram is None else 0.0
-        parts = []
-        for part in row_blocks(self.shape[0], 8 * _JUDGE_MATRICES * self.shape[1], _BAND_BYTES):
-            wide = self.weight[part].to(torch.float64)
-            parts.append((wide * product64(wide, matrix)).sum(dim=1) - ridge * wide.square().sum(dim=1))
-        return torch.cat(parts)
+        if self._dense_gram is None:
+            return _energy(self.weight, self.prepared.matrix) - self._ridge_energy
+        return _energy(self.weight, self._dense_gram)
+
+    @property
+    def _ridge_energy(self) -> Tensor:
+        """What damping adds to the energy of each row of the weight, (rows,) float64."""
+        return self._ridge * self.weight.to(torch.float64).square().sum(dim=1)
 
     @cached_property
     def reference(self) -> float:
@@ -109,18 +109,12 @@ class ReconstructionProblem:
         """What no weights can remove, (rows,) float64: 0 without ``cross``."""
         if self._cross is None:
             return torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
-        wide = self.target.to(torch.float64)
-        reached = (wide * product64(wide, self.prepared.matrix)).sum(dim=1)
-        ridge = self._ridge * self.weight.to(torch.float64).square().sum(dim=1)
-        return (self.row_energy + ridge - reached).clamp_(min=0.0)
+        reached = _energy(self.target, self.prepared.matrix)
+        return (self.row_energy + self._ridge_energy - reached).clamp_(min=0.0)
 
     def row_objective(self, weight: Tensor) -> Tensor:
         """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""
-        parts = []
-        for part in row_blocks(self.shape[0], 8 * _JUDGE_MATRICES * self.shape[1], _BAND_BYTES):
-            moved = self.target[part].to(torch.float64) - weight[part].to(torch.float64)
-            parts.append((moved * product64(moved, self.prepared.matrix)).sum(dim=1))
-        return self.polytope.block_sum(torch.cat(parts) + self.residual)
+        return self.polytope.block_sum(_energy(self.target, self.prepared.matrix, weight) + self.residual)
 
     def objective(self, weight: Tensor) -> float:
         """Return f at weights V (rows, cols), float64."""
@@ -130,20 +124,16 @@ class ReconstructionProblem:
         """Return f(V) / trace(W G_dense Wᵀ)."""
         return self.objective(weight) / self.reference if self.reference > 0 else 0.0
 
-    def rows(self, index: slice | Tensor) -> Self:
-        """Return the problem of a run of whole coupled blocks; checks are not repeated."""
-        part = object.__new__(type(self))
-        part.__dict__.update(
-            weight=self.weight[index],
-            target=self.target[index],
-            polytope=self.polytope.rows(index),
-            prepared=self.prepared,
-            damping=self.damping,
-            _ridge=self._ridge,
-            _cross=self._cross,
-            _dense_gram=self._dense_gram,
-        )
-        return part
+
+def _energy(values: Tensor, matrix: Tensor, less: Tensor | None = None) -> Tensor:
+    """Return v M vᵀ of each row v of ``values`` − ``less`` (rows, cols), some rows at a time: (rows,) float64."""
+    parts = []
+    for part in row_blocks(values.shape[0], 8 * _JUDGE_MATRICES * values.shape[1], _BAND_BYTES):
+        wide = values[part].to(torch.float64)
+        if less is not None:
+            wide = wide - less[part].to(torch.float64)
+        parts.append((wide * product64(wide, matrix)).sum(dim=1))
+    return torch.cat(parts)
 
 
 def _damped(gram: Gram, damping: float) -> Gram:
@@ -185,11 +175,8 @@ def _target(weight: Tensor, cross: Tensor, gram: Gram, ridge: float) -> Tensor:
     """
     wide = weight.to(torch.float64)
     right = product64(wide, cross) + ridge * wide
-    matrix = gram.matrix.to(torch.float64)
     root = torch.where(gram.diagonal > 0, gram.diagonal.to(torch.float64), 1.0).rsqrt()
-    scaled = matrix * root * root.unsqueeze(1)
-    scaled.diagonal().copy_(torch.ones_like(root))
-    factor, info = torch.linalg.cholesky_ex(scaled)
+    factor, info = torch.linalg.cholesky_ex(gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool)))
     if int(info):
         raise RelaxPruneError("gram is singular, so that cross leaves the target open; give damping, such as 1e-4")
     return torch.cholesky_solve((right * root).T, factor).T * root

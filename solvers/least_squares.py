@@ -48,17 +48,14 @@ class LeastSquares:
 
     def __init__(self, target: Tensor, gram: Gram, memory_bytes: int) -> None:
         diagonal = gram.diagonal.to(torch.float64)
-        self.live = diagonal > 0
-        self.scale = torch.where(self.live, diagonal, 1.0).sqrt()  # (cols,)
-        self.matrix = gram.matrix.to(torch.float64, copy=True)
-        self.matrix /= self.scale
-        self.matrix /= self.scale.unsqueeze(1)
-        self.matrix.diagonal().fill_(1.0)  # an input that never fires leaves its weight as it is
+        self.scale = torch.where(diagonal > 0, diagonal, 1.0).sqrt()  # (cols,)
+        # An input that never fires has 1 on the diagonal, and leaves its weight as it is.
+        self.matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool))
         self.target = target
         self.memory_bytes = memory_bytes
 
-    def solve(self, mask: Tensor, start: Tensor | None = None) -> Refitted:
-        """Return the best weights on ``mask`` (rows, cols) bool; ``start`` (rows, cols) begins the iterations."""
+    def solve(self, mask: Tensor) -> Refitted:
+        """Return the best weights on ``mask`` (rows, cols) bool."""
         rows, cols = mask.shape
         found = Refitted(
             torch.zeros(rows, cols, dtype=torch.float64, device=mask.device),
@@ -70,12 +67,12 @@ class LeastSquares:
         iterate = width > DIRECT_COLUMNS
         for part in row_blocks(rows, 8 * (6 * cols if iterate else 3 * width**2 + 4 * cols), self.memory_bytes):
             inside = mask[part]
-            right = product64(self.target[part].to(torch.float64) * self.scale, self.matrix) * inside
+            wide = self.target[part].to(torch.float64) * self.scale
+            right = product64(wide, self.matrix) * inside
             point = torch.zeros_like(right)
             left = torch.arange(len(right), device=mask.device)
             if iterate:
-                guess = inside * (self.target if start is None else start)[part].to(torch.float64) * self.scale
-                point, steps = self._iterate(inside, right, guess)
+                point, steps = self._iterate(inside, right, inside * wide)
                 found.products += steps * len(right) / rows
                 left = (self._residual(inside, right, point) > TOLERANCE).nonzero().squeeze(1)
             for some in left.split(max(1, self.memory_bytes // max(1, 24 * width**2))) if len(left) else ():
