@@ -70,13 +70,17 @@ def refuse_small(memory_budget_bytes: int | None, problem: Problem, *solvers: So
     """Raise RelaxPruneError for a memory budget in which one coupled block does not fit; None is never refused."""
     if memory_budget_bytes is None:
         return
-    least = {one.name: one.least_bytes(problem) for one in solvers if one is not None}
-    name = max(least, key=lambda each: least[each])
-    if memory_budget_bytes < least[name]:
+    least, name = neediest(problem, *solvers)
+    if memory_budget_bytes < least:
         raise RelaxPruneError(
-            f"memory_budget_bytes is {memory_budget_bytes}, but {name!r} needs at least {least[name]} for one block of "
-            f"rows that share a count in a problem of shape {problem.shape}"
+            f"memory_budget_bytes is {memory_budget_bytes}, but {name!r} needs at least {least} for one block of rows "
+            f"that share a count in a problem of shape {problem.shape}"
         )
+
+
+def neediest(problem: Problem, *solvers: Solver | None) -> tuple[int, str]:
+    """Return the smallest memory budget that all of ``solvers`` fit in, and the name of the one that needs it."""
+    return max((one.least_bytes(problem), one.name) for one in solvers if one is not None)
 
 
 def check_seed(seed: object) -> None:

@@ -15,7 +15,16 @@ from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solve
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, worse
 
 from .certificates.certificate import build, check_mask
-from .checks import DEFAULT_START, check_budgets, check_seed, check_start, polisher_of, refuse_ignored, refuse_small
+from .checks import (
+    DEFAULT_START,
+    check_budgets,
+    check_seed,
+    check_start,
+    neediest,
+    polisher_of,
+    refuse_ignored,
+    refuse_small,
+)
 from .solution import Solution
 
 _CLOSED = 1e-9
@@ -119,8 +128,7 @@ def _solve(
 def least_memory(problem: Problem, solver: str | Solver = "fw", polish: str | None = "auto", **options: Any) -> int:
     """Return the smallest ``memory_budget_bytes`` that ``solve`` takes for a problem, solver and polish."""
     chosen = check_solver(solver, **options)
-    polisher = polisher_of(polish, chosen)
-    return max(one.least_bytes(problem) for one in (chosen, polisher) if one is not None)
+    return neediest(problem, chosen, polisher_of(polish, chosen))[0]
 
 
 def check_solver(solver: str | Solver, **solver_options: Any) -> Solver:

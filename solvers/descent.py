@@ -40,9 +40,13 @@ def descend(problem: Problem, run: Run) -> Answer:
 
 def matrices(problem: Problem) -> int:
     """Return how many float64 tensors of the problem's shape a descent holds at once."""
+    return _MATRICES + group_matrices(problem)
+
+
+def group_matrices(problem: Problem) -> int:
+    """Return how many of them couplings inside groups amount to: one a column, what is made of them twice that."""
     group = problem.polytope.group_size(problem.shape)
-    # Couplings inside groups take as many as a group has columns, what is made of them about twice that.
-    return _MATRICES + (3 * group if group < problem.shape[1] else 0)
+    return 3 * group if group < problem.shape[1] else 0
 
 
 class Search:

@@ -15,6 +15,7 @@ from relaxprune.problems.lowered import PRECISIONS, check_precision
 
 from .annealing import Annealing, Schedule
 from .base import Counts, Run, Status, block_bytes
+from .descent import group_matrices
 from .gap import at_fixed_vertex, within_gap
 from .loop import SHARE, IterativeSolver, Plan, Refined
 from .refining import MATRICES, Refinement
@@ -158,7 +159,7 @@ class FrankWolfe(IterativeSolver[Annealing]):
         return max(super().wide(), MATRICES) if self.anneal else super().wide()
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what one coupled block takes, with what descents inside groups make of the couplings there."""
+        """Return what one coupled block takes, with the couplings inside groups that descents make use of."""
         return block_bytes(problem, self.wide() + self._of_groups(problem))
 
     def row_budget(self, problem: Problem, run: Run) -> int:
@@ -166,9 +167,8 @@ class FrankWolfe(IterativeSolver[Annealing]):
         return run.memory_bytes * self.wide() // (self.wide() + self._of_groups(problem))
 
     def _of_groups(self, problem: Problem) -> int:
-        """Return how many tensors of the problem's shape couplings inside groups amount to."""
-        group = problem.polytope.group_size(problem.shape)
-        return 3 * group if self.anneal and group < problem.shape[1] else 0
+        """Return how many tensors of the problem's shape these couplings amount to."""
+        return group_matrices(problem) if self.anneal else 0
 
     def check_device(self, device: torch.device) -> None:
         """Refuse a precision that the device lacks."""

@@ -61,11 +61,10 @@ def solver_class(name: str) -> type[Solver]:
     Raises:
         RelaxPruneError: no solver has the name (the closest is suggested), or it is not a Solver.
     """
-    outside = {} if name in _BUILT_IN else _outside()  # reading what all packages declare takes milliseconds
-    if name in _BUILT_IN:
+    if name in _BUILT_IN:  # asked first: reading what all packages declare takes milliseconds
         module, _, attribute = _BUILT_IN[name].partition(":")
         found = getattr(import_module(module), attribute)
-    elif name in outside:
+    elif name in (outside := _outside()):
         try:
             found = outside[name].load()
         except Exception as error:  # whatever its package does when it is imported
