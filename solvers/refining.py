@@ -87,8 +87,9 @@ class Refinement:
         lines = differs.any(dim=1).nonzero().squeeze(1)
         # Lines of like size go together, as many as fit in memory.
         lines = lines[differs[lines].sum(dim=1).argsort(stable=True)]
-        for part in lines.split(Entries.fitting(self.problem, _COPIES, self.run.memory_bytes)) if len(lines) else ():
-            self._cross(part, differs[part])
+        differs = differs[lines]
+        for part in Entries.batches(self.problem, differs, _COPIES, self.run.memory_bytes):
+            self._cross(lines[part], differs[part])
 
     def _expired(self) -> bool:
         """Tell whether the deadline has passed or a computation broke down."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,28 @@ class Entries:
         )
 
     @staticmethod
-    def fitting(problem: Problem, copies: int, memory_bytes: int) -> int:
-        """Return how many lines may be looked at together, at least 1."""
-        width = min(max(_WIDEST, problem.polytope.group_size(problem.shape)), problem.shape[1])
-        return max(1, memory_bytes // (8 * width * (3 * width + _TENSORS * copies)))
+    def batches(problem: Problem, wanted: Tensor, copies: int, memory_bytes: int) -> Iterator[slice]:
+        """Split lines into runs that may be looked at together: as many as fit, at least one.
+
+        Args:
+            problem: of all lines.
+            wanted: (R, cols) bool, lines in the order of how many entries they want.
+            copies: of each line.
+            memory_bytes: bound on what a run holds.
+        """
+        group = problem.polytope.group_size(problem.shape)
+        few = group == problem.shape[1]  # any entries of a row, or whole groups
+        start, count = 0, 0
+        sizes: list[int] = wanted.sum(dim=1).tolist()
+        for stop, size in enumerate(sizes):
+            width = min(size + 2 * _FILL, _WIDEST) if few else min((size + _FILL) * group, max(_WIDEST, group))
+            line = 8 * width * (3 * width + _TENSORS * copies)
+            if count and (count + 1) * line > memory_bytes:
+                yield slice(start, stop)
+                start, count = stop, 0
+            count += 1
+        if count:
+            yield slice(start, len(sizes))
 
     def _of_rows(self, wanted: Tensor) -> tuple[Tensor, Polytope]:
         """Choose as many kept as pruned entries of each line."""

@@ -108,3 +108,19 @@ def test_a_solver_on_its_own_gives_a_mask_and_the_polish_may_be_left_out():
     raw = solve(problem, polish=None)
     assert raw.polish is None and raw.rounding_loss is None
     assert solve(problem).objective <= raw.objective * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("polytope", [KSparse(300), NM(2, 4)])
+def test_masks_of_many_rows_are_crossed_side_by_side(polytope):
+    # A run of lines for every few rows would keep a device waiting for its host.
+    problem = hard(polytope, rows=48, cols=600)
+    wanted = torch.zeros(48, 600, dtype=torch.bool)
+    for line in range(48):
+        wanted[line, : 4 + line] = True
+    assert list(Entries.batches(problem, wanted, 8, 2**30)) == [slice(0, 48)]
+    some = list(Entries.batches(problem, wanted, 8, 2**21))
+    assert [part.start for part in some] == [0, *(part.stop for part in some[:-1])] and some[-1].stop == 48
+    widths = [part.stop - part.start for part in some]
+    assert len(some) > 2 and widths[0] > widths[-2] >= 1  # wide lines are fewer to a run
+    assert len(list(Entries.batches(problem, wanted, 8, 1))) == 48
+    assert not list(Entries.batches(problem, wanted[:0], 8, 2**30))
