@@ -60,7 +60,7 @@ class GroupMasks:
         blocked = torch.isinf(single)
         single = single.masked_fill(blocked, 0.0)
         # (v − m)ᵀ off (v − m), off: Q without its diagonal, which the single gains have.
-        off = (coupling @ now.unsqueeze(3)).squeeze(3) - coupling.diagonal(dim1=2, dim2=3) * now
+        off = (coupling * now.unsqueeze(2)).sum(dim=3) - coupling.diagonal(dim1=2, dim2=3) * now
         constant = ((single + off) * now).sum(dim=2, keepdim=True)
         change: Tensor = (single * (1 - 2 * now) - 2 * off) @ self.masks.T
         change.add_(self.alone[rows]).add_(constant)

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import NM, Face, KSparse, Polytope, Problem, Working
+from relaxprune.problems.polytopes.base import Shape
 from relaxprune.problems.problem import Quadratic
 
 from .exchange import Descent
 
 _TENSORS = 16  # (copies, n) held at once for each line, beside three (n, n)
-
 _FILL = 4  # entries a side besides those asked for
 _WIDEST = 256  # entries of a row at most
+_NARROW = 64  # and no more than a quarter of the row, where that is not below this
 
 
 class Restricted(Quadratic):
@@ -51,6 +52,11 @@ class Restricted(Quadratic):
         return change
 
 
+def widest(shape: Shape) -> int:
+    """Return how many entries of a row are looked at together at most: their cost goes with the square."""
+    return min(_WIDEST, max(_NARROW, shape[1] // 4))
+
+
 def can_restrict(polytope: Polytope) -> bool:
     """Tell whether some entries of a row make a set of a kind known here."""
     return isinstance(polytope.base if isinstance(polytope, Face) else polytope, (KSparse, NM))
@@ -84,11 +90,12 @@ class Entries:
             memory_bytes: bound on what a run holds.
         """
         group = problem.polytope.group_size(problem.shape)
+        most = widest(problem.shape)
         few = group == problem.shape[1]  # any entries of a row, or whole groups
         start, count = 0, 0
         sizes: list[int] = wanted.sum(dim=1).tolist()
         for stop, size in enumerate(sizes):
-            width = min(size + 2 * _FILL, _WIDEST) if few else min((size + _FILL) * group, max(_WIDEST, group))
+            width = min(size + 2 * _FILL, most) if few else min((size + _FILL) * group, max(most, group))
             line = 8 * width * (3 * width + _TENSORS * copies)
             if count and (count + 1) * line > memory_bytes:
                 yield slice(start, stop)
@@ -101,7 +108,7 @@ class Entries:
         """Choose as many kept as pruned entries of each line."""
         gains = self.descent.single_gains(self.lines)
         most = min(int(torch.isfinite(gain).sum(dim=1).min()) for gain in gains)
-        half = min(int(wanted.sum(dim=1).max()) // 2 + _FILL, _WIDEST // 2, most)
+        half = min(int(wanted.sum(dim=1).max()) // 2 + _FILL, widest(self.descent.problem.shape) // 2, most)
         order = [torch.where(wanted & torch.isfinite(gain), -torch.inf, gain) for gain in gains]
         chosen = [gain.topk(half, dim=1, largest=False, sorted=False).indices for gain in order]
         return torch.cat(chosen, dim=1), KSparse(half)
@@ -111,7 +118,8 @@ class Entries:
         form = (len(self.lines), -1, self.group)
         prune, restore = (gain.view(form).amin(dim=2) for gain in self.descent.single_gains(self.lines))
         inside = wanted.view(form).any(dim=2)
-        count = min(int(inside.sum(dim=1).max()) + _FILL, max(1, _WIDEST // self.group), inside.shape[1])
+        count = int(inside.sum(dim=1).max()) + _FILL
+        count = min(count, max(1, widest(self.descent.problem.shape) // self.group), inside.shape[1])
         groups = torch.where(inside, -torch.inf, prune + restore).topk(count, dim=1, largest=False).indices
         columns = groups.unsqueeze(2) * self.group + torch.arange(self.group, device=wanted.device)
         columns = columns.flatten(1)
