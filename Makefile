@@ -46,8 +46,9 @@ types: package
 
 lint: format types  ## ruff and mypy
 
+# A process for every core, up to four, each with one thread: small problems keep more threads waiting.
 test: lint  ## ruff, mypy and the tests, on the installed package
-	$(BIN)/pytest
+	RELAXPRUNE_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check-long: package  ## the tests at full counts: hours, not minutes
 	RELAXPRUNE_LONG=1 $(BIN)/pytest

