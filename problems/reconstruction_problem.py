@@ -112,6 +112,10 @@ class ReconstructionProblem:
         reached = _energy(self.target, self.prepared.matrix)
         return (self.row_energy + self._ridge_energy - reached).clamp_(min=0.0)
 
+    def residual_of_blocks(self) -> Tensor:
+        """Return ``residual`` of each coupled block, (blocks,) float64: no weights do better, whatever the mask."""
+        return self.polytope.block_sum(self.residual)
+
     def row_objective(self, weight: Tensor) -> Tensor:
         """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""
         return self.polytope.block_sum(_energy(self.target, self.prepared.matrix, weight) + self.residual)

@@ -11,7 +11,8 @@ from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver, make_solver
 from relaxprune.solvers.base import BUDGETS
 
-POLISHES = ("swap",)
+OBS_SWAP = "obs-swap"
+POLISHES = ("swap", OBS_SWAP)
 DEFAULT_START = "wanda"
 _LARGEST_SEED = 2**63 - 1  # what torch takes on every platform
 
@@ -28,7 +29,7 @@ def check_start(start: object) -> None:
 def check_polish(polish: object) -> None:
     """Raise RelaxPruneError unless ``polish`` is the name of a polish, ``"auto"`` or None."""
     if polish not in (*POLISHES, "auto", None):
-        raise RelaxPruneError(f'polish must be "swap", "auto" or None, got {polish!r}')
+        raise RelaxPruneError(f'polish must be "swap", "obs-swap", "auto" or None, got {polish!r}')
 
 
 def polisher_of(polish: str | None, solver: Solver) -> Solver | None:

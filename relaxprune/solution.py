@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from relaxprune.problems import RelaxPruneError
 from relaxprune.solvers.base import Counts, Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .certificates import Certificate
+    from .certificates import Certificate, WeightCertificate
 
 __all__ = ["Counts", "Solution", "Status"]
 
@@ -35,12 +36,15 @@ class Solution:
         solver: the solver's name.
         options: its effective options.
         polish: the polish that was applied, or None.
+        weight: (rows, cols) in the dtype of the problem's weight, +0.0 outside the mask: the new weights of a
+            ``ReconstructionProblem``, whose error ``objective`` then is; None where weights stay.
+        kept_objective: of a ``ReconstructionProblem``, f of the target's weights on the mask, as they were; else None.
     """
 
     mask: Tensor
     objective: float
     relative_error: float
-    certificate: Certificate
+    certificate: Certificate | WeightCertificate
     row_objective: Tensor
     relaxed_mask: Tensor | None
     relaxed_objective: float | None
@@ -51,6 +55,19 @@ class Solution:
     solver: str
     options: dict[str, Any]
     polish: str | None
+    weight: Tensor | None = None
+    kept_objective: float | None = None
+
+    @property
+    def mask_certificate(self) -> Certificate:
+        """The certificate of a solution whose weights stay.
+
+        Raises:
+            RelaxPruneError: they moved.
+        """
+        if self.weight is not None:
+            raise RelaxPruneError("the solution's weights moved: its certificate is of them, not of a mask alone")
+        return cast("Certificate", self.certificate)
 
     @property
     def lower_bound(self) -> float:

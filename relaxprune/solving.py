@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems import Problem, ReconstructionProblem, RelaxPruneError
 from relaxprune.solvers import Answer, Progress, Run, Solver, Status, make_solver, solver_class, solver_names
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, worse
 
 from .certificates.certificate import build, check_mask
 from .checks import (
     DEFAULT_START,
+    OBS_SWAP,
     check_budgets,
     check_seed,
     check_start,
@@ -26,13 +27,14 @@ from .checks import (
     refuse_small,
 )
 from .solution import Solution
+from .weighing import weighted
 
 _CLOSED = 1e-9
 
 
 def solve(
-    problem: Problem,
-    solver: str | Solver = "fw",
+    problem: Problem | ReconstructionProblem,
+    solver: str | Solver | None = None,
     *,
     start: str | Tensor | None = DEFAULT_START,
     polish: str | None = "auto",
@@ -47,15 +49,20 @@ def solve(
 ) -> Solution:
     """Choose a mask, polish it, and prove how far from the best mask it can be.
 
+    Of a ``ReconstructionProblem`` the answer has new weights as well: the least-squares ones on the mask, except where
+    a solver brings its own (``sparsegpt``).
+
     ``max_iterations``, ``time_limit_s``, ``gap_tolerance`` and any other start than the default are refused for a
     solver that makes no use of them (``Solver.budgets()`` says of what it does).
 
     Args:
-        problem: the mask problem.
-        solver: a name (see ``available_solvers``) or a ``Solver`` instance.
+        problem: the mask problem, or one whose weights may move.
+        solver: a name (see ``available_solvers``) or a ``Solver`` instance; None is ``fw``, and ``reconstruct`` where
+            weights may move.
         start: ``"wanda"``, ``"ria"``, ``"magnitude"``, a feasible (rows, cols) bool mask, or None (the first columns).
         polish: ``"swap"`` descends to a 1-swap optimum after rounding; None leaves the rounded mask; ``"auto"`` is swap
-            for solvers of the relaxation and None for one-shot masks and published methods.
+            for solvers of the relaxation and None for one-shot masks and published methods. Where weights may move,
+            ``"obs-swap"`` exchanges by the error after refitting.
         max_iterations: iterations of both phases together; None takes the solver's default.
         time_limit_s: seconds for solver and polish together, looked at every 10 iterations; preparing, judging and the
             certificate of a free bound come on top.
@@ -79,20 +86,26 @@ def solve(
         FloatingPointError: the solver broke down and ``throw`` is set.
         RuntimeError: the solver returned a mask that is not feasible.
     """
-    chosen = check_solver(solver, **solver_options)
+    moves = isinstance(problem, ReconstructionProblem)
+    chosen = check_solver(("reconstruct" if moves else "fw") if solver is None else solver, **solver_options)
     polisher = polisher_of(polish, chosen)
     check_seed(seed)
     check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)
     refuse_ignored(chosen, polish, start, max_iterations, time_limit_s, gap_tolerance)
-    if not isinstance(problem, Problem):
+    if not isinstance(problem, (Problem, ReconstructionProblem)):
         raise RelaxPruneError(f"problem must be a Problem such as MaskProblem, got {type(problem).__name__}")
-    chosen.check_device(problem.device)
-    chosen.check(problem)
-    refuse_small(memory_budget_bytes, problem, chosen, polisher)
+    if polish == OBS_SWAP and not moves:
+        raise RelaxPruneError('polish "obs-swap" is for weights that move: give a ReconstructionProblem, or "swap"')
+    layer = problem.surrogate if isinstance(problem, ReconstructionProblem) else problem
+    chosen.check_device(layer.device)
+    for one in (chosen, polisher):
+        if one is not None:
+            one.check(layer)
+    refuse_small(memory_budget_bytes, layer, chosen, polisher)
     started = time.monotonic()
     memory_bytes = memory_budget_bytes or DEFAULT_MEMORY_BYTES
     run = Run(
-        start_mask(problem, start, memory_bytes),
+        start_mask(layer, start, memory_bytes),
         max_iterations,
         None if time_limit_s is None else started + time_limit_s,
         gap_tolerance,
@@ -100,14 +113,20 @@ def solve(
         memory_bytes,
         callback,
     )
-    with torch.autocast(problem.device.type, enabled=False):
-        return _solve(problem, run, chosen, polisher, throw, started)
+    with torch.autocast(layer.device.type, enabled=False):
+        answer, mask, rounded = _masked(layer, run, chosen, polisher, throw)
+        if isinstance(problem, ReconstructionProblem):
+            if polisher is not None:
+                answer.weight = None  # it belonged to another mask
+            return weighted(problem, answer, mask, run, chosen, polisher, started)
+        answer.counts.seconds = time.monotonic() - started
+        return _report(layer, answer, mask, rounded, run, chosen, polisher)
 
 
-def _solve(
-    problem: Problem, run: Run, chosen: Solver, polisher: Solver | None, throw: bool, started: float
-) -> Solution:
-    """Run the solver and the polish, and judge what they give."""
+def _masked(
+    problem: Problem, run: Run, chosen: Solver, polisher: Solver | None, throw: bool
+) -> tuple[Answer, Tensor, Tensor | None]:
+    """Run the solver and the polish: the answer, the mask, and the mask before the polish where one was rounded."""
     memory_bytes = run.memory_bytes
     answer = chosen.run(problem, run)
     if answer.status.failed and throw:
@@ -121,8 +140,7 @@ def _solve(
         _add_counts(answer, polished)
     if not problem.feasible(mask, memory_bytes):
         raise RuntimeError(f"solver {chosen.name!r} returned a mask outside of the problem's set: a bug of that solver")
-    answer.counts.seconds = time.monotonic() - started
-    return _report(problem, answer, mask, None if final else rounded, run, chosen, polisher)
+    return answer, mask, None if final else rounded
 
 
 def least_memory(problem: Problem, solver: str | Solver = "fw", polish: str | None = "auto", **options: Any) -> int:

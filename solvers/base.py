@@ -149,6 +149,8 @@ class Answer:
         status: how it ended.
         counts: what it cost.
         share: (cols,) float64, the diagonal share that tightened the convex phase, or None.
+        weight: (rows, cols) float64, 0 outside the mask: new values of the weights, where they are the solver's own;
+            None leaves them to least squares, where weights may move.
     """
 
     point: Tensor
@@ -156,6 +158,7 @@ class Answer:
     status: Status = Status.CONVERGED
     counts: Counts = field(default_factory=Counts)
     share: Tensor | None = None
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ class Solver(ABC):
     at a higher objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem
     over its own polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through
     ``Working.image``, so that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of
-    all masks. Without the last, ``solve`` lets nothing but a closed gap be called OPTIMAL.
+    all masks. Without the last, ``solve`` lets nothing but a closed gap be called OPTIMAL. ``ordered`` says that the
+    answer hangs on the order of the columns.
     """
 
     name: ClassVar[str]
@@ -180,6 +184,7 @@ class Solver(ABC):
     relaxes: ClassVar[bool] = True
     only_images: ClassVar[bool] = True
     proves: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check that every option is of its default's kind; solvers with more to check call this first.

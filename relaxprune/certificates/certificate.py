@@ -80,9 +80,9 @@ class Certificate:
     @property
     def relative_gap(self) -> float:
         """``gap`` / abs(``objective``); for a zero objective 0, or infinity where the problem may go below 0."""
-        if self.objective:
-            return self.gap / abs(self.objective)
-        return math.inf if self.gap > 0 and not self.checks.get("nonnegative", True) else 0.0
+        if not self.objective and self.gap > 0 and not self.checks.get("nonnegative", True):
+            return math.inf
+        return relative(self.gap, self.objective)
 
     def verify(self, problem: Problem, exact: bool = False) -> Verification:
         """Check everything again from the problem, by code that had no part in making it.
@@ -115,6 +115,11 @@ class Certificate:
             f"Certificate(method={self.method!r}, objective={self.objective:.6g}, lower_bound={self.lower_bound:.6g}, "
             f"relative_gap={self.relative_gap:.3g})"
         )
+
+
+def relative(gap: float, objective: float) -> float:
+    """Return ``gap`` / abs(``objective``), 0 for a zero objective."""
+    return gap / abs(objective) if objective else 0.0
 
 
 def check_mask(problem: Problem, mask: Tensor, name: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:

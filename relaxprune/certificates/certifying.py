@@ -130,7 +130,7 @@ def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
     problem = task.problem
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
     relaxed = None if hint is None else hint.relaxed_mask
-    share = None if hint is None or relaxed is None else hint.certificate.proof.share
+    share = None if hint is None or relaxed is None else hint.mask_certificate.proof.share
     if share is not None:
         share = problem.prepared.proven_share(share)  # a claim of the solution, which may be of another problem
     start = task.mask if relaxed is None else relaxed

@@ -122,7 +122,7 @@ class _Proof:
         from relaxprune import certify
 
         if self.method is None:
-            return solution.certificate
+            return solution.mask_certificate
         return certify(problem, solution, self.method, rows=self.rows, time_limit_s=self.seconds, seed=seed)
 
 

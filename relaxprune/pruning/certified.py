@@ -43,7 +43,7 @@ def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptio
     if options.certify is None:
         return None
     if options.certify == "fw" and solution.relaxed_mask is not None:
-        return solution.certificate
+        return solution.mask_certificate
     return certify(
         problem,
         solution,

@@ -287,7 +287,7 @@ def test_a_zero_objective_is_not_called_optimal_where_less_is_possible():
         ({"start": torch.ones(SHAPE)}, "start must be a bool mask of shape (6, 24), got torch.float32"),
         ({"start": torch.ones(6, 23, dtype=torch.bool)}, "start must be a bool mask of shape (6, 24)"),
         ({"start": torch.ones(SHAPE, dtype=torch.bool)}, "start must lie in KSparse(keep=12"),
-        ({"polish": "sand"}, 'polish must be "swap", "auto" or None, got \'sand\''),
+        ({"polish": "sand"}, 'polish must be "swap", "obs-swap", "auto" or None, got \'sand\''),
         ({"max_iterations": 0}, "max_iterations must be a whole number of at least 1, got 0"),
         ({"max_iterations": 2.5}, "max_iterations must be a whole number"),
         ({"max_iterations": True}, "max_iterations must be a whole number"),

@@ -1,0 +1,181 @@
+"""Bounds for masks whose weights may move: the perspective relaxation, from its dual.
+
+With H − D positive semidefinite, D = Diag(d) > 0, r = t − v and any vector a,
+
+    rᵀ H r ≥ 2 cᵀ r − aᵀ c + Σ_j d_j r_j²,   c = (H − D) a,
+
+and what is left separates: where v_j is free the least over r_j is −c_j² / d_j, where v_j = 0 it is
+2 c_j t_j + d_j t_j². The latter is larger by (d_j t_j + c_j)² / d_j, so that the oracle of the set finds the mask with
+the least sum (Frangioni and Gentile, Mathematical Programming 106, 2006; here with one D for all rows). The best a
+belongs to the perspective relaxation φ(m) = min_v (t − v)ᵀ(H − D)(t − v) + Σ d_j (t_j² − 2 t_j v_j + v_j² / m_j); the
+bound holds for every a.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Gram, ReconstructionProblem, RelaxPruneError
+from relaxprune.problems.precision import UNIT_ROUNDOFF
+
+from .certificate import relative
+
+METHOD = "perspective"
+_MATRICES = 12  # (rows, cols) float64 tensors held at once
+_STEP = 0.05  # first step towards the response
+_RISE, _FALL = 1.2, 0.5  # of a row's step, where its bound rose and where it did not
+_HELD_BACK = 1e-3  # of d: what keeps H − D definite, so that rounding of c can be allowed for
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightCertificate:
+    """A lower bound on the error of every mask of the set with the best weights on it, and what it proves of an answer.
+
+    Attributes:
+        method: "perspective", or "trivial" where the Gram leaves no diagonal to separate by.
+        objective: f(V), float64.
+        lower_bound: proven to be at most f of all weights on every mask of the problem's set.
+        row_objective, row_lower_bound: (blocks,) float64, per coupled block.
+        point: (rows, cols) float64, a in the scaling of unit diagonal, from which the bound is rebuilt.
+        seconds: time to compute the bound.
+    """
+
+    method: str
+    objective: float
+    lower_bound: float
+    row_objective: Tensor
+    row_lower_bound: Tensor
+    point: Tensor
+    seconds: float
+
+    @property
+    def gap(self) -> float:
+        """``objective`` − ``lower_bound``, never below 0."""
+        return max(0.0, self.objective - self.lower_bound)
+
+    @property
+    def relative_gap(self) -> float:
+        """``gap`` / ``objective``; 0 for a zero objective."""
+        return relative(self.gap, self.objective)
+
+    def verify(self, problem: ReconstructionProblem, weight: Tensor) -> None:
+        """Compute objective and bound again from the problem.
+
+        Raises:
+            RelaxPruneError: they are not what the certificate says.
+        """
+        bound = Perspective(problem).bound(self.point)[0] if self.method == METHOD else problem.residual_of_blocks()
+        objective = problem.row_objective(weight)
+        for name, now, then in (("bound", bound, self.row_lower_bound), ("objective", objective, self.row_objective)):
+            if not torch.allclose(now, then, rtol=1e-9, atol=1e-12 * max(1e-300, problem.reference)):
+                raise RelaxPruneError(f"certificate: the {name} of a block is not what its point gives")
+
+    def __repr__(self) -> str:
+        """Show the numbers, not the tensors."""
+        return (
+            f"WeightCertificate(method={self.method!r}, objective={self.objective:.6g}, "
+            f"lower_bound={self.lower_bound:.6g}, relative_gap={self.relative_gap:.3g})"
+        )
+
+
+def separable(gram: Gram) -> Tensor | None:
+    """Return d / diag(H), (cols,) float64, with H − Diag(d) proven positive semidefinite and d > 0, or None.
+
+    d follows the conditional variances 1 / (H⁻¹)_jj, as far as they may be scaled up together.
+    """
+
+    def make() -> Tensor:
+        matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool))
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if int(info):
+            return matrix.new_zeros(gram.cols)
+        variance = 1 / torch.cholesky_inverse(factor).diagonal()
+        root = variance.rsqrt()
+        least = float(torch.linalg.eigvalsh(matrix * root * root.unsqueeze(1))[0])
+        return (1 - _HELD_BACK) * gram.proven_share(max(0.0, least) * variance)
+
+    share = torch.where(gram.diagonal > 0, gram.remember("separable share", make), 1.0 - _HELD_BACK)
+    return share if bool((share > 1e-12).all()) else None
+
+
+class Perspective:
+    """The dual function of one problem, in the scaling of unit diagonal.
+
+    Args:
+        problem: the problem; its Gram must leave a diagonal, see ``separable``.
+    """
+
+    def __init__(self, problem: ReconstructionProblem) -> None:
+        gram = problem.prepared
+        share = separable(gram)
+        if share is None:
+            raise RelaxPruneError("gram is singular or nearly so: no diagonal can be separated from it")
+        self.problem, self.share = problem, share
+        self.matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool))
+        # An input that never fires leaves the error alone: its entries are 0.
+        self.target = problem.target.to(torch.float64) * gram.diagonal.to(torch.float64).sqrt()
+
+    def bound(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bound of each coupled block at a, (blocks,), and the response r to it, (rows, cols).
+
+        What c, the sums and the products may have been rounded by is taken off: with δ the rounding of c, the constant
+        aᵀ c grows by at most |a|ᵀ δ + δᵀ (H − D)⁻¹ δ, and H − D is at least a thousandth of D.
+        """
+        share, target, polytope = self.share, self.target, self.problem.polytope
+        cols = target.shape[1]
+        slope = point @ self.matrix - point * share
+        dearer = (share * target + slope).square() / share
+        mask = polytope.lmo(-dearer) > 0.5
+        value = dearer - slope.square() / share - point * slope
+        noise = 4 * (cols + 8) * UNIT_ROUNDOFF
+        off = noise * point.abs().sum(dim=1, keepdim=True)  # |C_jk| ≤ 1
+        # The minimum over masks and over r is of the c that was used; that c is (H − D) a only up to ``off``.
+        slack = (point.abs() * off + off.square() / (_HELD_BACK * share)).sum(dim=1)
+        size = (share * target.abs() + slope.abs()).square() / share + (point * slope).abs()
+        slack += noise * size.sum(dim=1)
+        bound = polytope.block_sum(value.sum(dim=1) - slack) + polytope.lmo_bound(-dearer)
+        return bound + self.problem.residual_of_blocks(), torch.where(mask, -slope / share, target)
+
+
+def certify_weights(problem: ReconstructionProblem, weight: Tensor, iterations: int = 20) -> WeightCertificate:
+    """Bound the error that any mask of the problem's set can reach with any weights on it.
+
+    Args:
+        problem: the problem.
+        weight: (rows, cols) the answer that is certified.
+        iterations: products spent on raising the bound; every one counts, for it holds at any time.
+    """
+    started = time.monotonic()
+    row_objective = problem.row_objective(weight)
+    floor = problem.residual_of_blocks()
+    method, point = "trivial", torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
+    best = floor
+    if separable(problem.prepared) is not None:
+        method = METHOD
+        dual = Perspective(problem)
+        best, response = dual.bound(point)
+        step = torch.full_like(best, _STEP)
+        spread = problem.polytope.to_rows
+        for _ in range(iterations):
+            trial = point + spread(step, len(point)) * (response - point)
+            value, answer = dual.bound(trial)
+            better = value > best
+            rows = spread(better, len(point))
+            point = torch.where(rows, trial, point)
+            response = torch.where(rows, answer, response)
+            best = torch.where(better, value, best)
+            step = torch.where(better, step * _RISE, step * _FALL)
+    row_lower_bound = torch.maximum(best, floor)
+    return WeightCertificate(
+        method=method,
+        objective=float(row_objective.sum()),
+        lower_bound=float(row_lower_bound.sum()),
+        row_objective=row_objective,
+        row_lower_bound=row_lower_bound,
+        point=point,
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,72 @@
+"""The second half of solving a ReconstructionProblem: weights on the mask, judged and bounded."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import ReconstructionProblem
+from relaxprune.solvers import Answer, Run, Solver, Status
+
+from .certificates.perspective import certify_weights
+from .refitting import refit
+from .solution import Solution
+
+_CLOSED = 1e-9
+
+
+def weighted(
+    problem: ReconstructionProblem,
+    answer: Answer,
+    mask: Tensor,
+    run: Run,
+    solver: Solver,
+    polisher: Solver | None,
+    started: float,
+) -> Solution:
+    """Fit the weights on a mask where the solver brings none, and put everything together.
+
+    Args:
+        problem: the problem.
+        answer: of a solver of its mask problem.
+        mask: (rows, cols) bool, the final one.
+        run: whose memory budget counts.
+        solver: what the mask is from.
+        polisher: what it was polished with, or None.
+        started: ``time.monotonic()`` when the solve began.
+    """
+    counts = answer.counts
+    if answer.weight is None:
+        fitted = refit(problem, mask, memory_budget_bytes=run.memory_bytes)
+        weight, kept_objective = fitted.weight, fitted.kept_objective
+        counts.products += fitted.products
+    else:
+        weight = torch.where(mask, answer.weight.to(problem.weight.dtype), 0.0)
+        kept_objective = problem.objective(torch.where(mask, problem.target, 0.0))
+    counts.seconds = time.monotonic() - started
+    certificate = certify_weights(problem, weight)
+    status = answer.status
+    if not status.failed and certificate.gap <= _CLOSED * certificate.objective:
+        status = Status.OPTIMAL
+    elif status is Status.OPTIMAL:  # of the mask with weights that stay
+        status = Status.CONVERGED
+    return Solution(
+        mask=mask,
+        objective=certificate.objective,
+        relative_error=certificate.objective / problem.reference if problem.reference > 0 else 0.0,
+        certificate=certificate,
+        row_objective=certificate.row_objective,
+        relaxed_mask=None,
+        relaxed_objective=None,
+        unrounded_objective=None,
+        rounded_objective=None,
+        status=status,
+        stats=counts,
+        solver=solver.name,
+        options=solver.options(),
+        polish=None if polisher is None else polisher.name,
+        weight=weight,
+        kept_objective=kept_objective,
+    )

@@ -1,0 +1,143 @@
+"""ADMM on the weights themselves: free weights tied to weights on a mask, the penalty rising until the mask settles.
+
+With T the target and H the Gram, both scaled to unit diagonal, min over V of tr((T − V) H (T − V)ᵀ) is written with a
+copy D of V that lies on a mask of the set. V's step solves with H + ρI, the same for all rows; D's takes the mask whose
+entries of V + U/ρ have the largest squares (Boža, arXiv 2401.02938; ALPS: Meng, Behdin, Wang and Mazumder, NeurIPS
+2024). One eigendecomposition of H serves every ρ, every row and every layer that reads the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Gram, MaskProblem, Polytope, Problem, RelaxPruneError
+
+from .base import CHECK_EVERY, Answer, Counts, Run, Status, worse
+
+MATRICES = 8  # (rows, cols) float64 tensors held at once
+_PRODUCTS = 2  # of each iteration: into the eigenvectors and back
+
+
+def needs_weights(name: str, problem: Problem) -> MaskProblem:
+    """Return the problem, which must have a weight and a Gram.
+
+    Raises:
+        RelaxPruneError: another kind of problem.
+    """
+    if not isinstance(problem, MaskProblem):
+        raise RelaxPruneError(
+            f"solver {name!r} needs the weight and the Gram matrix of a MaskProblem or ReconstructionProblem, got "
+            f"{type(problem).__name__}; fw and fista need neither and fit"
+        )
+    return problem
+
+
+def check_options(damping: float, rho: float, dtype: str) -> None:
+    """Raise RelaxPruneError unless the options of an ADMM on weights can be right."""
+    if not 0 <= damping <= 1:
+        raise RelaxPruneError(f"damping must lie in [0, 1], got {damping!r}")
+    if not 1e-6 <= rho <= 1e6:
+        raise RelaxPruneError(f"rho must lie in [1e-6, 1e6], got {rho!r}")
+    if dtype not in ("float32", "float64"):
+        raise RelaxPruneError(f'dtype must be "float32" or "float64", got {dtype!r}')
+
+
+def spectrum(gram: Gram) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (cols,) and eigenvectors (cols, cols), float64, of the Gram scaled to unit diagonal."""
+
+    def make() -> Tensor:
+        values, vectors = torch.linalg.eigh(gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool)))
+        return torch.cat([values.unsqueeze(0), vectors])
+
+    both = gram.remember("spectrum in correlation scaling", make)
+    return both[0], both[1:]
+
+
+class WeightAdmm:
+    """The state of one block of rows.
+
+    Args:
+        problem: these rows.
+        damping: added to the unit diagonal of H while iterating.
+        dtype: to iterate in.
+        mask: (rows, cols) bool, where D starts; None starts it at the target.
+    """
+
+    def __init__(self, problem: MaskProblem, damping: float, dtype: torch.dtype, mask: Tensor | None) -> None:
+        gram = problem.prepared
+        values, vectors = spectrum(gram)
+        wide = problem.weight.to(torch.float64) * gram.diagonal.to(torch.float64).sqrt()  # dead inputs: 0
+        size = wide.square().mean().sqrt()
+        target = torch.where(size > 0, wide / size, wide)
+        self.polytope: Polytope = problem.polytope
+        self.values = (values.clamp(min=0) + damping).to(dtype)
+        self.vectors = vectors.to(dtype)
+        self.right = ((target @ vectors) * (values.clamp(min=0) + damping)).to(dtype)  # T H, among the eigenvectors
+        self.masked = target.to(dtype)  # D
+        self.mask = problem.polytope.round(self.masked.square()) if mask is None else mask
+        if mask is not None:
+            self.masked = torch.where(mask, self.masked, 0.0)
+        self.before = self.masked  # D one iteration ago
+        self.dual = torch.zeros_like(self.masked)  # U
+        self.rho = 0.0
+        self.products = 1  # for T H
+
+    def step(self, rho: float, momentum: float = 0.0, relaxation: float = 1.0) -> None:
+        """Solve for V from D (carried on along its last move by ``momentum``), take the mask, move the dual."""
+        self.rho = rho
+        ahead = self.masked if momentum == 0 else torch.lerp(self.before, self.masked, 1 + momentum)
+        inner = torch.addmm(self.right, torch.sub(rho * ahead, self.dual), self.vectors)
+        free = inner.div_(self.values + rho) @ self.vectors.T
+        if relaxation != 1:
+            free = torch.lerp(self.masked, free, relaxation)
+        wanted = torch.add(free, self.dual, alpha=1 / rho)
+        self.mask = self.polytope.round(wanted.square())
+        self.before, self.masked = self.masked, torch.where(self.mask, wanted, 0.0)
+        self.dual.add_(free.sub_(self.masked), alpha=rho)
+        self.products += _PRODUCTS
+
+    def finite(self) -> bool:
+        """Tell whether the weights are finite numbers. Waits for the device."""
+        return bool(torch.isfinite(self.masked).all() & torch.isfinite(self.dual).all())
+
+
+def ended(state: WeightAdmm, status: Status) -> tuple[Tensor | None, Status, int]:
+    """Return the mask, how it ended, and the products of a block of rows; no mask where the computation broke down."""
+    if status is Status.NOT_FINITE or not state.finite():
+        return None, Status.NOT_FINITE, state.products
+    return state.mask, status, state.products
+
+
+def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Status | None:
+    """Return what ends a block of rows, looked at every few iterations, or None; counts what it took.
+
+    Args:
+        state: the block.
+        iteration: done so far.
+        run: whose deadline counts.
+        counts: of the whole solve; ``iterations`` is raised to ``iteration``.
+    """
+    counts.iterations = max(counts.iterations, iteration)
+    if iteration % CHECK_EVERY:
+        return None
+    if not state.finite():
+        return Status.NOT_FINITE
+    return Status.TIME_LIMIT if run.expired() else None
+
+
+def by_rows(
+    problem: MaskProblem, run: Run, settle: Callable[[MaskProblem, Run, Counts], tuple[Tensor | None, Status, int]]
+) -> Answer:
+    """Solve block of rows by block of rows: ``settle`` returns what ``ended`` does; without a mask the start stays."""
+    answer = Answer(run.start.clone())
+    for part, piece in problem.split(MATRICES, run.memory_bytes):
+        mask, status, products = settle(piece, replace(run, start=run.start[part]), answer.counts)
+        if mask is not None:
+            answer.point[part] = mask
+        answer.counts.products += products * (part.stop - part.start) / problem.shape[0]
+        answer.status = worse(answer.status, status)
+    return answer

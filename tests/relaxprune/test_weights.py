@@ -1,0 +1,237 @@
+"""Masks whose weights move: solvers, weights and bounds, judged by least squares over every mask of tiny problems."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from relaxprune import (
+    NM,
+    KSparse,
+    MaskProblem,
+    QuadraticProblem,
+    ReconstructionProblem,
+    RelaxPruneError,
+    Status,
+    TransposableNM,
+    refit,
+    solve,
+)
+from relaxprune.certificates import WeightCertificate, certify_weights
+from tests.layers import correlated_gram
+from tests.random_problems import GRAMS, Draw, make_gram
+
+MOVERS = ("reconstruct", "alps", "obs-swap", "sparsegpt")
+SETS = [KSparse(6), KSparse(6, at_most=True), NM(2, 4), KSparse(18, per="layer"), NM(1, 4)]
+
+
+def problem_of(polytope, rows: int = 3, cols: int = 12, seed: int = 0, **options) -> ReconstructionProblem:
+    draw = Draw(seed)
+    return ReconstructionProblem(draw.normal(rows, cols), correlated_gram(cols, draw), polytope, **options)
+
+
+def fitted(target: Tensor, gram: Tensor, columns: list[int]) -> float:
+    """Least error of one row with weights on ``columns`` only, by numpy's pseudo-inverse."""
+    t, h = target.double().numpy(), gram.double().numpy()
+    if not columns:
+        return float(t @ h @ t)
+    v = np.zeros_like(t)
+    v[columns] = np.linalg.pinv(h[np.ix_(columns, columns)], hermitian=True) @ (h[columns] @ t)
+    return float((t - v) @ h @ (t - v))
+
+
+def best_rows(problem: ReconstructionProblem) -> list[float]:
+    """The least error of each row over all its masks, for sets of rows."""
+    polytope, (rows, cols) = problem.polytope, problem.shape
+    group = polytope.group if isinstance(polytope, NM) else cols
+    inside = [
+        list(itertools.combinations(range(start, start + group), polytope.keep)) for start in range(0, cols, group)
+    ]
+    masks = [[column for part in parts for column in part] for parts in itertools.product(*inside)]
+    return [min(fitted(problem.target[row], problem.prepared.matrix, mask) for mask in masks) for row in range(rows)]
+
+
+@pytest.mark.parametrize("solver", [*MOVERS, "fw", "wanda", "swap"])
+@pytest.mark.parametrize("polytope", SETS)
+def test_every_solver_gives_weights_on_a_feasible_mask(polytope, solver):
+    problem = problem_of(polytope)
+    solution = solve(problem, solver)
+    assert polytope.contains(solution.mask) and solution.mask.dtype == torch.bool
+    assert solution.weight is not None and solution.weight.dtype == problem.weight.dtype
+    assert bool((solution.weight[~solution.mask] == 0).all())
+    gram = problem.prepared.matrix
+    moved = problem.weight - solution.weight
+    assert solution.objective == pytest.approx(float(((moved @ gram) * moved).sum()), rel=1e-9, abs=1e-12)
+    assert solution.relative_error == pytest.approx(solution.objective / problem.reference)
+    assert solution.objective <= solution.kept_objective * (1 + 1e-9) or solver == "sparsegpt"
+    least = refit(problem, solution.mask).objective
+    assert least <= solution.objective * (1 + 1e-9) + 1e-12
+    assert solution.objective == pytest.approx(least) or solver == "sparsegpt"
+    assert solution.lower_bound <= solution.objective
+    assert isinstance(solution.certificate, WeightCertificate)
+    solution.certificate.verify(problem, solution.weight)
+
+
+@pytest.mark.parametrize("polytope", [KSparse(6), NM(2, 4)])
+@pytest.mark.parametrize("seed", range(4))
+def test_bound_optimum_and_answers_are_in_order(polytope, seed):
+    problem = problem_of(polytope, seed=seed)
+    optimum = best_rows(problem)
+    bounds = certify_weights(problem, problem.weight, iterations=200)
+    assert all(low <= best * (1 + 1e-9) for low, best in zip(bounds.row_lower_bound.tolist(), optimum, strict=True))
+    assert bounds.lower_bound > 0.02 * sum(optimum)
+    for solver in MOVERS:
+        found = solve(problem, solver).row_objective.tolist()
+        assert all(value >= best * (1 - 1e-9) for value, best in zip(found, optimum, strict=True))
+    descended = solve(problem, polish="obs-swap")
+    assert descended.objective <= 1.1 * sum(optimum) and descended.polish == "obs-swap"
+
+
+@pytest.mark.parametrize("kind", GRAMS)
+@given(seed=st.integers(0, 2**31))
+def test_no_bound_exceeds_the_optimum_on_hard_grams(kind, seed):
+    draw = Draw(seed)
+    weight, gram = draw.normal(2, 6) * 10 ** draw.uniform(-3, 3), make_gram(kind, 6, draw)
+    damping = draw.pick((0.0, 1e-9, 1e-2))
+    try:
+        problem = ReconstructionProblem(weight, gram, KSparse(draw.whole(0, 6)), damping=damping)
+    except RelaxPruneError:
+        problem = ReconstructionProblem(weight, gram, KSparse(3), damping=1e-2)
+    certificate = certify_weights(problem, problem.weight, iterations=30)
+    noise = 1e-9 * problem.surrogate.dense_energy
+    for low, best in zip(certificate.row_lower_bound.tolist(), best_rows(problem), strict=True):
+        assert low <= best + noise
+    solution = solve(problem)
+    assert bool(torch.isfinite(solution.weight).all()) and solution.lower_bound <= solution.objective + noise
+
+
+@pytest.mark.parametrize("polytope", [KSparse(6), NM(2, 4), KSparse(18, per="layer")])
+def test_no_exchange_of_any_pair_helps_after_obs_swap(polytope):
+    problem = problem_of(polytope, seed=5)
+    solution = solve(problem, "obs-swap")
+    assert solution.status is Status.CONVERGED and solution.stats.swaps > 0
+    start = solve(problem, "wanda")
+    assert solution.objective < start.objective
+    group = polytope.group if isinstance(polytope, NM) else problem.shape[1]
+    for row in range(problem.shape[0]):
+        kept = solution.mask[row].nonzero().squeeze(1).tolist()
+        now = fitted(problem.target[row], problem.prepared.matrix, kept)
+        for u, p in itertools.product(kept, set(range(problem.shape[1])) - set(kept)):
+            if u // group == p // group:
+                other = [*(j for j in kept if j != u), p]
+                assert fitted(problem.target[row], problem.prepared.matrix, other) >= now * (1 - 1e-7)
+
+
+def test_obs_swap_leaves_fixed_entries_and_rows_without_a_choice():
+    draw = Draw(7)
+    fixed = torch.zeros(3, 12, dtype=torch.bool)
+    fixed[0, :6], fixed[1, 3] = True, True
+    problem = MaskProblem(draw.normal(3, 12), correlated_gram(12, draw), KSparse(6), fixed_kept=fixed)
+    mask = solve(problem, "obs-swap").mask
+    assert bool(mask[fixed].all()) and bool((mask.sum(dim=1) == 6).all())
+    assert bool((solve(problem_of(KSparse(12)), "obs-swap").mask).all())
+
+
+@pytest.mark.parametrize("blocksize", [1, 5, 128])
+@pytest.mark.parametrize("polytope", [KSparse(6), NM(2, 4)])
+def test_sparsegpt_is_the_surgeon_from_left_to_right(polytope, blocksize):
+    problem = problem_of(polytope, rows=4, seed=3)
+    weight, gram = problem.weight.clone(), problem.prepared.matrix.clone()
+    gram.diagonal().add_(0.01 * gram.diagonal().mean())
+    cols = weight.shape[1]
+    # Each column's inverse is made afresh from what is left; the published code gets them from one factorisation.
+    inverses = [torch.linalg.inv(gram[j:, j:]) for j in range(cols)]
+    score = torch.stack([inverse[0, 0] for inverse in inverses])
+    mask = torch.ones(4, cols, dtype=torch.bool)
+    step = polytope.group if isinstance(polytope, NM) else blocksize
+    for j in range(cols):
+        if j % step == 0:
+            stop = min(j + step, cols)
+            keep = polytope.keep if isinstance(polytope, NM) else 6 * stop // cols - 6 * j // cols
+            order = (weight[:, j:stop].square() / score[j:stop]).argsort(dim=1, descending=True)
+            mask[:, j:stop] = torch.zeros(4, stop - j, dtype=torch.bool).scatter_(1, order[:, :keep], True)
+        error = torch.where(mask[:, j], 0.0, weight[:, j] / inverses[j][0, 0])
+        weight[:, j:] -= error.unsqueeze(1) * inverses[j][0]
+    solution = solve(problem, "sparsegpt", blocksize=blocksize)
+    assert torch.equal(solution.mask, mask)
+    assert torch.allclose(solution.weight, torch.where(mask, weight, 0.0), atol=1e-8)
+
+
+@pytest.mark.parametrize("polytope", [KSparse(48), NM(2, 4)])
+def test_more_work_finds_better_masks(polytope):
+    problem = problem_of(polytope, rows=24, cols=96, seed=1)
+    found = {name: solve(problem, name).objective for name in ("sparsegpt", "alps", "wanda", "fw")}
+    fast, default, best = (solve(problem, effort=effort).objective for effort in ("fast", "default", "best"))
+    assert best <= default * 1.01 and default < fast < min(found["sparsegpt"], found["wanda"], found["fw"])
+    assert default < found["alps"] * 1.01 and best < found["alps"] * 1.01
+    assert solve(problem, polish="obs-swap").objective < min(best, default)
+    assert solve(problem, max_iterations=200).objective < default
+
+
+def test_the_same_in_blocks_of_rows_and_from_every_start():
+    problem = problem_of(KSparse(12), rows=20, cols=24, seed=2)
+    for solver in ("reconstruct", "alps", "sparsegpt", "obs-swap"):
+        whole = solve(problem, solver)
+        split = solve(problem, solver, memory_budget_bytes=2**15)
+        assert torch.equal(whole.mask, split.mask), solver
+    start = solve(problem, "wanda").mask
+    assert solve(problem, "obs-swap", start=start).objective == solve(problem, "obs-swap").objective
+
+
+def test_budgets_end_a_solve():
+    problem = problem_of(KSparse(24), rows=16, cols=48)
+    few = solve(problem, max_iterations=3)
+    assert few.stats.iterations == 3 and few.status is Status.ITERATION_LIMIT
+    assert solve(problem, "obs-swap", max_iterations=1).stats.swaps <= 16
+    assert solve(problem, "alps", max_iterations=2).status is Status.ITERATION_LIMIT
+    late = solve(problem, max_iterations=10**6, time_limit_s=0.2)
+    assert late.status is Status.TIME_LIMIT and late.stats.seconds < 5
+
+
+def test_the_dense_output_is_the_target_where_cross_terms_are_given():
+    draw = Draw(1)
+    weight, dense = draw.normal(4, 12), draw.normal(80, 12) @ draw.normal(12, 12)
+    inputs = dense + 0.5 * draw.normal(80, 12)
+    gram, cross, dense_gram = (
+        left.T @ right / 80 for left, right in ((inputs, inputs), (dense, inputs), (dense, dense))
+    )
+    problem = ReconstructionProblem(weight, gram, KSparse(6), cross=cross, dense_gram=dense_gram)
+    solution = solve(problem)
+    lost = (dense @ weight.T - inputs @ solution.weight.T).square().sum() / 80
+    assert solution.objective == pytest.approx(float(lost))
+    assert solution.lower_bound >= float(problem.residual.sum()) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: solve(problem_of(KSparse(6)).surrogate, polish="obs-swap"), "give a ReconstructionProblem"),
+        (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "obs-swap"), "reconstruct and alps fit"),
+        (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "sparsegpt"), "needs a KSparse or NM set"),
+        (lambda: solve(problem_of(KSparse(6)), effort="bst"), "did you mean 'best'"),
+        (lambda: solve(problem_of(KSparse(6)), "alps", damping=-1.0), r"damping must lie in \[0, 1\]"),
+        (lambda: solve(problem_of(KSparse(6)), "alps", rho=0.0), "rho must lie in"),
+        (lambda: solve(problem_of(KSparse(6)), dtype="float16"), 'dtype must be "float32" or "float64"'),
+        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", blocksize=0), "blocksize must be at least 1"),
+        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "makes no use"),
+        (lambda: solve(QuadraticProblem(torch.eye(4), torch.zeros(1, 4), KSparse(2)), "alps"), "fw and fista"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(call, words):
+    with pytest.raises(RelaxPruneError, match=words):
+        call()
+
+
+def test_a_changed_certificate_is_found_out():
+    problem = problem_of(KSparse(6))
+    solution = solve(problem)
+    with pytest.raises(RelaxPruneError, match="objective of a block"):
+        solution.certificate.verify(problem, 0.9 * solution.weight)
+    with pytest.raises(RelaxPruneError, match="bound of a block"):
+        solution.certificate.verify(problem_of(KSparse(7)), solution.weight)
