@@ -71,6 +71,7 @@ class Gram:
         self.matrix: Tensor = self._symmetric(matrix)
         self._unchanged = Unchanged(**{name: self.matrix})
         self._remembered: dict[str, Tensor] = {}
+        self._damped: dict[float, Gram] = {}
         self._copies: WeakValueDictionary[torch.dtype, Tensor] = WeakValueDictionary()
 
     @property
@@ -165,6 +166,17 @@ class Gram:
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
+
+    def damped(self, damping: float) -> Gram:
+        """Return G + damping · mean(diag G) · I, prepared once for all layers that share G; itself without damping."""
+        if damping == 0:
+            return self
+        self._unchanged.check()
+        if damping not in self._damped:
+            matrix = self.matrix.clone()
+            matrix.diagonal().add_(damping * self.scale)
+            self._damped[damping] = Gram(matrix, self.name)
+        return self._damped[damping]
 
     @cached_property
     def neighbours(self) -> Neighbours:

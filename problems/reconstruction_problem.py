@@ -55,7 +55,7 @@ class ReconstructionProblem:
             raise RelaxPruneError(f"damping must be a number of at least 0, got {damping!r}")
         read = gram if isinstance(gram, Gram) else Gram(gram)
         self.damping = float(damping)
-        self.prepared: Gram = _damped(read, self.damping)
+        self.prepared: Gram = read.damped(self.damping)
         if not self.prepared.proof.psd:
             raise RelaxPruneError(
                 "gram must be proven positive semidefinite for weights that move, but its smallest eigenvalue in "
@@ -138,15 +138,6 @@ def _energy(values: Tensor, matrix: Tensor, less: Tensor | None = None) -> Tenso
             wide = wide - less[part].to(torch.float64)
         parts.append((wide * product64(wide, matrix)).sum(dim=1))
     return torch.cat(parts)
-
-
-def _damped(gram: Gram, damping: float) -> Gram:
-    """Return G + damping · mean(diag G) · I."""
-    if damping == 0:
-        return gram
-    matrix = gram.matrix.clone()
-    matrix.diagonal().add_(damping * gram.scale)
-    return Gram(matrix)
 
 
 def _check_cross(cross: Tensor | None, dense_gram: Tensor | None, dense: MaskProblem) -> None:

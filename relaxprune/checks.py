@@ -17,6 +17,11 @@ DEFAULT_START = "wanda"
 _LARGEST_SEED = 2**63 - 1  # what torch takes on every platform
 
 
+def default_solver(moves: bool) -> str:
+    """Return the solver that is meant where none is named; ``moves`` says whether weights may move."""
+    return "reconstruct" if moves else "fw"
+
+
 def check_start(start: object) -> None:
     """Raise RelaxPruneError unless ``start`` is the name of a saliency or None."""
     if start is not None and start not in SALIENCIES:

@@ -43,7 +43,7 @@ def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: 
     """Return the least-squares weights on a mask, each row's own.
 
     v_S = H_SS⁻¹ (T H)_S minimises a row's objective over all weights on its support S (``ReconstructionProblem`` has T
-    and H). Rows are solved in batches, by Cholesky factorisation in float64; where a support has more than 1024 columns
+    and H). Rows are solved in batches, by Cholesky factorisation in float64; where a support has more than 192 columns
     by conjugate gradients, and by factorisation where these do not reach a residual of 1e-6. A support on which H is
     singular gets the least damping that lets it be factorised, recorded in the result.
 

@@ -21,6 +21,7 @@ from .checks import (
     check_budgets,
     check_seed,
     check_start,
+    default_solver,
     neediest,
     polisher_of,
     refuse_ignored,
@@ -87,7 +88,7 @@ def solve(
         RuntimeError: the solver returned a mask that is not feasible.
     """
     moves = isinstance(problem, ReconstructionProblem)
-    chosen = check_solver(("reconstruct" if moves else "fw") if solver is None else solver, **solver_options)
+    chosen = check_solver(default_solver(moves) if solver is None else solver, **solver_options)
     polisher = polisher_of(polish, chosen)
     check_seed(seed)
     check_budgets(max_iterations, time_limit_s, gap_tolerance, memory_budget_bytes)

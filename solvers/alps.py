@@ -13,6 +13,7 @@ from relaxprune.problems import MaskProblem, Problem
 from .base import Answer, Counts, Run, Solver, Status, block_bytes
 from .weight_admm import MATRICES, WeightAdmm, by_rows, check_options, ended, needs_weights, watched
 
+_USUAL = 33  # iterations on real layers at half the weights
 _EVERY = 3  # iterations between changes of the penalty
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the kept entries that changed, at least, and factor
 
@@ -57,6 +58,10 @@ class Alps(Solver):
     def least_bytes(self, problem: Problem) -> int:
         """Return what one coupled block takes."""
         return block_bytes(problem, MATRICES)
+
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """Return how many it usually takes until supports stay."""
+        return _USUAL if max_iterations is None else min(_USUAL, max_iterations)
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Iterate block of rows by block of rows until supports stay."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from relaxprune.problems import Gram
 from relaxprune.problems.precision import product64, row_blocks
 
-DIRECT_COLUMNS = 1024  # supports of more are left to conjugate gradients first
+DIRECT_COLUMNS = 192  # supports of more are left to conjugate gradients first, which are then the quicker
 TOLERANCE = 1e-6  # of ‖(T H)_S‖, for the residual of the normal equations
 _ITERATIONS = 300
 _DAMPING = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)  # of the unit diagonal, tried in turn

@@ -66,6 +66,10 @@ class SparseGPT(Solver):
         """Return what one coupled block takes."""
         return block_bytes(problem, _MATRICES)
 
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """There are none to count: every column is visited once."""
+        return 0
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Go through the columns of all rows of a block of rows; the weights come along."""
         layer = needs_weights(self.name, problem)

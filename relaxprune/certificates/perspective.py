@@ -26,8 +26,10 @@ from .certificate import relative
 
 METHOD = "perspective"
 _MATRICES = 12  # (rows, cols) float64 tensors held at once
+_PRODUCTS = 8  # spent on a bound where nobody says how many
 _STEP = 0.05  # first step towards the response
 _RISE, _FALL = 1.2, 0.5  # of a row's step, where its bound rose and where it did not
+_SHRINK, _LEAST_SCALE = 0.8, 1e-4  # of the conditional variances
 _HELD_BACK = 1e-3  # of d: what keeps H − D definite, so that rounding of c can be allowed for
 
 
@@ -94,9 +96,15 @@ def separable(gram: Gram) -> Tensor | None:
         if int(info):
             return matrix.new_zeros(gram.cols)
         variance = 1 / torch.cholesky_inverse(factor).diagonal()
-        root = variance.rsqrt()
-        least = float(torch.linalg.eigvalsh(matrix * root * root.unsqueeze(1))[0])
-        return (1 - _HELD_BACK) * gram.proven_share(max(0.0, least) * variance)
+        # The largest of a falling sequence of scales that leaves a definite matrix; what is proven is proven after it.
+        scale = 1.0
+        while scale > _LEAST_SCALE:
+            trial = matrix.clone()
+            trial.diagonal().sub_(scale * variance)
+            if not int(torch.linalg.cholesky_ex(trial)[1]):
+                break
+            scale *= _SHRINK
+        return (1 - _HELD_BACK) * gram.proven_share(scale * variance)
 
     share = torch.where(gram.diagonal > 0, gram.remember("separable share", make), 1.0 - _HELD_BACK)
     return share if bool((share > 1e-12).all()) else None
@@ -141,7 +149,7 @@ class Perspective:
         return bound + self.problem.residual_of_blocks(), torch.where(mask, -slope / share, target)
 
 
-def certify_weights(problem: ReconstructionProblem, weight: Tensor, iterations: int = 20) -> WeightCertificate:
+def certify_weights(problem: ReconstructionProblem, weight: Tensor, iterations: int = _PRODUCTS) -> WeightCertificate:
     """Bound the error that any mask of the problem's set can reach with any weights on it.
 
     Args:

@@ -142,7 +142,7 @@ def _run(
 ) -> Row:
     """Prune once, write the run folder if one is asked for, and measure."""
     amount = request.how_much.pattern or f"{request.how_much.sparsity:.0%}"
-    method = "Wanda" if request.how.solver == "wanda" else "relaxprune"
+    method = "Wanda" if request.solver_name == "wanda" else "relaxprune"
     folder = None if request.run.out is None else open_folder(request, loaded, windows)
     plan = survey_request(request, loaded).plan
     report = prune_loaded(request, loaded, windows, plan, folder, f"{method} {amount}")

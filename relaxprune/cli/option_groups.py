@@ -118,9 +118,13 @@ class AllocationGroup:
 class SolverGroup:
     """Which solver finds the masks, and how long it may take."""
 
-    solver: Annotated[str, typer.Option(help="Solver; `relaxprune solvers` lists them.")] = "fw"
+    solver: Annotated[
+        str | None, typer.Option(help="Solver; `relaxprune solvers` lists them. fw by default; --refit: reconstruct.")
+    ] = None
     start: Annotated[str, typer.Option(help="Starting mask: wanda, ria, magnitude or none.")] = "wanda"
-    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, none, or auto (by solver).")] = "auto"
+    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, obs-swap, none, or auto (by solver).")] = (
+        "auto"
+    )
     effort: Annotated[
         str | None, typer.Option(help="How long fw looks: fast, default or best; short for --option effort=…")
     ] = None
@@ -130,6 +134,12 @@ class SolverGroup:
     option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A solver's own option; may be repeated.")] = (
         field(default_factory=list)
     )
+
+    def named(self, moves: bool = False) -> str:
+        """Return the solver's name; ``moves`` says whether weights may move."""
+        from relaxprune.checks import default_solver
+
+        return default_solver(moves) if self.solver is None else self.solver
 
     @property
     def words(self) -> list[str]:
@@ -203,6 +213,12 @@ class LayerGroup:
     permute: Annotated[
         bool, typer.Option("--permute", help="Reorder channels inside the blocks so that an N:M mask keeps more.")
     ] = False
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Give kept weights new values, the least-squares ones on the mask.")
+    ] = False
+    damping: Annotated[
+        float, typer.Option(help="With --refit: how much moving a weight costs, of the Gram's mean diagonal.")
+    ] = 0.01
 
 
 @dataclass(frozen=True)

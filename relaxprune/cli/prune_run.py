@@ -89,20 +89,25 @@ class PruneRequest:
         return Target(**self.amount)
 
     @property
+    def solver_name(self) -> str:
+        """The solver's name, or that of the default one."""
+        return self.how.named(self.layers.refit)
+
+    @property
     def solver_options(self) -> dict[str, Any]:
         """The solver's own options that were given, parsed and checked."""
-        return parse_options(self.how.solver, self.how.words)
+        return parse_options(self.solver_name, self.how.words)
 
     @property
     def solver(self) -> Solver:
         """The solver as ``prune_model`` takes it from its name and options."""
         given = self.solver_options
-        return solver_for(self.certify.certify, check_solver(self.how.solver, **given), given)
+        return solver_for(self.certify.certify, check_solver(self.solver_name, **given), given)
 
     @property
     def distributions(self) -> tuple[str, ...]:
         """The installed packages that the solver depends on: what it computes with, and what it comes in."""
-        owner = solver_distribution(self.how.solver)
+        owner = solver_distribution(self.solver_name)
         return (*self.solver.distributions(), *(() if owner is None else (owner,)))
 
     @property
@@ -132,6 +137,8 @@ class PruneRequest:
             certify_rows=self.certify.certify_rows,
             statistics=self.statistics.options,
             permute=self.layers.permute,
+            weights="refit" if self.layers.refit else "keep",
+            damping=self.layers.damping,
         )
 
     def check(self) -> None:
@@ -234,7 +241,7 @@ def prune_loaded(
             loaded.model,
             windows.tokens.split(batch_windows(windows)),
             **request.amount,
-            solver=request.how.solver,
+            solver=request.solver_name,
             options=request.options,
             recorder=folder,
             on_event=progress,
@@ -291,7 +298,7 @@ def run_fingerprint(request: PruneRequest, loaded: LoadedModel, windows: TokenWi
             "description": plain_values(windows.description),
         },
         settings={
-            "solver": request.how.solver,
+            "solver": request.solver_name,
             "solver_options": plain_values(asdict(request.solver)),
             "polytope": request.target.to_dict(),
             **plain_values(asdict(request.options)),
@@ -326,7 +333,7 @@ def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneRep
     """Return the pruned model in the dtype that the source stores.
 
     ``--dtype`` only sets the dtype of the computation: kept weights must stay those of the source, bit for bit. So the
-    source is loaded again, as it is stored, and gets the same order of channels and the same masks.
+    source is loaded again, as it is stored, and gets the same order of channels, masks and new values.
 
     Raises:
         RelaxPruneError: the source has changed, so that ``weights`` is not the SHA-256 of what is loaded again.
@@ -343,5 +350,5 @@ def in_stored_dtype(request: PruneRequest, loaded: LoadedModel, report: PruneRep
             f"{weights} when it was pruned: restore it and continue with --resume"
         )
     apply_permutations(stored.model, report.permutations)
-    apply_masks(stored.model, report.masks)
+    apply_masks(stored.model, report.masks, report.weights)
     return stored.model

@@ -48,7 +48,7 @@ def solve_file(
     from .solver_options import parse_options
 
     target = how_much.target
-    options = parse_options(how.solver, how.words)
+    options = parse_options(how.named(), how.words)
     for file_out in (out, certificate):
         if file_out is not None:
             refuse_output_file(file_out)
@@ -60,7 +60,7 @@ def solve_file(
         proof.check(problem)
         solution = solve(
             problem,
-            how.solver,
+            how.named(),
             start=how.start_name,
             polish=how.polish_name,
             max_iterations=how.max_iterations,

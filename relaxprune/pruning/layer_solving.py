@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Gram, MaskProblem
+from relaxprune.problems import Gram, MaskProblem, ReconstructionProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
@@ -46,6 +46,23 @@ Proven = tuple[Certificate, Polytope]
 
 
 @dataclass(frozen=True, eq=False)
+class SolvedLayer:
+    """What became of one layer.
+
+    Attributes:
+        mask: (rows, cols) bool on the CPU, True = kept.
+        report: its report.
+        proof: its certificate with its set of masks, if one was asked for.
+        weight: (rows, cols) new values where weights may move, else None.
+    """
+
+    mask: Tensor
+    report: LayerReport
+    proof: Proven | None
+    weight: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class MaskSolver:
     """Solves layers, all with the same target, solver and effort."""
 
@@ -53,13 +70,11 @@ class MaskSolver:
     solver: Solver
     options: PruneOptions
 
-    def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> tuple[Tensor, LayerReport, Proven | None]:
+    def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> SolvedLayer:
         """Find the mask of one layer, and what Wanda's mask costs on the same Gram.
 
-        Returns:
-            (rows, cols) bool mask on the CPU, True = kept, the layer's report, and its certificate if one is asked for.
-            Where the solver broke down the mask is the one that it started from, polished, and the report's status says
-            so: one layer must not end a run.
+        Where the solver broke down the mask is the one that it started from, polished, and the report's status says so:
+        one layer must not end a run.
 
         Raises:
             RelaxPruneError: the problem cannot be solved as asked; the message names the layer.
@@ -67,9 +82,14 @@ class MaskSolver:
         matrix = inputs.gram.matrix
         weight = layer.matrix().to(device=matrix.device, dtype=matrix.dtype)
         try:
-            problem = MaskProblem(weight, inputs.gram, self.target.polytope_of(layer.name, layer.shape))
-            solution = self._solution(problem)
-            certificate = certificate_of(problem, solution, self.options)
+            polytope = self.target.polytope_of(layer.name, layer.shape)
+            if self.options.moves:
+                whole = ReconstructionProblem(weight, inputs.gram, polytope, damping=self.options.damping)
+                problem, solution, certificate = whole.surrogate, self._solution(whole), None
+            else:
+                problem = MaskProblem(weight, inputs.gram, polytope)
+                solution = self._solution(problem)
+                certificate = certificate_of(problem, solution, self.options)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
         mask = solution.mask.cpu()
@@ -90,9 +110,10 @@ class MaskSolver:
             gram=inputs.leader,
             **_judged(problem, solution, self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, certificate),
         )
-        return mask, report, None if certificate is None else (certificate, problem.polytope)
+        proof = None if certificate is None else (certificate, polytope)
+        return SolvedLayer(mask, report, proof, solution.weight)
 
-    def _solution(self, problem: MaskProblem) -> Solution:
+    def _solution(self, problem: MaskProblem | ReconstructionProblem) -> Solution:
         """Solve with the options of the run."""
         options = self.options
         return solve(
@@ -115,13 +136,14 @@ def _judged(
     """Return the part of a layer's report that is known once the mask is."""
     proof = solution.certificate if certificate is None else certificate
     wanda_mask = start_mask(problem, "wanda", memory_bytes)
-    same = torch.equal(wanda_mask, solution.mask)
+    same = solution.weight is None and torch.equal(wanda_mask, solution.mask)
     wanda = solution.objective if same else problem.objective(wanda_mask, memory_bytes)
     energy = problem.dense_energy
     return {
         "dense_energy": energy,
         "wanda_objective": wanda,
         "objective": solution.objective,
+        "kept_objective": solution.kept_objective,
         "wanda_relative_error": wanda / energy if energy > 0 else 0.0,
         "relative_error": solution.relative_error,
         "relaxed_objective": solution.relaxed_objective,

@@ -70,6 +70,19 @@ class PrunableLayer:
         with torch.no_grad():
             self.weight.masked_fill_(~stored.to(self.weight.device), 0.0)
 
+    def write(self, mask: Tensor, weight: Tensor | None) -> None:
+        """Write new values, if there are any, and +0.0 where the mask is False.
+
+        Args:
+            mask: (rows, cols) bool, True = kept.
+            weight: (rows, cols) as `matrix` has it, any float dtype, or None.
+        """
+        if weight is not None:
+            stored = weight.T if self.kind == "Conv1D" else weight.reshape(self.weight.shape)
+            with torch.no_grad():
+                self.weight.copy_(stored)
+        self.apply_mask(mask)
+
     def columns(self, inputs: Tensor) -> Tensor:
         """Return the vectors that the (rows, cols) matrix is multiplied with.
 
@@ -199,12 +212,13 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
     """Prune a model with masks from anywhere, for instance from a mask file.
 
     Args:
         model: changed in place.
         masks: parameter name -> (rows, cols) bool, True = kept; (rows, cols) as in `PrunableLayer.matrix`.
+        weights: parameter name -> (rows, cols), new values of weights that moved.
 
     Raises:
         RelaxPruneError: a name that is no prunable parameter, or a mask of another dtype or shape.
@@ -215,4 +229,4 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         near = difflib.get_close_matches(unknown[0], list(layers), n=3)
         raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}.")
     for parameter, mask in masks.items():
-        layers[parameter].apply_mask(mask)
+        layers[parameter].write(mask, (weights or {}).get(parameter))

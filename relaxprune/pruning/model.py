@@ -17,6 +17,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
+from ..checks import default_solver
 from ..solving import check_solver
 from .allocating import allocate
 from .allocation import Allocation
@@ -50,7 +51,7 @@ def prune_model(
     pattern: str | None = None,
     polytope: Polytope | None = None,
     allocation: str | Allocation = "uniform",
-    solver: str | Solver = "fw",
+    solver: str | Solver | None = None,
     options: PruneOptions | None = None,
     recorder: BlockRecorder | None = None,
     on_event: Callable[[PruneEvent], None] | None = None,
@@ -59,7 +60,8 @@ def prune_model(
     """Prune a model in place: statistics, Gram, solve, write, propagate, block after block.
 
     Everything is checked before the first forward pass. A layer whose solver breaks down keeps the mask that the
-    solver started from, and its report's status says so. Kept weights keep their bits, pruned ones become +0.0. The
+    solver started from, and its report's status says so. Pruned weights become +0.0; kept ones keep their bits, unless
+    `options.weights` is "refit": then they get new values. The
     model's training flags, `use_cache`, hooks and the random state are as before when this returns or raises; after an
     exception the blocks finished so far stay pruned.
 
@@ -76,7 +78,7 @@ def prune_model(
             `Allocation` with options. With "owl" and "model" a first pass over the dense model decides the layers'
             counts; then all layers together lose at most floor(sparsity * weights), less what no whole entry of every
             row fits into. Layers that this pass does not reach, but the blocks once pruned do, have the sparsity.
-        solver: name or instance, as for `solve`.
+        solver: name or instance, as for `solve`; None is "fw", and "reconstruct" where weights move.
         options: which layers, and with how much effort; the defaults of `PruneOptions` if None.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. A `CertificateRecorder` keeps
             the certificates too.
@@ -93,7 +95,8 @@ def prune_model(
     """
     options = options or PruneOptions()
     target = Target(sparsity, pattern, polytope, Allocation.of(allocation))
-    chosen = solver_for(options.certify, check_solver(solver, **solver_options), solver_options)
+    named = default_solver(options.moves) if solver is None else solver
+    chosen = solver_for(options.certify, check_solver(named, **solver_options), solver_options)
     options.check_for(chosen)
     check_permute(options, target)
     survey = survey_model(model, target, options, solver=chosen)
@@ -110,6 +113,7 @@ def prune_model(
         propagation=run.propagation,
         masks=run.masks,
         permutations=run.permutations,
+        weights=run.weights,
     )
 
 
@@ -126,6 +130,7 @@ class _Run:
     skipped: list[SkippedLayer] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
     permutations: list[Permutation] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
     permuter: ChannelPermuter | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     carried: Mapping[str, float] = field(default_factory=dict)
@@ -205,8 +210,9 @@ class _Run:
         apply_permutations(self.model, record.permutations)
         self.permutations += record.permutations
         for report in record.layers:
-            by_parameter[report.parameter].apply_mask(record.masks[report.parameter])
+            by_parameter[report.parameter].write(record.masks[report.parameter], record.weights.get(report.parameter))
             self.finish(stage, report, record.masks[report.parameter])
+        self.weights |= record.weights
         self.skip([layer for layer in stage.layers if layer.parameter not in reports])
         self.carried = record.seconds
 
@@ -231,7 +237,11 @@ class _Run:
                 solved |= self.solve_group(stage, collector)  # its Gram is freed before the next one is made
         self.skip([layer for layer in stage.layers if layer.parameter not in solved])
         masks = {name: mask for name, (mask, _) in solved.items()}
-        return BlockRecord(masks, [report for _, report in solved.values()], self.spent())
+        moved = [layer for layer in stage.layers if layer.parameter in solved and self.mask_solver.options.moves]
+        weights = {layer.parameter: layer.matrix().cpu().clone() for layer in moved}
+        self.weights |= weights
+        reports = [report for _, report in solved.values()]
+        return BlockRecord(masks, reports, self.spent(), weights=weights)
 
     def solve_group(self, stage: Stage, collector: StatisticsCollector) -> dict[str, tuple[Tensor, LayerReport]]:
         """Solve and write the layers of the collector's next group, which reads one Gram."""
@@ -245,13 +255,13 @@ class _Run:
             self.announce("layer_start", stage, layer.name)
             inputs = LayerInputs(gram, gathered, collector.calls[layer.name], layers[0].name)
             with self.timed("solve"):
-                mask, report, proof = self.mask_solver.solve(layer, inputs, stage.index)
-            if proof is not None and isinstance(self.recorder, CertificateRecorder):
+                found = self.mask_solver.solve(layer, inputs, stage.index)
+            if found.proof is not None and isinstance(self.recorder, CertificateRecorder):
                 with self.timed("record"):
-                    self.recorder.save_certificate(layer.parameter, *proof)
-            layer.apply_mask(mask)
-            solved[layer.parameter] = (mask, report)
-            self.finish(stage, report, mask)
+                    self.recorder.save_certificate(layer.parameter, *found.proof)
+            layer.write(found.mask, found.weight)
+            solved[layer.parameter] = (found.mask, found.report)
+            self.finish(stage, found.report, found.mask)
         return solved
 
     def finish(self, stage: Stage, report: LayerReport, mask: Tensor) -> None:

@@ -27,8 +27,7 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
     lines += [
         f"{len(layers)} layers of `{notes.base_model}` are pruned to {_pattern(settings['polytope'])} by relaxprune "
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
-        f"kept weights are those of the base model, bit for bit{_order(settings)}. Zeros alone do not make a model "
-        "faster.",
+        f"{_kept(settings)}{_order(settings)}. Zeros alone do not make a model faster.",
         "",
         "| | |",
         "| --- | --- |",
@@ -51,6 +50,13 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
         lines += ["`certificates/` holds the proof of every layer's bound."]
     lines += ["", "## Notices", "", *(f"- {notice}" for notice in notes.notices)] if notes.notices else []
     return "\n".join(lines) + "\n"
+
+
+def _kept(settings: Mapping[str, Any]) -> str:
+    """Say what became of the weights that are kept."""
+    if settings.get("weights") == "refit":
+        return "kept weights have new values, fitted to the calibration text by least squares"
+    return "kept weights are those of the base model, bit for bit"
 
 
 def _header(notes: RunNotes) -> list[str]:

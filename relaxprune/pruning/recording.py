@@ -26,12 +26,14 @@ class BlockRecord:
         layers: one report for each mask.
         seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
         permutations: the orders of channels that the masks are for, empty where none was asked for.
+        weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
     """
 
     masks: dict[str, Tensor]
     layers: list[LayerReport]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     permutations: list[Permutation] = dataclasses.field(default_factory=list)
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class BlockRecorder(Protocol):

@@ -74,6 +74,7 @@ class LayerReport:
             all were, or none were drawn.
         proven_share: (wanda_objective - objective) / (wanda_objective - lower_bound), in [0, 1]: how much of the way
             from Wanda's mask to the bound is done; None where Wanda's objective does not exceed the bound.
+        kept_objective: where weights moved, the objective of the mask with them as they were; else None.
     """
 
     name: str
@@ -111,6 +112,7 @@ class LayerReport:
     proven_share: float | None = None
     token_weight: float = 1.0
     shrinkage: float = 0.0
+    kept_objective: float | None = None
 
     @property
     def wanda_ratio(self) -> float:
@@ -176,6 +178,7 @@ class PruneReport:
             "rerun: REASON" when the model has blocks that cannot be replayed.
         masks: parameter name -> (rows, cols) bool on the CPU, True = kept, of the weights in their new order.
         permutations: for each pruned layer the order of its columns, or why it kept it; empty where none was asked for.
+        weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved; else empty.
     """
 
     layers: list[LayerReport]
@@ -187,6 +190,7 @@ class PruneReport:
     propagation: str
     masks: dict[str, Tensor] = dataclasses.field(repr=False)
     permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def sparsity(self) -> float:

@@ -27,6 +27,7 @@ from .recording import BlockRecord
 from .report import LayerReport, PruneReport
 from .run_record import SCHEMA_VERSION, RunNotes, now, read_record, run_record
 from .saved_model import Verification, install_files, save_settings, verify_saved_model
+from .weight_files import WeightFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ class RunFolder:
         self._work = path / _WORK_NAME
         self._blocks = self._work / "blocks"
         self._certificates = CertificateFiles(path, self._work)
+        self._weights = WeightFiles(self._work / "weights")
         self._written: list[Path] = []
         self._made: list[Path] = []  # folders, innermost first
         self._used: set[int] = set()
@@ -137,6 +139,11 @@ class RunFolder:
         return self.fingerprint.get("settings", {}).get("certify") is not None
 
     @property
+    def _refitted(self) -> bool:
+        """Whether this run gives kept weights new values."""
+        return bool(self.fingerprint.get("settings", {}).get("weights") == "refit")
+
+    @property
     def solved_blocks(self) -> list[int]:
         """Indices of the blocks whose masks are recorded here, ascending."""
         return sorted(int(path.stem) for path in self._blocks.glob("*.safetensors"))
@@ -168,13 +175,16 @@ class RunFolder:
         self._used.add(block_index)
         layers = [LayerReport.from_dict(layer) for layer in extra["layers"]]
         permutations = [Permutation.from_dict(item) for item in extra["permutations"]]
-        return BlockRecord(masks, layers, extra["seconds"], permutations)
+        weights = self._weights.load(block_index, masks) if self._refitted else {}
+        return BlockRecord(masks, layers, extra["seconds"], permutations, weights)
 
     def save(self, block_index: int, record: BlockRecord) -> None:
         """Record a finished block durably: masks and reports in one file, whole or not at all."""
         layers = [layer.to_dict() for layer in record.layers]
         permutations = [item.to_dict() for item in record.permutations]
         extra = {"block": block_index, "layers": layers, "permutations": permutations, "seconds": record.seconds}
+        if self._refitted:  # first: a block counts once its masks are recorded
+            self._weights.save(block_index, record.weights)
         write_masks(self._block_path(block_index), record.masks, extra)
         self._used.add(block_index)
 

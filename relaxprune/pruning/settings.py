@@ -12,11 +12,12 @@ from relaxprune.problems.polytopes import Polytope
 from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Solver
 
-from ..checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start, refuse_ignored
+from ..checks import DEFAULT_START, OBS_SWAP, check_budgets, check_polish, check_seed, check_start, refuse_ignored
 from .allocation import Allocation
 from .statistics_options import StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
+WEIGHTS = ("keep", "refit")
 _SDP_ROWS = 32
 
 
@@ -29,7 +30,8 @@ class PruneOptions:
             default (output head, layers outside of the blocks). Empty for the default.
         exclude: fnmatch patterns on module names to leave alone.
         start: mask that the solver starts from: "wanda", "ria", "magnitude" or None.
-        polish: "swap" to end every mask 1-swap optimal, None to keep it as rounded, "auto" for what suits the solver.
+        polish: "swap" to end every mask 1-swap optimal, "obs-swap" for that after refitting, None to keep it as
+            rounded, "auto" for what suits the solver.
         max_iterations: cap per layer, None for the solver's own.
         time_limit_s: seconds per layer; a run with a limit that is reached is not reproducible.
         gap_tolerance: relative gap at which the convex phase of a layer ends.
@@ -40,6 +42,10 @@ class PruneOptions:
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
         statistics: which tokens a layer's objective is made of, and how.
+        weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones, and has
+            masks chosen for that.
+        damping: of "refit": damping · mean(diag G) · ‖W − V‖² is part of what is minimised, so that weights do not run
+            away where there were few tokens.
         permute: reorder channels inside the blocks for an N:M pattern, where a block computes the same afterwards.
     """
 
@@ -56,6 +62,8 @@ class PruneOptions:
     certify_rows: int | None = None
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
     permute: bool = False
+    weights: str = "keep"
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.
@@ -72,6 +80,29 @@ class PruneOptions:
         check_seed(self.seed)
         check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, self.memory_budget_bytes)
         self._check_certify()
+        self._check_weights()
+
+    @property
+    def moves(self) -> bool:
+        """Whether kept weights get new values."""
+        return self.weights == "refit"
+
+    def _check_weights(self) -> None:
+        """Raise RelaxPruneError for an unknown choice, or one that certificates do not go with."""
+        if self.weights not in WEIGHTS:
+            raise RelaxPruneError(
+                f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}"
+                f"{did_you_mean(str(self.weights), WEIGHTS)}"
+            )
+        if isinstance(self.damping, bool) or not isinstance(self.damping, (int, float)) or not 0 <= self.damping <= 1:
+            raise RelaxPruneError(f"damping must lie in [0, 1], got {self.damping!r}")
+        if self.moves and self.certify is not None:
+            raise RelaxPruneError(
+                f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
+                'weights="refit", where every layer has its own bound'
+            )
+        if not self.moves and self.polish == OBS_SWAP:
+            raise RelaxPruneError('polish "obs-swap" is for weights that move: set weights to "refit", or use "swap"')
 
     def _check_certify(self) -> None:
         """Raise RelaxPruneError for an unknown method, or rows that it makes no use of."""

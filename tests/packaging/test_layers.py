@@ -23,6 +23,7 @@ FLOORS = (
     ("relaxprune.checks", 2),
     ("relaxprune.solving", 3),
     ("relaxprune.refitting", 3),
+    ("relaxprune.weighing", 3),
     ("relaxprune.comparison", 4),
     ("relaxprune.comparison_plot", 4),
     ("relaxprune.pruning", 4),
