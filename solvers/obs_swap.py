@@ -66,7 +66,7 @@ class ObsSwap(Solver):
         matrix /= 1 + _RIDGE
         root = gram.diagonal.to(torch.float64).sqrt()
         size = layer.polytope.group_size(layer.shape)
-        group = None if size >= layer.shape[1] else torch.arange(layer.shape[1], device=root.device) // size
+        group = None if size >= layer.shape[1] else size
         answer = Answer(run.start.clone())
         for rows in _batches(run.start, run.memory_bytes):
             fixed = _fixed(layer, rows)

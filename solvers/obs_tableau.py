@@ -23,12 +23,12 @@ class Tableau:
         target: (R, n) float64, scaled so that the Gram has unit diagonal.
         matrix: (n, n) float64, the scaled Gram.
         mask: (R, n) bool with k kept in each row.
-        group: (n,) int64, exchanges stay inside a group; None has none.
+        group: consecutive columns inside which exchanges stay, or None.
         fixed: (R, n) bool, entries that do not move, or None.
     """
 
     def __init__(
-        self, target: Tensor, matrix: Tensor, mask: Tensor, group: Tensor | None = None, fixed: Tensor | None = None
+        self, target: Tensor, matrix: Tensor, mask: Tensor, group: int | None = None, fixed: Tensor | None = None
     ) -> None:
         self.target, self.matrix, self.group, self.fixed = target, matrix, group, fixed
         self.right = target @ matrix  # (R, n)
@@ -36,6 +36,10 @@ class Tableau:
         self.size = mask.shape[1]
         # (R, n): the columns of the support, then the others.
         self.order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        self.even: tuple[int, int] | None = None  # kept and pruned of every group
+        if group is not None:
+            kept = mask.view(len(mask), -1, group).sum(dim=2).unique().tolist()
+            self.even = (kept[0], group - kept[0]) if len(kept) == 1 else None
         self.refresh()
 
     def refresh(self) -> None:
@@ -59,33 +63,57 @@ class Tableau:
 
         Args:
             pool: look only at so many entries of the support, those that are cheapest to prune; None looks at all.
+                Where every group keeps the same number all pairs inside groups are looked at anyhow: they are few.
         """
         own = self.inverse.diagonal(dim1=1, dim2=2)
         lost = self.value.square() / own
         held = None if self.fixed is None else self.fixed.gather(1, self.order)
         if held is not None:
             lost = lost.masked_fill(held[:, : self.count], torch.inf)
+        closed = None if held is None else held[:, self.count :]
+        if self.even is not None:
+            return self._best_in_groups(own, lost, closed, *self.even)
         coupling, value, inside = self.coupling, self.value, self.order[:, : self.count]
         chosen = None
         if pool is not None and pool < self.count:
             chosen = lost.topk(pool, dim=1, largest=False, sorted=False).indices
             coupling = coupling.gather(1, chosen.unsqueeze(2).expand(-1, -1, coupling.shape[2]))
             own, lost, value, inside = (part.gather(1, chosen) for part in (own, lost, value, inside))
-        slope = torch.addcmul(self.slope.unsqueeze(1), coupling, (value / own).unsqueeze(2))
-        room = torch.addcmul(self.room.unsqueeze(1), coupling, coupling / own.unsqueeze(2))
-        gain = torch.where(room > _TINY, slope.square_().div_(room.clamp(min=_TINY)), 0.0)
-        change = torch.sub(lost.unsqueeze(2), gain)
-        outside = self.order[:, self.count :]
-        if held is not None:
-            change.masked_fill_(held[:, self.count :].unsqueeze(1), torch.inf)
+        own, lost, value = (part.unsqueeze(2) for part in (own, lost, value))
+        change = _change(coupling, own, lost, value, self.slope.unsqueeze(1), self.room.unsqueeze(1))
+        if closed is not None:
+            change.masked_fill_(closed.unsqueeze(1), torch.inf)
         if self.group is not None:
-            change.masked_fill_(self.group[inside].unsqueeze(2) != self.group[outside].unsqueeze(1), torch.inf)
-        change[~self.good] = torch.inf
-        least, index = change.nan_to_num_(nan=torch.inf, posinf=torch.inf).flatten(1).min(dim=1)
+            outside = self.order[:, self.count :]
+            change.masked_fill_((inside // self.group).unsqueeze(2) != (outside // self.group).unsqueeze(1), torch.inf)
+        least, index = self._least(change)
         width = self.size - self.count
         leave = (index // width).unsqueeze(1)
         leave = leave if chosen is None else chosen.gather(1, leave)
         return least, leave.squeeze(1), index % width
+
+    def _best_in_groups(
+        self, own: Tensor, lost: Tensor, closed: Tensor | None, kept: int, pruned: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best exchange inside groups: who enters takes the place of who leaves, so that places stay."""
+        rows, groups = len(own), own.shape[1] // kept
+        inside, outside = (rows, groups, kept, 1), (rows, groups, 1, pruned)
+        blocks = self.coupling.view(rows, groups, kept, groups, pruned).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        change = _change(
+            blocks,
+            *(part.reshape(inside) for part in (own, lost, self.value)),
+            *(part.reshape(outside) for part in (self.slope, self.room)),
+        )
+        if closed is not None:
+            change.masked_fill_(closed.reshape(outside), torch.inf)
+        least, index = self._least(change)
+        group, rest = index // (kept * pruned), index % (kept * pruned)
+        return least, group * kept + rest // pruned, group * pruned + rest % pruned
+
+    def _least(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least change of each row and its flat place."""
+        change[~self.good] = torch.inf
+        return change.nan_to_num_(nan=torch.inf, posinf=torch.inf).flatten(1).min(dim=1)
 
     def exchange(self, rows: Tensor, leave: Tensor, enter: Tensor, change: Tensor) -> None:
         """Prune and restore one entry in each of ``rows`` (R,), by their places, and bring everything up to date."""
@@ -137,3 +165,11 @@ class Tableau:
         """Return the masks of ``rows`` (R,): (R, n) bool."""
         order = self.order[rows, : self.count]
         return torch.zeros(len(rows), self.size, dtype=torch.bool, device=order.device).scatter_(1, order, True)
+
+
+def _change(coupling: Tensor, own: Tensor, lost: Tensor, value: Tensor, slope: Tensor, room: Tensor) -> Tensor:
+    """Return the change by pruning one entry and restoring the other, for all pairs of ``coupling``'s shape."""
+    slope = torch.addcmul(slope, coupling, value / own)
+    room = torch.addcmul(room, coupling, coupling / own)
+    gain = torch.where(room > _TINY, slope.square_().div_(room.clamp(min=_TINY)), 0.0)
+    return torch.sub(lost, gain)

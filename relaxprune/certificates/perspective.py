@@ -26,7 +26,7 @@ from .certificate import relative
 
 METHOD = "perspective"
 _MATRICES = 12  # (rows, cols) float64 tensors held at once
-_PRODUCTS = 8  # spent on a bound where nobody says how many
+_PRODUCTS = 16  # spent on a bound where nobody says how many
 _STEP = 0.05  # first step towards the response
 _RISE, _FALL = 1.2, 0.5  # of a row's step, where its bound rose and where it did not
 _SHRINK, _LEAST_SCALE = 0.8, 1e-4  # of the conditional variances
