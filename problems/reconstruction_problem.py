@@ -12,8 +12,9 @@ from .gram import Gram
 from .mask_problem import MaskProblem
 from .polytopes import Polytope
 from .polytopes.base import Shape
-from .precision import product64, row_blocks
+from .precision import UNIT_ROUNDOFF, product64, row_blocks
 
+_NOT_JOINT = 1e-4  # of the energies: a residual below minus it is no rounding of float32 moments
 _BAND_BYTES = 256 * 2**20
 _JUDGE_MATRICES = 4  # (rows, cols) float64 tensors held while judging
 
@@ -70,6 +71,7 @@ class ReconstructionProblem:
         if cross is not None and dense_gram is not None:
             self.target = _target(self.weight, cross, self.prepared, self._ridge)
         self._cross, self._dense_gram = cross, dense_gram
+        _ = self.residual
 
     @property
     def shape(self) -> Shape:
@@ -106,15 +108,32 @@ class ReconstructionProblem:
 
     @cached_property
     def residual(self) -> Tensor:
-        """What no weights can remove, (rows,) float64: 0 without ``cross``."""
+        """What no weights can remove, (rows,) float64, as computed: 0 without ``cross``.
+
+        Raises:
+            RelaxPruneError: it is negative, so that ``cross``, ``gram`` and ``dense_gram`` are not of the same tokens.
+        """
         if self._cross is None:
             return torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         reached = _energy(self.target, self.prepared.matrix)
-        return (self.row_energy + self._ridge_energy - reached).clamp_(min=0.0)
+        whole = self.row_energy + self._ridge_energy
+        residual = whole - reached
+        if bool((residual < -_NOT_JOINT * (whole + reached)).any()):
+            raise RelaxPruneError(
+                "cross, gram and dense_gram must be moments of the same tokens, all means or all sums, but together "
+                f"they leave a negative error of {float((residual / whole).min()):.3g} of a row's energy"
+            )
+        return residual
 
     def residual_of_blocks(self) -> Tensor:
-        """Return ``residual`` of each coupled block, (blocks,) float64: no weights do better, whatever the mask."""
-        return self.polytope.block_sum(self.residual)
+        """Return what is proven of ``residual``, (blocks,) float64: no weights do better, whatever the mask.
+
+        It is a difference of two sums, whose rounding is taken off; an error is never negative.
+        """
+        if self._cross is None:
+            return self.polytope.block_sum(self.residual)
+        rounding = 16 * (self.shape[1] + 8) * UNIT_ROUNDOFF * (self.row_energy + self._ridge_energy)
+        return self.polytope.block_sum(self.residual - rounding).clamp(min=0.0)
 
     def row_objective(self, weight: Tensor) -> Tensor:
         """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""

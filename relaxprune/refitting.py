@@ -63,7 +63,12 @@ def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: 
     if mask.device != problem.device:
         raise RelaxPruneError(f"mask is on {mask.device}, but the problem is on {problem.device}")
     check_budgets(None, None, None, memory_budget_bytes)
-    found = LeastSquares(problem.target, problem.prepared, memory_budget_bytes).solve(mask)
+    return fit(problem, mask, memory_budget_bytes)
+
+
+def fit(problem: ReconstructionProblem, mask: Tensor, memory_bytes: int, start: Tensor | None = None) -> Refit:
+    """Do what ``refit`` says, from weights ``start`` (rows, cols) that are near the answer, if there are any."""
+    found = LeastSquares(problem.target, problem.prepared, memory_bytes).solve(mask, start)
     weight = torch.where(mask, found.weight.to(problem.weight.dtype), 0.0)
     objective = problem.objective(weight)
     return Refit(

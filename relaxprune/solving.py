@@ -117,9 +117,9 @@ def solve(
     with torch.autocast(layer.device.type, enabled=False):
         answer, mask, rounded = _masked(layer, run, chosen, polisher, throw)
         if isinstance(problem, ReconstructionProblem):
-            if polisher is not None:
+            if polisher is not None and chosen.own_weights:
                 answer.weight = None  # it belonged to another mask
-            return weighted(problem, answer, mask, run, chosen, polisher, started)
+            return weighted(problem, answer, mask, run, chosen, polisher, started, throw)
         answer.counts.seconds = time.monotonic() - started
         return _report(layer, answer, mask, rounded, run, chosen, polisher)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -11,7 +12,7 @@ from relaxprune.problems import ReconstructionProblem
 from relaxprune.solvers import Answer, Run, Solver, Status
 
 from .certificates.perspective import certify_weights
-from .refitting import refit
+from .refitting import fit
 from .solution import Solution
 
 _CLOSED = 1e-9
@@ -25,6 +26,7 @@ def weighted(
     solver: Solver,
     polisher: Solver | None,
     started: float,
+    throw: bool,
 ) -> Solution:
     """Fit the weights on a mask where the solver brings none, and put everything together.
 
@@ -36,18 +38,23 @@ def weighted(
         solver: what the mask is from.
         polisher: what it was polished with, or None.
         started: ``time.monotonic()`` when the solve began.
+        throw: raise where the weights are not finite.
     """
     counts = answer.counts
-    if answer.weight is None:
-        fitted = refit(problem, mask, memory_budget_bytes=run.memory_bytes)
+    if answer.weight is None or not solver.own_weights:
+        fitted = fit(problem, mask, run.memory_bytes, answer.weight)
         weight, kept_objective = fitted.weight, fitted.kept_objective
         counts.products += fitted.products
     else:
         weight = torch.where(mask, answer.weight.to(problem.weight.dtype), 0.0)
         kept_objective = problem.objective(torch.where(mask, problem.target, 0.0))
     counts.seconds = time.monotonic() - started
-    certificate = certify_weights(problem, weight)
+    certificate = certify_weights(problem, weight, memory_bytes=run.memory_bytes)
     status = answer.status
+    if not math.isfinite(certificate.objective):  # values that the dtype of the weights does not hold
+        if throw:
+            raise FloatingPointError(Status.NOT_FINITE.value)
+        status = Status.NOT_FINITE
     if not status.failed and certificate.gap <= _CLOSED * certificate.objective:
         status = Status.OPTIMAL
     elif status is Status.OPTIMAL:  # of the mask with weights that stay

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem
 
@@ -67,8 +66,8 @@ class Alps(Solver):
         """Iterate block of rows by block of rows until supports stay."""
         return by_rows(needs_weights(self.name, problem), run, self._settle)
 
-    def _settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[Tensor | None, Status, int]:
-        """Return the mask of some rows, how it ended, and the products."""
+    def _settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+        """Return what some rows came to, and how they ended."""
         state = WeightAdmm(piece, self.damping, getattr(torch, self.dtype), None)
         most = self.default_iterations if run.max_iterations is None else run.max_iterations
         last, kept, rho = state.mask, max(1, int(state.mask.sum())), self.rho

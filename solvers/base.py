@@ -149,8 +149,8 @@ class Answer:
         status: how it ended.
         counts: what it cost.
         share: (cols,) float64, the diagonal share that tightened the convex phase, or None.
-        weight: (rows, cols) float64, 0 outside the mask: new values of the weights, where they are the solver's own;
-            None leaves them to least squares, where weights may move.
+        weight: (rows, cols), new values of the weights on the mask that were found along, or None. Where weights may
+            move least squares go on from them, unless they are final by ``own_weights``.
     """
 
     point: Tensor
@@ -173,7 +173,7 @@ class Solver(ABC):
     over its own polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through
     ``Working.image``, so that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of
     all masks. Without the last, ``solve`` lets nothing but a closed gap be called OPTIMAL. ``ordered`` says that the
-    answer hangs on the order of the columns.
+    answer hangs on the order of the columns, ``own_weights`` that ``Answer.weight`` is part of the method.
     """
 
     name: ClassVar[str]
@@ -185,6 +185,7 @@ class Solver(ABC):
     only_images: ClassVar[bool] = True
     proves: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
+    own_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check that every option is of its default's kind; solvers with more to check call this first.

@@ -54,8 +54,8 @@ class LeastSquares:
         self.target = target
         self.memory_bytes = memory_bytes
 
-    def solve(self, mask: Tensor) -> Refitted:
-        """Return the best weights on ``mask`` (rows, cols) bool."""
+    def solve(self, mask: Tensor, start: Tensor | None = None) -> Refitted:
+        """Return the best weights on ``mask`` (rows, cols) bool; ``start`` (rows, cols) are weights near them."""
         rows, cols = mask.shape
         found = Refitted(
             torch.zeros(rows, cols, dtype=torch.float64, device=mask.device),
@@ -72,7 +72,8 @@ class LeastSquares:
             point = torch.zeros_like(right)
             left = torch.arange(len(right), device=mask.device)
             if iterate:
-                point, steps = self._iterate(inside, right, inside * wide)
+                near = wide if start is None else start[part].to(torch.float64) * self.scale
+                point, steps = self._iterate(inside, right, inside * near)
                 found.products += steps * len(right) / rows
                 left = (self._residual(inside, right, point) > TOLERANCE).nonzero().squeeze(1)
             for some in left.split(max(1, self.memory_bytes // max(1, 24 * width**2))) if len(left) else ():

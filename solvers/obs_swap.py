@@ -41,8 +41,13 @@ class ObsSwap(Solver):
     only_images: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem without weight and Gram, and counts along columns."""
+        """Refuse a problem without weight and Gram, counts along columns, and counts that are "at most"."""
         needs_weights(self.name, problem)
+        if problem.polytope.is_at_most():
+            raise RelaxPruneError(
+                "solver 'obs-swap' exchanges entries one for one, which needs exact counts, not \"at most\"; "
+                "reconstruct and alps fit"
+            )
         if not separates(problem):
             raise RelaxPruneError(
                 f"solver 'obs-swap' moves inside rows, which a {problem.polytope.to_dict()['kind']} set does not "

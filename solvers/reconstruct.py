@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
@@ -51,6 +50,8 @@ class Reconstruct(Solver):
         """Check the options."""
         super().__post_init__()
         check_options(self.damping, self.rho, self.dtype)
+        if self.rho > _END:
+            raise RelaxPruneError(f"rho must be at most {_END}, where the penalty ends, got {self.rho!r}")
         if self.effort not in EFFORTS:
             guess = did_you_mean(self.effort, EFFORTS)
             raise RelaxPruneError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}{guess}")
@@ -71,8 +72,8 @@ class Reconstruct(Solver):
         """Iterate block of rows by block of rows."""
         return by_rows(needs_weights(self.name, problem), run, self._rise)
 
-    def _rise(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[Tensor | None, Status, int]:
-        """Return the mask of some rows, how it ended, and the products."""
+    def _rise(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+        """Return what some rows came to, and how they ended."""
         state = WeightAdmm(piece, self.damping, getattr(torch, self.dtype), run.start)
         total = self.planned_iterations(run.max_iterations)
         hurried = total < _LONG

@@ -44,6 +44,7 @@ class SparseGPT(Solver):
     honours: ClassVar[frozenset[str]] = frozenset()
     only_images: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
+    own_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -58,7 +59,7 @@ class SparseGPT(Solver):
         needs_weights(self.name, problem)
         if not isinstance(problem.polytope, (KSparse, NM)):
             raise RelaxPruneError(
-                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got {problem.polytope!r}; "
+                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got a {type(problem.polytope).__name__}; "
                 "reconstruct and alps take any set"
             )
 
@@ -74,6 +75,8 @@ class SparseGPT(Solver):
         """Go through the columns of all rows of a block of rows; the weights come along."""
         layer = needs_weights(self.name, problem)
         factor = upper_factor(layer.prepared, self.damping)
+        if factor is None:
+            return Answer(run.start, status=Status.BACKEND_FAILED)
         answer = Answer(run.start.clone(), weight=torch.zeros(layer.shape, dtype=torch.float64, device=layer.device))
         assert answer.weight is not None
         for part, piece in layer.split(_MATRICES, run.memory_bytes):
@@ -123,14 +126,14 @@ def _share(polytope: KSparse, mask: Tensor, start: int, stop: int) -> KSparse:
     return KSparse(min(now - done, width), polytope.per, polytope.at_most)
 
 
-def upper_factor(gram: Gram, damping: float) -> Tensor:
+def upper_factor(gram: Gram, damping: float) -> Tensor | None:
     """Return U, (cols, cols) float64 upper triangular, with Uᵀ U = (G + damping · mean(diag G) · I)⁻¹.
 
     Inputs that never fire get 1 on the diagonal, as in the published code. A Gram that cannot be factorised gets ten
     times the damping, and at least 1e-6 of it.
 
-    Raises:
-        FloatingPointError: it cannot be factorised at all.
+    Returns:
+        U, or None where no damping that is tried lets it be factorised.
     """
     matrix = gram.matrix.to(torch.float64, copy=True)
     diagonal = gram.diagonal.to(torch.float64)
@@ -149,4 +152,4 @@ def upper_factor(gram: Gram, damping: float) -> Tensor:
                 if attempt:
                     _LOG.warning("sparsegpt: a damping of %g was needed to factorise the Gram", wanted / gram.scale)
                 return factor
-    raise FloatingPointError("sparsegpt: the Gram cannot be factorised with any damping tried")
+    return None

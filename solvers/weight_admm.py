@@ -72,7 +72,9 @@ class WeightAdmm:
         values, vectors = spectrum(gram)
         wide = problem.weight.to(torch.float64) * gram.diagonal.to(torch.float64).sqrt()  # dead inputs: 0
         size = wide.square().mean().sqrt()
-        target = torch.where(size > 0, wide / size, wide)
+        self.unit = torch.where(size > 0, size, 1.0)
+        self.root = gram.diagonal.to(torch.float64).sqrt()
+        target = wide / self.unit
         self.polytope: Polytope = problem.polytope
         self.values = (values.clamp(min=0) + damping).to(dtype)
         self.vectors = vectors.to(dtype)
@@ -100,16 +102,19 @@ class WeightAdmm:
         self.dual.add_(free.sub_(self.masked), alpha=rho)
         self.products += _PRODUCTS
 
+    def weight(self) -> Tensor:
+        """Return D in the scale of the layer's weights, (rows, cols) float64: 0 for inputs that never fire."""
+        scaled = self.masked.to(torch.float64) * self.unit
+        return torch.where(self.root > 0, scaled / self.root, 0.0)
+
     def finite(self) -> bool:
         """Tell whether the weights are finite numbers. Waits for the device."""
         return bool(torch.isfinite(self.masked).all() & torch.isfinite(self.dual).all())
 
 
-def ended(state: WeightAdmm, status: Status) -> tuple[Tensor | None, Status, int]:
-    """Return the mask, how it ended, and the products of a block of rows; no mask where the computation broke down."""
-    if status is Status.NOT_FINITE or not state.finite():
-        return None, Status.NOT_FINITE, state.products
-    return state.mask, status, state.products
+def ended(state: WeightAdmm, status: Status) -> tuple[WeightAdmm, Status]:
+    """Return the state of a block of rows and how it ended: NOT_FINITE where the computation broke down."""
+    return state, status if state.finite() else Status.NOT_FINITE
 
 
 def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Status | None:
@@ -130,14 +135,15 @@ def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Stat
 
 
 def by_rows(
-    problem: MaskProblem, run: Run, settle: Callable[[MaskProblem, Run, Counts], tuple[Tensor | None, Status, int]]
+    problem: MaskProblem, run: Run, settle: Callable[[MaskProblem, Run, Counts], tuple[WeightAdmm, Status]]
 ) -> Answer:
-    """Solve block of rows by block of rows: ``settle`` returns what ``ended`` does; without a mask the start stays."""
-    answer = Answer(run.start.clone())
+    """Solve block of rows by block of rows: ``settle`` returns what ``ended`` does; what broke down keeps its start."""
+    answer = Answer(run.start.clone(), weight=problem.weight.to(torch.float64, copy=True))
+    assert answer.weight is not None
     for part, piece in problem.split(MATRICES, run.memory_bytes):
-        mask, status, products = settle(piece, replace(run, start=run.start[part]), answer.counts)
-        if mask is not None:
-            answer.point[part] = mask
-        answer.counts.products += products * (part.stop - part.start) / problem.shape[0]
+        state, status = settle(piece, replace(run, start=run.start[part]), answer.counts)
+        if not status.failed:
+            answer.point[part], answer.weight[part] = state.mask, state.weight()
+        answer.counts.products += state.products * (part.stop - part.start) / problem.shape[0]
         answer.status = worse(answer.status, status)
     return answer

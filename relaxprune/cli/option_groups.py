@@ -217,8 +217,8 @@ class LayerGroup:
         bool, typer.Option("--refit", help="Give kept weights new values, the least-squares ones on the mask.")
     ] = False
     damping: Annotated[
-        float, typer.Option(help="With --refit: how much moving a weight costs, of the Gram's mean diagonal.")
-    ] = 0.01
+        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.01.")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -80,14 +80,17 @@ class MaskSolver:
             RelaxPruneError: the problem cannot be solved as asked; the message names the layer.
         """
         matrix = inputs.gram.matrix
-        weight = layer.matrix().to(device=matrix.device, dtype=matrix.dtype)
+        weight = layer.matrix().to(matrix.device)
         try:
             polytope = self.target.polytope_of(layer.name, layer.shape)
             if self.options.moves:
-                whole = ReconstructionProblem(weight, inputs.gram, polytope, damping=self.options.damping)
+                # In the weight's own dtype: the new values are judged as they will be written.
+                whole = ReconstructionProblem(weight, inputs.gram, polytope, damping=self.options.ridge)
                 problem, solution, certificate = whole.surrogate, self._solution(whole), None
+                energy = whole.reference
             else:
-                problem = MaskProblem(weight, inputs.gram, polytope)
+                problem = MaskProblem(weight.to(matrix.dtype), inputs.gram, polytope)
+                energy = problem.dense_energy
                 solution = self._solution(problem)
                 certificate = certificate_of(problem, solution, self.options)
         except RelaxPruneError as error:
@@ -108,7 +111,7 @@ class MaskSolver:
             shrinkage=inputs.gathered.shrinkage,
             calls=inputs.calls,
             gram=inputs.leader,
-            **_judged(problem, solution, self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, certificate),
+            **_judged(problem, solution, self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, energy, certificate),
         )
         proof = None if certificate is None else (certificate, polytope)
         return SolvedLayer(mask, report, proof, solution.weight)
@@ -131,14 +134,13 @@ class MaskSolver:
 
 
 def _judged(
-    problem: MaskProblem, solution: Solution, memory_bytes: int, certificate: Certificate | None = None
+    problem: MaskProblem, solution: Solution, memory_bytes: int, energy: float, certificate: Certificate | None = None
 ) -> dict[str, Any]:
     """Return the part of a layer's report that is known once the mask is."""
     proof = solution.certificate if certificate is None else certificate
     wanda_mask = start_mask(problem, "wanda", memory_bytes)
     same = solution.weight is None and torch.equal(wanda_mask, solution.mask)
     wanda = solution.objective if same else problem.objective(wanda_mask, memory_bytes)
-    energy = problem.dense_energy
     return {
         "dense_energy": energy,
         "wanda_objective": wanda,

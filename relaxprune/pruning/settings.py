@@ -18,6 +18,7 @@ from .statistics_options import StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
+_DAMPING = 0.01
 _SDP_ROWS = 32
 
 
@@ -45,7 +46,7 @@ class PruneOptions:
         weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones, and has
             masks chosen for that.
         damping: of "refit": damping · mean(diag G) · ‖W − V‖² is part of what is minimised, so that weights do not run
-            away where there were few tokens.
+            away where there were few tokens. None is 0.01.
         permute: reorder channels inside the blocks for an N:M pattern, where a block computes the same afterwards.
     """
 
@@ -63,7 +64,7 @@ class PruneOptions:
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
     permute: bool = False
     weights: str = "keep"
-    damping: float = 0.01
+    damping: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.
@@ -87,6 +88,11 @@ class PruneOptions:
         """Whether kept weights get new values."""
         return self.weights == "refit"
 
+    @property
+    def ridge(self) -> float:
+        """The damping of weights that move."""
+        return _DAMPING if self.damping is None else self.damping
+
     def _check_weights(self) -> None:
         """Raise RelaxPruneError for an unknown choice, or one that certificates do not go with."""
         if self.weights not in WEIGHTS:
@@ -94,8 +100,14 @@ class PruneOptions:
                 f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}"
                 f"{did_you_mean(str(self.weights), WEIGHTS)}"
             )
-        if isinstance(self.damping, bool) or not isinstance(self.damping, (int, float)) or not 0 <= self.damping <= 1:
-            raise RelaxPruneError(f"damping must lie in [0, 1], got {self.damping!r}")
+        given = self.damping
+        if given is not None:
+            if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given <= 1:
+                raise RelaxPruneError(f"damping must lie in [0, 1], got {given!r}")
+            if not self.moves:
+                raise RelaxPruneError(
+                    f'damping is {given}, of which weights="keep" makes no use; leave it out or set weights to "refit"'
+                )
         if self.moves and self.certify is not None:
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "

@@ -63,6 +63,23 @@ def test_new_weights_lose_less_than_those_that_stay(family, solver):
     assert not keeping.weights and all(layer.kept_objective is None for layer in keeping.layers)
 
 
+def test_what_is_reported_is_of_the_weights_that_are_written():
+    torch.manual_seed(0)
+    inputs = 0.05 * torch.randn(64, 32) + 3 * torch.randn(64, 1)
+    inputs = inputs.to(torch.bfloat16)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False)).to(torch.bfloat16)
+    dense = model[0].weight.detach().double()
+    report = prune_model(model, [inputs], sparsity=0.25, options=PruneOptions(weights="refit", damping=1e-6))
+    wide = inputs.double()
+    gram = wide.T @ wide / len(wide)
+    moved = dense - model[0].weight.detach().double()
+    lost = float(((moved @ gram) * moved).sum() + 1e-6 * gram.diagonal().mean() * moved.square().sum())
+    layer = report.layers[0]
+    assert layer.objective == pytest.approx(lost, rel=1e-3)
+    assert layer.dense_energy == pytest.approx(float(((dense @ gram) * dense).sum()), rel=1e-3)
+    assert layer.relative_error == pytest.approx(layer.objective / layer.dense_energy)
+
+
 def test_the_default_solver_is_that_of_weights_that_move():
     report = prune_model(tiny_model("llama"), padded_batches(), pattern="2:4", options=REFIT)
     assert report.solver == "reconstruct" and report.options["weights"] == "refit"
@@ -87,6 +104,7 @@ def test_recorded_blocks_are_written_as_they_were():
         ({"weights": "refitt"}, "weights must be one of keep, refit, got 'refitt'; did you mean 'refit'"),
         ({"weights": "refit", "damping": -1.0}, r"damping must lie in \[0, 1\]"),
         ({"weights": "refit", "certify": "fw"}, "certify is 'fw', which proves bounds of masks whose weights stay"),
+        ({"damping": 0.5}, 'weights="keep" makes no use'),
         ({"polish": "obs-swap"}, 'set weights to "refit"'),
     ],
 )
