@@ -58,9 +58,10 @@ class SparseGPT(Solver):
         """Refuse a problem without weight and Gram, and a set whose counts do not go along a row."""
         needs_weights(self.name, problem)
         if not isinstance(problem.polytope, (KSparse, NM)):
+            kind = type(problem.polytope).__name__
             raise RelaxPruneError(
-                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got a {type(problem.polytope).__name__}; "
-                "reconstruct and alps take any set"
+                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got a {kind}; reconstruct and alps "
+                "take any set"
             )
 
     def least_bytes(self, problem: Problem) -> int:
