@@ -60,8 +60,8 @@ class SparseGPT(Solver):
         if not isinstance(problem.polytope, (KSparse, NM)):
             kind = type(problem.polytope).__name__
             raise RelaxPruneError(
-                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got a {kind}; reconstruct and alps "
-                "take any set"
+                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got a {kind}; "
+                "reconstruct and alps take any set"
             )
 
     def least_bytes(self, problem: Problem) -> int:
