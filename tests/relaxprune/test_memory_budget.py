@@ -95,7 +95,7 @@ def test_wandas_mask_is_judged_within_the_budget_of_a_layer():
     problem = large()
     solution = solve(problem, "magnitude")
     with Peak() as peak:
-        judged = _judged(problem, solution, BUDGET)
+        judged = _judged(problem, solution, BUDGET, problem.dense_energy)
     assert judged["wanda_objective"] == pytest.approx(solve(problem, "wanda").objective)
     assert peak.most < ROWS * COLS + 2 * BUDGET
 
