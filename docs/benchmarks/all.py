@@ -44,6 +44,10 @@ BENCHMARKS = {
         ("fixed_share.py", LAYERS, "--rows", "32", "--plot", "{plots}/fixed_share.png"),
         ("--rows", "2", "--iterations", "5", "--patterns", "2:4"),
     ),
+    "weights": Benchmark(
+        ("weights.py", LAYERS, "--rows", "64", "--patterns", "50%,60%,50% of all,2:4"),
+        ("--rows", "4", "--patterns", "2:4"),
+    ),
     "domains": Benchmark(
         ("domains.py", "--plot", "{plots}/domains.png"),
         ("--blocks", "0", "--rows", "2", "--windows", "1", "2", "--unseen", "1", "--length", "32"),
