@@ -206,6 +206,10 @@ class Gram:
         correlation.diagonal().fill_(1.0)
         return correlation
 
+    def full_correlation(self) -> Tensor:
+        """Return ``correlation`` over all columns, (cols, cols) float64: inputs that never fire have 1 there."""
+        return self.correlation(torch.ones_like(self.diagonal, dtype=torch.bool))
+
     def _check_diagonal(self, matrix: Tensor) -> None:
         """Refuse a negative diagonal, or a zero one with something beside it."""
         if bool((self.diagonal < 0).any()):

@@ -190,7 +190,7 @@ def _target(weight: Tensor, cross: Tensor, gram: Gram, ridge: float) -> Tensor:
     wide = weight.to(torch.float64)
     right = product64(wide, cross) + ridge * wide
     root = torch.where(gram.diagonal > 0, gram.diagonal.to(torch.float64), 1.0).rsqrt()
-    factor, info = torch.linalg.cholesky_ex(gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool)))
+    factor, info = torch.linalg.cholesky_ex(gram.full_correlation())
     if int(info):
         raise RelaxPruneError("gram is singular, so that cross leaves the target open; give damping, such as 1e-4")
     return torch.cholesky_solve((right * root).T, factor).T * root

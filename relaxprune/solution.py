@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "Solution", "Status"]
 
+CLOSED = 1e-9  # of the objective: a gap that is called closed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:

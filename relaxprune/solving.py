@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +28,8 @@ from .checks import (
     refuse_ignored,
     refuse_small,
 )
-from .solution import Solution
+from .solution import CLOSED, Solution
 from .weighing import weighted
-
-_CLOSED = 1e-9
 
 
 def solve(
@@ -119,7 +118,10 @@ def solve(
         if isinstance(problem, ReconstructionProblem):
             if polisher is not None and chosen.own_weights:
                 answer.weight = None  # it belonged to another mask
-            return weighted(problem, answer, mask, run, chosen, polisher, started, throw)
+            solution = weighted(problem, answer, mask, run, chosen, polisher, started)
+            if throw and not math.isfinite(solution.objective):
+                raise FloatingPointError(solution.status.value)
+            return solution
         answer.counts.seconds = time.monotonic() - started
         return _report(layer, answer, mask, rounded, run, chosen, polisher)
 
@@ -208,7 +210,7 @@ def _report(
     hint = mask if answer.relaxed is None else answer.relaxed
     certificate = build(problem, mask, hint, run.memory_bytes, answer.share, row_objective)
     status = answer.status
-    closed = certificate.gap <= _CLOSED * abs(certificate.objective) or (
+    closed = certificate.gap <= CLOSED * abs(certificate.objective) or (
         problem.nonnegative and problem.proof.psd and certificate.objective == 0
     )
     if closed and not status.failed:

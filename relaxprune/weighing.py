@@ -13,9 +13,7 @@ from relaxprune.solvers import Answer, Run, Solver, Status
 
 from .certificates.perspective import certify_weights
 from .refitting import fit
-from .solution import Solution
-
-_CLOSED = 1e-9
+from .solution import CLOSED, Solution
 
 
 def weighted(
@@ -26,7 +24,6 @@ def weighted(
     solver: Solver,
     polisher: Solver | None,
     started: float,
-    throw: bool,
 ) -> Solution:
     """Fit the weights on a mask where the solver brings none, and put everything together.
 
@@ -38,7 +35,6 @@ def weighted(
         solver: what the mask is from.
         polisher: what it was polished with, or None.
         started: ``time.monotonic()`` when the solve began.
-        throw: raise where the weights are not finite.
     """
     counts = answer.counts
     if answer.weight is None or not solver.own_weights:
@@ -52,10 +48,8 @@ def weighted(
     certificate = certify_weights(problem, weight, memory_bytes=run.memory_bytes)
     status = answer.status
     if not math.isfinite(certificate.objective):  # values that the dtype of the weights does not hold
-        if throw:
-            raise FloatingPointError(Status.NOT_FINITE.value)
         status = Status.NOT_FINITE
-    if not status.failed and certificate.gap <= _CLOSED * certificate.objective:
+    if not status.failed and certificate.gap <= CLOSED * certificate.objective:
         status = Status.OPTIMAL
     elif status is Status.OPTIMAL:  # of the mask with weights that stay
         status = Status.CONVERGED

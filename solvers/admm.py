@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from relaxprune.problems import MaskProblem, Problem, RelaxPruneError, Working
+from relaxprune.problems import Problem, RelaxPruneError, Working
 from relaxprune.problems.mask_problem import WorkingMask
 
-from .base import CHECK_EVERY
+from .base import CHECK_EVERY, needs_weights
 from .gap import within_gap
 from .loop import NEGLIGIBLE, IterativeSolver, Plan, State
 
@@ -199,11 +199,7 @@ class Admm(IterativeSolver[AdmmState]):
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem without weight and Gram, and, for the relaxation, a set without a projection."""
-        if not isinstance(problem, MaskProblem):
-            raise RelaxPruneError(
-                f"solver 'admm' needs the weight and the Gram matrix of a MaskProblem, got {type(problem).__name__}; "
-                "fw and fista need neither and fit"
-            )
+        needs_weights(self.name, problem)
         if self.variant == "relaxed" and not problem.polytope.projects():
             raise RelaxPruneError(
                 f"solver 'admm' with variant='relaxed' needs a projection, which a "

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
@@ -43,6 +43,20 @@ class Status(Enum):
 def block_bytes(problem: Problem, matrices: int) -> int:
     """Return the size of ``matrices`` float64 tensors of one coupled block."""
     return 8 * matrices * problem.polytope.rows_per_block(problem.shape) * problem.shape[1]
+
+
+def needs_weights(name: str, problem: Problem) -> MaskProblem:
+    """Return the problem, which must have a weight and a Gram.
+
+    Raises:
+        RelaxPruneError: another kind of problem.
+    """
+    if not isinstance(problem, MaskProblem):
+        raise RelaxPruneError(
+            f"solver {name!r} needs the weight and the Gram matrix of a MaskProblem or ReconstructionProblem, got "
+            f"{type(problem).__name__}; fw and fista need neither and fit"
+        )
+    return problem
 
 
 def worse(one: Status, other: Status) -> Status:

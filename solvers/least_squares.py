@@ -50,7 +50,7 @@ class LeastSquares:
         diagonal = gram.diagonal.to(torch.float64)
         self.scale = torch.where(diagonal > 0, diagonal, 1.0).sqrt()  # (cols,)
         # An input that never fires has 1 on the diagonal, and leaves its weight as it is.
-        self.matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool))
+        self.matrix = gram.full_correlation()
         self.target = target
         self.memory_bytes = memory_bytes
 

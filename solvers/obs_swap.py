@@ -11,10 +11,9 @@ from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
-from .base import Answer, Run, Solver, Status, worse
+from .base import Answer, Run, Solver, Status, needs_weights, worse
 from .local_search import separates
 from .obs_tableau import PAIR_TENSORS, Tableau
-from .weight_admm import needs_weights
 
 _TOLERANCE = 1e-9  # of a row's error: below it, an exchange is not worth a move
 _RIDGE = 1e-9  # of the unit diagonal, so that supports of a singular Gram can be factorised
@@ -66,7 +65,7 @@ class ObsSwap(Solver):
         """Descend from ``run.start``; ``max_iterations`` bounds the moves of each row."""
         layer = needs_weights(self.name, problem)
         gram = layer.prepared
-        matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool))
+        matrix = gram.full_correlation()
         matrix.diagonal().add_(_RIDGE)
         matrix /= 1 + _RIDGE
         root = gram.diagonal.to(torch.float64).sqrt()

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from relaxprune.problems import NM, Gram, KSparse, MaskProblem, Problem, RelaxPruneError
 
-from .base import Answer, Run, Solver, Status, block_bytes
-from .weight_admm import needs_weights
+from .base import Answer, Run, Solver, Status, block_bytes, needs_weights
 
 _LOG = logging.getLogger(__name__)
 _MATRICES = 5  # (rows, cols) float64 tensors held at once

@@ -8,49 +8,26 @@ entries of V + U/ρ have the largest squares (Boža, arXiv 2401.02938; ALPS: Men
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Gram, MaskProblem, Polytope, Problem, RelaxPruneError
 
-from .base import CHECK_EVERY, Answer, Counts, Run, Status, worse
+from .base import CHECK_EVERY, Answer, Counts, Run, Solver, Status, block_bytes, needs_weights, worse
 
-MATRICES = 8  # (rows, cols) float64 tensors held at once
+_MATRICES = 8  # (rows, cols) float64 tensors held at once
 _PRODUCTS = 2  # of each iteration: into the eigenvectors and back
-
-
-def needs_weights(name: str, problem: Problem) -> MaskProblem:
-    """Return the problem, which must have a weight and a Gram.
-
-    Raises:
-        RelaxPruneError: another kind of problem.
-    """
-    if not isinstance(problem, MaskProblem):
-        raise RelaxPruneError(
-            f"solver {name!r} needs the weight and the Gram matrix of a MaskProblem or ReconstructionProblem, got "
-            f"{type(problem).__name__}; fw and fista need neither and fit"
-        )
-    return problem
-
-
-def check_options(damping: float, rho: float, dtype: str) -> None:
-    """Raise RelaxPruneError unless the options of an ADMM on weights can be right."""
-    if not 0 <= damping <= 1:
-        raise RelaxPruneError(f"damping must lie in [0, 1], got {damping!r}")
-    if not 1e-6 <= rho <= 1e6:
-        raise RelaxPruneError(f"rho must lie in [1e-6, 1e6], got {rho!r}")
-    if dtype not in ("float32", "float64"):
-        raise RelaxPruneError(f'dtype must be "float32" or "float64", got {dtype!r}')
 
 
 def spectrum(gram: Gram) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (cols,) and eigenvectors (cols, cols), float64, of the Gram scaled to unit diagonal."""
 
     def make() -> Tensor:
-        values, vectors = torch.linalg.eigh(gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool)))
+        values, vectors = torch.linalg.eigh(gram.full_correlation())
         return torch.cat([values.unsqueeze(0), vectors])
 
     both = gram.remember("spectrum in correlation scaling", make)
@@ -70,27 +47,26 @@ class WeightAdmm:
     def __init__(self, problem: MaskProblem, damping: float, dtype: torch.dtype, mask: Tensor | None) -> None:
         gram = problem.prepared
         values, vectors = spectrum(gram)
-        wide = problem.weight.to(torch.float64) * gram.diagonal.to(torch.float64).sqrt()  # dead inputs: 0
+        values = values.clamp(min=0) + damping
+        self.root = gram.diagonal.to(torch.float64).sqrt()
+        wide = problem.weight.to(torch.float64) * self.root  # dead inputs: 0
         size = wide.square().mean().sqrt()
         self.unit = torch.where(size > 0, size, 1.0)
-        self.root = gram.diagonal.to(torch.float64).sqrt()
         target = wide / self.unit
         self.polytope: Polytope = problem.polytope
-        self.values = (values.clamp(min=0) + damping).to(dtype)
+        self.values = values.to(dtype)
         self.vectors = vectors.to(dtype)
-        self.right = ((target @ vectors) * (values.clamp(min=0) + damping)).to(dtype)  # T H, among the eigenvectors
+        self.right = ((target @ vectors) * values).to(dtype)  # T H, among the eigenvectors
         self.masked = target.to(dtype)  # D
         self.mask = problem.polytope.round(self.masked.square()) if mask is None else mask
         if mask is not None:
             self.masked = torch.where(mask, self.masked, 0.0)
         self.before = self.masked  # D one iteration ago
         self.dual = torch.zeros_like(self.masked)  # U
-        self.rho = 0.0
         self.products = 1  # for T H
 
     def step(self, rho: float, momentum: float = 0.0, relaxation: float = 1.0) -> None:
         """Solve for V from D (carried on along its last move by ``momentum``), take the mask, move the dual."""
-        self.rho = rho
         ahead = self.masked if momentum == 0 else torch.lerp(self.before, self.masked, 1 + momentum)
         inner = torch.addmm(self.right, torch.sub(rho * ahead, self.dual), self.vectors)
         free = inner.div_(self.values + rho) @ self.vectors.T
@@ -112,11 +88,6 @@ class WeightAdmm:
         return bool(torch.isfinite(self.masked).all() & torch.isfinite(self.dual).all())
 
 
-def ended(state: WeightAdmm, status: Status) -> tuple[WeightAdmm, Status]:
-    """Return the state of a block of rows and how it ended: NOT_FINITE where the computation broke down."""
-    return state, status if state.finite() else Status.NOT_FINITE
-
-
 def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Status | None:
     """Return what ends a block of rows, looked at every few iterations, or None; counts what it took.
 
@@ -134,16 +105,60 @@ def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Stat
     return Status.TIME_LIMIT if run.expired() else None
 
 
-def by_rows(
-    problem: MaskProblem, run: Run, settle: Callable[[MaskProblem, Run, Counts], tuple[WeightAdmm, Status]]
-) -> Answer:
-    """Solve block of rows by block of rows: ``settle`` returns what ``ended`` does; what broke down keeps its start."""
-    answer = Answer(run.start.clone(), weight=problem.weight.to(torch.float64, copy=True))
-    assert answer.weight is not None
-    for part, piece in problem.split(MATRICES, run.memory_bytes):
-        state, status = settle(piece, replace(run, start=run.start[part]), answer.counts)
-        if not status.failed:
-            answer.point[part], answer.weight[part] = state.mask, state.weight()
-        answer.counts.products += state.products * (part.stop - part.start) / problem.shape[0]
-        answer.status = worse(answer.status, status)
-    return answer
+@dataclass(frozen=True)
+class WeightAdmmSolver(Solver):
+    """What solvers by ADMM on the weights have in common: all but the way of the penalty.
+
+    Args:
+        damping: of the unit diagonal, while iterating.
+        rho: the penalty at the beginning, of the unit diagonal.
+        dtype: ``"float32"`` or ``"float64"``.
+    """
+
+    damping: float = 0.0
+    rho: float = 0.1
+    dtype: str = "float32"
+
+    default_polish: ClassVar[str | None] = None
+    only_images: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not 0 <= self.damping <= 1:
+            raise RelaxPruneError(f"damping must lie in [0, 1], got {self.damping!r}")
+        if not 1e-6 <= self.rho <= 1e6:
+            raise RelaxPruneError(f"rho must lie in [1e-6, 1e6], got {self.rho!r}")
+        if self.dtype not in ("float32", "float64"):
+            raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
+
+    @abstractmethod
+    def settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+        """Iterate on some rows, ``watched``; return what they came to, and how they ended."""
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem without weight and Gram."""
+        needs_weights(self.name, problem)
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return what one coupled block takes."""
+        return block_bytes(problem, _MATRICES)
+
+    def begin(self, piece: MaskProblem, mask: Tensor | None) -> WeightAdmm:
+        """Return the state of some rows, with these options."""
+        return WeightAdmm(piece, self.damping, getattr(torch, self.dtype), mask)
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Solve block of rows by block of rows; what broke down keeps its start."""
+        layer = needs_weights(self.name, problem)
+        weight = layer.weight.to(torch.float64, copy=True)
+        answer = Answer(run.start.clone(), weight=weight)
+        for part, piece in layer.split(_MATRICES, run.memory_bytes):
+            state, status = self.settle(piece, replace(run, start=run.start[part]), answer.counts)
+            if not state.finite():
+                status = Status.NOT_FINITE
+            if not status.failed:
+                answer.point[part], weight[part] = state.mask, state.weight()
+            answer.counts.products += state.products * (part.stop - part.start) / layer.shape[0]
+            answer.status = worse(answer.status, status)
+        return answer

@@ -74,7 +74,7 @@ class WeightCertificate:
         """
         bound = problem.residual_of_blocks()
         if self.method == METHOD:
-            bound = torch.maximum(bound, _in_blocks(problem, self.point, DEFAULT_MEMORY_BYTES))
+            bound = torch.maximum(bound, Perspective(problem).bounds(self.point, DEFAULT_MEMORY_BYTES))
         objective = problem.row_objective(weight)
         rows = (("bound", bound, self.row_lower_bound), ("objective", objective, self.row_objective))
         for name, now, then in rows:
@@ -104,7 +104,7 @@ def separable(gram: Gram) -> Tensor | None:
     """
 
     def make() -> Tensor:
-        matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool))
+        matrix = gram.full_correlation()
         factor, info = torch.linalg.cholesky_ex(matrix)
         if int(info):
             return matrix.new_zeros(gram.cols)
@@ -137,7 +137,7 @@ class Perspective:
         if share is None:
             raise RelaxPruneError("gram is singular or nearly so: no diagonal can be separated from it")
         self.problem, self.share = problem, share.to(dtype)
-        self.matrix = gram.correlation(torch.ones_like(gram.diagonal, dtype=torch.bool)).to(dtype)
+        self.matrix = gram.full_correlation().to(dtype)
         self.splits = problem.polytope.rows_per_block(problem.shape) < problem.shape[0]
         # An input that never fires leaves the error alone: its entries are 0.
         self.target = (problem.target.to(torch.float64) * gram.diagonal.to(torch.float64).sqrt()).to(dtype)
@@ -164,6 +164,12 @@ class Perspective:
         bound = polytope.block_sum(value.sum(dim=1) - slack) + polytope.lmo_bound(-dearer)
         return bound, torch.where(mask, -slope / share, target)
 
+    def bounds(self, point: Tensor, memory_bytes: int) -> Tensor:
+        """Return the bound of each coupled block at a (rows, cols), (blocks,), some rows at a time."""
+        pieces = self.problem.surrogate.split(_MATRICES, memory_bytes)
+        parts = [self.bound(point[rows], rows)[0] for rows, _ in pieces]
+        return torch.cat(parts) + self.problem.residual_of_blocks()
+
 
 def certify_weights(
     problem: ReconstructionProblem,
@@ -184,12 +190,12 @@ def certify_weights(
     best = problem.residual_of_blocks()
     method, point = "trivial", torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
     if separable(problem.prepared) is not None:
-        method = METHOD
-        at_zero = _in_blocks(problem, point, memory_bytes)
+        method, dual = METHOD, Perspective(problem)
+        at_zero = dual.bounds(point, memory_bytes)
         finder = Perspective(problem, torch.float32)
         for rows, _ in problem.surrogate.split(_MATRICES, memory_bytes):
             point[rows] = _raised(finder, rows, iterations)
-        raised = _in_blocks(problem, point, memory_bytes)
+        raised = dual.bounds(point, memory_bytes)
         better = problem.polytope.to_rows(raised > at_zero, len(point))
         point = torch.where(better, point, 0.0)  # where float32 led astray
         best = torch.maximum(best, torch.maximum(raised, at_zero))
@@ -202,13 +208,6 @@ def certify_weights(
         point=point,
         seconds=time.monotonic() - started,
     )
-
-
-def _in_blocks(problem: ReconstructionProblem, point: Tensor, memory_bytes: int) -> Tensor:
-    """Return the bound of each coupled block at ``point`` (rows, cols), (blocks,) float64, some rows at a time."""
-    dual = Perspective(problem)
-    parts = [dual.bound(point[rows], rows)[0] for rows, _ in problem.surrogate.split(_MATRICES, memory_bytes)]
-    return torch.cat(parts) + problem.residual_of_blocks()
 
 
 def _raised(dual: Perspective, rows: slice, iterations: int) -> Tensor:

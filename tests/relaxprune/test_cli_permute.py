@@ -61,15 +61,20 @@ def test_interrupted_and_resumed_is_identical(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", interrupting(RunFolder.save, 2))
-        assert main(arguments(place, out, *PERMUTE)) == 130
-    assert len(RunFolder(out, {}).solved_blocks) == 1
+    interrupt(monkeypatch, out, arguments(place, out, *PERMUTE))
     assert main(arguments(place, out, *PERMUTE, "--resume")) == 0
     assert "columns reordered (6 of 21 layers)" in capsys.readouterr().out
     assert orders_of(out) == orders_of(permuted)
     for name in SAME:
         assert (out / name).read_bytes() == (permuted / name).read_bytes(), name
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, out: Path, words: list[str]) -> None:
+    """Run a command that the user ends while its second block is saved, so that one is kept in ``out``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", interrupting(RunFolder.save, 2))
+        assert main(words) == 130
+    assert len(RunFolder(out, {}).solved_blocks) == 1
 
 
 def interrupting(save: Any, deadly_call: int) -> Any:

@@ -16,9 +16,8 @@ from relaxprune.pruning.layers import find_layers
 from relaxprune.pruning.mask_file import read_masks
 from relaxprune.pruning.model import PruneOptions, prune_model
 from relaxprune.pruning.recording import BlockRecord
-from relaxprune.pruning.run_folder import RunFolder
 
-from .test_cli_permute import interrupting
+from .test_cli_permute import interrupt
 from .test_cli_prune import arguments, only_sentence
 from .test_cli_prune import place as place  # a fixture
 from .tiny_models import padded_batches, tiny_model
@@ -143,10 +142,7 @@ def test_interrupted_and_resumed_is_identical(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", interrupting(RunFolder.save, 2))
-        assert main(arguments(place, out, "--refit")) == 130
-    assert len(RunFolder(out, {}).solved_blocks) == 1
+    interrupt(monkeypatch, out, arguments(place, out, "--refit"))
     capsys.readouterr()
     assert main(arguments(place, out, "--refit", "--damping", "0.5", "--resume")) == 2
     assert "damping" in only_sentence(capsys)
