@@ -23,7 +23,7 @@ class Refit:
         weight: (rows, cols) in the dtype of the problem's weight, +0.0 outside the mask.
         objective: f of these weights, float64, in the dtype they are in.
         relative_error: objective / trace(W G_dense Wᵀ).
-        kept_objective: f of the target with the same mask and no refitting.
+        kept_objective: f of the weights as they were, on the same mask.
         damping: (rows,) float64, what had to be added to the unit diagonal of a row's scaled normal equations, where
             its Gram is singular on the support; 0 elsewhere.
         residual: (rows,) float64, norm of the normal equations' residual over that of their right side.
@@ -44,7 +44,7 @@ def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: 
 
     v_S = H_SS⁻¹ (T H)_S minimises a row's objective over all weights on its support S (``ReconstructionProblem`` has T
     and H). Rows are solved in batches, by Cholesky factorisation in float64; where a support has more than 192 columns
-    by conjugate gradients, and by factorisation where these do not reach a residual of 1e-6. A support on which H is
+    by conjugate gradients, and by factorisation where these do not reach a residual of 1e-5. A support on which H is
     singular gets the least damping that lets it be factorised, recorded in the result.
 
     Args:
@@ -75,7 +75,7 @@ def fit(problem: ReconstructionProblem, mask: Tensor, memory_bytes: int, start: 
         weight=weight,
         objective=objective,
         relative_error=objective / problem.reference if problem.reference > 0 else 0.0,
-        kept_objective=problem.objective(torch.where(mask, problem.target, 0.0)),
+        kept_objective=problem.objective(torch.where(mask, problem.weight, 0.0)),
         damping=found.damping,
         residual=found.residual,
         products=found.products,

@@ -43,7 +43,7 @@ def weighted(
         counts.products += fitted.products
     else:
         weight = torch.where(mask, answer.weight.to(problem.weight.dtype), 0.0)
-        kept_objective = problem.objective(torch.where(mask, problem.target, 0.0))
+        kept_objective = problem.objective(torch.where(mask, problem.weight, 0.0))
     counts.seconds = time.monotonic() - started
     certificate = certify_weights(problem, weight, memory_bytes=run.memory_bytes)
     status = answer.status

@@ -8,10 +8,9 @@ from typing import ClassVar
 from relaxprune.problems import MaskProblem
 
 from .base import Counts, Run, Status
-from .weight_admm import WeightAdmm, WeightAdmmSolver, watched
+from .weight_admm import STEPS, WeightAdmm, WeightAdmmSolver, watched
 
 _USUAL = 33  # iterations on real layers at half the weights
-_EVERY = 3  # iterations between changes of the penalty
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the kept entries that changed, at least, and factor
 
 
@@ -24,10 +23,11 @@ class Alps(WeightAdmmSolver):
     problem's; ``KSparse(per="layer")`` is that of the published code. Of a ``ReconstructionProblem`` ``solve`` returns
     the least-squares weights on the mask, which the paper approximates by ten conjugate gradient steps.
 
-    Two products an iteration. One eigendecomposition of the Gram serves all layers that share it.
+    One product an iteration, and a factorisation for every change of the penalty, where the published code has one
+    eigendecomposition and a product of the Gram's size for every change.
 
     Args:
-        damping: of the unit diagonal, while iterating.
+        damping: of the mean diagonal, while iterating.
         rho: the penalty at the beginning.
         dtype: ``"float32"`` or ``"float64"``.
     """
@@ -53,9 +53,9 @@ class Alps(WeightAdmmSolver):
             early = watched(state, iteration, run, counts)
             if early is not None:
                 return state, early
-            if iteration % _EVERY == 0:
+            if iteration % STEPS == 0:
                 changed = int((state.mask & ~last).sum()) / kept
-                if changed == 0 and iteration > _EVERY:
+                if changed == 0 and iteration > STEPS:
                     return state, Status.CONVERGED
                 last = state.mask
                 rho *= next(factor for share, factor in _GROWTH if changed >= share)

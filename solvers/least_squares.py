@@ -15,8 +15,11 @@ from relaxprune.problems import Gram
 from relaxprune.problems.precision import product64, row_blocks
 
 DIRECT_COLUMNS = 192  # supports of more are left to conjugate gradients first, which are then the quicker
-TOLERANCE = 1e-6  # of ‖(T H)_S‖, for the residual of the normal equations
-_ITERATIONS = 300
+TOLERANCE = 1e-5  # of ‖(T H)_S‖, for the residual of the normal equations; the objective's excess goes with its square
+_ITERATIONS = 100  # of conjugate gradients, or a sixth of the columns: for about that price a row is factorised
+_AT_ONCE = 60  # between residuals in float64
+_LEAST_SHARE = 1e-3  # of a residual, to which float32 can be trusted to bring it
+_LOOK_EVERY = 5
 _DAMPING = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)  # of the unit diagonal, tried in turn
 
 
@@ -43,7 +46,7 @@ class LeastSquares:
     Args:
         target: (rows, cols) T, any float dtype.
         gram: H, positive semidefinite.
-        memory_bytes: bound on temporaries, beside one float64 matrix (cols, cols) and one row's system.
+        memory_bytes: bound on temporaries, beside a float64 and a float32 matrix (cols, cols) and one row's system.
     """
 
     def __init__(self, target: Tensor, gram: Gram, memory_bytes: int) -> None:
@@ -115,20 +118,41 @@ class LeastSquares:
         return point, damping
 
     def _iterate(self, inside: Tensor, right: Tensor, point: Tensor) -> tuple[Tensor, int]:
-        """Run conjugate gradients on the normal equations of all rows at once, from ``point``."""
-        rest = (right - point @ self.matrix) * inside
-        direction = rest.clone()
-        energy = (rest * rest).sum(dim=1)
-        goal = (TOLERANCE / 2) ** 2 * (right * right).sum(dim=1)
-        for step in range(1, _ITERATIONS + 1):
-            image = (direction @ self.matrix) * inside
-            curvature = (direction * image).sum(dim=1)
-            length = torch.where(curvature > 0, energy / curvature, 0.0).unsqueeze(1)
-            point.addcmul_(direction, length)
-            rest.addcmul_(image, length, value=-1)
-            fresh = (rest * rest).sum(dim=1)
-            if step % 10 == 0 and bool((fresh <= goal).all()):
-                return point, step + 1
-            direction.mul_(torch.where(energy > 0, fresh / energy, 0.0).unsqueeze(1)).add_(rest)
-            energy = fresh
-        return point, _ITERATIONS + 1
+        """Solve the normal equations of all rows at once, from ``point``: corrections in float32 of a float64 residual.
+
+        Returns:
+            The weights (R, cols), and the products spent.
+        """
+        matrix, spent, most = self.matrix.to(torch.float32), 0, max(_ITERATIONS, len(self.matrix) // 6)
+        goal = TOLERANCE * right.norm(dim=1, keepdim=True)
+        while spent < most:
+            rest = (right - point @ self.matrix) * inside
+            size = rest.norm(dim=1, keepdim=True)
+            spent += 1
+            if not bool((size > goal).any()):
+                break
+            size = torch.where(size > 0, size, 1.0)
+            share = (goal / (2 * size)).clamp(min=_LEAST_SHARE)
+            step, steps = _correction(matrix, inside.to(torch.float32), (rest / size).float(), share.float())
+            point = point + step.to(torch.float64) * size
+            spent += steps
+        return point, spent
+
+
+def _correction(matrix: Tensor, inside: Tensor, rest: Tensor, share: Tensor) -> tuple[Tensor, int]:
+    """Return conjugate gradient steps that leave ``share`` (R, 1) of residuals ``rest`` (R, cols), and their number."""
+    point, direction = torch.zeros_like(rest), rest.clone()
+    energy = (rest * rest).sum(dim=1, keepdim=True)
+    goal = share.square() * energy
+    for step in range(1, _AT_ONCE + 1):
+        image = (direction @ matrix).mul_(inside)
+        curvature = (direction * image).sum(dim=1, keepdim=True)
+        length = torch.where(curvature > 0, energy / curvature, 0.0)
+        point.addcmul_(direction, length)
+        rest.addcmul_(image, length, value=-1)
+        fresh = (rest * rest).sum(dim=1, keepdim=True)
+        if step % _LOOK_EVERY == 0 and bool((fresh <= goal).all()):
+            break
+        direction.mul_(torch.where(energy > 0, fresh / energy, 0.0)).add_(rest)
+        energy = fresh
+    return point, step

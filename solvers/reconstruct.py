@@ -9,35 +9,34 @@ from relaxprune.problems import MaskProblem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
 
 from .base import Counts, Run, Status
-from .weight_admm import WeightAdmm, WeightAdmmSolver, watched
+from .weight_admm import STEPS, WeightAdmm, WeightAdmmSolver, watched
 
-EFFORTS = {"fast": 20, "default": 35, "best": 90}  # iterations
-_END = 0.7  # the penalty at the end
-_MOMENTUM = 0.3
-_RELAXATION = 1.3
-_LONG = 60  # iterations from which neither is of use
+EFFORTS = {"fast": 15, "default": 24, "best": 33}  # iterations; ALPS takes about as many as best
+_END = 1.0  # the penalty at the end
 
 
 @dataclass(frozen=True)
 class Reconstruct(WeightAdmmSolver):
-    """ADMM on weights whose penalty rises from ``rho`` to 0.7 in even ratios; its mask.
+    """ADMM on weights whose penalty rises from ``rho`` to 1 in even ratios, every third iteration; its mask.
 
-    Where ALPS waits for the support to settle, the number of iterations is given and the penalty goes all the way in
-    it: more iterations are a slower rise and a better mask. D starts on the start mask, V is over-relaxed, and D is
-    carried on along its last move, which pays in short runs. Two products an iteration.
+    Two things make it better than ALPS at the same number of products. Where ALPS waits for the support to settle, the
+    number of iterations is given and the penalty goes all the way in it: more iterations are a slower rise and a better
+    mask. And inputs are scaled not to unit variance but, at three quarters, to unit conditional variance: what a
+    removed weight costs once the others make up for it goes with 1 / (G⁻¹)_jj, as optimal brain surgeon has it (Hassibi
+    and Stork, NeurIPS 1992). D starts on the start mask.
 
     Args:
-        effort: 20, 35 or 90 iterations, where ``max_iterations`` does not say.
-        rho: the penalty at the beginning, of the unit diagonal.
-        damping: of the unit diagonal, while iterating.
+        effort: 15, 24 or 33 iterations, where ``max_iterations`` does not say.
+        rho: the penalty at the beginning, of the mean diagonal.
+        damping: of the mean diagonal, while iterating.
         dtype: ``"float32"`` or ``"float64"``.
     """
 
-    rho: float = 0.05
     effort: str = "default"
 
     name: ClassVar[str] = "reconstruct"
     summary: ClassVar[str] = "ADMM on the weights along a rising penalty; the default for weights that move"
+    balance: ClassVar[float] = 0.75
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
 
     def __post_init__(self) -> None:
@@ -57,10 +56,9 @@ class Reconstruct(WeightAdmmSolver):
         """Iterate on some rows while the penalty rises."""
         state = self.begin(piece, run.start)
         total = self.planned_iterations(run.max_iterations)
-        hurried = total < _LONG
+        stairs = max(1, (total - 1) // STEPS)
         for iteration in range(total):
-            rho = self.rho * (_END / self.rho) ** (iteration / max(1, total - 1))
-            state.step(rho, _MOMENTUM if hurried else 0.0, _RELAXATION if hurried else 1.0)
+            state.step(self.rho * (_END / self.rho) ** min(1.0, iteration // STEPS / stairs))
             early = watched(state, iteration + 1, run, counts)
             if early is not None:
                 return state, early

@@ -27,6 +27,7 @@ from relaxprune.pruning.loading import LoadOptions
 from relaxprune.pruning.model import PruneOptions
 from relaxprune.pruning.statistics_options import StatisticsOptions
 
+MOVING = PruneOptions(weights="refit")
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"solver": "magnitude"},
     "wanda": {"solver": "wanda"},
@@ -45,6 +46,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "fw skip 1": {"solver": "fw", "options": PruneOptions(statistics=StatisticsOptions(skip_tokens=1))},
     "fw cap 4": {"solver": "fw", "options": PruneOptions(statistics=StatisticsOptions(token_cap=4.0))},
     "fw permuted": {"solver": "fw", "options": PruneOptions(permute=True)},
+    "wanda refitted": {"solver": "wanda", "options": MOVING},
+    "fw refitted": {"solver": "fw", "options": MOVING},
+    "sparsegpt": {"solver": "sparsegpt", "options": MOVING},
+    "alps": {"solver": "alps", "options": MOVING},
+    "reconstruct fast": {"solver": "reconstruct", "effort": "fast", "options": MOVING},
+    "reconstruct": {"solver": "reconstruct", "options": MOVING},
+    "reconstruct best": {"solver": "reconstruct", "effort": "best", "options": MOVING},
 }
 USUAL = ("magnitude", "wanda", "ria", *(f"sparsefw {alpha}" for alpha in (0.25, 0.5, 0.75, 0.9)), "admm", "swap")
 SPARSEFW = 2000  # its published iterations

@@ -219,6 +219,12 @@ class LayerGroup:
     damping: Annotated[
         float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.01.")
     ] = None
+    aim: Annotated[
+        str, typer.Option(help="With --refit: pruned, or dense to correct the errors of earlier layers.")
+    ] = "pruned"
+    tune: Annotated[
+        int, typer.Option(min=0, help="With --refit: passes over the text to tune each block as a whole, at most.")
+    ] = 0
 
 
 @dataclass(frozen=True)

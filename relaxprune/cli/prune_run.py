@@ -28,6 +28,7 @@ from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
 from relaxprune.pruning.settings import PruneOptions, Target
+from relaxprune.pruning.tuning import check_batches
 from relaxprune.solvers import Solver, solver_distribution
 from relaxprune.solving import check_solver
 
@@ -139,6 +140,8 @@ class PruneRequest:
             permute=self.layers.permute,
             weights="refit" if self.layers.refit else "keep",
             damping=self.layers.damping,
+            aim=self.layers.aim,
+            tune=self.layers.tune,
         )
 
     def check(self) -> None:
@@ -149,7 +152,9 @@ class PruneRequest:
         """
         check_permute(self.options, self.target)
         _ = self.windows, load_options(self.loading)
-        self.statistics.options.check_for(-(-self.calibration.windows // windows_at_once(self.calibration.length)))
+        batches = -(-self.calibration.windows // windows_at_once(self.calibration.length))
+        self.statistics.options.check_for(batches)
+        check_batches(self.layers.tune, batches)
         self.options.check_for(self.solver)
         with door():
             open_source(self.calibration.calibration, "calibration")

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .dense_stream import DenseStream
+from .joint import JointAccumulator, JointCollector
 from .layers import PrunableLayer
 from .shrinkage import estimate, shrink
-from .stages import Propagation, Stage
+from .stages import Propagation, Stage, observe
 from .statistics import NormCollector, StatisticsCollector
 from .statistics_options import AUTO, StatisticsOptions
 
@@ -23,12 +25,17 @@ class Gathered:
         tokens: how many count in it.
         token_weight: the mean of their weights.
         shrinkage: λ, how far it is shrunk.
+        cross: (cols, cols) E[x x̃ᵀ], x of the dense model and x̃ those of the Gram, shrunk like it; None where it was not
+            asked for, or where the two streams have different tokens.
+        dense_gram: (cols, cols) E[x xᵀ], shrunk like it; None like the one before.
     """
 
     gram: Tensor
     tokens: int
     token_weight: float
     shrinkage: float
+    cross: Tensor | None = None
+    dense_gram: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,22 @@ class Gathering:
         if self.options.collect == "block" or len(stage.layers) < 2:
             return [stage]
         scout = StatisticsCollector(stage.layers, multiply=False)
-        propagation.observe(stage, scout, batches=1)
+        observe(propagation, stage, scout, batches=1)
         reached, missed = scout.in_order()
         return [Stage(stage.index, layers) for layers in (*reached, missed) if layers]
 
-    def gather(self, stage: Stage, propagation: Propagation) -> StatisticsCollector:
-        """Put every batch through a stage and return the sums of its layers' inputs."""
-        collector = StatisticsCollector(stage.layers, of_decoder=self.of_decoder, halves=self.options.shrinkage == AUTO)
+    def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
+        """Put every batch through a stage and return the sums of its layers' inputs, with those in the dense model."""
+        kind = StatisticsCollector if dense is None else JointCollector
+        collector = kind(stage.layers, of_decoder=self.of_decoder, halves=self.options.shrinkage == AUTO)
         if self.options.token_cap is not None:
             norms = NormCollector(stage.layers, of_decoder=self.of_decoder)
-            propagation.observe(stage, norms)
+            observe(propagation, stage, norms)
             collector.limit(norms, self.options.token_cap)
-        propagation.observe(stage, collector)
+        if dense is not None and isinstance(collector, JointCollector):
+            collector.observe(stage, propagation, dense)
+        else:
+            observe(propagation, stage, collector)
         return collector
 
     def take(self, collector: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], Gathered | None]:
@@ -77,4 +88,6 @@ class Gathering:
             return layers, None
         wanted = self.options.shrinkage
         share = estimate(sums) if isinstance(wanted, str) else float(wanted)
-        return layers, Gathered(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share)
+        joint = sums.joint() if isinstance(sums, JointAccumulator) else None
+        beside = {} if joint is None else {"cross": shrink(joint[0], share), "dense_gram": shrink(joint[1], share)}
+        return layers, Gathered(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)

@@ -80,14 +80,7 @@ class GramAccumulator:
             RelaxPruneError: wrong width or dtype, a mask that does not fit, or values that are not finite.
         """
         where = f"the inputs of layer {layer!r} in batch {batch}"
-        if inputs.dim() == 0 or inputs.shape[-1] != self.features or not inputs.is_floating_point():
-            raise RelaxPruneError(
-                f"{where} must be a float tensor with {self.features} features in its last dimension, "
-                f"got {inputs.dtype} of shape {tuple(inputs.shape)}."
-            )
-        tokens = real_tokens(inputs.detach(), kept, where)  # (tokens, features)
-        if not bool(torch.isfinite(tokens).all()):
-            raise RelaxPruneError(f"{where} contain NaN or Inf; load the model in another dtype or drop that batch.")
+        tokens = self.tokens_of(inputs, kept, where)
         compute = torch.float64 if tokens.dtype == torch.float64 else torch.float32
         if compute == torch.float64:
             self._dtype = torch.float64
@@ -103,6 +96,18 @@ class GramAccumulator:
                     )
                 self._count(product.to(self._sum.device), weight, odd=batch % 2 == 1)
         self.tokens += tokens.shape[0]
+
+    def tokens_of(self, inputs: Tensor, kept: Tensor | None, where: str) -> Tensor:
+        """Return the real tokens of a batch, (tokens, features), once they are known to be usable."""
+        if inputs.dim() == 0 or inputs.shape[-1] != self.features or not inputs.is_floating_point():
+            raise RelaxPruneError(
+                f"{where} must be a float tensor with {self.features} features in its last dimension, "
+                f"got {inputs.dtype} of shape {tuple(inputs.shape)}."
+            )
+        tokens = real_tokens(inputs.detach(), kept, where)
+        if not bool(torch.isfinite(tokens).all()):
+            raise RelaxPruneError(f"{where} contain NaN or Inf; load the model in another dtype or drop that batch.")
+        return tokens
 
     def _weighted(self, chunk: Tensor) -> tuple[Tensor, float]:
         """Return a chunk's rows (tokens, features), each times the root of its token's weight, and the weights' sum."""
@@ -134,12 +139,18 @@ class GramAccumulator:
         mean = self._sum / self.weight
         # A product of a matrix with its own transpose is symmetric only up to rounding: the two halves are averaged.
         mean.add_(mean.T.clone()).mul_(0.5)
-        if self._dtype == torch.float32:
-            # A second moment below float32's normal range would keep neither its value nor its correlations.
-            dead = mean.diagonal() < torch.finfo(torch.float32).tiny
-            mean[dead] = 0
-            mean[:, dead] = 0
+        dead = self._dead()
+        mean[dead] = 0
+        mean[:, dead] = 0
         return mean.to(self._dtype)
+
+    def _dead(self) -> Tensor:
+        """Return which features are below float32's normal range, (features,) bool; none of float64 inputs.
+
+        Such a second moment would keep neither its value nor its correlations.
+        """
+        least = torch.finfo(torch.float32).tiny if self._dtype == torch.float32 else 0.0
+        return self._sum.diagonal() / self.weight < least
 
     def halves(self) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
         """Return the (features, features) float64 means of the even and of the odd batches, each with its weight.

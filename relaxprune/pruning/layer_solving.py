@@ -81,18 +81,27 @@ class MaskSolver:
         """
         matrix = inputs.gram.matrix
         weight = layer.matrix().to(matrix.device)
+        memory = self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES
         try:
             polytope = self.target.polytope_of(layer.name, layer.shape)
             if self.options.moves:
                 # In the weight's own dtype: the new values are judged as they will be written.
-                whole = ReconstructionProblem(weight, inputs.gram, polytope, damping=self.options.ridge)
-                problem, solution, certificate = whole.surrogate, self._solution(whole), None
-                energy = whole.reference
+                read = inputs.gathered
+                whole = ReconstructionProblem(
+                    weight,
+                    inputs.gram,
+                    polytope,
+                    cross=read.cross,
+                    dense_gram=read.dense_gram,
+                    damping=self.options.ridge,
+                )
+                solution, certificate = self._solution(whole), None
+                judged = _refitted(whole, memory)
             else:
                 problem = MaskProblem(weight.to(matrix.dtype), inputs.gram, polytope)
-                energy = problem.dense_energy
                 solution = self._solution(problem)
                 certificate = certificate_of(problem, solution, self.options)
+                judged = (*_kept(problem, solution, memory), None, None)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
         mask = solution.mask.cpu()
@@ -111,7 +120,7 @@ class MaskSolver:
             shrinkage=inputs.gathered.shrinkage,
             calls=inputs.calls,
             gram=inputs.leader,
-            **_judged(problem, solution, self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, energy, certificate),
+            **_judged(solution, *judged, certificate),
         )
         proof = None if certificate is None else (certificate, polytope)
         return SolvedLayer(mask, report, proof, solution.weight)
@@ -133,19 +142,37 @@ class MaskSolver:
         )
 
 
+def _kept(problem: MaskProblem, solution: Solution, memory_bytes: int) -> tuple[float, float]:
+    """Return the energy of a layer and what Wanda's mask loses of it, where weights stay."""
+    mask = start_mask(problem, "wanda", memory_bytes)
+    same = torch.equal(mask, solution.mask)
+    return problem.dense_energy, solution.objective if same else problem.objective(mask, memory_bytes)
+
+
+def _refitted(problem: ReconstructionProblem, memory_bytes: int) -> tuple[float, float, str | None, float | None]:
+    """Return the same where they move, Wanda's mask with the weights as they were, and aim and residual."""
+    mask = start_mask(MaskProblem(problem.weight, problem.prepared, problem.polytope), "wanda", memory_bytes)
+    wanda = problem.objective(torch.where(mask, problem.weight, 0.0))
+    return problem.reference, wanda, "dense" if problem.crosses else "pruned", float(problem.residual.sum())
+
+
 def _judged(
-    problem: MaskProblem, solution: Solution, memory_bytes: int, energy: float, certificate: Certificate | None = None
+    solution: Solution,
+    energy: float,
+    wanda: float,
+    aim: str | None,
+    residual: float | None,
+    certificate: Certificate | None,
 ) -> dict[str, Any]:
     """Return the part of a layer's report that is known once the mask is."""
     proof = solution.certificate if certificate is None else certificate
-    wanda_mask = start_mask(problem, "wanda", memory_bytes)
-    same = solution.weight is None and torch.equal(wanda_mask, solution.mask)
-    wanda = solution.objective if same else problem.objective(wanda_mask, memory_bytes)
     return {
         "dense_energy": energy,
         "wanda_objective": wanda,
         "objective": solution.objective,
         "kept_objective": solution.kept_objective,
+        "aim": aim,
+        "residual": residual,
         "wanda_relative_error": wanda / energy if energy > 0 else 0.0,
         "relative_error": solution.relative_error,
         "relaxed_objective": solution.relaxed_objective,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +20,17 @@ from .allocating import allocate
 from .allocation import Allocation
 from .certified import solver_for
 from .dense_pass import dense_grams
+from .dense_stream import DenseStream
 from .gathering import Gathering
 from .layer_solving import LayerInputs, MaskSolver
-from .layers import PrunableLayer
+from .ledger import UNREACHED as UNREACHED
+from .ledger import Ledger
 from .permutation import Permutation
 from .permuting import ChannelPermuter, check_permute
 from .plan import Survey, survey_model
 from .recording import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .reordering import apply_permutations
-from .report import LayerReport, PruneEvent, PruneReport, SkippedLayer
+from .report import LayerReport, PruneEvent, PruneReport
 from .sensitivity import sensitivities
 from .settings import PruneOptions as PruneOptions
 from .settings import Target as Target
@@ -39,8 +38,7 @@ from .stages import Agenda, Propagation, Rerun, Stage, block_propagation, make_a
 from .state import Batch, borrowed, read_batches, without_first
 from .statistics import StatisticsCollector
 from .streams import decoder_layers
-
-UNREACHED = "no batch reached it"
+from .tuning import BlockTuner, check_batches, check_replayed
 
 
 def prune_model(
@@ -100,70 +98,96 @@ def prune_model(
     options.check_for(chosen)
     check_permute(options, target)
     survey = survey_model(model, target, options, solver=chosen)
-    run = _Run(model, survey, MaskSolver(target, chosen, options), recorder, on_event)
+    books = Ledger(len(survey.layers), on_event)
+    run = _Run(model, survey, MaskSolver(target, chosen, options), recorder, books)
     with borrowed(model):
         run.prune(batches)
     return PruneReport(
-        layers=run.reports,
-        skipped=[*survey.plan.skipped, *run.skipped],
-        seconds=run.spent(),
+        layers=books.reports,
+        skipped=[*survey.plan.skipped, *books.skipped],
+        seconds=books.spent(),
         polytope=target.to_dict(),
         solver=chosen.name,
         options={**dataclasses.asdict(options), "solver_options": chosen.options()},
         propagation=run.propagation,
-        masks=run.masks,
-        permutations=run.permutations,
-        weights=run.weights,
+        masks=books.masks,
+        permutations=books.permutations,
+        weights=books.weights,
+        tunings=books.tunings,
     )
 
 
 @dataclass
 class _Run:
-    """One call of `prune_model`: what was asked for, and what has come of it so far."""
+    """One call of `prune_model`: what was asked for, and how it is done."""
 
     model: nn.Module
     survey: Survey
     mask_solver: MaskSolver
     recorder: BlockRecorder | None
-    on_event: Callable[[PruneEvent], None] | None
-    reports: list[LayerReport] = field(default_factory=list)
-    skipped: list[SkippedLayer] = field(default_factory=list)
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    permutations: list[Permutation] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    books: Ledger
     permuter: ChannelPermuter | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    carried: Mapping[str, float] = field(default_factory=dict)
     propagation: str = "rerun"
     gathering: Gathering = field(default_factory=Gathering)
-    stages: int = 0
-    started: float = field(default_factory=time.perf_counter)
+    streams: list[DenseStream] = field(default_factory=list)
+
+    @property
+    def options(self) -> PruneOptions:
+        """The options of the run."""
+        return self.mask_solver.options
 
     def prune(self, batches: Iterable[Any]) -> None:
         """Go through all stages: layers before the blocks, the blocks, layers after them."""
-        model, options = self.model, self.mask_solver.options
+        model, options = self.model, self.options
         read = without_first(read_batches(batches), options.statistics.skip_tokens)
         options.statistics.check_for(len(read))
+        check_batches(options.tune, len(read))
         rerun = Rerun(model, read)
         blocks = self.survey.blocks
-        with self.timed("capture"):
+        with self.books.timed("capture"):
             of_decoder = decoder_layers(model, self.survey.layers, read)
             self.gathering = Gathering(options.statistics, of_decoder)
             self.permuter = ChannelPermuter.of(options, self.mask_solver.target, model, blocks, of_decoder)
             agenda = make_agenda(model, self.survey.layers, blocks, read[0])
-        self.stages = agenda.count
+        self.books.stages = agenda.count
         if self.mask_solver.target.allocation.measures:
             self.allocate(read, agenda)
+        outside = self.beside(rerun) if agenda.before or agenda.after else None
         for stage in agenda.before:
-            self.prune_stage(stage, rerun)
+            self.prune_stage(stage, rerun, outside)
         if any(stage.layers for stage in agenda.blocks):
             # Only now: the blocks' inputs come through the layers before them, which are pruned by now.
-            with self.timed("capture"):
+            with self.books.timed("capture"):
                 propagation, self.propagation = block_propagation(model, blocks, read)
+                inside = self.beside(propagation, outside if agenda.before else None, read)
+            check_replayed(options.tune, propagation)
             for stage in propagation.ordered(agenda.blocks):
-                self.prune_stage(stage, propagation)
+                self.prune_stage(stage, propagation, inside)
         for stage in agenda.after:
-            self.prune_stage(stage, rerun)
+            self.prune_stage(stage, rerun, outside)
+
+    def beside(
+        self, propagation: Propagation, before: DenseStream | None = None, batches: Sequence[Batch] = ()
+    ) -> DenseStream | None:
+        """Return the dense model's stream beside a propagation, where anything looks at it.
+
+        Args:
+            propagation: of the pruned model.
+            before: the stream through layers that are pruned by now and come before what ``propagation`` goes through.
+            batches: calibration batches.
+        """
+        if self.options.aim == "dense":
+            if before is None:
+                dense = propagation.fork()
+            else:
+                with before.dense():
+                    dense, _ = block_propagation(self.model, self.survey.blocks, batches)
+        elif self.options.tune and not isinstance(propagation, Rerun):
+            dense = propagation  # the dense block's outputs on the pruned model's inputs
+        else:
+            return None
+        self.streams.append(DenseStream(dense, follows=self.options.aim == "dense"))
+        return self.streams[-1]
 
     def allocate(self, batches: Sequence[Batch], agenda: Agenda) -> None:
         """Decide how much each layer is pruned, by a pass over the dense model or as the recorder has it."""
@@ -171,32 +195,35 @@ class _Run:
         model, target, blocks = self.model, self.mask_solver.target, self.survey.blocks
         counts = None if keeper is None else keeper.load_allocation()
         if counts is None:
-            with self.timed("allocate"):
+            with self.books.timed("allocate"):
                 shown = dense_grams(model, blocks, batches, agenda, self.gathering)
                 where = {layer.name: blocks.index_of(layer) for layer in self.survey.layers}
                 asked, layers = target.allocation, self.survey.layers
-                seed = self.mask_solver.options.seed
-                weights = sensitivities(model, layers, batches, seed) if asked.kind == "model" else {}
+                weights = sensitivities(model, layers, batches, self.options.seed) if asked.kind == "model" else {}
                 counts = allocate(asked, target.sparsity or 0.0, shown, where, weights)
             if keeper is not None:
                 keeper.save_allocation(counts)
         self.mask_solver = dataclasses.replace(self.mask_solver, target=target.with_counts(counts))
 
-    def prune_stage(self, stage: Stage, propagation: Propagation) -> None:
+    def prune_stage(self, stage: Stage, propagation: Propagation, dense: DenseStream | None) -> None:
         """Prune the layers of one stage, from the recorder or by solving, and make the inputs of the next."""
-        self.announce("block_start", stage)
+        self.books.announce("block_start", stage)
+        for stream in self.streams:
+            stream.keep(stage)
         record = self.recorder.load(stage.index) if self.recorder and stage.layers else None
         if record is not None:
             self.redo(stage, record)
         elif stage.layers:
             permutations = self.permute(stage, propagation)
-            record = dataclasses.replace(self.solve_stage(stage, propagation), permutations=permutations)
+            record = dataclasses.replace(self.solve_stage(stage, propagation, dense), permutations=permutations)
             if self.recorder:
-                with self.timed("record"):
+                with self.books.timed("record"):
                     self.recorder.save(stage.index, record)
-        with self.timed("propagate"):
+        with self.books.timed("propagate"):
+            if dense is not None:
+                dense.advance(stage)
             propagation.advance(stage)
-        self.announce("block_done", stage)
+        self.books.announce("block_done", stage)
 
     def redo(self, stage: Stage, record: BlockRecord) -> None:
         """Apply the masks of a finished block; its layers without a mask were not reached then, nor are they now."""
@@ -208,89 +235,65 @@ class _Run:
                 f"got masks of {sorted(record.masks)} and reports of {sorted(reports)}."
             )
         apply_permutations(self.model, record.permutations)
-        self.permutations += record.permutations
+        self.books.permutations += record.permutations
         for report in record.layers:
             by_parameter[report.parameter].write(record.masks[report.parameter], record.weights.get(report.parameter))
-            self.finish(stage, report, record.masks[report.parameter])
-        self.weights |= record.weights
-        self.skip([layer for layer in stage.layers if layer.parameter not in reports])
-        self.carried = record.seconds
+            self.books.finish(stage, report, record.masks[report.parameter])
+        self.books.weights |= record.weights
+        self.books.tunings += [] if record.tuning is None else [record.tuning]
+        self.books.skip([layer for layer in stage.layers if layer.parameter not in reports])
+        self.books.carried = record.seconds
 
     def permute(self, stage: Stage, propagation: Propagation) -> list[Permutation]:
         """Reorder the channels of a stage that is still dense, where that is asked for."""
         if self.permuter is None:
             return []
-        with self.timed("permute"):
+        with self.books.timed("permute"):
             permutations = self.permuter.permute_stage(stage, propagation)
-        self.permutations += permutations
+        self.books.permutations += permutations
         return permutations
 
-    def solve_stage(self, stage: Stage, propagation: Propagation) -> BlockRecord:
-        """Gather the Grams of a stage, all or part by part, then solve and write each of its layers."""
-        with self.timed("statistics"):
+    def solve_stage(self, stage: Stage, propagation: Propagation, dense: DenseStream | None) -> BlockRecord:
+        """Gather the Grams of a stage, all or part by part, solve and write each of its layers, then tune the block."""
+        joint = dense if self.options.aim == "dense" else None
+        with self.books.timed("statistics"):
             parts = self.gathering.parts(stage, propagation)
         solved: dict[str, tuple[Tensor, LayerReport]] = {}
         for part in parts:
-            with self.timed("statistics"):
-                collector = self.gathering.gather(part, propagation)
+            with self.books.timed("statistics"):
+                collector = self.gathering.gather(part, propagation, joint)
             while collector.groups:
                 solved |= self.solve_group(stage, collector)  # its Gram is freed before the next one is made
-        self.skip([layer for layer in stage.layers if layer.parameter not in solved])
+        self.books.skip([layer for layer in stage.layers if layer.parameter not in solved])
         masks = {name: mask for name, (mask, _) in solved.items()}
-        moved = [layer for layer in stage.layers if layer.parameter in solved and self.mask_solver.options.moves]
+        tuning = None
+        if self.options.tune and dense is not None and masks and stage.index < len(self.survey.blocks.modules):
+            with self.books.timed("tune"):
+                tuning = BlockTuner(stage, masks, propagation, dense).run(self.options.tune)
+            self.books.tunings.append(tuning)
+        moved = [layer for layer in stage.layers if layer.parameter in solved and self.options.moves]
         weights = {layer.parameter: layer.matrix().cpu().clone() for layer in moved}
-        self.weights |= weights
+        self.books.weights |= weights
         reports = [report for _, report in solved.values()]
-        return BlockRecord(masks, reports, self.spent(), weights=weights)
+        return BlockRecord(masks, reports, self.books.spent(), weights=weights, tuning=tuning)
 
     def solve_group(self, stage: Stage, collector: StatisticsCollector) -> dict[str, tuple[Tensor, LayerReport]]:
         """Solve and write the layers of the collector's next group, which reads one Gram."""
-        with self.timed("statistics"):
+        with self.books.timed("statistics"):
             layers, gathered = self.gathering.take(collector)  # the float64 sums are gone before anything is solved
         solved: dict[str, tuple[Tensor, LayerReport]] = {}
         if gathered is None:
             return solved
         gram = Gram(gathered.gram)
         for layer in layers:
-            self.announce("layer_start", stage, layer.name)
+            self.books.announce("layer_start", stage, layer.name)
             inputs = LayerInputs(gram, gathered, collector.calls[layer.name], layers[0].name)
-            with self.timed("solve"):
+            with self.books.timed("solve"):
                 found = self.mask_solver.solve(layer, inputs, stage.index)
             if found.proof is not None and isinstance(self.recorder, CertificateRecorder):
-                with self.timed("record"):
+                with self.books.timed("record"):
                     self.recorder.save_certificate(layer.parameter, *found.proof)
             layer.write(found.mask, found.weight)
             solved[layer.parameter] = (found.mask, found.report)
-            self.finish(stage, found.report, found.mask)
+            self.books.finish(stage, found.report, found.mask)
         return solved
-
-    def finish(self, stage: Stage, report: LayerReport, mask: Tensor) -> None:
-        """Take a pruned layer into the result."""
-        self.reports.append(report)
-        self.masks[report.parameter] = mask
-        self.announce("layer_done", stage, report.name, report)
-
-    def skip(self, layers: list[PrunableLayer]) -> None:
-        """List layers that no batch reached."""
-        self.skipped += [SkippedLayer(layer.name, UNREACHED) for layer in layers]
-
-    def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
-        """Tell the listener what happened."""
-        if self.on_event is not None:
-            done, total = len(self.reports) + len(self.skipped), len(self.survey.layers)
-            elapsed = time.perf_counter() - self.started
-            self.on_event(PruneEvent(kind, stage.index, self.stages, layer, done, total, report, elapsed))
-
-    def spent(self) -> dict[str, float]:
-        """Return the seconds of each stage, those of the interrupted sessions before this one included."""
-        now = {**self.seconds, "total": time.perf_counter() - self.started}
-        return {stage: self.carried.get(stage, 0.0) + now.get(stage, 0.0) for stage in sorted({*now, *self.carried})}
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a `with` block to one of the report's stages."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start

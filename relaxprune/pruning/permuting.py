@@ -24,7 +24,7 @@ from .layers import PrunableLayer, find_layers
 from .permutation import Permutation
 from .reordering import permute
 from .settings import PruneOptions, Target
-from .stages import Propagation, Stage
+from .stages import Propagation, Stage, observe, probe
 from .statistics import StatisticsCollector
 
 OUTSIDE = "it lies outside of the blocks, whose channels are not reordered"
@@ -88,7 +88,7 @@ class ChannelPermuter:
         """
         if stage.index >= len(self.blocks.modules):
             return [Permutation(layer.name, stage.index, OUTSIDE) for layer in stage.layers]
-        run = propagation.probe(stage)
+        run = probe(propagation, stage)
         if run is None:
             return [Permutation(layer.name, stage.index, NOT_REACHED) for layer in stage.layers]
         layers = [layer for layer in self._layers() if self.blocks.index_of(layer) == stage.index]
@@ -128,7 +128,7 @@ class ChannelPermuter:
         if not layers:
             return {}
         collector = StatisticsCollector(layers, of_decoder=self.of_decoder)
-        propagation.observe(stage, collector)
+        observe(propagation, stage, collector)
         energies: dict[str, Tensor] = {}
         while collector.groups:
             members, taken = collector.take()

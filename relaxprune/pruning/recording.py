@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..certificates import Certificate
     from .permutation import Permutation
     from .report import LayerReport
+    from .tuning import BlockTuning
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class BlockRecord:
         seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
         permutations: the orders of channels that the masks are for, empty where none was asked for.
         weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
+        tuning: what tuning the block as a whole has gained, None where it was not.
     """
 
     masks: dict[str, Tensor]
@@ -34,6 +36,7 @@ class BlockRecord:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     permutations: list[Permutation] = dataclasses.field(default_factory=list)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    tuning: BlockTuning | None = None
 
 
 class BlockRecorder(Protocol):

@@ -69,6 +69,10 @@ class Tape:
         self.values |= {Link(index, number): tensor for number, tensor in enumerate(outputs)}
         self.values = {link: tensor for link, tensor in self.values.items() if link in needed}
 
+    def fork(self) -> Tape:
+        """Return a tape that goes on by itself; the tensors are shared."""
+        return Tape(list(self.order), dict(self.calls), dict(self.values), self.final)
+
 
 class _StopForward(BaseException):
     """Leaves a forward pass after the last block was reached; no Exception, so no model code catches it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from relaxprune.problems.errors import RelaxPruneError
 from .permutation import Permutation
 from .recording import BlockRecord as BlockRecord
 from .roles import RoleSummary, summarise
+
+if TYPE_CHECKING:
+    from .tuning import BlockTuning
 
 _MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
 
@@ -75,6 +78,9 @@ class LayerReport:
         proven_share: (wanda_objective - objective) / (wanda_objective - lower_bound), in [0, 1]: how much of the way
             from Wanda's mask to the bound is done; None where Wanda's objective does not exceed the bound.
         kept_objective: where weights moved, the objective of the mask with them as they were; else None.
+        aim: where weights moved, "dense" if they are to give the dense model's outputs, "pruned" if the dense weights'
+            outputs on the pruned model's inputs; else None.
+        residual: where weights moved, the part of the objective that no weights can remove, 0 with aim "pruned".
     """
 
     name: str
@@ -113,6 +119,8 @@ class LayerReport:
     token_weight: float = 1.0
     shrinkage: float = 0.0
     kept_objective: float | None = None
+    aim: str | None = None
+    residual: float | None = None
 
     @property
     def wanda_ratio(self) -> float:
@@ -179,6 +187,7 @@ class PruneReport:
         masks: parameter name -> (rows, cols) bool on the CPU, True = kept, of the weights in their new order.
         permutations: for each pruned layer the order of its columns, or why it kept it; empty where none was asked for.
         weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved; else empty.
+        tunings: for each block that was tuned as a whole, what that gained; the layers' objectives are from before it.
     """
 
     layers: list[LayerReport]
@@ -191,6 +200,7 @@ class PruneReport:
     masks: dict[str, Tensor] = dataclasses.field(repr=False)
     permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def sparsity(self) -> float:
@@ -240,6 +250,7 @@ class PruneReport:
             "roles": [dataclasses.asdict(role) for role in self.roles],
             "layers": [layer.to_dict() for layer in self.layers],
             "permutations": [item.to_dict() for item in self.permutations],
+            "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
 
@@ -254,8 +265,28 @@ class PruneReport:
         means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
-        orders = permutation_lines(self.permutations)
+        orders = [*permutation_lines(self.permutations), *self._moved_lines()]
         return "\n".join([*table([head, *lines]), *proven, *orders, *skipped_lines(self.skipped)])
+
+    def _moved_lines(self) -> list[str]:
+        """Return what every stage gained where weights moved: the mask, new weights on it, tuning whole blocks."""
+        moved = [layer for layer in self.layers if layer.kept_objective is not None]
+        if not moved:
+            return []
+        kept = _mean([(layer.kept_objective or 0.0) / (layer.dense_energy or 1.0) for layer in moved])
+        lines = [
+            f"mean relative error: {_mean([layer.wanda_relative_error for layer in moved]):.4f} Wanda's mask, "
+            f"{kept:.4f} this mask with weights as they were, {_mean([m.relative_error for m in moved]):.4f} refitted"
+        ]
+        if self.tunings:
+            before = _mean([tuning.held_out_before for tuning in self.tunings])
+            after = _mean([tuning.held_out_after for tuning in self.tunings])
+            count = sum(1 for tuning in self.tunings if tuning.epochs)
+            lines.append(
+                f"tuned blocks ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
+                f"held-out windows {before:.4f} before, {after:.4f} after"
+            )
+        return lines
 
     def _certified_lines(self) -> list[str]:
         """Return a table with one line per role: what the certificates prove."""

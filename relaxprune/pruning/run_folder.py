@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from .recording import BlockRecord
 from .report import LayerReport, PruneReport
 from .run_record import SCHEMA_VERSION, RunNotes, now, read_record, run_record
 from .saved_model import Verification, install_files, save_settings, verify_saved_model
+from .tuning import BlockTuning
 from .weight_files import WeightFiles
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 RECORD_NAME = "relaxprune.json"
 MASKS_NAME = "masks.safetensors"
 _WORK_NAME = ".relaxprune"
-_BLOCK_KEYS = {"block", "layers", "permutations", "seconds"}
+_BLOCK_KEYS = {"block", "layers", "permutations", "seconds", "tuning"}
 _log = logging.getLogger("relaxprune")
 
 
@@ -176,13 +178,15 @@ class RunFolder:
         layers = [LayerReport.from_dict(layer) for layer in extra["layers"]]
         permutations = [Permutation.from_dict(item) for item in extra["permutations"]]
         weights = self._weights.load(block_index, masks) if self._refitted else {}
-        return BlockRecord(masks, layers, extra["seconds"], permutations, weights)
+        tuning = None if extra["tuning"] is None else BlockTuning(**extra["tuning"])
+        return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tuning)
 
     def save(self, block_index: int, record: BlockRecord) -> None:
         """Record a finished block durably: masks and reports in one file, whole or not at all."""
         layers = [layer.to_dict() for layer in record.layers]
         permutations = [item.to_dict() for item in record.permutations]
         extra = {"block": block_index, "layers": layers, "permutations": permutations, "seconds": record.seconds}
+        extra["tuning"] = None if record.tuning is None else asdict(record.tuning)
         if self._refitted:  # first: a block counts once its masks are recorded
             self._weights.save(block_index, record.weights)
         write_masks(self._block_path(block_index), record.masks, extra)

@@ -16,6 +16,7 @@ from ..checks import DEFAULT_START, OBS_SWAP, check_budgets, check_polish, check
 from .allocation import Allocation
 from .statistics_options import StatisticsOptions
 
+AIMS = ("pruned", "dense")
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
 _DAMPING = 0.01
@@ -47,6 +48,11 @@ class PruneOptions:
             masks chosen for that.
         damping: of "refit": damping · mean(diag G) · ‖W − V‖² is part of what is minimised, so that weights do not run
             away where there were few tokens. None is 0.01.
+        aim: of "refit": "pruned" has the new weights give what the dense ones give on the pruned model's inputs;
+            "dense", what they give in the dense model, so that errors of earlier layers are corrected, for twice the
+            forward passes.
+        tune: of "refit": once a block is pruned, tune its kept weights together against the outputs of the dense block,
+            for at most this many passes over the batches; 0 for none.
         permute: reorder channels inside the blocks for an N:M pattern, where a block computes the same afterwards.
     """
 
@@ -65,6 +71,8 @@ class PruneOptions:
     permute: bool = False
     weights: str = "keep"
     damping: float | None = None
+    aim: str = "pruned"
+    tune: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.
@@ -108,6 +116,15 @@ class PruneOptions:
                 raise RelaxPruneError(
                     f'damping is {given}, of which weights="keep" makes no use; leave it out or set weights to "refit"'
                 )
+        if self.aim not in AIMS:
+            raise RelaxPruneError(
+                f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}{did_you_mean(str(self.aim), AIMS)}"
+            )
+        whole_number("tune", self.tune, 0)
+        beside = 'aim "dense"' if self.aim == "dense" else f"tune {self.tune}" if self.tune else ""
+        if beside and (self.permute or not self.moves):
+            other = "permute=True, which reorders it" if self.moves else 'weights="keep"'
+            raise RelaxPruneError(f"{beside} moves weights towards the dense model, got {other}; leave one of them out")
         if self.moves and self.certify is not None:
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "

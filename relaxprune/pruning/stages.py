@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -32,20 +33,48 @@ class Stage:
     layers: tuple[PrunableLayer, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One batch on its way through a stage.
+
+    Attributes:
+        number: index of the batch.
+        batch: the batch.
+        run: puts it through, and returns what comes out.
+    """
+
+    number: int
+    batch: Batch
+    run: Callable[[], list[Tensor]]
+
+
 class Propagation(Protocol):
     """Gives the layers of a stage their inputs, after all earlier stages were pruned."""
 
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         """Put the blocks' stages in the order in which they have to be pruned."""
 
-    def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
-        """Put the first batches, or all for None, through the stage while the collector listens."""
-
-    def probe(self, stage: Stage) -> Callable[[], list[Tensor]] | None:
-        """Return what puts one batch, the largest, through the stage and gives what comes out; None if none does."""
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Yield one pass for each of the first batches, or of all for None, that may reach the stage."""
 
     def advance(self, stage: Stage) -> None:
         """Make the inputs of the next stage, now that this one is pruned."""
+
+    def fork(self) -> Propagation:
+        """Return another that goes on by itself from where this one is."""
+
+
+def observe(propagation: Propagation, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
+    """Put the first batches, or all for None, through a stage while the collector listens."""
+    for one in propagation.passes(stage, batches):
+        with collector.listening(one.number, one.batch.kept, one.batch.decoder_kept):
+            one.run()
+
+
+def probe(propagation: Propagation, stage: Stage) -> Callable[[], list[Tensor]] | None:
+    """Return what puts one batch, the largest, through the stage and gives what comes out; None if none reaches it."""
+    largest = max(propagation.passes(stage), key=lambda one: _numbers(one.batch), default=None)
+    return None if largest is None else largest.run
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,19 +88,21 @@ class Rerun:
         """Keep the order of the model: every order would do."""
         return list(stages)
 
-    def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
-        """Put batches through the model while the collector listens."""
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Run the whole model on every batch."""
         for number, batch in enumerate(self.batches[:batches]):
-            with collector.listening(number, batch.kept, batch.decoder_kept):
-                run_model(self.model, batch)
+            yield Pass(number, batch, partial(self._run, batch))
 
-    def probe(self, stage: Stage) -> Callable[[], list[Tensor]] | None:
-        """Run the whole model on its largest batch."""
-        batch = max(self.batches, key=_numbers)
-        return lambda: flatten(run_model(self.model, batch))[0]
+    def _run(self, batch: Batch) -> list[Tensor]:
+        """Run the whole model on one batch."""
+        return flatten(run_model(self.model, batch))[0]
 
     def advance(self, stage: Stage) -> None:
         """Do nothing: the next run goes through the pruned layers anyway."""
+
+    def fork(self) -> Rerun:
+        """Return the same: it has no place in the model."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,27 +118,22 @@ class Replay:
         place = {index: number for number, index in enumerate(self.tapes[0].order)}
         return sorted(stages, key=lambda stage: place.get(stage.index, len(place)))
 
-    def observe(self, stage: Stage, collector: StatisticsCollector, batches: int | None = None) -> None:
-        """Put batches through the block while the collector listens."""
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Run the block on every batch that reaches it; later blocks see nothing of that but its outputs."""
         pairs = zip(self.batches[:batches], self.tapes[:batches], strict=True)
         for number, (batch, tape) in enumerate(pairs):
             if stage.index in tape.calls:
-                with collector.listening(number, batch.kept, batch.decoder_kept):
-                    tape.run(stage.index, self.blocks[stage.index])
-
-    def probe(self, stage: Stage) -> Callable[[], list[Tensor]] | None:
-        """Run the block on the largest batch that reaches it; later blocks see nothing of this one but its outputs."""
-        reached = [number for number, tape in enumerate(self.tapes) if stage.index in tape.calls]
-        if not reached:
-            return None
-        tape = self.tapes[max(reached, key=lambda number: _numbers(self.batches[number]))]
-        return lambda: tape.run(stage.index, self.blocks[stage.index])
+                yield Pass(number, batch, partial(tape.run, stage.index, self.blocks[stage.index]))
 
     def advance(self, stage: Stage) -> None:
         """Put every batch through the pruned block and keep what it puts out."""
         for tape in self.tapes:
             if stage.index in tape.calls:
                 tape.advance(stage.index, self.blocks[stage.index])
+
+    def fork(self) -> Replay:
+        """Copy the tapes, and none of their tensors."""
+        return replace(self, tapes=[tape.fork() for tape in self.tapes])
 
 
 def _numbers(batch: Batch) -> int:

@@ -166,11 +166,18 @@ class StatisticsCollector:
         accumulator = group.accumulator
         if accumulator is None:
             limit = self._limits.get(leader.name, math.inf)
-            device = readings[0].tensor.device
-            accumulator = GramAccumulator(leader.shape[1], device, limit=limit, halves=self._halves)
+            accumulator = self._new(leader.shape[1], readings[0].tensor.device, limit)
+        self._add(accumulator, leader, kept, batch)
+        return GramGroup(group.layers, accumulator)
+
+    def _new(self, features: int, device: torch.device, limit: float) -> GramAccumulator:
+        """Return the sum that a group starts with."""
+        return GramAccumulator(features, device, limit=limit, halves=self._halves)
+
+    def _add(self, accumulator: GramAccumulator, leader: PrunableLayer, kept: Tensor | None, batch: int) -> None:
+        """Add what a group's first layer has read in this pass."""
         for columns in self._columns(leader):
             accumulator.add(columns, kept=kept, layer=leader.name, batch=batch)
-        return GramGroup(group.layers, accumulator)
 
     def _columns(self, layer: PrunableLayer) -> Iterator[Tensor]:
         """Yield what a layer has read in this pass, (..., cols) for each of its calls.

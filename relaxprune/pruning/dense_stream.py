@@ -1,0 +1,67 @@
+"""The dense model beside the one that is being pruned: its layers' inputs, made without a second model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor
+
+from .layers import PrunableLayer
+from .stages import Pass, Propagation, Rerun, Stage
+
+
+class DenseStream:
+    """Puts batches through the dense model, stage by stage, while the model's weights are being pruned.
+
+    The dense weights of a stage are kept aside and put back for each pass. Where blocks are replayed those of the block
+    at hand are enough; where the whole model is run, those of all layers pruned so far are.
+
+    Args:
+        propagation: of the dense model, apart from that of the pruned one.
+        follows: advance it from block to block. False where it is the pruned model's own, so that each block alone is
+            dense.
+    """
+
+    def __init__(self, propagation: Propagation, *, follows: bool = True) -> None:
+        self.propagation = propagation
+        self._follows = follows
+        self._kept: list[tuple[PrunableLayer, Tensor]] = []
+
+    def keep(self, stage: Stage) -> None:
+        """Keep the dense weights of a stage, before anything is written to them."""
+        self._kept += [(layer, layer.weight.detach().clone()) for layer in stage.layers]
+
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Yield the passes of the dense model."""
+        for one in self.propagation.passes(stage, batches):
+            yield Pass(one.number, one.batch, partial(self._run, one))
+
+    def advance(self, stage: Stage) -> None:
+        """Make the inputs of the next stage from the dense weights of this one, and forget what is not needed again."""
+        if self._follows:
+            with self.dense():
+                self.propagation.advance(stage)
+        if not isinstance(self.propagation, Rerun):
+            self._kept.clear()
+
+    def _run(self, one: Pass) -> list[Tensor]:
+        """Run one pass on the dense weights."""
+        with self.dense():
+            return one.run()
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Have the dense weights in the model; the pruned ones come back, also after an exception."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Exchange the weights in the model with those that are kept; no number is copied."""
+        for place, (layer, weight) in enumerate(self._kept):
+            self._kept[place] = (layer, layer.weight.data)
+            layer.weight.data = weight
