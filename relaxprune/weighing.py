@@ -11,7 +11,7 @@ from torch import Tensor
 from relaxprune.problems import ReconstructionProblem
 from relaxprune.solvers import Answer, Run, Solver, Status
 
-from .certificates.perspective import certify_weights
+from .certificates import certify_weights
 from .refitting import fit
 from .solution import CLOSED, Solution
 

@@ -3,7 +3,7 @@
 from .certificate import Certificate as Certificate
 from .certificate_file import load_certificate as load_certificate
 from .certifying import certify as certify
-from .perspective import WeightCertificate as WeightCertificate
-from .perspective import certify_weights as certify_weights
+from .weight_certificate import WeightCertificate as WeightCertificate
+from .weight_certificate import certify_weights as certify_weights
 
 __all__ = ["Certificate", "WeightCertificate", "certify", "certify_weights", "load_certificate"]

@@ -247,7 +247,7 @@ def check_enumerable(problem: Problem) -> None:
     except RelaxPruneError as error:
         raise RelaxPruneError(
             f"method 'exact' tries every mask of a coupled block, up to 2^20, and blocks of {problem.polytope!r} over "
-            f"{problem.shape[1]} columns have more; use 'sdp'"
+            f"{problem.shape[1]} columns have more; leave it out or use 'sdp'"
         ) from error
 
 

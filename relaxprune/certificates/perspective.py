@@ -13,88 +13,17 @@ bound holds for every a.
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Gram, ReconstructionProblem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
-from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
-from .certificate import relative
-
-METHOD = "perspective"
-_MATRICES = 12  # (rows, cols) float64 tensors held at once
-_PRODUCTS = 16  # spent on a bound where nobody says how many
+MATRICES = 12  # (rows, cols) float64 tensors held at once
 _STEP = 0.05  # first step towards the response
 _RISE, _FALL = 1.2, 0.5  # of a row's step, where its bound rose and where it did not
 _SHRINK, _LEAST_SCALE = 0.8, 1e-4  # of the conditional variances
 _HELD_BACK = 1e-3  # of d: what keeps H − D definite, so that rounding of c can be allowed for
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class WeightCertificate:
-    """A lower bound on the error of every mask of the set with the best weights on it, and what it proves of an answer.
-
-    Attributes:
-        method: "perspective", or "trivial" where the Gram leaves no diagonal to separate by.
-        objective: f(V), float64.
-        lower_bound: proven to be at most f of all weights on every mask of the problem's set.
-        row_objective, row_lower_bound: (blocks,) float64, per coupled block.
-        point: (rows, cols) float64, a in the scaling of unit diagonal, from which the bound is rebuilt.
-        seconds: time to compute the bound.
-    """
-
-    method: str
-    objective: float
-    lower_bound: float
-    row_objective: Tensor
-    row_lower_bound: Tensor
-    point: Tensor
-    seconds: float
-
-    @property
-    def gap(self) -> float:
-        """``objective`` − ``lower_bound``, never below 0."""
-        return max(0.0, self.objective - self.lower_bound)
-
-    @property
-    def relative_gap(self) -> float:
-        """``gap`` / ``objective``; 0 for a zero objective."""
-        return relative(self.gap, self.objective)
-
-    def verify(self, problem: ReconstructionProblem, weight: Tensor) -> None:
-        """Compute objective and bound again from the problem.
-
-        Raises:
-            RelaxPruneError: they are not what the certificate says.
-        """
-        bound = problem.residual_of_blocks()
-        if self.method == METHOD:
-            bound = torch.maximum(bound, Perspective(problem).bounds(self.point, DEFAULT_MEMORY_BYTES))
-        objective = problem.row_objective(weight)
-        rows = (("bound", bound, self.row_lower_bound), ("objective", objective, self.row_objective))
-        for name, now, then in rows:
-            if not torch.allclose(now, then, rtol=1e-9, atol=1e-12 * max(1e-300, problem.reference)):
-                raise RelaxPruneError(f"certificate: the {name} of a block is not what its point gives")
-        for name, total, part in (
-            ("lower_bound", self.lower_bound, self.row_lower_bound),
-            ("objective", self.objective, self.row_objective),
-        ):
-            if not math.isclose(total, float(part.sum()), rel_tol=1e-9, abs_tol=0.0):
-                raise RelaxPruneError(
-                    f"certificate: {name} is {total:.6g}, but its blocks sum to {float(part.sum()):.6g}"
-                )
-
-    def __repr__(self) -> str:
-        """Show the numbers, not the tensors."""
-        return (
-            f"WeightCertificate(method={self.method!r}, objective={self.objective:.6g}, "
-            f"lower_bound={self.lower_bound:.6g}, relative_gap={self.relative_gap:.3g})"
-        )
 
 
 def separable(gram: Gram) -> Tensor | None:
@@ -166,51 +95,12 @@ class Perspective:
 
     def bounds(self, point: Tensor, memory_bytes: int) -> Tensor:
         """Return the bound of each coupled block at a (rows, cols), (blocks,), some rows at a time."""
-        pieces = self.problem.surrogate.split(_MATRICES, memory_bytes)
+        pieces = self.problem.surrogate.split(MATRICES, memory_bytes)
         parts = [self.bound(point[rows], rows)[0] for rows, _ in pieces]
         return torch.cat(parts) + self.problem.residual_of_blocks()
 
 
-def certify_weights(
-    problem: ReconstructionProblem,
-    weight: Tensor,
-    iterations: int = _PRODUCTS,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
-) -> WeightCertificate:
-    """Bound the error that any mask of the problem's set can reach with any weights on it.
-
-    Args:
-        problem: the problem.
-        weight: (rows, cols) the answer that is certified.
-        iterations: products spent on raising the bound; every one counts, for it holds at any time.
-        memory_bytes: bound on temporaries, where rows are independent.
-    """
-    started = time.monotonic()
-    row_objective = problem.row_objective(weight)
-    best = problem.residual_of_blocks()
-    method, point = "trivial", torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
-    if separable(problem.prepared) is not None:
-        method, dual = METHOD, Perspective(problem)
-        at_zero = dual.bounds(point, memory_bytes)
-        finder = Perspective(problem, torch.float32)
-        for rows, _ in problem.surrogate.split(_MATRICES, memory_bytes):
-            point[rows] = _raised(finder, rows, iterations)
-        raised = dual.bounds(point, memory_bytes)
-        better = problem.polytope.to_rows(raised > at_zero, len(point))
-        point = torch.where(better, point, 0.0)  # where float32 led astray
-        best = torch.maximum(best, torch.maximum(raised, at_zero))
-    return WeightCertificate(
-        method=method,
-        objective=float(row_objective.sum()),
-        lower_bound=float(best.sum()),
-        row_objective=row_objective,
-        row_lower_bound=best,
-        point=point,
-        seconds=time.monotonic() - started,
-    )
-
-
-def _raised(dual: Perspective, rows: slice, iterations: int) -> Tensor:
+def raised(dual: Perspective, rows: slice, iterations: int) -> Tensor:
     """Return a point of some rows, (R, cols), at which the bound is high, by steps towards the response."""
     point = torch.zeros_like(dual.target[rows])
     best, response = dual.bound(point, rows)

@@ -17,6 +17,16 @@ def read_layer(file: Path, device: str | None) -> tuple[Tensor, Tensor]:
     Raises:
         RelaxPruneError: there is no such file, it is not whole, or lacks a tensor.
     """
+    tensors = read_tensors(file, device)
+    return tensors["weight"], tensors["gram"]
+
+
+def read_tensors(file: Path, device: str | None, optional: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Return ``weight`` and ``gram`` of a problem file, and those of the optional tensors that it has.
+
+    Raises:
+        RelaxPruneError: there is no such file, it is not whole, or lacks a tensor.
+    """
     from safetensors import SafetensorError, safe_open
 
     from relaxprune import RelaxPruneError
@@ -27,12 +37,15 @@ def read_layer(file: Path, device: str | None) -> tuple[Tensor, Tensor]:
         raise RelaxPruneError(f"problem file {str(file)!r} does not exist")
     try:
         with door(), safe_open(file, framework="pt") as tensors:
-            missing = sorted({"weight", "gram"} - set(tensors.keys()))
+            names = set(tensors.keys())
+            missing = sorted({"weight", "gram"} - names)
             if missing:
                 raise RelaxPruneError(f"problem file {str(file)!r} has no tensor {missing[0]!r}")
-            weight, gram = tensors.get_tensor("weight").to(place), tensors.get_tensor("gram").to(place)
+            wanted = ["weight", "gram", *(name for name in optional if name in names)]
+            found: dict[str, Tensor] = {name: tensors.get_tensor(name).to(place) for name in wanted}
     except SafetensorError as error:
         raise RelaxPruneError(f"problem file {str(file)!r} is not a whole safetensors file: {error}") from error
-    if weight.ndim != 2:
-        raise RelaxPruneError(f"`weight` in {str(file)!r} must have 2 dimensions, got shape {tuple(weight.shape)}")
-    return weight, gram
+    if found["weight"].ndim != 2:
+        shape = tuple(found["weight"].shape)
+        raise RelaxPruneError(f"`weight` in {str(file)!r} must have 2 dimensions, got shape {shape}")
+    return found

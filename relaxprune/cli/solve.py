@@ -14,13 +14,33 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .endings import door, interruptible, tell
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
-from .problem_file import read_layer
+from .problem_file import read_tensors
 
 if TYPE_CHECKING:
-    from relaxprune import Certificate, MaskProblem, Solution
+    from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
+    from relaxprune.certificates import WeightCertificate
     from relaxprune.pruning.settings import Target
 
 _FILE_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MovingGroup:
+    """Whether kept weights get new values, and where these go."""
+
+    refit: Annotated[bool, typer.Option("--refit", help="Give kept weights new values; see docs/refit.md.")] = False
+    damping: Annotated[
+        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.01.")
+    ] = None
+    weight_out: Annotated[Path | None, typer.Option("--weight-out", help="With --refit: file for the new weight.")] = (
+        None
+    )
+
+    def check(self) -> None:
+        """Refuse what makes no sense without ``--refit``."""
+        for name, value in (("--damping", self.damping), ("--weight-out", self.weight_out)):
+            if value is not None and not self.refit:
+                raise RelaxPruneError(f"{name} is {str(value)!r}, but there is no --refit")
 
 
 @with_groups
@@ -28,6 +48,7 @@ def solve_file(
     file: Annotated[Path, typer.Argument(help="safetensors with `weight` (rows, cols) and `gram` (cols, cols).")],
     how_much: PatternGroup,
     how: SolverGroup,
+    moving: MovingGroup,
     out: Annotated[Path | None, typer.Option(help="File for the mask, the bound and the settings.")] = None,
     certify: Annotated[
         str | None, typer.Option(help="Prove a bound: fw or diagonal (cheap), sdp (seconds a row), exact (tiny rows).")
@@ -41,26 +62,27 @@ def solve_file(
     seed: Seed = 0,
 ) -> int:
     """Solve one layer: a file with `weight` and `gram` gives a mask and a proven bound."""
-    from relaxprune.pruning.outputs import refuse_output_file
+    from safetensors.torch import save
+
+    from relaxprune.durable import write_bytes
+    from relaxprune.pruning.mask_file import write_masks
     from relaxprune.solving import solve
 
     from .notices import status_notice
     from .solver_options import parse_options
 
-    target = how_much.target
-    options = parse_options(how.named(), how.words)
-    for file_out in (out, certificate):
-        if file_out is not None:
-            refuse_output_file(file_out)
-    if out is not None and certificate is not None and out.resolve() == certificate.resolve():
-        raise RelaxPruneError(f"--out and --certificate must be two files, got {str(out)!r} for both")
-    proof = _Proof(certify, certify_rows, certify_time)
+    target, solver = how_much.target, how.named(moving.refit)
+    options = parse_options(solver, how.words)
+    moving.check()
+    files = {"--out": out, "--certificate": certificate, "--weight-out": moving.weight_out}
+    _check_files({name: path for name, path in files.items() if path is not None})
+    proof = _Proof(certify, certify_rows, certify_time, certificate is not None)
     with interruptible():
-        problem = read_problem(file, target, device)
+        problem = read_moving(file, target, device, moving) if moving.refit else read_problem(file, target, device)
         proof.check(problem)
         solution = solve(
             problem,
-            how.named(),
+            solver,
             start=how.start_name,
             polish=how.polish_name,
             max_iterations=how.max_iterations,
@@ -72,32 +94,51 @@ def solve_file(
         )
         proven = proof.of(problem, solution, seed)
     facts = _facts(problem, solution, proven, seed)
-    for key in ("sparsity", "objective", "relative_error", "lower_bound", "relative_gap", "status", "seconds"):
-        print(f"{key:<15} {_text(facts[key])}")
-    print(f"{'proven by':<15} {proven.method}, {proven.rows_covered} rows, {proven.seconds:.3g} s")
-    if proven.estimate is not None:
-        print(f"{'estimated bound':<15} {_text(proven.estimate.lower_bound)} if all rows were treated; no proof")
+    shown = ("sparsity", "objective", "kept_objective", "relative_error", "lower_bound", "relative_gap", "status")
+    for key in (*shown, "seconds"):
+        if facts[key] is not None:
+            print(f"{key:<15} {_text(facts[key])}")
+    rows = "" if facts["certified_rows"] is None else f"{facts['certified_rows']} rows, "
+    print(f"{'proven by':<15} {proven.method}, {rows}{proven.seconds:.3g} s")
+    estimate = getattr(proven, "estimate", None)
+    if estimate is not None:
+        print(f"{'estimated bound':<15} {_text(estimate.lower_bound)} if all rows were treated; no proof")
     if certificate is not None:
         with door():
-            proven.save(problem, certificate)
+            proof.save(proven, problem, certificate)
         print(f"{'certificate':<15} {certificate}")
     if out is not None:
-        from relaxprune.pruning.mask_file import write_masks
-
         with door():
             write_masks(out, {"weight": solution.mask}, extra=facts)
         print(f"{'written':<15} {out}")
+    if moving.weight_out is not None and solution.weight is not None:
+        with door():
+            write_bytes(moving.weight_out, save({"weight": solution.weight.cpu().contiguous()}))
+        print(f"{'new weight':<15} {moving.weight_out}")
     notice = status_notice(solution.status)
     return tell([notice] if notice else [])
 
 
+def _check_files(files: dict[str, Path]) -> None:
+    """Refuse outputs that cannot be written, and two that are one file."""
+    from relaxprune.pruning.outputs import refuse_output_file
+
+    seen: dict[Path, str] = {}
+    for name, path in files.items():
+        refuse_output_file(path)
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise RelaxPruneError(f"{other} and {name} must be two files, got {str(path)!r} for both")
+
+
 @dataclass(frozen=True)
 class _Proof:
-    """What is asked of the certificate: a method, None for what the solver proves, and its limits."""
+    """What is asked of the certificate: a method, None for the solver's own; its limits; whether to keep it."""
 
     method: str | None
     rows: int | None
     seconds: float | None
+    kept: bool
 
     def __post_init__(self) -> None:
         from relaxprune.certificates.underestimator import check_method
@@ -108,37 +149,76 @@ class _Proof:
             if value is not None and self.method is None:
                 raise RelaxPruneError(f"{name} is {value}, but there is no --certify")
 
-    def check(self, problem: MaskProblem) -> None:
+    def check(self, problem: MaskProblem | ReconstructionProblem) -> None:
         """Refuse what cannot be done before any work is."""
+        from relaxprune import MaskProblem
         from relaxprune.certificates.certifying import check_enumerable, check_limits
 
         if self.method is not None:
             check_limits(self.method, self.rows, self.seconds)
+        moves = not isinstance(problem, MaskProblem)
+        if moves and self.method not in (None, "exact"):
+            raise RelaxPruneError(f"--certify must be exact with --refit, got {self.method!r}; leave it out otherwise")
+        if moves and self.kept:
+            raise RelaxPruneError("--certificate keeps proofs of masks whose weights stay; leave it out with --refit")
         if self.method == "exact":
-            check_enumerable(problem)
+            check_enumerable(problem if isinstance(problem, MaskProblem) else problem.surrogate)
 
-    def of(self, problem: MaskProblem, solution: Solution, seed: int) -> Certificate:
+    def of(
+        self, problem: MaskProblem | ReconstructionProblem, solution: Solution, seed: int
+    ) -> Certificate | WeightCertificate:
         """Return the certificate of a solution."""
-        from relaxprune import certify
+        from relaxprune import MaskProblem, certify
+        from relaxprune.certificates import certify_weights
 
         if self.method is None:
-            return solution.mask_certificate
+            return solution.certificate
+        if not isinstance(problem, MaskProblem):
+            assert solution.weight is not None
+            return certify_weights(problem, solution.weight, self.method)
         return certify(problem, solution, self.method, rows=self.rows, time_limit_s=self.seconds, seed=seed)
+
+    def save(
+        self, proven: Certificate | WeightCertificate, problem: MaskProblem | ReconstructionProblem, path: Path
+    ) -> None:
+        """Write a certificate of a mask problem; there is no other by now."""
+        from relaxprune import Certificate, MaskProblem
+
+        assert isinstance(proven, Certificate) and isinstance(problem, MaskProblem)
+        proven.save(problem, path)
 
 
 def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
     """Read ``weight`` and ``gram`` and put the polytope around them."""
     from relaxprune import MaskProblem
 
-    weight, gram = read_layer(file, device)
-    rows, cols = weight.shape
-    return MaskProblem(weight, gram, target.polytope_of("weight", (rows, cols)))
+    tensors = read_tensors(file, device)
+    rows, cols = tensors["weight"].shape
+    return MaskProblem(tensors["weight"], tensors["gram"], target.polytope_of("weight", (rows, cols)))
 
 
-def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[str, Any]:
+def read_moving(file: Path, target: Target, device: str | None, moving: MovingGroup) -> ReconstructionProblem:
+    """Read the same, and ``cross`` and ``dense_gram`` if they are there, for weights that move."""
+    from relaxprune import ReconstructionProblem
+    from relaxprune.pruning.settings import PruneOptions
+
+    tensors = read_tensors(file, device, ("cross", "dense_gram"))
+    rows, cols = tensors["weight"].shape
+    return ReconstructionProblem(
+        tensors["weight"],
+        tensors["gram"],
+        target.polytope_of("weight", (rows, cols)),
+        cross=tensors.get("cross"),
+        dense_gram=tensors.get("dense_gram"),
+        damping=PruneOptions(weights="refit", damping=moving.damping).ridge,
+    )
+
+
+def _facts(problem: Any, solution: Any, proven: Certificate | WeightCertificate, seed: int) -> dict[str, Any]:
     """Return what is known of a solution, as plain JSON values."""
     from relaxprune import __version__
 
+    moves = solution.weight is not None
     return {
         "schema_version": _FILE_SCHEMA_VERSION,
         "relaxprune": __version__,
@@ -146,7 +226,9 @@ def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[
         "polytope": problem.polytope.to_dict(),
         "sparsity": 1.0 - float(solution.mask.double().mean()),
         "objective": solution.objective,
-        "dense_energy": problem.dense_energy,
+        "kept_objective": solution.kept_objective,
+        "dense_energy": problem.reference if moves else problem.dense_energy,
+        "damping": problem.damping if moves else None,
         "relative_error": solution.relative_error,
         "relaxed_objective": solution.relaxed_objective,
         "unrounded_objective": solution.unrounded_objective,
@@ -154,7 +236,7 @@ def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[
         "gap": proven.gap,
         "relative_gap": proven.relative_gap,
         "certificate": proven.method,
-        "certified_rows": proven.rows_covered,
+        "certified_rows": getattr(proven, "rows_covered", None),
         "row_objective": solution.row_objective.tolist(),
         "row_lower_bound": proven.row_lower_bound.tolist(),
         "status": solution.status.name,

@@ -1,0 +1,144 @@
+"""What is proven of weights that moved: a bound for every mask of the set with any weights on it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import ReconstructionProblem, RelaxPruneError
+from relaxprune.problems.errors import did_you_mean
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+
+from .certificate import relative
+from .exact_weights import exact_bounds
+from .perspective import MATRICES, Perspective, raised, separable
+
+PERSPECTIVE, EXACT = METHODS = ("perspective", "exact")
+_PRODUCTS = 16  # spent on a bound where nobody says how many
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightCertificate:
+    """A lower bound on the error of every mask of the set with the best weights on it, and what it proves of an answer.
+
+    Attributes:
+        method: "perspective", "exact", or "trivial" where the Gram leaves no diagonal to separate by.
+        objective: f(V), float64.
+        lower_bound: proven to be at most f of all weights on every mask of the problem's set.
+        row_objective, row_lower_bound: (blocks,) float64, per coupled block.
+        point: (rows, cols) float64, a in the scaling of unit diagonal, from which the bound is rebuilt.
+        seconds: time to compute the bound.
+    """
+
+    method: str
+    objective: float
+    lower_bound: float
+    row_objective: Tensor
+    row_lower_bound: Tensor
+    point: Tensor
+    seconds: float
+
+    @property
+    def gap(self) -> float:
+        """``objective`` − ``lower_bound``, never below 0."""
+        return max(0.0, self.objective - self.lower_bound)
+
+    @property
+    def relative_gap(self) -> float:
+        """``gap`` / ``objective``; 0 for a zero objective."""
+        return relative(self.gap, self.objective)
+
+    def verify(self, problem: ReconstructionProblem, weight: Tensor) -> None:
+        """Compute objective and bound again from the problem.
+
+        Raises:
+            RelaxPruneError: they are not what the certificate says.
+        """
+        bound = problem.residual_of_blocks()
+        if self.method == EXACT:
+            bound = exact_bounds(problem, DEFAULT_MEMORY_BYTES)
+        elif self.method == PERSPECTIVE:
+            bound = torch.maximum(bound, Perspective(problem).bounds(self.point, DEFAULT_MEMORY_BYTES))
+        objective = problem.row_objective(weight)
+        rows = (("bound", bound, self.row_lower_bound), ("objective", objective, self.row_objective))
+        for name, now, then in rows:
+            if not torch.allclose(now, then, rtol=1e-9, atol=1e-12 * max(1e-300, problem.reference)):
+                raise RelaxPruneError(f"certificate: the {name} of a block is not what its point gives")
+        for name, total, part in (
+            ("lower_bound", self.lower_bound, self.row_lower_bound),
+            ("objective", self.objective, self.row_objective),
+        ):
+            if not math.isclose(total, float(part.sum()), rel_tol=1e-9, abs_tol=0.0):
+                raise RelaxPruneError(
+                    f"certificate: {name} is {total:.6g}, but its blocks sum to {float(part.sum()):.6g}"
+                )
+
+    def __repr__(self) -> str:
+        """Show the numbers, not the tensors."""
+        return (
+            f"WeightCertificate(method={self.method!r}, objective={self.objective:.6g}, "
+            f"lower_bound={self.lower_bound:.6g}, relative_gap={self.relative_gap:.3g})"
+        )
+
+
+def certify_weights(
+    problem: ReconstructionProblem,
+    weight: Tensor,
+    method: str = PERSPECTIVE,
+    *,
+    iterations: int = _PRODUCTS,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> WeightCertificate:
+    """Bound the error that any mask of the problem's set can reach with any weights on it.
+
+    Args:
+        problem: the problem.
+        weight: (rows, cols) the answer that is certified.
+        method: "perspective", or "exact" for at most 2^20 masks of a coupled block, all of which are tried.
+        iterations: of "perspective", products spent on raising the bound; every one counts, for it holds at any time.
+        memory_bytes: bound on temporaries, where rows are independent.
+
+    Raises:
+        RelaxPruneError: an unknown method, or "exact" for too many masks or a singular Gram.
+    """
+    if method not in METHODS:
+        raise RelaxPruneError(
+            f"method must be one of {', '.join(METHODS)}, got {method!r}{did_you_mean(str(method), METHODS)}"
+        )
+    started = time.monotonic()
+    row_objective = problem.row_objective(weight)
+    point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
+    if method == EXACT:
+        best = exact_bounds(problem, memory_bytes)
+    else:
+        method, best, point = _perspective(problem, iterations, memory_bytes)
+    return WeightCertificate(
+        method=method,
+        objective=float(row_objective.sum()),
+        lower_bound=float(best.sum()),
+        row_objective=row_objective,
+        row_lower_bound=best,
+        point=point,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _perspective(problem: ReconstructionProblem, iterations: int, memory_bytes: int) -> tuple[str, Tensor, Tensor]:
+    """Return the method that could be used, the bound of each coupled block, and the point that it is rebuilt from."""
+    best = problem.residual_of_blocks()
+    point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
+    if separable(problem.prepared) is None:
+        return "trivial", best, point
+    dual = Perspective(problem)
+    at_zero = dual.bounds(point, memory_bytes)
+    finder = Perspective(problem, torch.float32)
+    for rows, _ in problem.surrogate.split(MATRICES, memory_bytes):
+        point[rows] = raised(finder, rows, iterations)
+    found = dual.bounds(point, memory_bytes)
+    better = problem.polytope.to_rows(found > at_zero, len(point))
+    point = torch.where(better, point, 0.0)  # where float32 led astray
+    return PERSPECTIVE, torch.maximum(best, torch.maximum(found, at_zero)), point
