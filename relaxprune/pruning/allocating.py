@@ -41,13 +41,17 @@ def allocate(
         sensitivity: for "model", layer name -> what a unit of its error counts, from `sensitivities`.
 
     Returns:
-        layer name -> entries pruned of every row, for every layer that was shown. Together they lose at most
+        layer name -> entries pruned of every row, for every layer that was shown (for "model": and has a
+        sensitivity). Together they lose at most
         floor(sparsity · weights), and no layer could lose one more entry of every row within that and its cap.
     """
     if allocation.kind == "owl":
         return _owl_counts(allocation, sparsity, shown, blocks)
     curves = {
-        layer.name: error_curve(layer, gram, sensitivity[layer.name]) for layers, gram in shown for layer in layers
+        layer.name: error_curve(layer, gram, sensitivity[layer.name])
+        for layers, gram in shown
+        for layer in layers
+        if layer.name in sensitivity
     }
     total = pruned_count(sum(curve.rows * curve.cols for curve in curves.values()), sparsity)
     return equal_marginal_counts(curves, total, allocation.cap(sparsity))
@@ -89,7 +93,7 @@ class _Unit:
     @property
     def weights(self) -> int:
         """Number of weights."""
-        return sum(layer.weight.numel() for layer in self.layers)
+        return sum(layer.stored.numel() for layer in self.layers)
 
     def outlier_ratio(self, factor: float) -> float:
         """Return the share of the weights whose Wanda score exceeds ``factor`` times the mean score."""

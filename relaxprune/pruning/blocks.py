@@ -56,7 +56,7 @@ def find_blocks(model: nn.Module, layers: Sequence[PrunableLayer]) -> BlockList:
     inside = [name for name in candidates if decoder is not None and _contains(names.get(decoder, ""), name)]
 
     def weights(name: str) -> int:
-        return sum(layer.weight.numel() for layer in layers if _contains(name, layer.name))
+        return sum(layer.stored.numel() for layer in layers if _contains(name, layer.name))
 
     chosen = max(inside or candidates, key=weights)  # max() keeps the first of equals
     elements = model.get_submodule(chosen).named_children()

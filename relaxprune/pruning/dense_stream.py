@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .layers import PrunableLayer
 from .stages import Pass, Propagation, Rerun, Stage
 
 
@@ -27,11 +26,12 @@ class DenseStream:
     def __init__(self, propagation: Propagation, *, follows: bool = True) -> None:
         self.propagation = propagation
         self._follows = follows
-        self._kept: list[tuple[PrunableLayer, Tensor]] = []
+        self._kept: list[tuple[nn.Parameter, Tensor]] = []
 
     def keep(self, stage: Stage) -> None:
         """Keep the dense weights of a stage, before anything is written to them."""
-        self._kept += [(layer, layer.weight.detach().clone()) for layer in stage.layers]
+        weights = {id(layer.weight): layer.weight for layer in stage.layers}  # experts share one
+        self._kept += [(weight, weight.detach().clone()) for weight in weights.values()]
 
     def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
         """Yield the passes of the dense model."""
@@ -62,6 +62,6 @@ class DenseStream:
 
     def _exchange(self) -> None:
         """Exchange the weights in the model with those that are kept; no number is copied."""
-        for place, (layer, weight) in enumerate(self._kept):
-            self._kept[place] = (layer, layer.weight.data)
-            layer.weight.data = weight
+        for place, (parameter, weight) in enumerate(self._kept):
+            self._kept[place] = (parameter, parameter.data)
+            parameter.data = weight

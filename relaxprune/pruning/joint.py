@@ -128,6 +128,8 @@ class JointCollector(StatisticsCollector):
 
     def _routed(self, leader: PrunableLayer) -> bool:
         """Tell whether a layer reads a selection of the tokens: as many in both streams need not be the same ones."""
+        if leader.expert is not None:
+            return True
         tokens = {name: _tokens(readings[0].tensor) for name, readings in self._readings.items() if readings}
         flat = self._readings[leader.name][0].tensor.dim() < 3
         return flat and tokens[leader.name] < max(tokens.values())

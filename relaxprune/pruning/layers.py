@@ -27,19 +27,35 @@ class PrunableLayer:
     Attributes:
         name: the module's name in the model.
         module: the module that owns the weight.
-        kind: "Linear", "Conv1D" (stored as (in, out)) or "Conv2d" (seen as (out, in * kernel height * kernel width)).
+        kind: "Linear", "Conv1D" (stored as (in, out)), "Conv2d" (seen as (out, in * kernel height * kernel width)), or
+            "Expert": one of the matrices of a 3-D parameter.
         weight: the parameter, as the module stores it.
+        expert: of "Expert", its index in the parameter; else None.
     """
 
     name: str
     module: nn.Module
     kind: str
     weight: nn.Parameter
+    expert: int | None = None
 
     @property
     def parameter(self) -> str:
-        """The name of the parameter in the model."""
+        """The name of the parameter in the model; of an expert with its index, as "experts.down_proj[3]"."""
+        if self.expert is not None:
+            return f"{self.name.rpartition('.')[0]}[{self.expert}]"
         return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is stored as (in, out)."""
+        return self.kind == "Conv1D" or (self.kind == "Expert" and bool(self.module.is_transposed))
+
+    @property
+    def stored(self) -> Tensor:
+        """The layer's own part of the parameter, as it is stored; what is written to it is written to the model."""
+        weight = self.weight.detach()
+        return weight if self.expert is None else weight[self.expert]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,8 +65,12 @@ class PrunableLayer:
 
     def matrix(self) -> Tensor:
         """Return the weight as (rows, cols): a view where the storage allows it, else a copy."""
-        weight = self.weight.detach()
-        return weight.T if self.kind == "Conv1D" else weight.flatten(1)
+        return self.stored.T if self.transposed else self.stored.flatten(1)
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """Return a tensor (rows, cols) in the shape of `stored`, on the device of the weight."""
+        stored = self.stored
+        return (matrix.T if self.transposed else matrix.reshape(stored.shape)).to(stored.device)
 
     def apply_mask(self, mask: Tensor) -> None:
         """Write +0.0 where the mask is False; all other entries keep their bits.
@@ -66,9 +86,8 @@ class PrunableLayer:
                 f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}."
             )
-        stored = mask.T if self.kind == "Conv1D" else mask.reshape(self.weight.shape)
         with torch.no_grad():
-            self.weight.masked_fill_(~stored.to(self.weight.device), 0.0)
+            self.stored.masked_fill_(~self.as_stored(mask), 0.0)
 
     def write(self, mask: Tensor, weight: Tensor | None) -> None:
         """Write new values, if there are any, and +0.0 where the mask is False.
@@ -78,9 +97,8 @@ class PrunableLayer:
             weight: (rows, cols) as `matrix` has it, any float dtype, or None.
         """
         if weight is not None:
-            stored = weight.T if self.kind == "Conv1D" else weight.reshape(self.weight.shape)
             with torch.no_grad():
-                self.weight.copy_(stored)
+                self.stored.copy_(self.as_stored(weight))
         self.apply_mask(mask)
 
     def columns(self, inputs: Tensor) -> Tensor:
@@ -132,6 +150,10 @@ def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLaye
             if parameter.dim() < 2:
                 continue
             full = f"{name}.{local}" if name else local
+            experts = expert_layers(name, local, module, parameter)
+            if experts:
+                layers += experts
+                continue
             others = [other for other in names[_storage(parameter)] if other != full]
             kind = layer_kind(module) if local == "weight" else None
             reason = _reason_to_skip(module, parameter, kind, others)
@@ -140,6 +162,15 @@ def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLaye
             else:
                 skipped.append(SkippedLayer(name if local == "weight" else full, reason or ""))
     return layers, skipped
+
+
+def expert_layers(name: str, local: str, module: nn.Module, parameter: nn.Parameter) -> list[PrunableLayer]:
+    """Return the matrices of a 3-D parameter of fused experts as transformers writes them; none of any other module."""
+    fused = parameter.dim() == 3 and hasattr(type(module), "_apply_gate") and hasattr(module, "is_transposed")
+    if not fused or parameter.dtype not in PLAIN_DTYPES:
+        return []
+    prefix = f"{name}.{local}" if name else local
+    return [PrunableLayer(f"{prefix}.{index}", module, "Expert", parameter, index) for index in range(len(parameter))]
 
 
 def layer_kind(module: nn.Module) -> str | None:
@@ -161,7 +192,7 @@ def _reason_to_skip(module: nn.Module, parameter: nn.Parameter, kind: str | None
     if others:
         return f"tied to {', '.join(others)}: pruning it would change them too"
     if kind is None and parameter.dim() == 3:
-        return f"3-D parameter of {owner} {tuple(parameter.shape)} (fused experts): not supported"
+        return f"3-D parameter of {owner} {tuple(parameter.shape)} (experts fused in an unknown way): not supported"
     if kind is None:
         return f"parameter of {owner} {tuple(parameter.shape)}: not a Linear, Conv1D or Conv2d"
     if isinstance(module, nn.Conv2d) and module.groups != 1:

@@ -30,7 +30,7 @@ from .statistics import StatisticsCollector
 OUTSIDE = "it lies outside of the blocks, whose channels are not reordered"
 NO_BETTER = "no order was found that keeps more"
 UNEQUAL = "put back: with its channels reordered the block does not put out what it did before"
-_CONVOLUTION = "the inputs of a Conv2d are not reordered"
+_LEFT_ALONE = {"Conv2d": "the inputs of a Conv2d are not reordered", "Expert": "fused experts are not reordered"}
 
 
 def check_permute(options: PruneOptions, target: Target) -> None:
@@ -97,7 +97,7 @@ class ChannelPermuter:
         energies = self._energies(stage, usable, propagation)
         found = []
         for layer in stage.layers:
-            path = paths.get(layer.name, _CONVOLUTION)
+            path = paths.get(layer.name) or _LEFT_ALONE[layer.kind]
             if isinstance(path, str):
                 found.append(Permutation(layer.name, stage.index, path))
             elif layer.name not in energies:
@@ -110,7 +110,7 @@ class ChannelPermuter:
 
     def _layers(self) -> list[PrunableLayer]:
         """Return the model's layers whose channels can be reordered, pruned or not."""
-        return [layer for layer in find_layers(self.model)[0] if layer.kind != "Conv2d"]
+        return [layer for layer in find_layers(self.model)[0] if layer.kind not in _LEFT_ALONE]
 
     def _paths(
         self, stage: Stage, layers: Sequence[PrunableLayer], run: Callable[[], object]

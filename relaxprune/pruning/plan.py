@@ -152,7 +152,7 @@ def survey_model(
         )
     planned = []
     for layer in layers:
-        if not bool(torch.isfinite(layer.weight).all()):
+        if not bool(torch.isfinite(layer.stored).all()):
             raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf.")
         rows, cols = layer.shape
         keep = target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))

@@ -36,11 +36,13 @@ def sensitivities(
         seed: of the labels or signs.
 
     Returns:
-        layer name -> Σ over tokens of ‖gradient‖² / outputs, for the layers that were reached; at least 0.
+        layer name -> Σ over tokens of ‖gradient‖² / outputs, for the layers that were reached, fused experts left out;
+        at least 0.
 
     Raises:
         RelaxPruneError: a gradient is not finite, or the model puts out nothing that has one.
     """
+    layers = [layer for layer in layers if layer.expert is None]  # what an expert puts out is not seen
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, float] = {}
     tokens = 0

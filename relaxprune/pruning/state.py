@@ -160,13 +160,14 @@ def refuse_unsupported(model: nn.Module) -> None:
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no key-value cache; everything as it was afterwards, also after an exception.
+    """Evaluation mode, no gradients, no key-value cache, experts one by one; then everything as it was.
 
-    Training flags are restored module by module, `use_cache` config by config, and the random state of the CPU and of
-    the model's device as a whole.
+    Also after an exception: training flags are restored module by module, `use_cache` and the way of the experts config
+    by config, and the random state of the CPU and of the model's device as a whole.
     """
     training = [(module, module.training) for module in model.modules()]
-    configs = _cache_configs(model)
+    configs = _configs(model, "use_cache")
+    experts = _configs(model, "_experts_implementation")
     device = model_device(model)
     with ExitStack() as stack:
         if device.type == "cpu":
@@ -181,16 +182,20 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             model.eval()
             for config, _ in configs:
                 config.use_cache = False
+            for config, _ in experts:
+                config._experts_implementation = "eager"  # expert by expert, as `ExpertListener` needs it
             yield
         finally:
             for module, flag in training:
                 module.training = flag
             for config, use_cache in configs:
                 config.use_cache = use_cache
+            for config, implementation in experts:
+                config._experts_implementation = implementation
 
 
-def _cache_configs(model: nn.Module) -> list[tuple[Any, Any]]:
-    """Return each distinct configuration object that has `use_cache`, with its value."""
+def _configs(model: nn.Module, name: str) -> list[tuple[Any, Any]]:
+    """Return each distinct configuration object that has an attribute, with its value."""
     configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    distinct = {id(config): config for config in configs if hasattr(config, "use_cache")}
-    return [(config, config.use_cache) for config in distinct.values()]
+    distinct = {id(config): config for config in configs if hasattr(config, name)}
+    return [(config, getattr(config, name)) for config in distinct.values()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from .experts import ExpertListener
 from .gram import GramAccumulator, real_tokens, squared_norms
 from .layers import PrunableLayer
 
@@ -92,16 +94,16 @@ class StatisticsCollector:
             kept: (batch, tokens) bool, False for padding; None when all tokens count.
             decoder_kept: the same for the layers that read the decoder's tokens.
         """
-        handles = [
-            layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True) for layer in self._layers
-        ]
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._readings.clear)
+            for layer in self._layers:
+                if layer.expert is None:
+                    hook = layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True)
+                    stack.callback(hook.remove)
+            if any(layer.expert is not None for layer in self._layers):
+                stack.enter_context(ExpertListener(self._layers, partial(self._hear, kept)))
             yield
             self._absorb(batch, kept, decoder_kept)
-        finally:
-            self._readings.clear()
-            for handle in handles:
-                handle.remove()
 
     def limit(self, norms: NormCollector, cap: float) -> None:
         """Cap the weight of tokens from now on: those of a layer at ``cap`` times the median of what ``norms`` saw.
@@ -133,11 +135,27 @@ class StatisticsCollector:
 
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            if not self.calls[layer.name] and not self._readings[layer.name]:
-                self.order.append(layer.name)
-            self._readings[layer.name].append(Reading(tensor.detach(), tensor._version))
+            self._note(layer, tensor)
 
         return note
+
+    def _note(self, layer: PrunableLayer, tensor: Tensor) -> None:
+        """Note one call of a layer."""
+        if not self.calls[layer.name] and not self._readings[layer.name]:
+            self.order.append(layer.name)
+        self._readings[layer.name].append(Reading(tensor.detach(), tensor._version))
+
+    def _hear(self, kept: Tensor | None, layer: PrunableLayer, inputs: Tensor, rows: Tensor | None) -> None:
+        """Note what an expert reads; tokens that are padding go first, for it reads them in an order of its own."""
+        if kept is not None:
+            if rows is None:
+                raise RelaxPruneError(
+                    f"which tokens expert {layer.name!r} reads is not known, so that padding cannot be told; give "
+                    "batches without padding, or exclude this layer."
+                )
+            inputs = inputs[kept.reshape(-1).to(rows.device)[rows]]
+        if len(inputs):
+            self._note(layer, inputs)
 
     def _absorb(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None) -> None:
         """Split the groups by what was read in this pass, and count each distinct reading once."""
@@ -176,6 +194,7 @@ class StatisticsCollector:
 
     def _add(self, accumulator: GramAccumulator, leader: PrunableLayer, kept: Tensor | None, batch: int) -> None:
         """Add what a group's first layer has read in this pass."""
+        kept = None if leader.expert is not None else kept  # its padding is gone already
         for columns in self._columns(leader):
             accumulator.add(columns, kept=kept, layer=leader.name, batch=batch)
 
@@ -212,6 +231,7 @@ class NormCollector(StatisticsCollector):
     def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:
         """Note this pass's norms for every layer of a group, which may split later."""
         leader = group.layers[0]
+        kept = None if leader.expert is not None else kept
         for columns in self._columns(leader):
             tokens = real_tokens(columns, kept, f"the inputs of layer {leader.name!r} in batch {batch}")
             norms = squared_norms(tokens)

@@ -13,7 +13,6 @@ from torch import Tensor
 from relaxprune.problems.errors import RelaxPruneError
 
 from .dense_stream import DenseStream
-from .layers import PrunableLayer
 from .stages import Pass, Propagation, Rerun, Stage
 
 HELD_OUT = 4  # every fourth batch is held out, to see when to stop
@@ -52,7 +51,7 @@ class BlockTuner:
     does not improve on them ends it.
 
     Args:
-        stage: the block and its pruned layers.
+        stage: the block and its pruned layers; fused experts stay as they are, for few tokens reach each of them.
         masks: parameter name -> (rows, cols) bool, of the layers that have been pruned.
         propagation: puts batches through the pruned block.
         dense: puts the same batches through the dense block.
@@ -60,8 +59,8 @@ class BlockTuner:
 
     def __init__(self, stage: Stage, masks: Mapping[str, Tensor], propagation: Propagation, dense: DenseStream) -> None:
         self.stage = stage
-        self.layers = [layer for layer in stage.layers if layer.parameter in masks]
-        self.kept = [_stored(layer, masks[layer.parameter]) for layer in self.layers]
+        self.layers = [layer for layer in stage.layers if layer.parameter in masks and layer.expert is None]
+        self.kept = [layer.as_stored(masks[layer.parameter]) for layer in self.layers]
         self.propagation, self.dense = propagation, dense
         reached = [one.number for one in propagation.passes(stage)]
         self.held_out = set(reached[1::HELD_OUT] or reached)
@@ -148,12 +147,6 @@ def check_replayed(tune: int, propagation: Propagation) -> None:
     """Raise RelaxPruneError where blocks are to be tuned and cannot be run by themselves."""
     if tune and isinstance(propagation, Rerun):
         raise RelaxPruneError("tune needs blocks that can be replayed one by one, and those of this model cannot")
-
-
-def _stored(layer: PrunableLayer, mask: Tensor) -> Tensor:
-    """Return a mask (rows, cols) as the layer stores its weight."""
-    stored = mask.T if layer.kind == "Conv1D" else mask.reshape(layer.weight.shape)
-    return stored.to(layer.weight.device)
 
 
 def _rms(weight: Tensor, kept: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def test_str_shows_every_layer_and_every_skipped_one():
     text = str(plan)
     for name in (*names(plan), *(item.name for item in plan.skipped)):
         assert name in text
-    assert "12 layers" in text and "GiB of memory" in text and "fused experts" in text
+    assert "36 layers" in text and "GiB of memory" in text and "TopKRouter" in text
     assert "at most" not in text, "the estimate is no bound"
 
 

@@ -57,7 +57,8 @@ def assert_zeros_follow_masks(before, after, report):
         assert not new[~mask].any() and not new[~mask].signbit().any()
     others = dict(before.named_parameters())
     for name, parameter in after.named_parameters():
-        assert name in report.masks or torch.equal(parameter, others[name])
+        experts = f"{name}[0]" in layers  # held to their masks one by one
+        assert name in report.masks or experts or torch.equal(parameter, others[name])
 
 
 @pytest.mark.parametrize("family", [*DECODERS, "bert", "gemma3_vision"])
@@ -68,7 +69,7 @@ def test_families(family):
     assert report.propagation == "replay"
     assert_zeros_follow_masks(before, model, report)
     assert all(torch.equal(mask.sum(1), torch.full((len(mask),), mask.shape[1] // 2)) for mask in report.masks.values())
-    assert {layer.tokens for layer in report.layers} == {2 * 2 * 12 - 3}
+    assert {layer.tokens for layer in report.layers if layer.kind != "Expert"} == {2 * 2 * 12 - 3}
     assert {layer.block for layer in report.layers} == {0, 1, 2}
     assert all(layer.lower_bound <= layer.objective <= layer.dense_energy for layer in report.layers)
     assert all(layer.gap == layer.objective - layer.lower_bound for layer in report.layers)

@@ -32,13 +32,18 @@ def save_tiny_llama(folder: Path, *, blocks: int = 3, dtype: torch.dtype = torch
     model = LlamaForCausalLM(config)
     torch.nn.Module.to(model, dtype)
     model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows WORDS, a token for each."""
     vocabulary = {"<s>": 0, "</s>": 1} | {word: index + 2 for index, word in enumerate(WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="</s>")
     tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tokenizer
 
 
 def write_text(path: Path, words: int = 4000) -> Path:
