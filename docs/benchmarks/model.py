@@ -28,6 +28,7 @@ from relaxprune.pruning.model import PruneOptions
 from relaxprune.pruning.statistics_options import StatisticsOptions
 
 MOVING = PruneOptions(weights="refit")
+PUBLISHED = PruneOptions(weights="refit", damping=0.01)  # of rivals
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"solver": "magnitude"},
     "wanda": {"solver": "wanda"},
@@ -48,8 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fw permuted": {"solver": "fw", "options": PruneOptions(permute=True)},
     "wanda refitted": {"solver": "wanda", "options": MOVING},
     "fw refitted": {"solver": "fw", "options": MOVING},
-    "sparsegpt": {"solver": "sparsegpt", "options": MOVING},
-    "alps": {"solver": "alps", "options": MOVING},
+    "sparsegpt": {"solver": "sparsegpt", "options": PUBLISHED},
+    "alps": {"solver": "alps", "options": PUBLISHED},
     "reconstruct fast": {"solver": "reconstruct", "effort": "fast", "options": MOVING},
     "reconstruct": {"solver": "reconstruct", "options": MOVING},
     "reconstruct best": {"solver": "reconstruct", "effort": "best", "options": MOVING},

@@ -18,7 +18,7 @@ from .exact_weights import exact_bounds
 from .perspective import MATRICES, Perspective, raised, separable
 
 PERSPECTIVE, EXACT = METHODS = ("perspective", "exact")
-_PRODUCTS = 16  # spent on a bound where nobody says how many
+_PRODUCTS = 8  # spent on a bound where nobody says how many
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

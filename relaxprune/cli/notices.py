@@ -18,8 +18,8 @@ def report_notices(report: PruneReport) -> list[str]:
 
     They are: layers of the plan that were not pruned because no calibration text reached them; layers whose solver
     broke down, so that their mask is the starting one; blocks that could not be replayed, so that another, slower way
-    was taken; layers that cannot aim at the dense model's outputs; and orders of channels that were put back because
-    they changed what a block computes.
+    was taken; layers that correct no errors of earlier ones, though asked to; and orders of channels that were put
+    back because they changed what a block computes.
     """
     from relaxprune.pruning.model import UNREACHED
     from relaxprune.pruning.permuting import UNEQUAL
@@ -37,11 +37,11 @@ def report_notices(report: PruneReport) -> list[str]:
     method, _, reason = report.propagation.partition(": ")
     if reason:
         notices.append(f"the inputs of the blocks were found by the method {method!r}, not by replay: {reason}")
-    apart = [layer.name for layer in report.layers if layer.aim == "pruned" and report.options.get("aim") == "dense"]
+    apart = [layer.name for layer in report.layers if layer.corrected == 0 and report.options.get("correct")]
     if apart:
         notices.append(
-            f"{len(apart)} layers read other tokens in the dense model ({_some(apart)}): their new weights aim at what "
-            "the dense ones give on the pruned model's inputs"
+            f"{len(apart)} layers read other tokens in the dense model ({_some(apart)}): they correct no errors of "
+            "earlier layers"
         )
     back = [item.layer for item in report.permutations if item.reason == UNEQUAL]
     if back:

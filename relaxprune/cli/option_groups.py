@@ -217,11 +217,11 @@ class LayerGroup:
         bool, typer.Option("--refit", help="Give kept weights new values, the least-squares ones on the mask.")
     ] = False
     damping: Annotated[
-        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.01.")
+        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03.")
     ] = None
-    aim: Annotated[
-        str, typer.Option(help="With --refit: pruned, or dense to correct the errors of earlier layers.")
-    ] = "pruned"
+    correct: Annotated[
+        float, typer.Option(help="With --refit: share of the errors of earlier layers to correct, 0 to 1.")
+    ] = 0.0
     tune: Annotated[
         int, typer.Option(min=0, help="With --refit: passes over the text to tune each block as a whole, at most.")
     ] = 0

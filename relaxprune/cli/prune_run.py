@@ -140,7 +140,7 @@ class PruneRequest:
             permute=self.layers.permute,
             weights="refit" if self.layers.refit else "keep",
             damping=self.layers.damping,
-            aim=self.layers.aim,
+            correct=self.layers.correct,
             tune=self.layers.tune,
         )
 

@@ -30,7 +30,7 @@ class MovingGroup:
 
     refit: Annotated[bool, typer.Option("--refit", help="Give kept weights new values; see docs/refit.md.")] = False
     damping: Annotated[
-        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.01.")
+        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03.")
     ] = None
     weight_out: Annotated[Path | None, typer.Option("--weight-out", help="With --refit: file for the new weight.")] = (
         None

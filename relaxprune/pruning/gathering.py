@@ -25,8 +25,8 @@ class Gathered:
         tokens: how many count in it.
         token_weight: the mean of their weights.
         shrinkage: λ, how far it is shrunk.
-        cross: (cols, cols) E[x x̃ᵀ], x of the dense model and x̃ those of the Gram, shrunk like it; None where it was not
-            asked for, or where the two streams have different tokens.
+        cross: (cols, cols) E[x x̃ᵀ], x̃ the inputs of the Gram and x those that outputs are to be right for, shrunk like
+            it; None where it was not asked for, or where the dense model has other tokens.
         dense_gram: (cols, cols) E[x xᵀ], shrunk like it; None like the one before.
     """
 
@@ -45,10 +45,12 @@ class Gathering:
     Attributes:
         options: what was asked for.
         of_decoder: names of the layers that read an encoder-decoder model's decoder tokens.
+        correct: share λ of the way from the pruned model's inputs to the dense ones, where both are gathered.
     """
 
     options: StatisticsOptions = field(default_factory=StatisticsOptions)
     of_decoder: Collection[str] = ()
+    correct: float = 1.0
 
     def parts(self, stage: Stage, propagation: Propagation) -> list[Stage]:
         """Split a stage into layers that are gathered together, in the order in which they have to be pruned.
@@ -88,6 +90,6 @@ class Gathering:
             return layers, None
         wanted = self.options.shrinkage
         share = estimate(sums) if isinstance(wanted, str) else float(wanted)
-        joint = sums.joint() if isinstance(sums, JointAccumulator) else None
+        joint = sums.joint(self.correct) if isinstance(sums, JointAccumulator) else None
         beside = {} if joint is None else {"cross": shrink(joint[0], share), "dense_gram": shrink(joint[1], share)}
         return layers, Gathered(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)

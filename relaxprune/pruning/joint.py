@@ -55,14 +55,22 @@ class JointAccumulator(GramAccumulator):
                 self._cross += (weighted.T @ one).to(self._cross.device)
                 self._dense += (weighted.T @ other).to(self._dense.device)
 
-    def joint(self) -> tuple[Tensor, Tensor] | None:
-        """Return E[x x̃ᵀ] and E[x xᵀ], (features, features) each, in the Gram's dtype; None where not aligned."""
+    def joint(self, share: float = 1.0) -> tuple[Tensor, Tensor] | None:
+        """Return E[y x̃ᵀ] and E[y yᵀ] of y = (1 − λ) x̃ + λ x, in the Gram's dtype; None where not aligned.
+
+        Args:
+            share: λ in [0, 1].
+
+        Returns:
+            (features, features) each.
+        """
         if not self.aligned:
             return None
-        cross = self._cross / self.weight
-        cross[:, self._dead()] = 0
-        dense = self._dense / self.weight
-        return cross.to(self._dtype), ((dense + dense.T) / 2).to(self._dtype)
+        own, cross, dense = (tensor / self.weight for tensor in (self._sum, self._cross, self._dense))
+        mixed = (1 - share) * own + share * cross
+        both = (1 - share) ** 2 * own + share * (1 - share) * (cross + cross.T) + share**2 * dense
+        mixed[:, self._dead()] = 0
+        return mixed.to(self._dtype), ((both + both.T) / 2).to(self._dtype)
 
     def clone(self) -> JointAccumulator:
         """Return an independent copy."""

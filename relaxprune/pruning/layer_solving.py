@@ -96,7 +96,7 @@ class MaskSolver:
                     damping=self.options.ridge,
                 )
                 solution, certificate = self._solution(whole), None
-                judged = _refitted(whole, memory)
+                judged = _refitted(whole, memory, 0.0 if read.cross is None else self.options.correct)
             else:
                 problem = MaskProblem(weight.to(matrix.dtype), inputs.gram, polytope)
                 solution = self._solution(problem)
@@ -149,18 +149,20 @@ def _kept(problem: MaskProblem, solution: Solution, memory_bytes: int) -> tuple[
     return problem.dense_energy, solution.objective if same else problem.objective(mask, memory_bytes)
 
 
-def _refitted(problem: ReconstructionProblem, memory_bytes: int) -> tuple[float, float, str | None, float | None]:
-    """Return the same where they move, Wanda's mask with the weights as they were, and aim and residual."""
+def _refitted(
+    problem: ReconstructionProblem, memory_bytes: int, corrected: float
+) -> tuple[float, float, float | None, float | None]:
+    """Return the same where they move, with Wanda's weights as they were, and the share corrected and the residual."""
     mask = start_mask(MaskProblem(problem.weight, problem.prepared, problem.polytope), "wanda", memory_bytes)
     wanda = problem.objective(torch.where(mask, problem.weight, 0.0))
-    return problem.reference, wanda, "dense" if problem.crosses else "pruned", float(problem.residual.sum())
+    return problem.reference, wanda, corrected, float(problem.residual.sum())
 
 
 def _judged(
     solution: Solution,
     energy: float,
     wanda: float,
-    aim: str | None,
+    corrected: float | None,
     residual: float | None,
     certificate: Certificate | None,
 ) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _judged(
         "wanda_objective": wanda,
         "objective": solution.objective,
         "kept_objective": solution.kept_objective,
-        "aim": aim,
+        "corrected": corrected,
         "residual": residual,
         "wanda_relative_error": wanda / energy if energy > 0 else 0.0,
         "relative_error": solution.relative_error,

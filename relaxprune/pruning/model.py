@@ -146,7 +146,7 @@ class _Run:
         blocks = self.survey.blocks
         with self.books.timed("capture"):
             of_decoder = decoder_layers(model, self.survey.layers, read)
-            self.gathering = Gathering(options.statistics, of_decoder)
+            self.gathering = Gathering(options.statistics, of_decoder, options.correct)
             self.permuter = ChannelPermuter.of(options, self.mask_solver.target, model, blocks, of_decoder)
             agenda = make_agenda(model, self.survey.layers, blocks, read[0])
         self.books.stages = agenda.count
@@ -176,7 +176,7 @@ class _Run:
             before: the stream through layers that are pruned by now and come before what ``propagation`` goes through.
             batches: calibration batches.
         """
-        if self.options.aim == "dense":
+        if self.options.correct:
             if before is None:
                 dense = propagation.fork()
             else:
@@ -186,7 +186,7 @@ class _Run:
             dense = propagation  # the dense block's outputs on the pruned model's inputs
         else:
             return None
-        self.streams.append(DenseStream(dense, follows=self.options.aim == "dense"))
+        self.streams.append(DenseStream(dense, follows=self.options.correct > 0))
         return self.streams[-1]
 
     def allocate(self, batches: Sequence[Batch], agenda: Agenda) -> None:
@@ -255,7 +255,7 @@ class _Run:
 
     def solve_stage(self, stage: Stage, propagation: Propagation, dense: DenseStream | None) -> BlockRecord:
         """Gather the Grams of a stage, all or part by part, solve and write each of its layers, then tune the block."""
-        joint = dense if self.options.aim == "dense" else None
+        joint = dense if self.options.correct else None
         with self.books.timed("statistics"):
             parts = self.gathering.parts(stage, propagation)
         solved: dict[str, tuple[Tensor, LayerReport]] = {}

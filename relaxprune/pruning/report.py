@@ -78,9 +78,9 @@ class LayerReport:
         proven_share: (wanda_objective - objective) / (wanda_objective - lower_bound), in [0, 1]: how much of the way
             from Wanda's mask to the bound is done; None where Wanda's objective does not exceed the bound.
         kept_objective: where weights moved, the objective of the mask with them as they were; else None.
-        aim: where weights moved, "dense" if they are to give the dense model's outputs, "pruned" if the dense weights'
-            outputs on the pruned model's inputs; else None.
-        residual: where weights moved, the part of the objective that no weights can remove, 0 with aim "pruned".
+        corrected: where weights moved, the share of the errors of earlier layers that they were to correct; else None.
+        residual: where weights moved, the part of the objective that no weights can remove, 0 where nothing of earlier
+            layers is corrected; else None.
     """
 
     name: str
@@ -119,7 +119,7 @@ class LayerReport:
     token_weight: float = 1.0
     shrinkage: float = 0.0
     kept_objective: float | None = None
-    aim: str | None = None
+    corrected: float | None = None
     residual: float | None = None
 
     @property

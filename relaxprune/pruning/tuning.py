@@ -27,8 +27,8 @@ class BlockTuning:
         block: index of the block.
         epochs: passes over the batches whose weights were kept; 0 where none improved the held-out batches.
         steps: optimiser steps up to then.
-        error_before, error_after: on the batches that were tuned on, ‖y − ỹ‖² over the variance of y: y is what the
-            dense block puts out, ỹ the pruned one.
+        error_before, error_after: on the batches that were tuned on, the mean over tokens of ‖y − ỹ‖² / ‖y‖²: y is what
+            the dense block puts out, ỹ the pruned one. What reads it normalises it token by token as well.
         held_out_before, held_out_after: the same on the batches held out.
         seconds: time it took.
     """
@@ -46,7 +46,7 @@ class BlockTuning:
 class BlockTuner:
     """Tunes one block.
 
-    Adam on a float32 copy of the kept weights, the loss one batch's share of the error, pruned weights held at 0. After
+    Adam on a float32 copy of the kept weights, the loss one batch's error, pruned weights held at 0. After
     every pass over the batches the error on the held-out ones is taken: the best weights stay, and the first pass that
     does not improve on them ends it.
 
@@ -154,12 +154,12 @@ def _rms(weight: Tensor, kept: Tensor) -> Tensor:
     return (weight.square() * kept).sum().div(kept.sum().clamp(min=1)).sqrt()
 
 
-def _error(outputs: Sequence[Tensor], target: Sequence[Tensor], kept: Tensor | None) -> tuple[Tensor, float]:
-    """Return ‖y − ỹ‖² over the variance of y, for what a block puts out first, and the variance times the tokens."""
+def _error(outputs: Sequence[Tensor], target: Sequence[Tensor], kept: Tensor | None) -> tuple[Tensor, int]:
+    """Return the mean over tokens of ‖y − ỹ‖² / ‖y‖², for what a block puts out first, and the number of tokens."""
     output, wanted = outputs[0].float(), target[0].float()  # (batch, tokens, features)
     if kept is not None and output.shape[:2] == kept.shape:
         real = kept.to(output.device)
         output, wanted = output[real], wanted[real]
     output, wanted = output.reshape(-1, output.shape[-1]), wanted.reshape(-1, wanted.shape[-1])
-    size = (wanted - wanted.mean(dim=0)).square().sum()
-    return (output - wanted).square().sum() / size.clamp(min=torch.finfo(torch.float32).tiny), float(size)
+    sizes = wanted.square().sum(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((output - wanted).square().sum(dim=1) / sizes).mean(), len(output)

@@ -100,11 +100,11 @@ def test_an_expert_that_no_token_reaches_is_left_alone_and_listed():
     assert len(reached) == 2
 
 
-@pytest.mark.parametrize("options", [PruneOptions(weights="refit", aim="dense", tune=1), PruneOptions(weights="refit")])
-def test_experts_refitted_aim_at_their_own_outputs(options):
+@pytest.mark.parametrize("options", [PruneOptions(weights="refit", correct=0.5, tune=1), PruneOptions(weights="refit")])
+def test_experts_refitted_correct_nothing(options):
     report = prune_model(tiny_model("qwen3_moe"), padded_batches(4), pattern="2:4", options=options)
-    aims = {(item.kind, item.aim) for item in report.layers}
-    assert aims == {("Expert", "pruned"), ("Linear", options.aim)}
+    corrected = {(item.kind, item.corrected) for item in report.layers}
+    assert corrected == {("Expert", 0.0), ("Linear", options.correct)}
     assert all(item.objective <= item.kept_objective * (1 + 1e-6) for item in report.layers)
 
 

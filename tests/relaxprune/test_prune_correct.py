@@ -1,4 +1,4 @@
-"""New weights that aim at the dense model's outputs, and blocks that are tuned as a whole."""
+"""New weights that correct the errors of earlier layers, and blocks that are tuned as a whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .test_prune_refit import Keeper
 from .tiny_models import padded_batches, tiny_model
 
 DAMPING = 0.01
-DENSE = PruneOptions(weights="refit", damping=DAMPING, aim="dense")
+DENSE = PruneOptions(weights="refit", damping=DAMPING, correct=1.0)
 
 
 def read_by(model: nn.Module, name: str, batches) -> torch.Tensor:
@@ -43,21 +43,23 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-@pytest.mark.parametrize("collect", ["block", "groups"])
-def test_the_objective_is_the_distance_from_the_dense_model(family, collect):
+@pytest.mark.parametrize(("collect", "share"), [("block", 1.0), ("groups", 0.3)])
+def test_the_objective_is_the_distance_from_the_dense_model(family, collect, share):
     """Of a layer whose inputs come from finished blocks only, both streams can be made again from the two models."""
     dense, batches = tiny_model(family), padded_batches()
     model = copy.deepcopy(dense)
-    options = PruneOptions(weights="refit", damping=DAMPING, aim="dense", statistics=StatisticsOptions(collect=collect))
+    options = PruneOptions(
+        weights="refit", damping=DAMPING, correct=share, statistics=StatisticsOptions(collect=collect)
+    )
     report = prune_model(model, batches, sparsity=0.5, options=options)
-    assert {layer.aim for layer in report.layers} == {"dense"}
+    assert {layer.corrected for layer in report.layers} == {share}
     before, after = weights_of(dense), weights_of(model)
     checked = 0
     for layer in report.layers:
         if layer.gram != layer.name or not layer.name.endswith(("q_proj", "c_attn")):
             continue
         x, pruned = read_by(dense, layer.name, batches), read_by(model, layer.name, batches)
-        wanted, got = x @ before[layer.name].T, pruned @ after[layer.name].T
+        wanted, got = ((1 - share) * pruned + share * x) @ before[layer.name].T, pruned @ after[layer.name].T
         ridge = DAMPING * pruned.square().mean() * (before[layer.name] - after[layer.name]).square().sum()
         assert layer.objective == pytest.approx(float((wanted - got).square().sum() / len(x) + ridge), rel=1e-4)
         assert layer.dense_energy == pytest.approx(float(wanted.square().sum() / len(x)), rel=1e-4)
@@ -84,7 +86,7 @@ def test_the_model_s_own_weights_are_left_after_an_exception():
     assert len(changed) == 1
 
 
-@pytest.mark.parametrize("options", [DENSE, PruneOptions(weights="refit", aim="dense", tune=2)])
+@pytest.mark.parametrize("options", [DENSE, PruneOptions(weights="refit", correct=1.0, tune=2)])
 def test_recorded_blocks_give_the_same_model(options):
     batches = padded_batches(4)
     model, again, half, keeper = *(tiny_model("llama") for _ in range(3)), Keeper()
@@ -128,16 +130,16 @@ class Chain(nn.Module):
         return self.after(inputs)
 
 
-def test_layers_that_read_other_tokens_aim_at_their_own_and_say_so():
+def test_layers_that_read_other_tokens_correct_nothing_and_say_so():
     torch.manual_seed(0)
     dense = Chain()
     batches = [torch.randn(2, 20, 24) for _ in range(3)]
     model = copy.deepcopy(dense)
     report = prune_model(model, batches, sparsity=0.5, options=DENSE)
-    aims = {layer.name: layer.aim for layer in report.layers}
-    assert {aim for name, aim in aims.items() if "expert" in name} == {"pruned"}
-    assert {aim for name, aim in aims.items() if "expert" not in name} == {"dense"}
-    assert {"before", "after"} <= set(aims)  # outside of the blocks, the whole model is run for each
+    shares = {layer.name: layer.corrected for layer in report.layers}
+    assert {share for name, share in shares.items() if "expert" in name} == {0.0}
+    assert {share for name, share in shares.items() if "expert" not in name} == {1.0}
+    assert {"before", "after"} <= set(shares)  # outside of the blocks, the whole model is run for each
     residual = {layer.name: layer.residual / layer.dense_energy for layer in report.layers}
     assert abs(residual["before"]) < 1e-6 < 1e-3 < residual["after"] and residual["blocks.0.first"] > 1e-3
     last = next(layer for layer in report.layers if layer.name == "after")
@@ -158,16 +160,16 @@ def into_after(model: Chain, batch: torch.Tensor) -> torch.Tensor:
     return inputs.flatten(0, 1)
 
 
-@pytest.mark.parametrize(("family", "aim"), [("llama", "dense"), ("llama", "pruned"), ("gpt2", "pruned")])
-def test_tuning_lowers_the_blocks_error_and_keeps_the_masks(family, aim):
+@pytest.mark.parametrize(("family", "share"), [("llama", 0.5), ("llama", 0.0), ("gpt2", 0.0)])
+def test_tuning_lowers_the_blocks_error_and_keeps_the_masks(family, share):
     batches = padded_batches(8, windows=4)
     flags = {name: index % 2 == 0 for index, (name, _) in enumerate(tiny_model(family).named_parameters())}
     plain, tuned = tiny_model(family), tiny_model(family)
     for name, parameter in tuned.named_parameters():
         parameter.requires_grad_(flags[name])
-    options = PruneOptions(weights="refit", aim=aim)
+    options = PruneOptions(weights="refit", correct=share)
     before = prune_model(plain, batches, sparsity=0.6, options=options)
-    report = prune_model(tuned, batches, sparsity=0.6, options=PruneOptions(weights="refit", aim=aim, tune=4))
+    report = prune_model(tuned, batches, sparsity=0.6, options=PruneOptions(weights="refit", correct=share, tune=4))
     assert {name: parameter.requires_grad for name, parameter in tuned.named_parameters()} == flags
     assert all(parameter.grad is None for parameter in tuned.parameters())
     assert [item.block for item in report.tunings] == [0, 1, 2] and not before.tunings
@@ -189,19 +191,18 @@ def test_what_tuning_reports_is_the_error_of_the_first_block():
     model = copy.deepcopy(dense)
     found = prune_model(model, batches, sparsity=0.6, options=PruneOptions(weights="refit", tune=3)).tunings[0]
     for numbers, error in (([1, 5], found.held_out_after), ([0, 2, 3, 4, 6, 7], found.error_after)):
-        lost = size = 0.0
+        errors = []
         for number in numbers:
             wanted, got = (read_by(one, "model.layers.1.input_layernorm", [batches[number]]) for one in (dense, model))
-            lost += float((wanted - got).square().sum())
-            size += float((wanted - wanted.mean(dim=0)).square().sum())
-        assert error == pytest.approx(lost / size, rel=1e-4)
+            errors.append((wanted - got).square().sum(dim=1) / wanted.square().sum(dim=1))
+        assert error == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weights": "refit", "aim": "dens"}, "aim must be one of pruned, dense, got 'dens'; did you mean 'dense'"),
-        ({"aim": "dense"}, 'aim "dense" moves weights .*, got weights="keep"'),
+        ({"weights": "refit", "correct": 1.5}, r"correct must lie in \[0, 1\], got 1.5"),
+        ({"correct": 0.5}, 'correct 0.5 moves weights .*, got weights="keep"'),
         ({"tune": 2}, 'tune 2 moves weights .*, got weights="keep"'),
         ({"weights": "refit", "tune": -1}, "tune must be"),
         ({"weights": "refit", "tune": 1, "permute": True}, "got permute=True"),
@@ -227,11 +228,11 @@ def test_tuning_needs_a_batch_to_hold_out_and_blocks_of_their_own():
 
 
 def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch):
-    words = ("--refit", "--aim", "dense", "--tune", "2", "--windows", "66")  # two batches
+    words = ("--refit", "--correct", "0.5", "--tune", "2", "--windows", "66")  # two batches
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(arguments(place, whole, *words)) == 0
     record = json.loads((whole / "relaxprune.json").read_text())
-    assert record["fingerprint"]["settings"]["aim"] == "dense" and record["fingerprint"]["settings"]["tune"] == 2
+    assert record["fingerprint"]["settings"]["correct"] == 0.5 and record["fingerprint"]["settings"]["tune"] == 2
     assert [item["block"] for item in record["report"]["tunings"]] == [0, 1, 2]
     interrupt(monkeypatch, stopped, arguments(place, stopped, *words))
     assert main(arguments(place, stopped, *words, "--resume")) == 0
