@@ -25,6 +25,7 @@ from .compare import compare_solvers
 from .demo import demo
 from .endings import EXIT_BAD_INPUT, say
 from .eval import evaluate
+from .masks import masks_app
 from .prune import prune
 from .solve import solve_file
 from .solvers import solvers
@@ -46,6 +47,7 @@ app.command("verify")(verify_file)
 app.command("compare")(compare_solvers)
 app.command("solvers")(solvers)
 app.command("demo")(demo)
+app.add_typer(masks_app)
 
 
 def _version(asked: bool) -> None:

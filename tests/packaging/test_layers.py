@@ -28,6 +28,7 @@ FLOORS = (
     ("relaxprune.comparison_plot", 4),
     ("relaxprune.pruning", 4),
     ("relaxprune.evaluation", 4),
+    ("relaxprune.masks", 4),
     ("relaxprune.cli", 5),
     ("relaxprune.__main__", 6),
 )

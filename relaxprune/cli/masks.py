@@ -1,0 +1,113 @@
+"""``relaxprune masks``: look at masks, compare two sets of them, and turn them into other forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .endings import door, interruptible
+
+masks_app = typer.Typer(
+    name="masks", help="Look at masks, compare them, and convert them.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Source = Annotated[Path, typer.Argument(help="A folder that `prune` wrote, or a mask file.")]
+Folder = Annotated[Path, typer.Argument(help="A folder that `prune` wrote.")]
+NewFolder = Annotated[Path, typer.Argument(help="Output folder, new or empty.")]
+
+
+@masks_app.command("stats")
+def stats(source: Source) -> None:
+    """Show the sparsity of every mask, of its rows and columns, and the N:M pattern that it keeps to."""
+    from relaxprune.masks.describing import describe, masks_of
+    from relaxprune.pruning.report import table
+
+    with interruptible():
+        found = [describe(name, mask) for name, mask in masks_of(source).items()]
+    head = ("parameter", "shape", "sparsity", "row kept", "column kept", "empty rows", "empty columns", "pattern")
+    lines: list[tuple[object, ...]] = [head]
+    for item in found:
+        rows = f"{item.row_least:.3f} to {item.row_most:.3f}"
+        columns = f"{item.column_least:.3f} to {item.column_most:.3f}"
+        size = f"{item.rows}x{item.cols}"
+        lines.append(
+            (item.name, size, item.sparsity, rows, columns, item.empty_rows, item.empty_columns, item.pattern or "-")
+        )
+    weights = sum(item.rows * item.cols for item in found)
+    kept = sum(item.kept for item in found)
+    lines.append(("all", f"{weights} weights", 1 - kept / max(1, weights), "", "", "", "", ""))
+    print("\n".join(table(lines)))
+
+
+@masks_app.command("diff")
+def diff(first: Source, second: Source) -> None:
+    """Compare two sets of masks of the same weights: how much of what they keep is the same, and where they differ."""
+    from relaxprune.masks.describing import compare_masks, masks_of
+    from relaxprune.pruning.report import table
+
+    with interruptible():
+        found = compare_masks(masks_of(first), masks_of(second))
+    lines: list[tuple[object, ...]] = [("parameter", "first keeps", "second keeps", "both", "jaccard", "equal rows")]
+    for item in sorted(found, key=lambda item: item.jaccard):
+        lines.append((item.name, item.first, item.second, item.both, item.jaccard, f"{item.rows_equal} of {item.rows}"))
+    one, two, both = (sum(getattr(item, name) for item in found) for name in ("first", "second", "both"))
+    lines.append(("all", one, two, both, both / max(1, one + two - both), ""))
+    print("\n".join(table(lines)))
+
+
+@masks_app.command("export")
+def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors file to write.")]) -> None:
+    """Write the masks as plain bool tensors, True = kept, for programs that know no packed bits."""
+    from safetensors.torch import save
+
+    from relaxprune.durable import write_bytes
+    from relaxprune.masks.describing import masks_of
+    from relaxprune.pruning.outputs import refuse_output_file
+
+    refuse_output_file(out)
+    with interruptible():
+        masks = masks_of(source)
+        with door():
+            write_bytes(out, save({name: mask.contiguous() for name, mask in masks.items()}))
+    print(f"{out}: {len(masks)} bool tensors, True = kept")
+
+
+@masks_app.command("compact")
+def compact_folder(folder: Folder, out: NewFolder) -> None:
+    """Write the checkpoint without its zeros: kept values and one bit for each weight. `restore` undoes it."""
+    from relaxprune.masks.compact import compact
+
+    with interruptible(), door():
+        before, after = compact(folder, out)
+    print(f"{out}: {after} bytes of weights, {after / before:.1%} of {before}")
+
+
+@masks_app.command("restore")
+def restore_folder(
+    folder: Annotated[Path, typer.Argument(help="A folder that `masks compact` wrote.")], out: NewFolder
+) -> None:
+    """Undo `compact`: the checkpoint as it was, bit by bit."""
+    from relaxprune.masks.compact import restore
+
+    with interruptible(), door():
+        count = restore(folder, out)
+    print(f"{out}: {count} tensors, as they were")
+
+
+@masks_app.command("semi-structured")
+def semi_structured(folder: Folder) -> None:
+    """Say which weights torch's to_sparse_semi_structured would accept. Nothing is converted."""
+    from relaxprune.masks.semi_structured import BACKENDS, check_folder
+    from relaxprune.pruning.report import table
+
+    with interruptible():
+        found = check_folder(folder)
+    lines: list[tuple[object, ...]] = [("parameter", "shape", "dtype", "accepted by", "why not")]
+    for item in found:
+        shape = "x".join(map(str, item.shape))
+        lines.append((item.name, shape, item.dtype, ", ".join(item.accepted) or "-", item.reason or "-"))
+    print("\n".join(table(lines)))
+    for backend in BACKENDS:
+        print(f"{backend}: {sum(backend in item.accepted for item in found)} of {len(found)} weights")

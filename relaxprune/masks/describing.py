@@ -1,0 +1,146 @@
+"""Statistics of masks, and how two sets of masks differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+
+from ..pruning.mask_file import read_masks
+
+MASKS_NAME = "masks.safetensors"
+
+
+def masks_of(path: Path) -> dict[str, Tensor]:
+    """Return the masks of a run folder or of a mask file.
+
+    Raises:
+        RelaxPruneError: there are none, or the file is damaged.
+    """
+    file = path / MASKS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise RelaxPruneError(f"{str(file)!r} does not exist: give a folder that `prune` wrote, or a mask file")
+    return read_masks(file)
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """One mask.
+
+    Attributes:
+        name: of the parameter.
+        rows, cols: its size.
+        kept: number of kept weights.
+        row_least, row_most: least and most kept share of a row.
+        column_least, column_most: the same of a column.
+        empty_rows, empty_columns: rows and columns that keep nothing.
+        pattern: the tightest N:M, m of 4, 8 or 16, that every group keeps to, such as "2:4"; "" for none.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    kept: int
+    row_least: float
+    row_most: float
+    column_least: float
+    column_most: float
+    empty_rows: int
+    empty_columns: int
+    pattern: str
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction pruned."""
+        return 1 - self.kept / (self.rows * self.cols)
+
+
+def describe(name: str, mask: Tensor) -> MaskStatistics:
+    """Return the statistics of a mask (rows, cols) bool."""
+    flat = mask.reshape(mask.shape[0], -1)
+    rows, columns = flat.double().mean(dim=1), flat.double().mean(dim=0)
+    return MaskStatistics(
+        name=name,
+        rows=flat.shape[0],
+        cols=flat.shape[1],
+        kept=int(flat.sum()),
+        row_least=float(rows.min()),
+        row_most=float(rows.max()),
+        column_least=float(columns.min()),
+        column_most=float(columns.max()),
+        empty_rows=int((rows == 0).sum()),
+        empty_columns=int((columns == 0).sum()),
+        pattern=pattern_of(flat),
+    )
+
+
+def pattern_of(mask: Tensor) -> str:
+    """Return the N:M that a mask (rows, cols) keeps to with the least share kept, the shortest group of equal ones."""
+    found: tuple[float, str] = (1.0, "")
+    for group in (4, 8, 16):
+        if mask.shape[1] % group == 0:
+            most = int(mask.reshape(mask.shape[0], -1, group).sum(dim=2).max())
+            if most / group < found[0]:
+                found = (most / group, f"{most}:{group}")
+    return found[1]
+
+
+@dataclass(frozen=True)
+class MaskDifference:
+    """Two masks of one parameter.
+
+    Attributes:
+        name: of the parameter.
+        first, second: weights that the first and the second keep.
+        both: weights that both keep.
+        rows_equal: rows in which they are the same.
+        rows: number of rows.
+    """
+
+    name: str
+    first: int
+    second: int
+    both: int
+    rows_equal: int
+    rows: int
+
+    @property
+    def jaccard(self) -> float:
+        """Kept by both over kept by either; 1 where neither keeps any."""
+        either = self.first + self.second - self.both
+        return self.both / either if either else 1.0
+
+
+def compare_masks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[MaskDifference]:
+    """Compare two sets of masks, parameter by parameter.
+
+    Raises:
+        RelaxPruneError: they are of other parameters or shapes.
+    """
+    for these, those, which in ((first, second, "second"), (second, first, "first")):
+        missing = sorted(set(these) - set(those))
+        if missing:
+            guess = did_you_mean(missing[0], those)
+            raise RelaxPruneError(f"the {which} masks must have {missing[0]!r}; {len(missing)} are missing{guess}")
+    found = []
+    for name, mask in first.items():
+        other = second[name]
+        if mask.shape != other.shape:
+            raise RelaxPruneError(
+                f"the masks of {name!r} must have one shape, got {tuple(mask.shape)} and {tuple(other.shape)}"
+            )
+        found.append(
+            MaskDifference(
+                name=name,
+                first=int(mask.sum()),
+                second=int(other.sum()),
+                both=int((mask & other).sum()),
+                rows_equal=int((mask == other).reshape(len(mask), -1).all(dim=1).sum()),
+                rows=len(mask),
+            )
+        )
+    return found

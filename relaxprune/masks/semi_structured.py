@@ -1,0 +1,81 @@
+"""Which weights torch's semi-structured sparsity would take, without a device that has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from ..pruning.checkpoint import weight_files
+
+BACKENDS = {"CUTLASS": SparseSemiStructuredTensorCUTLASS, "cuSPARSELt": SparseSemiStructuredTensorCUSPARSELT}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One pruned weight.
+
+    Attributes:
+        name: of the parameter.
+        dtype, shape: as the checkpoint stores it.
+        accepted: names of the backends that would take it.
+        reason: why one does not, "" where all do.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    accepted: tuple[str, ...]
+    reason: str
+
+
+def check_folder(folder: Path) -> list[Verdict]:
+    """Judge every pruned matrix of a checkpoint by the rules that `torch.sparse.to_sparse_semi_structured` has.
+
+    Two dimensions; at most two of every four consecutive entries of a row are not 0 (one of two in float32); a dtype
+    and multiples of rows and columns that the backend's table of constraints has. The device is not judged.
+
+    Args:
+        folder: a model's folder. Tensors of which at least a tenth is 0 count as pruned: a checkpoint may name the
+            matrices of experts otherwise than the model, and the masks, do.
+
+    Raises:
+        RelaxPruneError: no weights in safetensors.
+    """
+    found = []
+    for file in weight_files(folder):
+        if not (folder / file).is_file():
+            raise RelaxPruneError(f"model folder {str(folder)!r} lacks its weights {file}")
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                stored = tensors.get_tensor(name)
+                if stored.dim() >= 2 and int((stored == 0).sum()) >= stored.numel() / 10:
+                    found.append(judge(name, stored))
+    return found
+
+
+def judge(name: str, stored: Tensor) -> Verdict:
+    """Return what would become of one weight, as it is stored."""
+    shape = tuple(stored.shape)
+    dtype = str(stored.dtype).removeprefix("torch.")
+    if len(shape) != 2:
+        return Verdict(name, dtype, shape, (), f"it has {len(shape)} dimensions, not 2")
+    accepted, reasons = [], []
+    for backend, kind in BACKENDS.items():
+        rule = kind._DTYPE_SHAPE_CONSTRAINTS.get(stored.dtype)
+        if rule is None:
+            reasons.append(f"{backend} takes no {dtype}")
+        elif any(size < least or size % least for size, least in zip(shape, rule[:2], strict=True)):
+            reasons.append(f"{backend} wants multiples of {rule[0]} x {rule[1]}")
+        else:
+            accepted.append(backend)
+    keep, group = (1, 2) if stored.dtype == torch.float32 else (2, 4)
+    if shape[1] % group or int((stored != 0).reshape(shape[0], -1, group).sum(dim=2).max()) > keep:
+        return Verdict(name, dtype, shape, (), f"its rows are not {keep}:{group}")
+    return Verdict(name, dtype, shape, tuple(accepted), "; ".join(reasons))
