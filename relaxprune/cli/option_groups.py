@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from relaxprune.pruning.settings import Target
     from relaxprune.pruning.statistics_options import StatisticsOptions
 
+    from .output import Output
+
 
 def with_groups(command: Callable[..., int | None]) -> Callable[..., None]:
     """Let Typer see the fields of a command's dataclass arguments as options.
@@ -248,3 +250,12 @@ class RunGroup:
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")] = False
     seed: Seed = 0
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
+    json: Annotated[bool, typer.Option("--json", help="Events for machines: one JSON object per line.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False
+
+    @property
+    def output(self) -> Output:
+        """What the command says while it works."""
+        from .output import Output
+
+        return Output(self.json, self.quiet)

@@ -1,89 +1,85 @@
-"""What a pruning run shows while it works: a bar on a terminal, plain lines elsewhere."""
+"""What a pruning run says while it works, where there is no terminal: one line per layer."""
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
-
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from relaxprune.pruning.plan import PrunePlan
     from relaxprune.pruning.report import LayerReport, PruneEvent
 
 
-class PruneProgress:
-    """Follows the events of ``prune_model``; a context manager, so that the terminal is always left in order.
+class Pace:
+    """How far a run is, and when it will end.
 
     Work is measured in multiply-adds of one matrix product per layer (rows x cols x cols), which is what a solver's
     time is made of; the time left is the time so far scaled by the work left.
+
+    Attributes:
+        layers: number of layers in the plan.
+        layers_done: number of finished ones.
     """
 
-    def __init__(self, plan: PrunePlan, title: str = "pruning", interactive: bool | None = None) -> None:
-        """Prepare to follow a run of ``plan``.
-
-        Args:
-            plan: what will be pruned.
-            title: the first word of every line.
-            interactive: draw a bar (True) or print lines (False); None asks whether stdout is a terminal.
-        """
+    def __init__(self, plan: PrunePlan) -> None:
+        """Prepare to follow a run of ``plan``."""
         self._work = {layer.name: layer.rows * layer.cols**2 for layer in plan.layers}
-        self._title = title
-        self._layers_done = 0
-        self._work_done = 0
-        self._work_redone = 0
+        self.layers = len(self._work)
+        self.layers_done = 0
+        self._done = 0
+        self._redone = 0
         self._started: set[str | None] = set()
-        self._bar: Progress | None = None
-        if sys.stdout.isatty() if interactive is None else interactive:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._task = self._bar.add_task(title, total=max(1, sum(self._work.values())), note="")
+
+    def take(self, event: PruneEvent) -> None:
+        """Count an event; a layer that never started was taken from an interrupted run and cost no time."""
+        if event.kind == "layer_start":
+            self._started.add(event.layer)
+        if event.kind == "layer_done" and event.report is not None:
+            work = self._work.get(event.report.name, 0)
+            self.layers_done += 1
+            self._done += work
+            self._redone += 0 if event.report.name in self._started else work
+
+    @property
+    def share(self) -> float:
+        """The share of the work that is done."""
+        return self._done / max(1, sum(self._work.values()))
+
+    def left(self, elapsed: float) -> float | None:
+        """Return the seconds left, judged by the work done in ``elapsed`` seconds; None where none is done yet."""
+        solved = self._done - self._redone
+        return elapsed * (sum(self._work.values()) - self._done) / solved if solved else None
+
+
+class PruneProgress:
+    """Follows the events of ``prune_model``, and prints a line for each finished layer.
+
+    Args:
+        plan: what will be pruned.
+        title: the first word of every line.
+    """
+
+    def __init__(self, plan: PrunePlan, title: str = "pruning") -> None:
+        self._pace = Pace(plan)
+        self._title = title
 
     def __enter__(self) -> PruneProgress:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        return None
 
     def __call__(self, event: PruneEvent) -> None:
-        """Show one event."""
-        if event.kind == "layer_start":
-            self._started.add(event.layer)
-            if self._bar is not None:
-                self._bar.update(self._task, description=f"{self._title} {event.layer}")
+        """Tell one event."""
+        self._pace.take(event)
         if event.kind == "layer_done" and event.report is not None:
-            self._layer_done(event, event.report)
-
-    def _layer_done(self, event: PruneEvent, report: LayerReport) -> None:
-        """Count a finished layer; one that never started was taken from an interrupted run and cost no time."""
-        work = self._work.get(report.name, 0)
-        self._layers_done += 1
-        self._work_done += work
-        self._work_redone += 0 if report.name in self._started else work
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._work_done, note=describe_layer(report))
-            return
-        head = f"{self._title}: block {event.block + 1}/{event.blocks}, layer {self._layers_done}/{len(self._work)}"
-        print(f"{head}, {report.name}: {describe_layer(report)}, {self._left(event)}", flush=True)
-
-    def _left(self, event: PruneEvent) -> str:
-        """Say how much time is left, judged by the work done so far."""
-        solved = self._work_done - self._work_redone
-        if not solved:
-            return "time left unknown"
-        left = event.seconds_elapsed * (sum(self._work.values()) - self._work_done) / solved
-        return f"left {duration(left)}"
+            block, layer = f"{event.block + 1}/{event.blocks}", f"{self._pace.layers_done}/{self._pace.layers}"
+            left = self._pace.left(event.seconds_elapsed)
+            time = "time left unknown" if left is None else f"left {duration(left)}"
+            where = f"{self._title}: block {block}, layer {layer}, {event.report.name}"
+            print(f"{where}: {describe_layer(event.report)}, {time}", flush=True)
 
 
 def describe_layer(report: LayerReport) -> str:

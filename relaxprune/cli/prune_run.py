@@ -6,20 +6,18 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.calibration import CalibrationOptions, TokenWindows, calibration_windows, open_source
-from relaxprune.pruning.certified import solver_for
+from relaxprune.pruning.calibration import TokenWindows, calibration_windows
 from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
 from relaxprune.pruning.layers import apply_masks
 from relaxprune.pruning.loading import LoadedModel
 from relaxprune.pruning.model import prune_model
-from relaxprune.pruning.permuting import check_permute
 from relaxprune.pruning.plan import PrunePlan, Survey, survey_model
 from relaxprune.pruning.planning import with_prediction
 from relaxprune.pruning.prediction import Trial
@@ -27,137 +25,17 @@ from relaxprune.pruning.reordering import apply_permutations
 from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
-from relaxprune.pruning.settings import PruneOptions, Target
-from relaxprune.pruning.tuning import check_batches
-from relaxprune.solvers import Solver, solver_distribution
-from relaxprune.solving import check_solver
 
 from .endings import door, tell
 from .loading import load_model, load_options
 from .machine import machine_line, memory_line
 from .notices import report_notices
-from .option_groups import (
-    AllocationGroup,
-    CalibrationGroup,
-    CertifyGroup,
-    LayerGroup,
-    ModelGroup,
-    PatternGroup,
-    RunGroup,
-    SolverGroup,
-    StatisticsGroup,
-)
-from .progress import PruneProgress, duration
-from .solver_options import parse_options
+from .progress import duration
+from .prune_request import PruneRequest as PruneRequest
+from .prune_request import windows_at_once
 
 # Of the loaded model's description: what decides which weights were read, and by which code.
 _MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "trust_remote_code")
-# Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
-_BATCH_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class PruneRequest:
-    """Everything that ``relaxprune prune`` was asked for."""
-
-    model: str
-    how_much: PatternGroup
-    how: SolverGroup
-    calibration: CalibrationGroup
-    layers: LayerGroup
-    loading: ModelGroup
-    run: RunGroup
-    certify: CertifyGroup = field(default_factory=CertifyGroup)
-    statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
-    sharing: AllocationGroup = field(default_factory=AllocationGroup)
-
-    @property
-    def out(self) -> Path:
-        """The output folder."""
-        if self.run.out is None:
-            raise RelaxPruneError("give --out FOLDER for the pruned model, or --plan to see what would be pruned")
-        return self.run.out
-
-    @property
-    def amount(self) -> dict[str, Any]:
-        """``sparsity`` and ``pattern``, one of them None, and ``allocation``, as ``prune_model`` takes them."""
-        target = self.how_much.target
-        return {"sparsity": target.sparsity, "pattern": target.pattern, "allocation": self.sharing.value}
-
-    @property
-    def target(self) -> Target:
-        """How much is pruned, and how it is shared, checked."""
-        return Target(**self.amount)
-
-    @property
-    def solver_name(self) -> str:
-        """The solver's name, or that of the default one."""
-        return self.how.named(self.layers.refit)
-
-    @property
-    def solver_options(self) -> dict[str, Any]:
-        """The solver's own options that were given, parsed and checked."""
-        return parse_options(self.solver_name, self.how.words)
-
-    @property
-    def solver(self) -> Solver:
-        """The solver as ``prune_model`` takes it from its name and options."""
-        given = self.solver_options
-        return solver_for(self.certify.certify, check_solver(self.solver_name, **given), given)
-
-    @property
-    def distributions(self) -> tuple[str, ...]:
-        """The installed packages that the solver depends on: what it computes with, and what it comes in."""
-        owner = solver_distribution(self.solver_name)
-        return (*self.solver.distributions(), *(() if owner is None else (owner,)))
-
-    @property
-    def polish(self) -> str | None:
-        """The polish's name or None, with ``auto`` resolved to what the solver wants, so that it is recorded."""
-        return self.solver.polisher() if self.how.polish == "auto" else self.how.polish_name
-
-    @property
-    def windows(self) -> CalibrationOptions:
-        """Which calibration windows to take."""
-        group = self.calibration
-        return CalibrationOptions(windows=group.windows, length=group.length, seed=self.run.seed)
-
-    @property
-    def options(self) -> PruneOptions:
-        """The options of ``prune_model``."""
-        return PruneOptions(
-            include=tuple(self.layers.include),
-            exclude=tuple(self.layers.exclude),
-            start=self.how.start_name,
-            polish=self.polish,
-            max_iterations=self.how.max_iterations,
-            time_limit_s=self.how.time_limit,
-            gap_tolerance=self.how.gap_tolerance,
-            seed=self.run.seed,
-            certify=self.certify.certify,
-            certify_rows=self.certify.certify_rows,
-            statistics=self.statistics.options,
-            permute=self.layers.permute,
-            weights="refit" if self.layers.refit else "keep",
-            damping=self.layers.damping,
-            correct=self.layers.correct,
-            tune=self.layers.tune,
-        )
-
-    def check(self) -> None:
-        """Refuse everything that can be refused without the model.
-
-        Raises:
-            RelaxPruneError: naming the option.
-        """
-        check_permute(self.options, self.target)
-        _ = self.windows, load_options(self.loading)
-        batches = -(-self.calibration.windows // windows_at_once(self.calibration.length))
-        self.statistics.options.check_for(batches)
-        check_batches(self.layers.tune, batches)
-        self.options.check_for(self.solver)
-        with door():
-            open_source(self.calibration.calibration, "calibration")
 
 
 def run_prune(request: PruneRequest) -> int:
@@ -174,32 +52,34 @@ def run_prune(request: PruneRequest) -> int:
         RunFolder.refuse_occupied(request.out, request.run.resume)
     if request.run.threads is not None:
         torch.set_num_threads(request.run.threads)
-    print(f"loading {request.model}", flush=True)
+    output = request.run.output
+    output.say(f"loading {request.model}")
     with door():
         loaded = load_model(request.model, load_options(request.loading))
     survey = survey_request(request, loaded)
     windows = calibration_tokens(request, loaded)
     if request.run.plan:
-        print(predicted_plan(request, loaded, survey, windows))
+        output.result(predicted_plan(request, loaded, survey, windows))
         return 0
     folder = open_folder(request, loaded, windows)
     if folder.finished:
-        print(f"{folder.path} holds this run, finished; its {folder.verify_files()} files are as they were written")
+        files = folder.verify_files()
+        output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
         return tell(folder.notices)
     if request.run.resume:
-        print(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them", flush=True)
+        output.say(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them")
     count, length = windows.tokens.shape
     with abandoning(folder):
         plan = predicted_plan(request, loaded, survey, windows)
-    print(plan.prediction)
-    print(f"{count} calibration windows of {length} tokens run through the model first", flush=True)
+    output.say(plan.prediction)
+    output.say(f"{count} calibration windows of {length} tokens run through the model first")
     if request.target.allocation.measures:
-        print("then a pass over the dense model decides how much of each layer is pruned", flush=True)
+        output.say("then a pass over the dense model decides how much of each layer is pruned")
     report = prune_loaded(request, loaded, windows, plan, folder)
-    print(report)
+    output.say(report)
     notices = finish_folder(request, folder, loaded, report)
-    print(f"{machine_line()}; {memory_line()}")
-    print(plan.prediction)
+    output.say(f"{machine_line()}; {memory_line()}")
+    output.say(plan.prediction)
     return tell(notices)
 
 
@@ -241,7 +121,7 @@ def prune_loaded(
     title: str = "pruning",
 ) -> PruneReport:
     """Prune a loaded model in place, with progress on stdout and finished blocks recorded in ``folder``."""
-    with abandoning(folder), PruneProgress(plan, title) as progress:
+    with abandoning(folder), request.run.output.progress(plan, title) as progress:
         return prune_model(
             loaded.model,
             windows.tokens.split(batch_windows(windows)),
@@ -268,11 +148,6 @@ def abandoning(folder: RunFolder | None) -> Iterator[None]:
 def batch_windows(windows: TokenWindows) -> int:
     """Return how many windows go through the model at once."""
     return windows_at_once(windows.tokens.shape[1])
-
-
-def windows_at_once(length: int) -> int:
-    """Return how many windows of some tokens go through the model at once."""
-    return max(1, _BATCH_TOKENS // length)
 
 
 def open_folder(request: PruneRequest, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
@@ -327,9 +202,15 @@ def finish_folder(
     )
     weights = folder.fingerprint["model"]["weights_sha256"]
     checked = folder.finish(in_stored_dtype(request, loaded, report, weights), report, notes)
-    print(
+    request.run.output.result(
         f"written to {folder.path}: reloaded, {checked.tensors} tensors as meant, {checked.pruned_weights} weights of "
-        f"{checked.pruned_layers} layers exactly zero; pruned in {duration(report.seconds['total'])}"
+        f"{checked.pruned_layers} layers exactly zero; pruned in {duration(report.seconds['total'])}",
+        folder=str(folder.path),
+        pruned_weights=checked.pruned_weights,
+        pruned_layers=checked.pruned_layers,
+        mean_relative_error=report.mean_relative_error,
+        mean_wanda_ratio=report.mean_wanda_ratio,
+        notices=list(notices),
     )
     return notices
 

@@ -208,15 +208,12 @@ def test_progress_counts_work_not_layers(capsys: pytest.CaptureFixture[str]) -> 
         PlannedLayer(name, "Linear", 10, cols, 5, block) for block, (name, cols) in enumerate([("a", 10), ("b", 20)])
     ]
     plan = PrunePlan(layers, [], "blocks", 0)
-    with PruneProgress(plan, interactive=False) as progress:
+    with PruneProgress(plan) as progress:
         progress(PruneEvent("layer_start", 0, 2, "a", 0, 2, None, 0.0))
         progress(PruneEvent("layer_done", 0, 2, "a", 0, 2, report("a"), 10.0))
     line = capsys.readouterr().out.strip()
     assert line == "pruning: block 1/2, layer 1/2, a: error 0.2500, 0.500 of Wanda's, gap 0.500, left 40.0 s"
-    with PruneProgress(plan, interactive=False) as progress:
+    with PruneProgress(plan) as progress:
         progress(PruneEvent("layer_done", 0, 2, "a", 0, 2, report("a"), 0.1))
     assert capsys.readouterr().out.strip().endswith("time left unknown"), "a block taken from disk says nothing of time"
-    with PruneProgress(plan, interactive=True) as progress:
-        progress(PruneEvent("layer_start", 0, 2, "a", 0, 2, None, 0.0))
-        progress(PruneEvent("layer_done", 0, 2, "a", 0, 2, report("a"), 10.0))
     assert duration(3725) == "1:02:05" and duration(3.21) == "3.2 s"

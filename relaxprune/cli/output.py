@@ -1,0 +1,92 @@
+"""What a long command says while it works: lines, a dashboard, JSON events for machines, or nothing but the result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .dashboard import Dashboard
+from .progress import PruneProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from relaxprune.pruning.plan import PrunePlan
+    from relaxprune.pruning.report import PruneEvent
+
+EVENTS_VERSION = 1
+Listener = Callable[["PruneEvent"], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The voice of one command.
+
+    Attributes:
+        as_json: one JSON object per line on stdout, with ``schema_version`` and ``event``, and nothing else there.
+        quiet: only results; errors and notices go to stderr in any case.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse both at once."""
+        if self.as_json and self.quiet:
+            raise RelaxPruneError("give one of --json and --quiet: events for machines, or nothing but the result")
+
+    def say(self, text: object) -> None:
+        """Tell how the work goes on."""
+        if self.as_json:
+            self.event("message", text=str(text))
+        elif not self.quiet:
+            print(text, flush=True)
+
+    def result(self, text: object, **facts: Any) -> None:
+        """Tell what came of the command."""
+        if self.as_json:
+            self.event("result", text=str(text), **facts)
+        else:
+            print(text, flush=True)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Print one event."""
+        print(json.dumps({"schema_version": EVENTS_VERSION, "event": kind, **facts}), flush=True)
+
+    def progress(self, plan: PrunePlan, title: str = "pruning") -> AbstractContextManager[Listener]:
+        """Return what follows the events of ``prune_model``."""
+        if self.as_json:
+            return self._events()
+        if self.quiet:
+            return _silence()
+        return Dashboard(plan, title) if sys.stdout.isatty() else PruneProgress(plan, title)
+
+    @contextmanager
+    def _events(self) -> Iterator[Listener]:
+        """Print every event of a run."""
+
+        def listen(event: PruneEvent) -> None:
+            self.event(
+                event.kind,
+                block=event.block,
+                blocks=event.blocks,
+                layer=event.layer,
+                layer_index=event.layer_index,
+                layers=event.layers,
+                seconds_elapsed=event.seconds_elapsed,
+                report=None if event.report is None else event.report.to_dict(),
+            )
+
+        yield listen
+
+
+@contextmanager
+def _silence() -> Iterator[Listener]:
+    """Hear every event and say nothing."""
+    yield lambda event: None
