@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .stages import Pass, Propagation, Rerun, Stage
 
@@ -26,7 +26,7 @@ class DenseStream:
     def __init__(self, propagation: Propagation, *, follows: bool = True) -> None:
         self.propagation = propagation
         self._follows = follows
-        self._kept: list[tuple[nn.Parameter, Tensor]] = []
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, stage: Stage) -> None:
         """Keep the dense weights of a stage, before anything is written to them."""

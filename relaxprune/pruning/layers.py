@@ -36,7 +36,7 @@ class PrunableLayer:
     name: str
     module: nn.Module
     kind: str
-    weight: nn.Parameter
+    weight: Tensor
     expert: int | None = None
 
     @property
@@ -65,7 +65,11 @@ class PrunableLayer:
 
     def matrix(self) -> Tensor:
         """Return the weight as (rows, cols): a view where the storage allows it, else a copy."""
-        return self.stored.T if self.transposed else self.stored.flatten(1)
+        return self.as_matrix(self.stored)
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """Return a tensor of the shape of `stored`, such as a mask, as (rows, cols)."""
+        return stored.T if self.transposed else stored.flatten(1)
 
     def as_stored(self, matrix: Tensor) -> Tensor:
         """Return a tensor (rows, cols) in the shape of `stored`, on the device of the weight."""
@@ -110,16 +114,7 @@ class PrunableLayer:
         Returns:
             (..., cols); for Conv2d (batch, positions, cols), with the padding of the convolution in it.
         """
-        if not isinstance(self.module, nn.Conv2d):
-            return inputs
-        module = self.module
-        images = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
-        # Holds (left, right, top, bottom) for every way of writing `padding`, "same" included.
-        margins = module._reversed_padding_repeated_twice
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        padded = functional.pad(images, margins, mode=mode)
-        patches = functional.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
-        return patches.transpose(1, 2)
+        return columns_of(self.module, inputs)
 
     def reading(self) -> tuple[object, ...]:
         """Return what turns inputs into columns: two layers share a Gram only if this and the tensor are the same."""
@@ -133,6 +128,19 @@ class PrunableLayer:
             conv.padding_mode,
             tuple(conv._reversed_padding_repeated_twice),
         )
+
+
+def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the vectors that a module's weight is multiplied with; see `PrunableLayer.columns`."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs
+    images = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
+    # Holds (left, right, top, bottom) for every way of writing `padding`, "same" included.
+    margins = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = functional.pad(images, margins, mode=mode)
+    patches = functional.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
+    return patches.transpose(1, 2)
 
 
 def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLayer]]:

@@ -29,6 +29,7 @@ FLOORS = (
     ("relaxprune.pruning", 4),
     ("relaxprune.evaluation", 4),
     ("relaxprune.masks", 4),
+    ("relaxprune.adapters", 5),  # other libraries' plugs; what they share is in pruning
     ("relaxprune.cli", 5),
     ("relaxprune.__main__", 6),
 )
@@ -91,6 +92,18 @@ def test_no_solver_imports_another_solver() -> None:
             # Asking for another solver by its name is an import in disguise.
             asked = {name for name in module.imports() if name.startswith("relaxprune.solvers.registry")}
             assert not asked, f"{module.path} imports {asked}"
+
+
+def test_adapters_stand_alone() -> None:
+    """No adapter imports another, nothing else imports one, and each is small."""
+    homes = {module.name for module in MODULES if module.name.startswith("relaxprune.adapters.")}
+    assert homes
+    for module in MODULES:
+        used = {home for name in module.imports() for home in homes if f"{name}.".startswith(f"{home}.")}
+        assert used <= {module.name}, f"{module.path} imports {used - {module.name}}"
+        if module.name in homes:
+            code = [node for node in ast.walk(module.tree) if isinstance(node, ast.stmt)]
+            assert len(code) <= 100, f"{module.path} has {len(code)} statements"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)

@@ -1,0 +1,119 @@
+"""Masks by optimisation as pruning methods of ``torch.nn.utils.prune``.
+
+They behave as torch's own: ``name_orig`` and ``name_mask`` are in the ``state_dict``, ``prune.remove`` makes the zeros
+permanent, and they go on top of other methods. What was pruned before stays pruned and counts: ``sparsity=0.5`` after
+20 % of torch's prunes half of every row in all.
+
+>>> import torch
+>>> inputs = torch.randn(64, 8)
+>>> module = relaxprune_unstructured(nn.Linear(8, 4), "weight", inputs.T @ inputs / 64, sparsity=0.5)
+>>> int(prune.remove(module, "weight").weight.count_nonzero())
+16
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from relaxprune.pruning.one_weight import Choice, choice, weight_of
+from relaxprune.solution import Solution
+from relaxprune.solvers import Solver
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class RelaxPruneMethod(prune.BasePruningMethod):
+    """A mask that ``solve`` found for one weight.
+
+    It is found before torch touches the module: an error halfway through torch's ``apply`` would leave a module whose
+    earlier pruning has lost its hook.
+
+    Attributes:
+        solution: what ``solve`` gave: the mask, its objective and the proven bound.
+    """
+
+    # A container hands a "global" method the whole weight, an "unstructured" one a flat list of what is left.
+    PRUNING_TYPE = "global"
+
+    def __init__(self, solution: Solution, mask: Tensor) -> None:
+        """Hold a solution, and its mask in the shape that the module stores the weight in."""
+        self.solution = solution
+        self._mask = mask
+
+    @classmethod
+    def apply(  # type: ignore[override]  # each method of torch's has arguments of its own
+        cls, module: nn.Module, name: str, gram: Tensor, chosen: Choice
+    ) -> prune.BasePruningMethod:
+        """Choose the mask of ``module``'s parameter ``name`` and prune it in place.
+
+        Args:
+            module: see ``weight_of``.
+            name: the parameter; it may be pruned already.
+            gram: (cols, cols), on the device of the weight.
+            chosen: how much, and by which solver.
+
+        Returns:
+            The method, or torch's ``PruningContainer`` of all methods on that parameter.
+
+        Raises:
+            RelaxPruneError: bad input; the module is as it was.
+        """
+        layer = weight_of(module, name)
+        before = getattr(module, f"{name}_mask", None)
+        solution = chosen.solution(layer, gram, None if before is None else before == 0)
+        mask = layer.as_stored(solution.mask)
+        method: prune.BasePruningMethod = super().apply(module, name, solution, mask)  # type: ignore[no-untyped-call]
+        return method
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """Return the mask, 1 = kept, in the dtype of ``default_mask`` and of the shape of ``t``."""
+        return default_mask * self._mask.to(default_mask)
+
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        """Return the weight with +0.0 where it is pruned (a product with the mask, as torch has it, gives −0.0)."""
+        mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
+        weight: Tensor = getattr(module, f"{self._tensor_name}_orig")
+        return weight.masked_fill(mask == 0, 0.0)
+
+
+def relaxprune_unstructured(
+    module: Module, name: str, gram: Tensor, sparsity: float, solver: str | Solver = "fw", **options: Any
+) -> Module:
+    """Prune floor(cols · sparsity) entries of every row of a weight.
+
+    Args:
+        module: a Linear, Conv1D or Conv2d, or the owner of a 2-D parameter stored as (rows, cols); changed in place.
+        name: the parameter, such as ``"weight"``.
+        gram: (cols, cols) second moment of the inputs, on the weight's device; ``GramAccumulator`` makes one.
+        sparsity: fraction pruned, in [0, 1]; entries that are pruned already count.
+        solver: a name or an instance, as for ``solve``.
+        **options: further arguments of ``solve``.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        RelaxPruneError: bad input, among it a sparsity below what a row has lost already; the module is as it was.
+    """
+    RelaxPruneMethod.apply(module, name, gram, choice(sparsity, None, solver, options))
+    return module
+
+
+def relaxprune_n_m(
+    module: Module, name: str, gram: Tensor, pattern: str, solver: str | Solver = "fw", **options: Any
+) -> Module:
+    """KEEP N of every M consecutive columns of a weight; ``pattern`` is ``"N:M"``, all else as for unstructured."""
+    RelaxPruneMethod.apply(module, name, gram, choice(None, pattern, solver, options))
+    return module
+
+
+def solution_of(module: nn.Module, name: str) -> Solution | None:
+    """Return the latest solution behind a pruned parameter, None where no mask of ours is on it."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
+            methods = list(hook) if isinstance(hook, prune.PruningContainer) else [hook]
+            return next((one.solution for one in reversed(methods) if isinstance(one, RelaxPruneMethod)), None)
+    return None
