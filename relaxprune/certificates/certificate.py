@@ -15,6 +15,7 @@ from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
+from ..markup import piece
 from .underestimator import METHODS, Bound, Proof, tangent_bound
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ class Certificate:
         from .certificate_file import save_certificate
 
         save_certificate(self, problem.polytope, path)
+
+    def _repr_html_(self) -> str:
+        """Show the numbers as a small table, with the bound of every coupled block, in a notebook."""
+        names = ("method", "objective", "lower_bound", "gap", "relative_gap", "seconds")
+        rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        return piece("Certificate", rows, [("bound of each coupled block", self.row_lower_bound.tolist())])
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""

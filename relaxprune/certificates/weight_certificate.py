@@ -13,6 +13,7 @@ from relaxprune.problems import ReconstructionProblem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
+from ..markup import piece
 from .certificate import relative
 from .exact_weights import exact_bounds
 from .perspective import MATRICES, Perspective, raised, separable
@@ -76,6 +77,12 @@ class WeightCertificate:
                 raise RelaxPruneError(
                     f"certificate: {name} is {total:.6g}, but its blocks sum to {float(part.sum()):.6g}"
                 )
+
+    def _repr_html_(self) -> str:
+        """Show the numbers as a small table, with the bound of every coupled block, in a notebook."""
+        names = ("method", "objective", "lower_bound", "gap", "relative_gap", "seconds")
+        rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        return piece("WeightCertificate", rows, [("bound of each coupled block", self.row_lower_bound.tolist())])
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""

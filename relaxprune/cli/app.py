@@ -27,6 +27,7 @@ from .endings import EXIT_BAD_INPUT, say
 from .eval import evaluate
 from .masks import masks_app
 from .prune import prune
+from .report import report
 from .solve import solve_file
 from .solvers import solvers
 from .verify import verify_file
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("prune")(prune)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("solve")(solve_file)
 app.command("verify")(verify_file)
 app.command("compare")(compare_solvers)

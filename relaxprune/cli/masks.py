@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .endings import door, interruptible
+from .endings import door, interruptible, tell
+from .option_groups import with_groups
 
 masks_app = typer.Typer(
     name="masks", help="Look at masks, compare them, and convert them.", no_args_is_help=True, rich_markup_mode=None
@@ -42,19 +43,27 @@ def stats(source: Source) -> None:
 
 
 @masks_app.command("diff")
-def diff(first: Source, second: Source) -> None:
+@with_groups
+def diff(first: Source, second: Source) -> int:
     """Compare two sets of masks of the same weights: how much of what they keep is the same, and where they differ."""
-    from relaxprune.masks.describing import compare_masks, masks_of
+    from relaxprune.masks.comparing import compare_masks
+    from relaxprune.masks.describing import masks_of
     from relaxprune.pruning.report import table
 
     with interruptible():
         found = compare_masks(masks_of(first), masks_of(second))
-    lines: list[tuple[object, ...]] = [("parameter", "first keeps", "second keeps", "both", "jaccard", "equal rows")]
-    for item in sorted(found, key=lambda item: item.jaccard):
-        lines.append((item.name, item.first, item.second, item.both, item.jaccard, f"{item.rows_equal} of {item.rows}"))
-    one, two, both = (sum(getattr(item, name) for item in found) for name in ("first", "second", "both"))
-    lines.append(("all", one, two, both, both / max(1, one + two - both), ""))
+    lines: list[tuple[object, ...]] = [
+        ("parameter", "both keep", "first only", "second only", "jaccard", "unequal rows")
+    ]
+    for item in sorted(found.layers, key=lambda item: item.jaccard):
+        lines.append((item.name, item.both, item.first_only, item.second_only, item.jaccard, item.rows_that_differ))
+    both, one, two = (
+        sum(getattr(item, name) for item in found.layers) for name in ("both", "first_only", "second_only")
+    )
+    lines.append(("all", both, one, two, found.jaccard, ""))
     print("\n".join(table(lines)))
+    apart = [f"only the first has a mask of {name}" for name in found.first_only]
+    return tell([*apart, *(f"only the second has a mask of {name}" for name in found.second_only)])
 
 
 @masks_app.command("export")

@@ -171,6 +171,39 @@ class CalibrationGroup:
 
 
 @dataclass(frozen=True)
+class TextGroup:
+    """The held-out text of a perplexity; None where it is not given."""
+
+    text: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="builtin (default), a text file, c4 or wikitext2.")
+    ] = None
+    windows: Annotated[int | None, typer.Option(help="Number of windows; 20 by default.")] = None
+    length: Annotated[int | None, typer.Option(help="Tokens per window, at least 2; 512 by default.")] = None
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder to keep it in; MODEL itself if it is one."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """Tasks of lm-eval instead of a perplexity; None where it is not given."""
+
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Tasks of lm-eval with commas between, such as boolq,arc_easy.")
+    ] = None
+    task_path: Annotated[Path | None, typer.Option(help="Folder of your own task files; needs no network.")] = None
+    limit: Annotated[int | None, typer.Option(help="Only the first examples of every task, to try it out.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Requests of tasks per forward pass; 1 by default.")] = None
+    out: Annotated[Path | None, typer.Option(help="File for the tasks' scores and versions, as JSON.")] = None
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names."""
+        return [name.strip() for name in (self.tasks or "").split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
 class StatisticsGroup:
     """What a layer's objective is made of."""
 

@@ -1,14 +1,13 @@
-"""Statistics of masks, and how two sets of masks differ."""
+"""Masks from a folder or a file, and statistics of one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.errors import RelaxPruneError
 
 from ..pruning.mask_file import read_masks
 
@@ -87,60 +86,3 @@ def pattern_of(mask: Tensor) -> str:
             if most / group < found[0]:
                 found = (most / group, f"{most}:{group}")
     return found[1]
-
-
-@dataclass(frozen=True)
-class MaskDifference:
-    """Two masks of one parameter.
-
-    Attributes:
-        name: of the parameter.
-        first, second: weights that the first and the second keep.
-        both: weights that both keep.
-        rows_equal: rows in which they are the same.
-        rows: number of rows.
-    """
-
-    name: str
-    first: int
-    second: int
-    both: int
-    rows_equal: int
-    rows: int
-
-    @property
-    def jaccard(self) -> float:
-        """Kept by both over kept by either; 1 where neither keeps any."""
-        either = self.first + self.second - self.both
-        return self.both / either if either else 1.0
-
-
-def compare_masks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[MaskDifference]:
-    """Compare two sets of masks, parameter by parameter.
-
-    Raises:
-        RelaxPruneError: they are of other parameters or shapes.
-    """
-    for these, those, which in ((first, second, "second"), (second, first, "first")):
-        missing = sorted(set(these) - set(those))
-        if missing:
-            guess = did_you_mean(missing[0], those)
-            raise RelaxPruneError(f"the {which} masks must have {missing[0]!r}; {len(missing)} are missing{guess}")
-    found = []
-    for name, mask in first.items():
-        other = second[name]
-        if mask.shape != other.shape:
-            raise RelaxPruneError(
-                f"the masks of {name!r} must have one shape, got {tuple(mask.shape)} and {tuple(other.shape)}"
-            )
-        found.append(
-            MaskDifference(
-                name=name,
-                first=int(mask.sum()),
-                second=int(other.sum()),
-                both=int((mask & other).sum()),
-                rows_equal=int((mask == other).reshape(len(mask), -1).all(dim=1).sum()),
-                rows=len(mask),
-            )
-        )
-    return found

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from ..markup import piece
 from .permutation import Permutation
 from .recording import BlockRecord as BlockRecord
 from .roles import RoleSummary, summarise
@@ -253,6 +254,24 @@ class PruneReport:
             "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
+
+    def _repr_html_(self) -> str:
+        """Show the means as a small table, with the error and the gap layer by layer, in a notebook."""
+        rows = [
+            ("solver", self.solver),
+            ("layers", len(self.layers)),
+            ("not pruned", len(self.skipped)),
+            ("sparsity", self.sparsity),
+            ("mean relative error", self.mean_relative_error),
+            ("of Wanda's", self.mean_wanda_ratio),
+            ("mean relative gap", self.mean_relative_gap),
+            ("seconds", float(self.seconds.get("total", 0.0))),
+        ]
+        lines = [
+            ("relative error, layer by layer", [layer.relative_error for layer in self.layers]),
+            ("over Wanda's, layer by layer", [layer.wanda_ratio for layer in self.layers]),
+        ]
+        return piece("PruneReport", rows, lines)
 
     def __str__(self) -> str:
         """Return a table with one line per layer, the means, what the certificates say, and what was skipped."""

@@ -16,6 +16,7 @@ from .repository import Module, library, project
 FLOORS = (
     ("relaxprune.durable", 0),  # how files are written, whatever is in them
     ("relaxprune.memory", 0),  # what this process holds
+    ("relaxprune.markup", 0),  # small pieces of HTML, whatever they show
     ("relaxprune.problems", 0),
     ("relaxprune.solvers", 1),
     ("relaxprune.certificates", 2),
@@ -30,8 +31,9 @@ FLOORS = (
     ("relaxprune.evaluation", 4),
     ("relaxprune.masks", 4),
     ("relaxprune.adapters", 5),  # other libraries' plugs; what they share is in pruning
-    ("relaxprune.cli", 5),
-    ("relaxprune.__main__", 6),
+    ("relaxprune.report", 5),
+    ("relaxprune.cli", 6),
+    ("relaxprune.__main__", 7),
 )
 ROOT_NAME = "relaxprune"
 DEVICE = re.compile(r"(cuda|mps|xpu|hip|rocm|npu|hpu)(:\d+)?")

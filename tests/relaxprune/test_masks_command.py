@@ -12,7 +12,8 @@ from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
 from relaxprune.cli import main
 from relaxprune.masks.compact import compact, restore
-from relaxprune.masks.describing import compare_masks, describe
+from relaxprune.masks.comparing import compare_masks
+from relaxprune.masks.describing import describe
 from relaxprune.masks.semi_structured import judge
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.mask_file import write_masks
@@ -113,10 +114,12 @@ def test_statistics_and_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     one = describe("w", first)
     assert (one.kept, one.sparsity, one.empty_rows, one.empty_columns, one.pattern) == (12, 0.625, 1, 4, "2:4")
     assert (one.row_least, one.row_most, one.column_most) == (0.0, 0.5, 0.75)
-    difference = compare_masks({"w": first}, {"w": second})[0]
-    assert (difference.both, difference.jaccard, difference.rows_equal) == (11, 11 / 13, 3)
-    with pytest.raises(RelaxPruneError, match="must have 'w'; 1 are missing"):
-        compare_masks({"w": first}, {"v": first})
+    difference = compare_masks({"w": first}, {"w": second}).layers[0]
+    assert (difference.both, difference.jaccard, difference.rows_that_differ) == (11, 11 / 13, 1)
+    apart = compare_masks({"w": first}, {"v": first})
+    assert (apart.layers, apart.first_only, apart.second_only) == ([], ["w"], ["v"])
+    with pytest.raises(RelaxPruneError, match="different models"):
+        compare_masks({"w": first}, {"w": first[:2]})
     for name, mask in (("a", first), ("b", second)):
         write_masks(tmp_path / f"{name}.safetensors", {"w": mask})
     files = [str(tmp_path / f"{name}.safetensors") for name in ("a", "b")]

@@ -1,0 +1,77 @@
+"""How the weights that masks keep are spread over rows, columns and attention heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from ..pruning.roles import role_of
+
+# The projections whose rows, or columns, belong to heads, and whose heads they are, by the names that models give them.
+_HEAD_ROWS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
+_HEAD_COLS = {"o_proj": "num_attention_heads"}
+
+
+@dataclass(frozen=True)
+class Density:
+    """Shares of kept weights of one mask.
+
+    Attributes:
+        kept: of the whole mask.
+        rows: of (bins of neighbouring) rows.
+        cols: of (bins of neighbouring) columns.
+        row_range, col_range: least and most kept of any single row, of any single column.
+        heads: of each attention head's rows (columns of the output projection); empty where the configuration does not
+            say which they are.
+    """
+
+    kept: float
+    rows: list[float]
+    cols: list[float]
+    row_range: tuple[float, float]
+    col_range: tuple[float, float]
+    heads: list[float]
+
+
+def density(name: str, mask: Tensor, config: Mapping[str, Any], bins: int = 96) -> Density:
+    """Return the shares of a mask (rows, cols) of the module ``name``, in at most ``bins`` bins each."""
+    kept = mask.double()
+    rows, cols = kept.mean(1), kept.mean(0)
+    return Density(
+        kept=float(kept.mean()),
+        rows=_binned(rows, bins),
+        cols=_binned(cols, bins),
+        row_range=(float(rows.min()), float(rows.max())),
+        col_range=(float(cols.min()), float(cols.max())),
+        heads=_heads(role_of(name), rows, cols, config),
+    )
+
+
+def _heads(role: str, rows: Tensor, cols: Tensor, config: Mapping[str, Any]) -> list[float]:
+    """Return the kept share of each head, from those of rows and columns."""
+    key = _HEAD_ROWS.get(role) or _HEAD_COLS.get(role)
+    shares = rows if role in _HEAD_ROWS else cols
+    heads, size = config.get(key or ""), config.get("head_dim") or _head_size(config)
+    # Some models put more into these rows than the heads (gates, say): then nothing is claimed.
+    if not isinstance(heads, int) or not isinstance(size, int) or heads < 1 or len(shares) != heads * size:
+        return []
+    return [float(value) for value in shares.reshape(heads, -1).mean(1)]
+
+
+def _head_size(config: Mapping[str, Any]) -> int | None:
+    """Return the width of a head of a model whose configuration gives it by the number of heads only."""
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0:
+        return width // heads
+    return None
+
+
+def _binned(shares: Tensor, bins: int) -> list[float]:
+    """Return means of neighbours, at most ``bins`` of them."""
+    count = min(bins, len(shares))
+    edges = [index * len(shares) // count for index in range(count + 1)]
+    return [float(shares[start:end].mean()) for start, end in pairwise(edges)]

@@ -1,0 +1,158 @@
+"""The numbers of a report, as plain values: what the page shows and what its JSON holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import relaxprune
+
+from ..masks.density import Density, density
+from ..pruning.report import LayerReport
+from ..pruning.roles import role_of
+from .reading import Run
+
+SCHEMA_VERSION = 1
+KIND = "relaxprune.report"
+PHASES = ("wanda", "relaxed", "unrounded", "rounded", "final", "bound")
+_ENERGIES = {
+    "wanda": "wanda_objective",
+    "relaxed": "relaxed_objective",
+    "unrounded": "unrounded_objective",
+    "rounded": "rounded_objective",
+    "final": "objective",
+    "bound": "lower_bound",
+}
+
+
+def run_content(run: Run) -> dict[str, Any]:
+    """Return everything that a report says of one run, as plain JSON values."""
+    report, fingerprint = run.record["report"], run.record["fingerprint"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "relaxprune": relaxprune.__version__,
+        "run": run.name,
+        "summary": summary(run),
+        "perplexity": [asdict(item) for item in run.evaluations],
+        "error_by_role": error_by_role(run.layers),
+        "layers": [layer_content(layer, density(layer.name, run.masks[layer.parameter], run.config)) for layer in
+                   run.layers],
+        "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
+        "skipped": report.get("skipped", []),
+        "repeat": {
+            "command": run.record["notes"].get("command"),
+            "notices": list(run.record["notes"].get("notices", ())),
+            "finished": run.record.get("finished"),
+            "fingerprint": fingerprint,
+            "files": run.record["files"],
+        },
+    }  # fmt: skip
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Return the numbers that a reader wants first."""
+    layers, notes = run.layers, run.record["notes"]
+    entries = sum(layer.rows * layer.cols for layer in layers)
+    pruned = sum(round(layer.sparsity * layer.rows * layer.cols) for layer in layers)
+    return {
+        "base_model": notes.get("base_model"),
+        "license": notes.get("license"),
+        "solver": run.settings.get("solver"),
+        "polytope": run.settings.get("polytope"),
+        "layers": len(layers),
+        "weights": entries,
+        "pruned_weights": pruned,
+        "sparsity": pruned / entries if entries else 0.0,
+        "mean_relative_error": mean(layer.relative_error for layer in layers),
+        "mean_wanda_relative_error": mean(layer.wanda_relative_error for layer in layers),
+        "mean_wanda_ratio": mean(layer.wanda_ratio for layer in layers),
+        "mean_relative_gap": mean(layer.relative_gap for layer in layers),
+        "certificate": run.settings.get("certify"),
+        "refitted": any(layer.kept_objective is not None for layer in layers),
+        "seconds": run.record["report"].get("seconds", {}).get("total"),
+    }
+
+
+def layer_content(layer: LayerReport, spread: Density) -> dict[str, Any]:
+    """Return what is said of one layer: its errors, the energies of its phases over Wanda's, and its mask's spread."""
+    return {
+        "name": layer.name,
+        "block": layer.block,
+        "role": role_of(layer.name),
+        "rows": layer.rows,
+        "cols": layer.cols,
+        "sparsity": layer.sparsity,
+        "relative_error": layer.relative_error,
+        "wanda_relative_error": layer.wanda_relative_error,
+        "wanda_ratio": layer.wanda_ratio,
+        "relative_gap": layer.relative_gap if math.isfinite(layer.relative_gap) else None,
+        "proven_share": layer.proven_share,
+        "status": layer.status,
+        "seconds": layer.seconds,
+        "certificate_seconds": layer.certificate_seconds,
+        "products": layer.products,
+        "phases": phases(layer),
+        "density": asdict(spread),
+    }
+
+
+def phases(layer: LayerReport) -> dict[str, float | None]:
+    """Return the objective at the end of each phase over that of Wanda's mask; None for a phase there was not.
+
+    Solvers keep no history of their iterations; these are the objectives that they state, each taken in float64.
+    """
+    base = layer.wanda_objective
+    values = {name: getattr(layer, key) for name, key in _ENERGIES.items()}
+    return {name: None if value is None or base <= 0 else value / base for name, value in values.items()}
+
+
+def error_by_role(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
+    """Return mean relative errors of the layers with one role: Wanda's mask, this one, and what is proven of any."""
+    groups: dict[str, list[LayerReport]] = {}
+    for layer in layers:
+        groups.setdefault(role_of(layer.name), []).append(layer)
+    return [
+        {
+            "role": role,
+            "layers": len(members),
+            "wanda": mean(item.wanda_relative_error for item in members),
+            "this": mean(item.relative_error for item in members),
+            "bound": mean(item.lower_bound / item.dense_energy if item.dense_energy > 0 else 0.0 for item in members),
+            "relative_gap": mean(item.relative_gap for item in members),
+        }
+        for role, members in groups.items()
+    ]
+
+
+def seconds_by_block(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
+    """Return each block's seconds, of solving and of certificates."""
+    blocks: dict[int, list[LayerReport]] = {}
+    for layer in layers:
+        blocks.setdefault(layer.block, []).append(layer)
+    return [
+        {
+            "block": block,
+            "solve": sum(item.seconds for item in members),
+            "certify": sum(item.certificate_seconds or 0.0 for item in members),
+        }
+        for block, members in sorted(blocks.items())
+    ]
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted names."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= flat(item, f"{name}.{key}" if name else str(key))
+    return leaves
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of finite values, 0 for none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else 0.0

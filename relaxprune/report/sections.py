@@ -1,0 +1,222 @@
+"""The sections of the report of one run, each from the plain values of ``run_content``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..markup import number
+from . import figures
+from .content import flat
+from .page import Group, Page, Section, picture, table
+
+Content = Mapping[str, Any]
+
+
+def run_page(content: Content) -> Page:
+    """Return the page of one run."""
+    return Page(
+        title=f"Pruning {content['summary']['base_model'] or content['run']}",
+        lead=[lead(content["summary"])],
+        facts=facts(content["summary"]),
+        notices=content["repeat"]["notices"],
+        sections=[
+            quality(content),
+            layers(content),
+            phases(content),
+            masks(content),
+            cost(content),
+            skipped(content),
+            repeat(content),
+        ],
+    )
+
+
+def amount(polytope: Mapping[str, Any] | None) -> str:
+    """Return what was asked for in a few words."""
+    shown = {key: value for key, value in (polytope or {}).items() if value not in (None, False)}
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+    )
+
+
+def lead(summary: Content) -> str:
+    """Say what the run was."""
+    moved = "; kept weights have new values" if summary["refitted"] else ""
+    return (
+        f"{summary['layers']} layers with {summary['weights']:,} weights, {summary['pruned_weights']:,} of them pruned "
+        f"({amount(summary['polytope'])}) by the solver {summary['solver']}{moved}."
+    )
+
+
+def facts(summary: Content) -> list[tuple[str, str, str]]:
+    """Return the numbers on top, each with its name and what it means."""
+    proof = f"certified by {summary['certificate']}" if summary["certificate"] else "proven by the solver itself"
+    seconds = summary["seconds"]
+    return [
+        ("Pruned", f"{summary['sparsity']:.1%}", "of the pruned layers' weights"),
+        ("Mean relative error", number(summary["mean_relative_error"]), "share of a layer's output energy lost"),
+        ("Of Wanda's error", number(summary["mean_wanda_ratio"]), "mean over layers; below 1 is better"),
+        ("Mean relative gap", number(summary["mean_relative_gap"]), f"{proof}; no mask is better by a larger share"),
+        ("Time", "–" if seconds is None else f"{seconds:,.0f} s", "pruning, all stages"),
+    ]
+
+
+def quality(content: Content) -> Section:
+    """Perplexity, where it was measured, and error by method."""
+    rows = content["error_by_role"]
+    series = {
+        title: {row["role"]: row[key] for row in rows}
+        for title, key in (("Wanda", "wanda"), ("this run", "this"), ("proven bound", "bound"))
+    }
+    head = ("role", "layers", "Wanda", "this run", "proven bound", "relative gap")
+    body = [(row["role"], row["layers"], row["wanda"], row["this"], row["bound"], row["relative_gap"]) for row in rows]
+    drawn = figures.role_bars(series, "roles", "Mean relative error by role and method", "relative error")
+    caption = "Relative error by method, mean by role. No mask with this sparsity or pattern can be below the bound."
+    return Section(
+        "quality",
+        "Perplexity and error",
+        groups=[
+            perplexity_group(content["perplexity"]),
+            Group("Error", [picture(drawn, caption)], [table("Mean relative error by role", head, body, folded=True)]),
+        ],
+        text=[] if content["perplexity"] else [
+            f"Perplexity was not measured. To add it to this report: relaxprune eval {content['run']}, and for the "
+            f"model before pruning relaxprune eval MODEL --record {content['run']}; then write the report again."
+        ],
+    )  # fmt: skip
+
+
+def perplexity_group(results: Sequence[Content]) -> Group:
+    """One figure for each text that was measured on, for others do not compare, and a table of all."""
+    texts: dict[str, list[Content]] = {}
+    for item in results:
+        texts.setdefault(item["tokens_sha256"], []).append(item)
+    drawn = []
+    for place, rows in enumerate(texts.values()):
+        first = rows[0]
+        caption = f"Perplexity on {first['windows']} windows of {first['length']} tokens, {first['text']}, held out."
+        drawn.append(picture(figures.perplexity_bars(rows, f"perplexity{place}"), caption))
+    head = ("method", "perplexity", "windows", "length", "text", "model")
+    body = [[item[key] for key in head] for item in results]
+    return Group("Perplexity" if results else "", drawn, [table("Perplexity", head, body)] if results else [])
+
+
+def layers(content: Content) -> Section:
+    """Heat maps of error and gap, and every layer's numbers."""
+    items = content["layers"]
+    maps = [
+        ("relative_error", "Relative error", "the share of a layer's output energy that pruning loses", None),
+        (
+            "relative_gap",
+            "Proven relative gap",
+            "no mask is better by a larger share; near 1 the proof is weak",
+            1.0,
+        ),
+        ("wanda_ratio", "Error over Wanda's", "below 1 is the gain over Wanda's mask on the same inputs", None),
+    ]
+    drawn = [
+        picture(figures.heat_map(items, key, f"map-{key}", f"{title} by block and role", high), f"{title}: {meaning}.")
+        for key, title, meaning, high in maps
+    ]
+    head = ("layer", "shape", "sparsity", "error", "Wanda's", "ratio", "gap", "status", "seconds")
+    keys = ("sparsity", "relative_error", "wanda_relative_error", "wanda_ratio", "relative_gap", "status", "seconds")
+    body = [(item["name"], f"{item['rows']}x{item['cols']}", *(item[key] for key in keys)) for item in items]
+    numbers = table(f"All {len(items)} layers", head, body, folded=True)
+    return Section("layers", "Error and proven gap by layer", groups=[Group("", drawn, [numbers])])
+
+
+def phases(content: Content) -> Section:
+    """How the objective went from Wanda's mask to the final one."""
+    drawn = figures.phase_lines(content["layers"], "phases")
+    caption = "Mean by role. Dotted: what is proven to be out of reach of every mask; a bound below 0 is drawn at 0."
+    explained = (
+        "Objective at the end of each phase, over that of Wanda's mask on the same inputs: relaxed mask (end of the "
+        "convex phase), the unrounded one (after annealing), the mask as it was rounded, and the final one after the "
+        "search that polishes it. The step from unrounded to rounded is what rounding loses. The curve has no finer "
+        "steps, for solvers keep no history of their iterations; phases that the solver does not have are left out."
+    )
+    return Section("convergence", "Convergence by phase", [explained], [Group("", [picture(drawn, caption)])])
+
+
+def masks(content: Content) -> Section:
+    """Where the kept weights are."""
+    items = content["layers"]
+    groups, text = [], []
+    roles = list(dict.fromkeys(item["role"] for item in items))
+    for key, title in (("cols", "Columns (inputs)"), ("rows", "Rows (outputs)"), ("heads", "Attention heads")):
+        shown = [role for role in roles if _spreads(items, role, key)]
+        drawn = [
+            picture(figures.density_map(items, key, f"density-{key}-{place}", role), f"{title} of {role}, by block.")
+            for place, role in enumerate(shown)
+        ]
+        if drawn:
+            groups.append(Group(title, drawn))
+        elif key == "rows":
+            text.append("All rows of a layer keep the same share, as the sparsity or pattern asks.")
+        elif key == "heads":
+            text.append("No picture of heads: they keep equal shares, or config.json does not tell their rows.")
+    intro = "Share of weights kept, neighbours averaged into at most 96 bins. Each line is a layer, each scale its own."
+    return Section("masks", "Density of the masks", [intro, *text], groups)
+
+
+def _spreads(items: Sequence[Content], role: str, key: str) -> bool:
+    """Say whether shares differ within any layer of a role."""
+    shares = [item["density"][key] for item in items if item["role"] == role and item["density"][key]]
+    return any(max(row) - min(row) > 1e-9 for row in shares)
+
+
+def cost(content: Content) -> Section:
+    """Seconds by stage, by block and by layer."""
+    stages, blocks = content["seconds"]["stages"], content["seconds"]["blocks"]
+    drawn = [
+        picture(figures.stage_bars({content["run"]: stages}, "stages"), "Seconds by stage."),
+        picture(figures.block_bars(blocks, "blocks"), "Seconds of solving (and certifying) by block."),
+        picture(
+            figures.heat_map(content["layers"], "seconds", "map-seconds", "Seconds by block and role"),
+            "Seconds of solving by layer.",
+        ),
+    ]
+    total = stages.get("total") or 0.0
+    body = [(stage, spent, f"{spent / total:.1%}" if total else "–") for stage, spent in stages.items()]
+    return Section(
+        "cost", "Cost", groups=[Group("", drawn, [table("Seconds by stage", ("stage", "seconds", "share"), body)])]
+    )
+
+
+def skipped(content: Content) -> Section:
+    """What was not pruned and why."""
+    reasons: dict[str, list[str]] = {}
+    for item in content["skipped"]:
+        reasons.setdefault(item["reason"], []).append(item["name"])
+    if not reasons:
+        return Section("skipped", "Not pruned", ["Every matrix of the model was pruned."])
+    body = [(reason, len(names), ", ".join(names)) for reason, names in reasons.items()]
+    return Section(
+        "skipped",
+        "Not pruned",
+        groups=[Group("", [], [table("Not pruned, and why", ("why", "number", "which"), body)])],
+    )
+
+
+def repeat(content: Content) -> Section:
+    """Everything that the same run needs."""
+    facts = content["repeat"]
+    leaves = [(key, _text(value)) for key, value in flat(facts["fingerprint"]).items()]
+    files = [(name, entry.get("bytes"), entry.get("sha256")) for name, entry in facts["files"].items()]
+    return Section(
+        "repeat",
+        "To repeat the run",
+        [f"Finished {facts['finished']}. Runs with equal fingerprints give the same masks, bit for bit, on one kind of "
+         "machine."],
+        [Group("", [], [
+            table("Fingerprint", ("key", "value"), leaves, folded=True),
+            table("Files", ("file", "bytes", "SHA-256"), files, folded=True),
+        ])],
+        [str(facts["command"])],
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    """Return a setting as it is written in JSON, roughly."""
+    return "none" if value is None else str(value)

@@ -1,0 +1,79 @@
+"""Writing a report: the page and its JSON, or a sentence that says why not, before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from ..durable import write_json, write_text
+from ..pruning.outputs import refuse_output_file
+from .comparing import comparison_content, comparison_page
+from .content import KIND, run_content
+from .drawing import require_matplotlib
+from .page import render
+from .reading import read_run
+from .sections import run_page
+
+_MARK = '<meta name="generator" content="relaxprune.report'
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the report of a run, or of several side by side, as one HTML page with its JSON beside it.
+
+    The page needs no network and runs no script. An earlier report of the same name is replaced.
+
+    Args:
+        folders: one finished run folder, or several to be compared.
+        out: the page, ending in .html; by default report.html in the one folder. The JSON has the same name with .json.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RelaxPruneError: no folder, a folder without a finished run, a damaged file, matplotlib is missing, or an output
+            that is somebody else's file.
+    """
+    if not folders:
+        raise RelaxPruneError("give at least one run folder to report on")
+    if out is None and len(folders) > 1:
+        raise RelaxPruneError(f"give --out FILE for the comparison of {len(folders)} runs, such as comparison.html")
+    page = Path(folders[0]) / "report.html" if out is None else Path(out)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise RelaxPruneError(f"--out must name a file that ends in .html, got {str(page)!r}")
+    require_matplotlib()
+    runs = [read_run(folder) for folder in folders]
+    refuse_foreign(page)
+    refuse_foreign(page.with_suffix(".json"))
+    if len(runs) == 1:
+        content = run_content(runs[0])
+        described = run_page(content)
+    else:
+        content = comparison_content(runs)
+        described = comparison_page(content)
+    html = render(described, page.with_suffix(".json").name)
+    write_json(page.with_suffix(".json"), content)
+    write_text(page, html)
+    return page
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace a file that is no report of ours, and one that cannot be written.
+
+    Raises:
+        RelaxPruneError: naming the file.
+    """
+    if path.is_file() and _ours(path):
+        return
+    refuse_output_file(path)
+
+
+def _ours(path: Path) -> bool:
+    """Say whether a file is a report, or the JSON of one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return _MARK in text[:2000] if path.suffix != ".json" else json.loads(text).get("kind") == KIND
+    except (ValueError, AttributeError):
+        return False
