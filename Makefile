@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install package format types lint test check-long demo demo-full docs benchmarks clean
+.PHONY: help install package format types lint test check-long test-llm-compressor demo demo-full docs benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,24 @@ lint: format types  ## ruff and mypy
 test: lint  ## ruff, mypy and the tests, on the installed package
 	RELAXPRUNE_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
+# llm-compressor wants another transformers, so its adapter is tested in an environment of its own.
+LLM_COMPRESSOR := .venv-llm-compressor
+$(LLM_COMPRESSOR)/.installed: pyproject.toml constraints-llm-compressor.txt
+	rm -rf $(LLM_COMPRESSOR)
+	$(PYTHON) -m venv $(LLM_COMPRESSOR)
+	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install -c constraints-llm-compressor.txt torch
+	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install -c constraints-llm-compressor.txt setuptools
+	rm -rf build *.egg-info
+	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install -c constraints-llm-compressor.txt \
+		--no-build-isolation '.[llm-compressor]' pytest
+	touch $@
+
+test-llm-compressor: $(LLM_COMPRESSOR)/.installed  ## the adapter for llm-compressor, in an environment of its own
+	rm -rf build *.egg-info
+	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
+	rm -rf build *.egg-info
+	$(LLM_COMPRESSOR)/bin/pytest --noconftest tests/llm_compressor
+
 check-long: package  ## the tests at full counts: hours, not minutes
 	RELAXPRUNE_LONG=1 $(BIN)/pytest
 
@@ -66,4 +84,4 @@ benchmarks: package  ## run the benchmarks and put their tables and plots into d
 	$(BIN)/python docs/benchmarks/all.py
 
 clean:  ## remove everything that the other targets make
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov runs site
+	rm -rf $(VENV) $(LLM_COMPRESSOR) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov runs site

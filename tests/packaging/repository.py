@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Modules for hosts that are not in this environment; their tests run in one of their own (`make test-llm-compressor`).
+GUESTS = ("relaxprune.adapters.llm_compressor",)
 
 
 @functools.cache
@@ -106,3 +108,9 @@ def library() -> list[Module]:
             tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
             modules.append(Module(name, path.relative_to(ROOT), tree))
     return modules
+
+
+def importable() -> list[str]:
+    """Return the names of the library's modules that can be imported here."""
+    names = [module.name for module in library() if not module.name.endswith("__main__")]
+    return [name for name in names if name not in GUESTS]

@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from .repository import library, packages
+from .repository import importable, packages
 
 
 def _public(package: types.ModuleType) -> list[str]:
@@ -33,7 +33,7 @@ def test_every_offered_name_is_there(name: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", [module.name for module in library() if not module.name.endswith("__main__")])
+@pytest.mark.parametrize("name", importable())
 def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

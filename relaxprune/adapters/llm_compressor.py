@@ -1,0 +1,104 @@
+"""A modifier for llm-compressor (0.13 or newer): masks by optimisation inside its `oneshot`.
+
+From Python the modifier is an object in the recipe; from a YAML recipe it is found once this module is imported:
+
+    pruning_stage:
+      pruning_modifiers:
+        RelaxPruneModifier:
+          sparsity: 0.5
+
+llm-compressor collects, compresses and propagates; this brings what is done with the inputs of a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from compressed_tensors.utils import align_module_device, update_offload_parameter
+from llmcompressor.core import State
+from llmcompressor.modifiers.factory import ModifierFactory
+from llmcompressor.modifiers.pruning.sparsegpt.sgpt_base import SparsityModifierBase
+from pydantic import Field, PrivateAttr, field_validator
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.one_weight import Choice, Figures, InputGram, choice, figures_of, weight_of
+
+HEAD = "re:.*lm_head"  # a plain "lm_head" matches nothing: the host looks at names that end in a dot
+HeldBy = dict[torch.nn.Module, Any]
+
+
+class RelaxPruneModifier(SparsityModifierBase):
+    """Chooses each layer's mask with ``solve`` on the inputs that the host shows, and writes +0.0 into the weight.
+
+    Args:
+        sparsity: fraction pruned of every row; a list or an OWL profile as the host has them.
+        mask_structure: "N:M" PRUNES N of every M consecutive columns, in the host's way of counting; "0:0" for none.
+        solver: name of a solver.
+        solver_options: further arguments of ``solve``.
+        targets, ignore, sparsity_profile: as the host has them; the output head is ignored always.
+
+    Attributes:
+        figures: layer name -> error and proven bound of its mask.
+    """
+
+    solver: str = "fw"
+    solver_options: dict[str, Any] = Field(default_factory=dict)
+    ignore: list[str] = Field(default_factory=lambda: [HEAD])
+    _inputs: HeldBy = PrivateAttr(default_factory=dict)
+    _figures: dict[str, Figures] = PrivateAttr(default_factory=dict)
+
+    @field_validator("ignore", mode="after")
+    @classmethod
+    def ignore_names_too(cls, ignore: list[str]) -> list[str]:
+        """Have a plain name match the layer of that name, which the host calls by the name and a dot."""
+        names = [entry for entry in ignore if not entry.startswith("re:")]
+        return [*ignore, *(f"{name}." for name in names), *([] if HEAD in ignore else [HEAD])]
+
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """Layer name -> error and proven bound of its mask."""
+        return self._figures
+
+    def calibrate_module(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...], _output: Any) -> None:
+        """Count one batch of a layer's inputs."""
+        self._inputs.setdefault(module, InputGram(module, self._name(module))).add(args[0])
+
+    def compress_modules(self) -> None:
+        """Choose and write the masks of all layers that inputs were counted for.
+
+        Raises:
+            RelaxPruneError: an amount that does not fit a layer, which the message names.
+        """
+        for module in list(self._inputs):
+            inputs, name = self._inputs.pop(module), self._name(module)
+            with torch.no_grad(), align_module_device(module):
+                layer = weight_of(module, "weight", name)
+                solution = self._choice(module).solution(layer, inputs.gram().to(layer.weight.device))
+                pruned = ~layer.as_stored(solution.mask)
+                weight = layer.weight.detach().masked_fill(pruned, 0.0)
+            update_offload_parameter(module, "weight", weight)
+            self._figures[name] = figures_of(solution, inputs.tokens)
+
+    def on_finalize(self, state: State, **kwargs: Any) -> bool:
+        """Remove the hooks, and make sure that no layer was left over."""
+        if not self.ended_:
+            self.on_end(state, None)
+        if self._inputs:
+            left = [self._name(module) for module in self._inputs]
+            raise RelaxPruneError(f"{len(left)} layers were calibrated and not compressed, {left[0]!r} among them")
+        self._module_names, self._module_sparsities = {}, {}
+        return True
+
+    def _name(self, module: torch.nn.Module) -> str:
+        """Return a layer's name without the host's dot at the end."""
+        return self._module_names[module].rstrip(".")
+
+    def _choice(self, module: torch.nn.Module) -> Choice:
+        """Return how the mask of a layer is chosen."""
+        if self._prune_m:
+            return choice(None, f"{self._prune_m - self._prune_n}:{self._prune_m}", self.solver, self.solver_options)
+        return choice(float(self._module_sparsities[module]), None, self.solver, self.solver_options)
+
+
+ModifierFactory.register("RelaxPruneModifier", RelaxPruneModifier)
