@@ -87,12 +87,13 @@ class RelaxPruneModifier(SparsityModifierBase):
         if self._inputs:
             left = [self._name(module) for module in self._inputs]
             raise RelaxPruneError(f"{len(left)} layers were calibrated and not compressed, {left[0]!r} among them")
-        self._module_names, self._module_sparsities = {}, {}
+        for held in (self._module_names, self._module_sparsities):
+            held.clear()
         return True
 
     def _name(self, module: torch.nn.Module) -> str:
         """Return a layer's name without the host's dot at the end."""
-        return self._module_names[module].rstrip(".")
+        return str(self._module_names[module]).rstrip(".")
 
     def _choice(self, module: torch.nn.Module) -> Choice:
         """Return how the mask of a layer is chosen."""

@@ -138,7 +138,7 @@ def test_a_browser_shows_it_on_a_phone(runs: list[Path], tmp_path: Path, which: 
       };</script></body>"""
     (tmp_path / "probe.html").write_text(probe)
     done = subprocess.run(
-        [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
+        [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
          (tmp_path / "probe.html").as_uri()],
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
