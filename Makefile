@@ -7,10 +7,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install package format types lint test check-long test-llm-compressor demo demo-full docs benchmarks clean
+.PHONY: help install package format types lint test check-long test-llm-compressor demo demo-full comparison docs benchmarks clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 22
 
 install: $(STAMP)  ## make .venv with every dependency, at the versions of constraints.txt
 
@@ -76,6 +76,10 @@ demo: package  ## prune SmolLM2-135M at 50 % and 2:4 and print one table (about 
 
 demo-full: package  ## the same at full effort (about 40 minutes)
 	$(BIN)/relaxprune demo --full
+
+comparison: package  ## every method on SmolLM2-135M at 50 % and 2:4, in one table (hours; goes on where it was stopped)
+	$(BIN)/python docs/benchmarks/model.py runs/comparison.json --targets 50% 2:4 --sample 0 \
+		--methods wanda ria "sparsefw 0.75" sparsegpt alps fw reconstruct
 
 docs: package  ## build the documentation site into site/; a warning is an error
 	$(BIN)/zensical build --strict --clean
