@@ -120,15 +120,16 @@ def evaluate_tasks(
             plain ``acc``.
     """
     options = options or TaskOptions()
-    found = tasks if isinstance(tasks, Mapping) else open_tasks(tasks, options)
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+    with _same_random_state():  # importing lm-eval and loading tasks draw from them too
+        found = tasks if isinstance(tasks, Mapping) else open_tasks(tasks, options)
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
 
-    with evaluating(model), _same_random_state():
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
-        results: Any = simple_evaluate(
-            model=harness, tasks=list(found.values()), limit=options.limit, log_samples=False, bootstrap_iters=0
-        )
+        with evaluating(model):
+            harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+            results: Any = simple_evaluate(
+                model=harness, tasks=list(found.values()), limit=options.limit, log_samples=False, bootstrap_iters=0
+            )
     return TaskResult(
         tuple(_score(name, results) for name in found),
         results["lm_eval_version"],

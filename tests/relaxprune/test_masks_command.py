@@ -94,7 +94,7 @@ def test_what_is_damaged_or_does_not_belong_is_refused(tmp_path: Path, capsys: p
     capsys.readouterr()
     for data, words in (
         (whole[:1000], "damaged or truncated"),
-        (whole[:-1] + bytes([whole[-1] ^ 1]), "checksum"),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), "is damaged"),
         (whole.replace(b"relaxprune.compact", b"relaxprune.compacT"), "no compact checkpoint"),
     ):
         file.write_bytes(data)

@@ -24,7 +24,7 @@ from tests.random_problems import GRAMS, Draw, make_gram
 from .checks import MOST_ITERATIONS, check_refusal, default_iterations
 
 SETS = (KSparse(3), KSparse(3, at_most=True), KSparse(8, per="layer"), NM(2, 4), TransposableNM(2, 4))
-DRAWN = settings(max_examples=60 if LONG else 2, deadline=None, suppress_health_check=list(HealthCheck))
+DRAWN = settings(max_examples=60 if LONG else 1, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def attempt(problem: ReconstructionProblem, name: str) -> Solution | None:
@@ -76,7 +76,12 @@ def least(problem: ReconstructionProblem, supports: list[list[int]]) -> list[flo
 
 @pytest.mark.parametrize(
     ("polytope", "dtype"),
-    [(kind, (torch.float32, torch.float64)[n]) for i, kind in enumerate(SETS) for n in (0, 1) if LONG or i % 2 == n],
+    [
+        (kind, (torch.float32, torch.float64)[n])
+        for i, kind in enumerate(SETS)
+        for n in (0, 1)
+        if LONG or (i % 2 == n and i != 1)
+    ],
     ids=repr,
 )
 def test_a_correlated_layer(name: str, polytope, dtype: torch.dtype, seed: int) -> None:
