@@ -37,7 +37,7 @@ class MaskStatistics:
         row_least, row_most: least and most kept share of a row.
         column_least, column_most: the same of a column.
         empty_rows, empty_columns: rows and columns that keep nothing.
-        pattern: the tightest N:M, m of 4, 8 or 16, that every group keeps to, such as "2:4"; "" for none.
+        pattern: the N:M, m of 4, 8 or 16, that every group keeps to, such as "2:4"; "" for none.
     """
 
     name: str
@@ -73,16 +73,21 @@ def describe(name: str, mask: Tensor) -> MaskStatistics:
         column_most=float(columns.max()),
         empty_rows=int((rows == 0).sum()),
         empty_columns=int((columns == 0).sum()),
-        pattern=pattern_of(flat),
+        pattern=pattern_of(flat, float(rows.max())),
     )
 
 
-def pattern_of(mask: Tensor) -> str:
-    """Return the N:M that a mask (rows, cols) keeps to with the least share kept, the shortest group of equal ones."""
+def pattern_of(mask: Tensor, most_kept: float) -> str:
+    """Return the N:M that a mask (rows, cols) keeps to, the shortest group of equal ones; "" where there is none.
+
+    Args:
+        mask: (rows, cols) bool.
+        most_kept: share that the fullest row keeps: a pattern that allows more says nothing.
+    """
     found: tuple[float, str] = (1.0, "")
     for group in (4, 8, 16):
         if mask.shape[1] % group == 0:
             most = int(mask.reshape(mask.shape[0], -1, group).sum(dim=2).max())
-            if most / group < found[0]:
+            if most / group < found[0] and most / group <= most_kept + 1e-9:
                 found = (most / group, f"{most}:{group}")
     return found[1]

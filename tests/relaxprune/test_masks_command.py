@@ -113,6 +113,8 @@ def test_statistics_and_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     second[0, 0], second[0, 1] = False, True
     one = describe("w", first)
     assert (one.kept, one.sparsity, one.empty_rows, one.empty_columns, one.pattern) == (12, 0.625, 1, 4, "2:4")
+    assert describe("w", torch.eye(8, dtype=torch.bool).roll(1, 0) | torch.eye(8, dtype=torch.bool)).pattern == "2:8"
+    assert describe("w", torch.rand(4, 32, generator=torch.Generator().manual_seed(0)) > 0.5).pattern == ""
     assert (one.row_least, one.row_most, one.column_most) == (0.0, 0.5, 0.75)
     difference = compare_masks({"w": first}, {"w": second}).layers[0]
     assert (difference.both, difference.jaccard, difference.rows_that_differ) == (11, 11 / 13, 1)
