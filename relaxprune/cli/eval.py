@@ -46,6 +46,7 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
     from relaxprune.evaluation.perplexity import perplexity
     from relaxprune.evaluation.recording import measured, record_evaluation, run_folder_of
     from relaxprune.pruning.calibration import CalibrationOptions, evaluation_windows, open_source
+    from relaxprune.pruning.fingerprint import weights_sha256
 
     from .loading import load_model, load_options
 
@@ -61,9 +62,13 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
             loaded = load_model(model, options)
             tokens = evaluation_windows(source, loaded.tokenizer, wanted)
         result = perplexity(loaded.model, tokens.tokens)
+        # Said before it is kept: a folder that cannot be written must not cost the answer.
+        print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source), flush=True)
         if folder is not None:
-            record_evaluation(folder, measured(model, folder, result, tokens))
-    print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source))
+            kept = measured(model, folder, result, tokens, weights_sha256(loaded.model))
+            with door():
+                record_evaluation(folder, kept)
+            print(f"kept in {folder}, method {kept.method}")
 
 
 def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EVALUATION_NAME = "evaluation.json"
 SCHEMA_VERSION = 1
+DENSE, OTHER = "dense", "other"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Measured:
     """A perplexity, what it is of, and what it was measured on.
 
     Attributes:
-        method: how the weights came about: a solver's name, or "dense" for the model as it was before pruning.
+        method: how the weights came about: a solver's name, "dense" for the very weights that the run pruned, or
+            "other" for a model that is neither those nor a run's.
         model: what was evaluated.
         text: where the held-out text comes from.
         tokens_sha256: of the token windows; results with different ones do not compare.
@@ -95,18 +97,19 @@ def run_folder_of(model: str, record: Path | None) -> Path | None:
     return record or (own if (own / RECORD_NAME).is_file() else None)
 
 
-def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows) -> Measured:
+def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows, weights_sha256: str) -> Measured:
     """Return what is kept of a perplexity.
 
     Args:
-        model: what was evaluated; where it is the run's own folder the method is the run's solver, else it is "dense".
-        folder: the run folder.
+        model: what was evaluated.
+        folder: the run folder that it is kept in.
         result: the perplexity.
         tokens: what it was measured on.
+        weights_sha256: of the weights that were evaluated, in the precision in which they were.
     """
     own = Path(model).resolve() == folder.resolve()
     return Measured(
-        method=read_record(folder / RECORD_NAME)["report"]["solver"] if own else "dense",
+        method=_method(model, folder, weights_sha256),
         model=Path(model).name if own else model,
         text=tokens.source,
         tokens_sha256=tokens.sha256,
@@ -117,6 +120,15 @@ def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWi
         measured=now(),
         versions={name: version(name) for name in ("relaxprune", "torch", "transformers")},
     )
+
+
+def _method(model: str, folder: Path, weights_sha256: str) -> str:
+    """Say how weights came about: by a run's solver, by no pruning, or in a way that the folder does not know."""
+    made = Path(model) / RECORD_NAME
+    if made.is_file():
+        return str(read_record(made)["report"]["solver"])
+    pruned = read_record(folder / RECORD_NAME)["fingerprint"]["model"]["weights_sha256"]
+    return DENSE if weights_sha256 == pruned else OTHER
 
 
 def _measured(item: Any) -> Measured:

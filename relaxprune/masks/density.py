@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..pruning.roles import role_of
@@ -49,6 +50,22 @@ def density(name: str, mask: Tensor, config: Mapping[str, Any], bins: int = 96) 
         col_range=(float(cols.min()), float(cols.max())),
         heads=_heads(role_of(name), rows, cols, config),
     )
+
+
+def grid(mask: Tensor, group: int = 1, cells: int = 48) -> list[list[float]]:
+    """Return the shares that a mask (rows, cols) keeps in the cells of a grid, at most ``cells`` a side.
+
+    Args:
+        mask: True = kept.
+        group: of an N:M pattern. Cells hold whole groups: else a picture would show where cells cut groups.
+        cells: the most on a side.
+    """
+    rows, cols = mask.shape
+    high, wide = -(-rows // cells), -(-cols // cells)
+    wide = -(-wide // group) * group
+    bands = torch.stack([band.mean(0) for band in mask.double().split(high)])  # (bands, cols)
+    shares = torch.stack([part.mean(1) for part in bands.split(wide, dim=1)], dim=1)  # (bands, parts)
+    return [[round(value, 4) for value in row] for row in shares.tolist()]
 
 
 def _heads(role: str, rows: Tensor, cols: Tensor, config: Mapping[str, Any]) -> list[float]:

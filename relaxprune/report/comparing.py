@@ -11,11 +11,26 @@ from ..markup import number
 from ..masks.comparing import compare_masks
 from . import figures
 from .content import KIND, SCHEMA_VERSION, flat, run_content
-from .page import Group, Page, Section, picture, table
+from .page import Group, Page, Picture, Section, picture, table
 from .reading import Run
-from .sections import amount
+from .sections import amount, written
 
 Content = Mapping[str, Any]
+# What has to be equal for numbers to compare: dotted names in the fingerprint, and what a difference means.
+_GROUNDS = {
+    "model.weights_sha256": "the runs pruned different weights: neither errors nor perplexities compare",
+    "calibration.sha256": "the runs saw different calibration text: errors are on different Gram matrices",
+    "settings.statistics": "the runs weigh their calibration text differently: errors are on different Gram matrices",
+    "settings.weights": "weights moved in some of the runs only: gaps do not prove the same",
+    "settings.device": "the runs computed on different devices: seconds do not compare",
+    "settings.threads": "the runs computed with different numbers of threads: seconds do not compare",
+}
+_BARS = {
+    "mean_relative_error": ("mean relative error", "The share of a layer's output energy that pruning loses."),
+    "mean_wanda_ratio": ("error over Wanda's", "On the same inputs, layer by layer; below 1 is the gain."),
+    "mean_relative_gap": ("mean relative gap", "No mask with the run's pattern is better by a larger share."),
+    "seconds": ("seconds", "Pruning, all stages. Run folders do not record the peak of memory."),
+}
 _METRICS = {
     "base_model": "model",
     "solver": "solver",
@@ -38,6 +53,7 @@ def comparison_content(runs: Sequence[Run]) -> dict[str, Any]:
         "kind": KIND,
         "relaxprune": relaxprune.__version__,
         "runs": {name: run_content(run) for name, run in zip(names, runs, strict=True)},
+        "perplexity": common_perplexity(dict(zip(names, runs, strict=True))),
         "differences": differences({name: run.record["fingerprint"] for name, run in zip(names, runs, strict=True)}),
         "overlap": [
             {"run": name, "with": names[0], **compare_masks(runs[0].masks, run.masks).to_dict()}
@@ -65,6 +81,32 @@ def differences(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: row for key, row in values.items() if any(item != next(iter(row.values())) for item in row.values())}
 
 
+def common_perplexity(runs: Mapping[str, Run]) -> dict[str, Any] | None:
+    """Return the perplexities of the runs' models on the text on which all were evaluated; None if there is none."""
+    found = {
+        name: {item.tokens_sha256: item for item in run.evaluations if item.model == run.name}
+        for name, run in runs.items()
+    }
+    first = next(iter(found.values()))
+    for sha256, item in reversed(first.items()):
+        if all(sha256 in items for items in found.values()):
+            where = f"{item.windows} windows of {item.length} tokens, {item.text}, held out"
+            return {"where": where, "values": {name: items[sha256].perplexity for name, items in found.items()}}
+    return None
+
+
+def incomparable(content: Content) -> list[str]:
+    """Say which numbers of the runs do not compare, and why."""
+    said = [
+        meaning
+        for ground, meaning in _GROUNDS.items()
+        if any(key == ground or key.startswith(f"{ground}.") for key in content["differences"])
+    ]
+    if len({tuple(sorted(layer["name"] for layer in run["layers"])) for run in content["runs"].values()}) > 1:
+        said.append("the runs pruned different layers: their means are over different sets")
+    return said
+
+
 def comparison_page(content: Content) -> Page:
     """Return the page of a comparison."""
     runs: Mapping[str, Content] = content["runs"]
@@ -72,9 +114,12 @@ def comparison_page(content: Content) -> Page:
         title=f"{len(runs)} runs side by side",
         lead=[", ".join(runs)],
         facts=[],
-        notices=[f"{name}: {text}" for name, run in runs.items() for text in run["repeat"]["notices"]],
+        notices=[
+            *incomparable(content),
+            *(f"{name}: {text}" for name, run in runs.items() for text in run["repeat"]["notices"]),
+        ],
         sections=[
-            _summary(runs),
+            _summary(runs, content["perplexity"]),
             _settings(content["differences"], list(runs)),
             _errors(runs),
             _overlap(content["overlap"]),
@@ -84,28 +129,39 @@ def comparison_page(content: Content) -> Page:
     )
 
 
-def _summary(runs: Mapping[str, Content]) -> Section:
-    """One column for each run."""
+def _summary(runs: Mapping[str, Content], perplexity: Content | None) -> Section:
+    """One bar and one column for each run."""
     rows = [(title, *(number(run["summary"][key]) for run in runs.values())) for key, title in _METRICS.items()]
     rows.insert(3, ("asked for", *(amount(run["summary"]["polytope"]) for run in runs.values())))
+    bars = [
+        picture(figures.run_bars({run: item["summary"][key] for run, item in runs.items()}, key, label), caption)
+        for key, (label, caption) in _BARS.items()
+        if all(item["summary"][key] is not None for item in runs.values())
+    ]
+    text = []
+    if perplexity is None:
+        text = ["There is no text on which all of these runs were evaluated: relaxprune eval DIR records perplexities."]
+    else:
+        rows.append(("perplexity", *(number(value) for value in perplexity["values"].values())))
+        drawn = figures.run_bars(perplexity["values"], "perplexity", "perplexity")
+        bars.insert(0, picture(drawn, f"{perplexity['where']}."))
+    tables = [table("Summary", ("", *runs), rows)]
     measured = [
         (name, item["method"], item["perplexity"], item["windows"], item["length"], item["text"])
         for name, run in runs.items()
         for item in run["perplexity"]
     ]
-    head = ("recorded in", "method", "perplexity", "windows", "length", "text")
-    tables = [table("Summary", ("", *runs), rows)]
-    text = [] if measured else ["No perplexity is recorded in these folders: relaxprune eval DIR records it."]
     if measured:
-        tables.append(table("Perplexity, comparable on the same text and windows", head, measured))
-    return Section("summary", "Summary", text, [Group("", [], tables)])
+        head = ("recorded in", "method", "perplexity", "windows", "length", "text")
+        tables.append(table("Every perplexity; they compare on the same text and windows", head, measured))
+    return Section("summary", "Summary", text, [Group("", bars, tables)])
 
 
 def _settings(found: Content, names: Sequence[str]) -> Section:
     """The settings in which the runs differ."""
     if not found:
         return Section("settings", "Settings that differ", ["None: the runs have equal fingerprints."])
-    rows = [(key, *(str(row[name]) for name in names)) for key, row in found.items()]
+    rows = [(key, *(written(row[name]) for name in names)) for key, row in found.items()]
     return Section(
         "settings",
         "Settings that differ",
@@ -118,7 +174,7 @@ def _errors(runs: Mapping[str, Content]) -> Section:
     """Error by role, and heat maps of error and gap on one scale for all runs."""
     series = {name: {row["role"]: row["this"] for row in run["error_by_role"]} for name, run in runs.items()}
     bars = figures.role_bars(series, "roles", "Mean relative error by role and run", "relative error")
-    groups = [Group("", [picture(bars, "Relative error, mean by role.")])]
+    groups = [Group("", [picture(bars, "Relative error, mean by role."), *_scatter(runs)])]
     for key, title in (("relative_error", "Relative error"), ("relative_gap", "Proven relative gap")):
         seen = [layer[key] for run in runs.values() for layer in run["layers"] if layer[key] is not None]
         top = max(seen, default=1.0)
@@ -130,6 +186,16 @@ def _errors(runs: Mapping[str, Content]) -> Section:
         ]
         groups.append(Group(f"{title}, one scale", drawn))
     return Section("errors", "Error and proven gap", groups=groups)
+
+
+def _scatter(runs: Mapping[str, Content]) -> list[Picture]:
+    """Every layer that all runs pruned, if there is any that loses something."""
+    tables = [{layer["name"]: layer["relative_error"] for layer in run["layers"]} for run in runs.values()]
+    errors = [[table[name] for table in tables] for name in tables[0] if all(name in table for table in tables)]
+    if not any(min(row) > 0 for row in errors):
+        return []
+    caption = "Relative error, layer by layer. Below the line: the layer loses less than in the first run."
+    return [picture(figures.scatter(list(runs), errors, "scatter"), caption)]
 
 
 def _overlap(found: Sequence[Content]) -> Section:

@@ -9,13 +9,14 @@ from typing import Any
 
 import relaxprune
 
-from ..masks.density import Density, density
+from ..masks.density import Density, density, grid
 from ..pruning.report import LayerReport
 from ..pruning.roles import role_of
 from .reading import Run
 
 SCHEMA_VERSION = 1
 KIND = "relaxprune.report"
+_PICTURES = 6
 PHASES = ("wanda", "relaxed", "unrounded", "rounded", "final", "bound")
 _ENERGIES = {
     "wanda": "wanda_objective",
@@ -40,6 +41,7 @@ def run_content(run: Run) -> dict[str, Any]:
         "error_by_role": error_by_role(run.layers),
         "layers": [layer_content(layer, density(layer.name, run.masks[layer.parameter], run.config)) for layer in
                    run.layers],
+        "masks": worst_masks(run),
         "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
         "skipped": report.get("skipped", []),
         "repeat": {
@@ -97,6 +99,22 @@ def layer_content(layer: LayerReport, spread: Density) -> dict[str, Any]:
         "phases": phases(layer),
         "density": asdict(spread),
     }
+
+
+def worst_masks(run: Run) -> list[dict[str, Any]]:
+    """Return the shares that some masks keep in cells of a grid: of each role the layer with the largest error."""
+    worst: dict[str, LayerReport] = {}
+    for layer in run.layers:
+        known = worst.setdefault(role_of(layer.name), layer)
+        if layer.relative_error > known.relative_error:
+            worst[role_of(layer.name)] = layer
+    chosen = sorted(worst.values(), key=lambda layer: -layer.relative_error)[:_PICTURES]
+    pattern = str((run.settings.get("polytope") or {}).get("pattern") or "1:1").rpartition(":")[2]
+    group = int(pattern) if pattern.isdigit() and int(pattern) else 1
+    return [
+        {"name": layer.name, "rows": layer.rows, "cols": layer.cols, "shares": grid(run.masks[layer.parameter], group)}
+        for layer in chosen
+    ]
 
 
 def phases(layer: LayerReport) -> dict[str, float | None]:

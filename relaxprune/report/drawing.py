@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 3.7  # inches: so narrow that letters stay readable on a phone, where a figure is as wide as the screen
-_INK = "#010203"  # stands for the page's text colour, which SVG knows as currentColor
+INK = "#010203"  # stands for the page's text colour, which SVG knows as currentColor
 SERIES = ("#d97706", "#2563eb", "#16a34a", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#64748b")
 COLOURS = "viridis"  # readable in grey, by the colour-blind, and on either theme
 _STYLE = {
@@ -23,17 +23,17 @@ _STYLE = {
     "svg.hashsalt": "relaxprune",
     "font.family": "sans-serif",
     "font.size": 8.0,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "legend.facecolor": "none",
-    "legend.edgecolor": _INK,
+    "legend.edgecolor": INK,
     "legend.framealpha": 0.0,
     "text.parse_math": False,  # names are text: a dollar sign in one is no formula
 }
@@ -65,7 +65,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
     figure.savefig(file, format="svg", metadata=nothing)
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = text.replace(_INK, "currentColor")
+    text = text.replace(INK, "currentColor")
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .content import PHASES, mean
-from .drawing import SERIES, drawing, shades, svg
+from .drawing import COLOURS, INK, SERIES, drawing, shades, svg
 
 Layers = Sequence[Mapping[str, Any]]
 _PHASE_NAMES = {
@@ -157,7 +157,69 @@ def plain(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
+def scatter(names: Sequence[str], errors: Sequence[Sequence[float]], name: str) -> str:
+    """Draw every layer's relative error in the first run (across) against that in the others (up), both logarithmic.
+
+    Args:
+        names: of the runs.
+        errors: for each layer one number of every run; those that are not above 0 have no place and are left out.
+        name: of the figure.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    shown = [row for row in errors if min(row) > 0]
+    with drawing(3.6) as (figure, (axes,)):
+        for place in range(1, len(names)):
+            points = [(row[0], row[place]) for row in shown]
+            style = {"color": SERIES[place % len(SERIES)], "marker": "osD^v<>P"[place % 8], "alpha": 0.8}
+            axes.plot(*zip(*points, strict=True), linestyle="none", markersize=3.5, label=short(names[place]), **style)
+        ends = [min(map(min, shown)), max(map(max, shown))]
+        axes.plot(ends, ends, color=INK, linewidth=0.8, alpha=0.5, zorder=0)
+        few = ends[1] < 30 * ends[0]
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"relative error, {short(names[0])}")
+        axes.set_ylabel("relative error, the others")
+        plain(axes)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+        return svg(figure, name, f"Relative error of {len(shown)} layers, the first run against the others")
+
+
+def run_bars(values: Mapping[str, float], name: str, label: str) -> str:
+    """Draw one number of every run."""
+    with drawing(0.7 + 0.26 * len(values)) as (figure, (axes,)):
+        colours = [SERIES[place % len(SERIES)] for place in range(len(values))]
+        bars = axes.barh(range(len(values)), list(values.values()), color=colours)
+        axes.bar_label(bars, fmt="%.4g", padding=3)
+        axes.set_yticks(range(len(values)), [short(run) for run in values])
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
+        axes.set_xlabel(label)
+        plain(axes)
+        return svg(figure, name, f"{label} by run")
+
+
+def mask_picture(shares: Sequence[Sequence[float]], rows: int, cols: int, name: str) -> str:
+    """Draw which share of the weights a mask keeps, in cells of a grid: outputs down, inputs across."""
+    low, high = min(map(min, shares)), max(map(max, shares))
+    with drawing(2.6) as (figure, (axes,)):
+        image = axes.imshow(shares, extent=(0, cols, rows, 0), aspect="auto", cmap=COLOURS, interpolation="nearest")
+        image.set_clim(low, high if high > low else low + 1e-9)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_major_locator().set_params(integer=True, nbins=5)
+        axes.set_xlabel("input")
+        axes.set_ylabel("output")
+        bar = figure.colorbar(image, ax=axes, aspect=20, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.locator_params(nbins=4)
+        return svg(figure, name, f"Share kept in the cells of a grid, {low:.3g} to {high:.3g}")
+
+
 def short(text: object, most: int = 22) -> str:
-    """Return a name that fits beside a plot, on one line, with nothing that XML cannot hold."""
-    clean = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    return clean if len(clean) <= most else f"{clean[: most - 1]}…"
+    """Return a name that fits beside a plot, in printable ASCII: what the font of a plot lacks is spelled out."""
+    clean = str(text).encode("ascii", "backslashreplace").decode()
+    clean = "".join(letter if letter.isprintable() else " " for letter in clean)
+    return clean if len(clean) <= most else f"{clean[: most - 3]}..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,12 @@ def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
 
 def _layer(item: Any) -> LayerReport:
     """Return a layer's report whose values are all of their kinds."""
-    layer = LayerReport.from_dict(item)
+    known = {field.name: field.default for field in fields(LayerReport)}
+    lacking = [name for name, default in known.items() if default is MISSING and name not in item]
+    if lacking:
+        raise TypeError(f"a layer lacks {lacking[0]!r}")
+    # Runs of earlier versions lack what came later, and have what has gone: both may be missing.
+    layer = LayerReport(**{name: value for name, value in item.items() if name in known})
     for field in fields(LayerReport):
         value = getattr(layer, field.name)
         if not isinstance(value, _KINDS[str(field.type)]):

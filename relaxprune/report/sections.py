@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -156,6 +157,14 @@ def masks(content: Content) -> Section:
             text.append("All rows of a layer keep the same share, as the sparsity or pattern asks.")
         elif key == "heads":
             text.append("No picture of heads: they keep equal shares, or config.json does not tell their rows.")
+    pictures = [
+        picture(
+            figures.mask_picture(item["shares"], item["rows"], item["cols"], f"mask{place}"),
+            f"{item['name']}, {item['rows']} x {item['cols']}.",
+        )
+        for place, item in enumerate(content["masks"])
+    ]
+    groups.insert(0, Group("Whole masks: of each role (up to six) the layer with the largest relative error", pictures))
     intro = "Share of weights kept, neighbours averaged into at most 96 bins. Each line is a layer, each scale its own."
     return Section("masks", "Density of the masks", [intro, *text], groups)
 
@@ -202,7 +211,7 @@ def skipped(content: Content) -> Section:
 def repeat(content: Content) -> Section:
     """Everything that the same run needs."""
     facts = content["repeat"]
-    leaves = [(key, _text(value)) for key, value in flat(facts["fingerprint"]).items()]
+    leaves = [(key, written(value)) for key, value in flat(facts["fingerprint"]).items()]
     files = [(name, entry.get("bytes"), entry.get("sha256")) for name, entry in facts["files"].items()]
     return Section(
         "repeat",
@@ -217,6 +226,6 @@ def repeat(content: Content) -> Section:
     )  # fmt: skip
 
 
-def _text(value: Any) -> str:
-    """Return a setting as it is written in JSON, roughly."""
-    return "none" if value is None else str(value)
+def written(value: Any) -> str:
+    """Return a setting as JSON has it, without the quotes of a text."""
+    return value if isinstance(value, str) else json.dumps(value)

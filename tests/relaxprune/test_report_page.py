@@ -8,15 +8,20 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from relaxprune import NM, KSparse, MaskProblem, ReconstructionProblem, certify, prune_model, solve
 from relaxprune.cli import main
+from relaxprune.masks.density import grid
+from relaxprune.report.comparing import comparison_content
+from relaxprune.report.reading import read_run
 
 from .test_cli_prune import arguments, only_sentence
 from .test_cli_prune import place as place  # a fixture
+from .tiny_llama import save_tiny_llama
 from .tiny_models import padded_batches, tiny_model
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -24,6 +29,20 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
 )  # fmt: skip
+LONG = "a-name-that-no-phone-has-room-for" * 6
+PROBE = """<!doctype html><title></title><meta name="color-scheme" content="light dark">
+<body><iframe id="f" src="page.html" style="width:WIDTHpx;height:4000px;border:0"></iframe><script>
+  document.getElementById("f").onload = (event) => {
+    const root = event.target.contentDocument.documentElement, view = event.target.contentWindow;
+    for (const item of root.querySelectorAll("details")) item.open = true;
+    const drawn = [...root.querySelectorAll("figure svg")].map((item) => item.getBoundingClientRect());
+    document.title = JSON.stringify({
+      width: root.scrollWidth, headings: root.querySelectorAll("h2").length,
+      pictures: drawn.length, flat: drawn.filter((box) => box.width < 100 || box.height < 20).length,
+      background: view.getComputedStyle(view.document.body).backgroundColor,
+      requests: view.performance.getEntriesByType("resource").length,
+    });
+  };</script></body>"""
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +119,85 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path, capsys: pytest.Capt
     content = json.loads(page.with_suffix(".json").read_text())
     assert set(content["runs"]) == {"reported", "reported-wanda"}
     assert 0 < content["overlap"][0]["jaccard"] < 1
+    assert content["perplexity"] is None and "no text on which all of these runs were evaluated" in text
     capsys.readouterr()
+
+
+def test_runs_that_were_evaluated_on_one_text(runs: list[Path], place: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    words = ["--text", str(place / "text.txt"), "--length", "32"]
+    assert main(["eval", str(other), *words, "--windows", "3"]) == 0
+    assert comparison_content([read_run(runs[0]), read_run(other)])["perplexity"] is None
+    assert main(["eval", str(other), *words, "--windows", "2"]) == 0
+    page = tmp_path / "both.html"
+    assert main(["report", str(runs[0]), str(other), "--out", str(page)]) == 0
+    found = json.loads(page.with_suffix(".json").read_text())["perplexity"]
+    assert set(found["values"]) == {"reported", "other"} and found["where"].startswith("2 windows of 32 tokens")
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 5 + 2 + 4 + 1  # bars; roles and layers; two maps of each run; stages
+    assert all(f"{value:.4g}" in text for value in found["values"].values())
+
+
+def test_numbers_that_do_not_compare_are_named(runs: list[Path], tmp_path: Path) -> None:
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    record = json.loads((other / "relaxprune.json").read_text())
+    record["fingerprint"]["model"]["weights_sha256"] = "0" * 64
+    record["fingerprint"]["settings"]["statistics"]["skip_tokens"] = 1
+    del record["report"]["layers"][0]
+    (other / "relaxprune.json").write_text(json.dumps(record))
+    page = tmp_path / "both.html"
+    assert main(["report", str(runs[0]), str(other), "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    for said in ("pruned different weights", "weigh their calibration text differently", "pruned different layers"):
+        assert said in text
+    assert "different calibration text" not in text
+
+
+def test_only_the_pruned_weights_are_called_dense(runs: list[Path], place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    save_tiny_llama(tmp_path / "stranger", blocks=1)
+    for model in (runs[1], tmp_path / "stranger", place / "tiny"):
+        words = ["--text", str(place / "text.txt"), "--windows", "1", "--length", "8", "--record", str(folder)]
+        assert main(["eval", str(model), *words]) == 0
+    kept = json.loads((folder / "evaluation.json").read_text())["results"][-3:]
+    assert [item["method"] for item in kept] == ["wanda", "other", "dense"]
+
+
+def test_an_older_run_is_read(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "older")
+    record = json.loads((folder / "relaxprune.json").read_text())
+    for layer in record["report"]["layers"]:
+        layer["gone"] = layer.pop("corrected")
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    assert main(["report", str(folder)]) == 0
+    del record["report"]["layers"][2]["rows"]
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 2
+    sentence = only_sentence(capsys)
+    assert "a layer lacks 'rows'" in sentence and len(sentence) < 250
+
+
+def test_odd_numbers_and_names_are_drawn(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "odd")
+    record = json.loads((folder / "relaxprune.json").read_text())
+    layers = record["report"]["layers"]
+    layers[0]["name"] = "model.layers.0.\u4e2d\u6587"  # no font of matplotlib has it
+    layers[1] |= {"dense_energy": 0.0, "relative_error": 0.0, "objective": 0.0, "wanda_objective": 0.0}
+    layers[2] |= {"lower_bound": -1.0, "relative_gap": 3.0}
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), str(runs[0]), "--out", str(tmp_path / "both.html")]) == 0
+    assert "\u4e2d\u6587" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_cells_of_a_mask_hold_whole_groups() -> None:
+    mask = torch.zeros(100, 250, dtype=torch.bool)
+    mask[:, ::2] = True  # two of every four
+    shares = grid(mask, 4)
+    assert (len(shares), len(shares[0])) == (34, 32) and {cell for row in shares for cell in row} == {0.5}
+    mask[99] = False
+    assert [row[0] for row in grid(mask)][-2:] == [0.5, 0.0]  # the last band is what is left
 
 
 def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,28 +221,37 @@ def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path, capsys: pyt
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: the page is not looked at by a browser")
 @pytest.mark.parametrize("which", ["one", "both"])
-def test_a_browser_shows_it_on_a_phone(runs: list[Path], tmp_path: Path, which: str) -> None:
-    """A page around it, with a frame as wide as a phone, writes down what the frame comes to."""
+def test_a_browser_shows_it(runs: list[Path], tmp_path: Path, which: str) -> None:
+    """Names that no phone has room for, everything unfolded, in both themes, on a phone and on a desk."""
     page = tmp_path / "page.html"
-    assert main(["report", *map(str, runs[: 1 if which == "one" else 2]), "--out", str(page)]) == 0
-    probe = """<body><iframe id="f" src="page.html" style="width:360px;height:4000px;border:0"></iframe><script>
-      document.getElementById("f").onload = (event) => {
-        const root = event.target.contentDocument.documentElement;
-        const wide = (item) => item.getBoundingClientRect().width > 20;
-        const drawn = [...root.querySelectorAll("svg")].filter(wide).length;
-        const headings = root.querySelectorAll("h2").length;
-        document.title = `width ${root.scrollWidth} of 360, pictures ${drawn}, headings ${headings}`;
-      };</script></body>"""
-    (tmp_path / "probe.html").write_text(probe)
+    folder = shutil.copytree(runs[0], tmp_path / "long")
+    record = json.loads((folder / "relaxprune.json").read_text())
+    record["notes"] |= {"base_model": LONG, "notices": [LONG], "command": LONG}
+    record["report"]["layers"][0]["name"] = f"model.layers.0.{LONG}"
+    record["report"]["skipped"].append({"name": LONG, "reason": LONG})
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    others = [] if which == "one" else [str(runs[1])]
+    assert main(["report", str(folder), *others, "--out", str(page)]) == 0
+    for width, dark in ((360, False), (360, True), (1280, True)):
+        seen = look(page, tmp_path, width, dark)
+        assert seen["width"] <= width and seen["pictures"] >= 4 and seen["headings"] >= 4, seen
+        assert (seen["flat"], seen["requests"]) == (0, 0)
+        assert seen["background"] == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")
+
+
+def look(page: Path, folder: Path, width: int, dark: bool) -> dict[str, Any]:
+    """Show a page in a frame of some width; a page around it writes down what the frame comes to."""
+    (folder / "probe.html").write_text(PROBE.replace("WIDTH", str(width)))
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     done = subprocess.run(
-        [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
-         (tmp_path / "probe.html").as_uri()],
+        [str(BROWSER), *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000",
+         "--dump-dom", (folder / "probe.html").as_uri()],
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
-    found = re.search(r"width (\d+) of 360, pictures (\d+), headings (\d+)", done.stdout)
+    found = re.search(r"<title>(\{.*?\})</title>", done.stdout)
     assert found, done.stdout[:2000] + done.stderr[:2000]
-    width, pictures, headings = map(int, found.groups())
-    assert width <= 360 and pictures >= 4 and headings >= 4
+    seen: dict[str, Any] = json.loads(found[1])
+    return seen
 
 
 def test_objects_show_themselves_in_a_notebook() -> None:
