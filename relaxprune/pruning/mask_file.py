@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,34 @@ def read_masks(path: str | Path) -> dict[str, Tensor]:
     return read_mask_file(path)[0]
 
 
+class PackedMasks(Mapping[str, Tensor]):
+    """The masks of a file as ``read_masks`` gives them, each unpacked when it is asked for: to eight times its size."""
+
+    def __init__(self, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Hold masks that `pack_mask` made, with the shape that each had."""
+        self._packed, self.shapes = packed, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Unpack one mask, (..., cols) bool on the CPU."""
+        return unpack_mask(self._packed[name], self.shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the parameters' names."""
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        """Return the number of masks."""
+        return len(self._packed)
+
+
 def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     """Read a mask file as ``read_masks`` does, with the ``extra`` value that was written beside the masks."""
+    masks, extra = open_mask_file(path)
+    return dict(masks), extra
+
+
+def open_mask_file(path: str | Path) -> tuple[PackedMasks, Any]:
+    """Read a mask file as ``read_mask_file`` does, and leave the masks packed until they are asked for."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"mask file {str(path)!r} does not exist")
@@ -103,8 +129,8 @@ def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], Any]:
         )
     if _checksum(packed, metadata) != metadata.get("sha256"):
         raise RelaxPruneError(f"mask file {str(path)!r} is damaged: its checksum does not match its content")
-    shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-    return {name: unpack_mask(packed[name], tuple(shapes[name])) for name in packed}, json.loads(metadata["extra"])
+    shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+    return PackedMasks(packed, shapes), json.loads(metadata["extra"])
 
 
 def _in_order(data: bytes) -> bytes:

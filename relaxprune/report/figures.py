@@ -138,11 +138,15 @@ def block_bars(blocks: Sequence[Mapping[str, float]], name: str) -> str:
 
 
 def perplexity_bars(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Draw perplexities measured on the same text."""
+    """Draw perplexities measured on the same text; where methods repeat, bars also have their models' names."""
+    methods = [row["method"] for row in rows]
+    names = [
+        item if methods.count(item) == 1 else f"{item}, {row['model']}" for item, row in zip(methods, rows, strict=True)
+    ]
     with drawing(0.7 + 0.28 * len(rows)) as (figure, (axes,)):
         bars = axes.barh(range(len(rows)), [row["perplexity"] for row in rows], color=SERIES[1])
         axes.bar_label(bars, fmt="%.2f", padding=3)
-        axes.set_yticks(range(len(rows)), [short(row["method"]) for row in rows])
+        axes.set_yticks(range(len(rows)), [short(item) for item in names])
         axes.invert_yaxis()
         axes.margins(x=0.18)
         axes.set_xlabel("perplexity, lower is better")

@@ -7,13 +7,11 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from relaxprune.problems.errors import RelaxPruneError
 
 from ..evaluation.recording import Measured, read_evaluations
 from ..pruning.checkpoint import read_json
-from ..pruning.mask_file import read_masks
+from ..pruning.mask_file import PackedMasks, open_mask_file
 from ..pruning.report import LayerReport
 from ..pruning.run_folder import MASKS_NAME, RECORD_NAME
 from ..pruning.run_record import read_record
@@ -37,7 +35,7 @@ class Run:
         path: the folder.
         record: the content of ``relaxprune.json``.
         layers: its layers' reports.
-        masks: parameter name -> (rows, cols) bool, True = kept.
+        masks: parameter name -> (rows, cols) bool, True = kept; unpacked one by one.
         config: the content of ``config.json``; empty where there is none.
         evaluations: what ``relaxprune eval`` has recorded.
     """
@@ -45,7 +43,7 @@ class Run:
     path: Path
     record: Mapping[str, Any]
     layers: list[LayerReport]
-    masks: Mapping[str, Tensor]
+    masks: PackedMasks
     config: Mapping[str, Any]
     evaluations: list[Measured]
 
@@ -85,17 +83,12 @@ def read_run(path: str | Path) -> Run:
         raise RelaxPruneError(f"{str(folder / RECORD_NAME)!r} is damaged: {reason}") from error
     if not (folder / MASKS_NAME).is_file():
         raise RelaxPruneError(f"run folder {str(path)!r} lacks its masks, {MASKS_NAME}")
-    masks = read_masks(folder / MASKS_NAME)
-    strange = [layer.parameter for layer in layers if _shape(masks.get(layer.parameter)) != (layer.rows, layer.cols)]
+    masks, _ = open_mask_file(folder / MASKS_NAME)
+    strange = [layer.parameter for layer in layers if masks.shapes.get(layer.parameter) != (layer.rows, layer.cols)]
     if strange:
         raise RelaxPruneError(f"{str(folder / MASKS_NAME)!r} has no mask of the reported shape for {strange[0]!r}")
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     return Run(folder, record, layers, masks, config, read_evaluations(folder))
-
-
-def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
-    """Return a mask's shape, None for none."""
-    return None if mask is None else tuple(mask.shape)
 
 
 def _layer(item: Any) -> LayerReport:
