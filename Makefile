@@ -77,9 +77,8 @@ demo: package  ## prune SmolLM2-135M at 50 % and 2:4 and print one table (about 
 demo-full: package  ## the same at full effort (about 40 minutes)
 	$(BIN)/relaxprune demo --full
 
-comparison: package  ## every method on SmolLM2-135M at 50 % and 2:4, in one table (hours; goes on where it was stopped)
-	$(BIN)/python docs/benchmarks/model.py runs/comparison.json --targets 50% 2:4 --sample 0 \
-		--methods wanda ria "sparsefw 0.75" sparsegpt alps fw reconstruct
+comparison: package  ## every method on SmolLM2-135M at 50 % and 2:4, as a page for each (hours; goes on where it was stopped)
+	$(BIN)/python docs/benchmarks/comparison.py runs/comparison
 
 docs: package  ## build the documentation site into site/; a warning is an error
 	$(BIN)/zensical build --strict --clean

@@ -50,8 +50,14 @@ class GroupMasks:
             mask[list(chosen)] = 1.0
         return cls(masks.to(coupling.device), coupling)
 
-    def change(self, descent: Descent, rows: Tensor) -> Tensor:
-        """Return the change by every mask in every group of ``rows`` (R,): (R, groups, V), +∞ where not allowed."""
+    def change(self, descent: Descent, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the change by every mask in every group of ``rows`` (R,), and by every entry alone.
+
+        Entries that stay cancel out of a change up to rounding: it finds the best mask, and is no proof of a gain.
+
+        Returns:
+            (R, groups, V), +∞ where not allowed, and (R, groups, group), 0 where not allowed.
+        """
         prune, restore = descent.single_gains(rows)
         coupling = self.coupling[rows]
         form = coupling.shape[:3]
@@ -69,15 +75,17 @@ class GroupMasks:
             moved = (ways * (1 - 2 * now)) @ self.masks.T + (ways * now).sum(dim=2, keepdim=True)
             change.masked_fill_(moved > 0.5, torch.inf)
         # What changes a count is no exchange.
-        return change.masked_fill_(self.masks.sum(dim=1) != now.sum(dim=2, keepdim=True), torch.inf)
+        change.masked_fill_(self.masks.sum(dim=1) != now.sum(dim=2, keepdim=True), torch.inf)
+        return change, single
 
 
 def mask_search(descent: Descent, rows: Tensor, groups: GroupMasks) -> Moves:
     """Return the change of one group's mask that helps most in each of ``rows``, as exchanges inside that group."""
-    best, index = groups.change(descent, rows).min(dim=2)  # of each group
-    gain, chosen = best.min(dim=1)
+    change, single = groups.change(descent, rows)
+    best, index = change.min(dim=2)  # of each group
+    chosen = best.argmin(dim=1)
     masks = groups.masks[index.gather(1, chosen.unsqueeze(1)).squeeze(1)]
-    return _exchanges(descent, rows, groups, chosen, masks, gain)
+    return _exchanges(descent, rows, groups, chosen, masks, single)
 
 
 def tile_masks(groups: GroupMasks, keep: int) -> Tensor | None:
@@ -110,26 +118,35 @@ def tile_mask_search(
     """
     group = tiles.shape[1]
     rows = (bands.unsqueeze(1) * group + torch.arange(group, device=bands.device)).flatten()
-    change = groups.change(descent, rows).unflatten(0, (-1, group))  # (B, group, tiles of a band, masks)
+    change, single = groups.change(descent, rows)
+    change = change.unflatten(0, (-1, group))  # (B, group, tiles of a band, masks)
     total = sum(change[:, row][:, :, tiles[:, row]] for row in range(group))
     assert isinstance(total, Tensor)
-    gain, index = total.flatten(1).min(dim=1)
-    helps = gain < -descent.tolerance().view(-1, group).sum(dim=1)[bands]
-    bands, index, change = bands[helps], index[helps], change[helps]
-    rows = rows.view(len(helps), group)[helps].flatten()
+    index = total.flatten(1).argmin(dim=1)
     chosen = (index // len(tiles)).repeat_interleave(group)  # of each row
-    mask = tiles[index % len(tiles)].flatten()
-    gain = change.flatten(0, 1)[torch.arange(len(rows), device=rows.device), chosen, mask]
-    return rows, _exchanges(descent, rows, groups, chosen, groups.masks[mask], gain), bands
+    masks = groups.masks[tiles[index % len(tiles)].flatten()]
+    moves = _exchanges(descent, rows, groups, chosen, masks, single)
+    tolerance = descent.tolerance().view(-1, group).sum(dim=1)[bands]
+    helps = moves.gain.view(-1, group).sum(dim=1) < -tolerance
+    each = helps.repeat_interleave(group)
+    return rows[each], moves.take(each), bands[helps]
 
 
 def _exchanges(
-    descent: Descent, rows: Tensor, groups: GroupMasks, chosen: Tensor, masks: Tensor, gain: Tensor
+    descent: Descent, rows: Tensor, groups: GroupMasks, chosen: Tensor, masks: Tensor, single: Tensor
 ) -> Moves:
-    """Return the exchanges that give group ``chosen`` (R,) of ``rows`` (R,) the mask ``masks`` (R, group)."""
-    mask, size = masks > 0, masks.shape[1]
+    """Return the exchanges that give group ``chosen`` (R,) of ``rows`` (R,) the mask ``masks`` (R, group).
+
+    Their gain is of the entries that move alone: those that stay would leave rounding in it, a mask of its own too.
+    """
+    size = masks.shape[1]
     first = (chosen * size).unsqueeze(1)
-    now = descent.mask[rows].gather(1, first + torch.arange(size, device=rows.device))
+    mask, now = masks > 0, descent.mask[rows].gather(1, first + torch.arange(size, device=rows.device))
+    sign = mask.to(single.dtype) - now.to(single.dtype)
+    off = groups.coupling[rows, chosen]
+    off = off - torch.diag_embed(off.diagonal(dim1=1, dim2=2))
+    alone = single[torch.arange(len(rows), device=rows.device), chosen]
+    gain = (alone * sign.abs()).sum(dim=1) + ((off * sign.unsqueeze(2)).sum(dim=1) * sign).sum(dim=1)
     prune, restore = (
         side.to(torch.uint8).topk(groups.pairs, dim=1, sorted=True).indices + first
         for side in (now & ~mask, mask & ~now)

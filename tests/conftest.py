@@ -9,14 +9,16 @@ from pathlib import Path
 # Before transformers is imported anywhere: a test that asks a hub for something must fail at once, not wait.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is: the commands that tests start must not take the cores of the tests beside them.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("RELAXPRUNE_THREADS", str(os.cpu_count() or 1))
 
 import hypothesis
 import pytest
 import torch
 
 SEED = int(os.environ.get("RELAXPRUNE_SEED", "0"))
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 LONG = os.environ.get("RELAXPRUNE_LONG") == "1"
-THREADS = int(os.environ.get("RELAXPRUNE_THREADS", str(os.cpu_count() or 1)))
 
 hypothesis.settings.register_profile("short", max_examples=20, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=1000, deadline=None, database=None)

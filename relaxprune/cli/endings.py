@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from relaxprune.problems.errors import RelaxPruneError
 
 EXIT_BAD_INPUT = 2
 EXIT_NOTICE = 3
@@ -25,6 +29,13 @@ def tell(notices: Iterable[str]) -> int:
         say(notice)
         code = EXIT_NOTICE
     return code
+
+
+def bad_input(sentence: str) -> RelaxPruneError:
+    """Return the exception that is bad input. It comes with torch, which only errors may wait for."""
+    from relaxprune.problems.errors import RelaxPruneError
+
+    return RelaxPruneError(sentence)
 
 
 @contextmanager
@@ -47,6 +58,4 @@ def door() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        from relaxprune.problems.errors import RelaxPruneError
-
-        raise RelaxPruneError(str(error) or type(error).__name__) from error
+        raise bad_input(str(error) or type(error).__name__) from error

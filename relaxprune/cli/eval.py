@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relaxprune.problems.errors import RelaxPruneError
-
-from .endings import door, interruptible
+from .endings import bad_input, door, interruptible
 from .option_groups import ModelGroup, TaskGroup, TextGroup, with_groups
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ def _refuse(group: TextGroup | TaskGroup, why: str) -> None:
     """Refuse options that would have no effect."""
     given = [f"--{name.replace('_', '-')}" for name, value in vars(group).items() if value is not None]
     if given:
-        raise RelaxPruneError(f"{given[0]} is given, but {why}")
+        raise bad_input(f"{given[0]} is given, but {why}")
 
 
 def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from relaxprune.memory import peak_memory_bytes
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.calibration import TokenWindows, calibration_windows
 from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
@@ -66,7 +67,7 @@ def run_prune(request: PruneRequest) -> int:
         files = folder.verify_files()
         output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
         return tell(folder.notices)
-    if request.run.resume:
+    if folder.solved_blocks:
         output.say(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them")
     count, length = windows.tokens.shape
     with abandoning(folder):
@@ -199,6 +200,8 @@ def finish_folder(
         base_model=request.model if loaded.commit or not Path(request.model).exists() else Path(request.model).name,
         license=loaded.description.get("license"),
         notices=notices,
+        machine=machine_line(),
+        peak_memory_bytes=peak_memory_bytes(),
     )
     weights = folder.fingerprint["model"]["weights_sha256"]
     checked = folder.finish(in_stored_dtype(request, loaded, report, weights), report, notes)

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relaxprune.problems.errors import RelaxPruneError
-
-from .endings import door, interruptible, tell
+from .endings import bad_input, door, interruptible, tell
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
 from .problem_file import read_tensors
 
@@ -40,7 +38,7 @@ class MovingGroup:
         """Refuse what makes no sense without ``--refit``."""
         for name, value in (("--damping", self.damping), ("--weight-out", self.weight_out)):
             if value is not None and not self.refit:
-                raise RelaxPruneError(f"{name} is {str(value)!r}, but there is no --refit")
+                raise bad_input(f"{name} is {str(value)!r}, but there is no --refit")
 
 
 @with_groups
@@ -128,7 +126,7 @@ def _check_files(files: dict[str, Path]) -> None:
         refuse_output_file(path)
         other = seen.setdefault(path.resolve(), name)
         if other != name:
-            raise RelaxPruneError(f"{other} and {name} must be two files, got {str(path)!r} for both")
+            raise bad_input(f"{other} and {name} must be two files, got {str(path)!r} for both")
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class _Proof:
             check_method("--certify", self.method)
         for name, value in (("--certify-rows", self.rows), ("--certify-time", self.seconds)):
             if value is not None and self.method is None:
-                raise RelaxPruneError(f"{name} is {value}, but there is no --certify")
+                raise bad_input(f"{name} is {value}, but there is no --certify")
 
     def check(self, problem: MaskProblem | ReconstructionProblem) -> None:
         """Refuse what cannot be done before any work is."""
@@ -158,9 +156,9 @@ class _Proof:
             check_limits(self.method, self.rows, self.seconds)
         moves = not isinstance(problem, MaskProblem)
         if moves and self.method not in (None, "exact"):
-            raise RelaxPruneError(f"--certify must be exact with --refit, got {self.method!r}; leave it out otherwise")
+            raise bad_input(f"--certify must be exact with --refit, got {self.method!r}; leave it out otherwise")
         if moves and self.kept:
-            raise RelaxPruneError("--certificate keeps proofs of masks whose weights stay; leave it out with --refit")
+            raise bad_input("--certificate keeps proofs of masks whose weights stay; leave it out with --refit")
         if self.method == "exact":
             check_enumerable(problem if isinstance(problem, MaskProblem) else problem.surrogate)
 

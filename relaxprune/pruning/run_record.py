@@ -26,12 +26,17 @@ class RunNotes:
         base_model: hub id or name of the model that was pruned.
         license: its licence, as its own card states it, if known.
         notices: sentences that the user must see (also the reason for exit code 3).
+        machine: processor, cores, threads, accelerator and versions that seconds depend on, in one line.
+        peak_memory_bytes: the largest resident size of the process that pruned, until the model was written; of the
+            last session where the run was continued. None where the system does not tell.
     """
 
     command: str
     base_model: str
     license: str | None = None
     notices: tuple[str, ...] = ()
+    machine: str | None = None
+    peak_memory_bytes: int | None = None
 
 
 def run_record(

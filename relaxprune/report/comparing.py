@@ -29,7 +29,8 @@ _BARS = {
     "mean_relative_error": ("mean relative error", "The share of a layer's output energy that pruning loses."),
     "mean_wanda_ratio": ("error over Wanda's", "On the same inputs, layer by layer; below 1 is the gain."),
     "mean_relative_gap": ("mean relative gap", "No mask with the run's pattern is better by a larger share."),
-    "seconds": ("seconds", "Pruning, all stages. Run folders do not record the peak of memory."),
+    "seconds": ("seconds", "Pruning, all stages."),
+    "peak_memory_gib": ("peak memory, GiB", "Largest resident size of the process that pruned."),
 }
 _METRICS = {
     "base_model": "model",
@@ -42,6 +43,8 @@ _METRICS = {
     "mean_relative_gap": "mean relative gap",
     "certificate": "certificate",
     "seconds": "seconds",
+    "peak_memory_gib": "peak memory, GiB",
+    "machine": "machine",
 }
 
 

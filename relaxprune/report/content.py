@@ -75,6 +75,8 @@ def summary(run: Run) -> dict[str, Any]:
         "certificate": run.settings.get("certify"),
         "refitted": any(layer.kept_objective is not None for layer in layers),
         "seconds": run.record["report"].get("seconds", {}).get("total"),
+        "peak_memory_gib": None if (peak := notes.get("peak_memory_bytes")) is None else peak / 2**30,
+        "machine": notes.get("machine"),
     }
 
 

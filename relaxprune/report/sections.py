@@ -53,13 +53,14 @@ def lead(summary: Content) -> str:
 def facts(summary: Content) -> list[tuple[str, str, str]]:
     """Return the numbers on top, each with its name and what it means."""
     proof = f"certified by {summary['certificate']}" if summary["certificate"] else "proven by the solver itself"
-    seconds = summary["seconds"]
+    seconds, memory = summary["seconds"], summary["peak_memory_gib"]
     return [
         ("Pruned", f"{summary['sparsity']:.1%}", "of the pruned layers' weights"),
         ("Mean relative error", number(summary["mean_relative_error"]), "share of a layer's output energy lost"),
         ("Of Wanda's error", number(summary["mean_wanda_ratio"]), "mean over layers; below 1 is better"),
         ("Mean relative gap", number(summary["mean_relative_gap"]), f"{proof}; no mask is better by a larger share"),
         ("Time", "–" if seconds is None else f"{seconds:,.0f} s", "pruning, all stages"),
+        ("Memory", "–" if memory is None else f"{memory:.2f} GiB", "largest resident size of the process"),
     ]
 
 
@@ -188,9 +189,9 @@ def cost(content: Content) -> Section:
     ]
     total = stages.get("total") or 0.0
     body = [(stage, spent, f"{spent / total:.1%}" if total else "–") for stage, spent in stages.items()]
-    return Section(
-        "cost", "Cost", groups=[Group("", drawn, [table("Seconds by stage", ("stage", "seconds", "share"), body)])]
-    )
+    numbers = table("Seconds by stage", ("stage", "seconds", "share"), body)
+    machine = content["summary"]["machine"]
+    return Section("cost", "Cost", [f"{machine}."] if machine else [], [Group("", drawn, [numbers])])
 
 
 def skipped(content: Content) -> Section:

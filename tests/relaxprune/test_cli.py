@@ -46,6 +46,15 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in text for command in ("prune", "eval", "solve", "solvers", "demo"))
 
 
+def test_help_waits_for_no_library(tmp_path: Path) -> None:
+    # tqdm reads its environment when it is imported: main must have had its say before.
+    code = (
+        "import sys, relaxprune.cli; print(sorted({'torch', 'transformers', 'tqdm', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_as_a_module_from_another_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "relaxprune", "--version"],

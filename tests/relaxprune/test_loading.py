@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from relaxprune.evaluation.perplexity import perplexity
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.calibration import CalibrationOptions, evaluation_windows
 from relaxprune.pruning.checkpoint import INDEX_FILE, SINGLE_FILE
 from relaxprune.pruning.gguf_file import check_gguf
 from relaxprune.pruning.loading import LoadOptions, load_model
@@ -85,6 +87,15 @@ def test_smollm2_is_dense_saveable_and_never_imported(smollm2, tmp_path):
     assert (
         AutoTokenizer.from_pretrained(tmp_path)("Hello there").input_ids == smollm2.tokenizer("Hello there").input_ids
     )
+
+
+def test_smollm2_reads_text_that_it_has_not_seen(smollm2):
+    windows = evaluation_windows("builtin", smollm2.tokenizer, CalibrationOptions(windows=2, length=128)).tokens
+    with torch.no_grad():
+        losses = [smollm2.model(window[None], labels=window[None]).loss for window in windows]
+    found = perplexity(smollm2.model, windows).perplexity
+    assert found == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-4)
+    assert 2 < found < 60  # English that a language model can read
 
 
 # -- names and paths

@@ -80,6 +80,8 @@ def test_the_page_says_what_the_record_says(runs: list[Path]) -> None:
     content = json.loads((runs[0] / "report.json").read_text())
     assert f"{record['report']['mean_relative_error']:.4g}" in text
     assert record["fingerprint"]["model"]["weights_sha256"] in text and record["notes"]["command"].split()[0] in text
+    notes = record["notes"]
+    assert f"{notes['peak_memory_bytes'] / 2**30:.2f} GiB" in text and notes["machine"] in text
     for item in record["report"]["skipped"]:
         assert item["reason"] in text.replace("&#39;", "'")
     measured = json.loads((runs[0] / "evaluation.json").read_text())["results"]
@@ -134,7 +136,7 @@ def test_runs_that_were_evaluated_on_one_text(runs: list[Path], place: Path, tmp
     found = json.loads(page.with_suffix(".json").read_text())["perplexity"]
     assert set(found["values"]) == {"reported", "other"} and found["where"].startswith("2 windows of 32 tokens")
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg") == 5 + 2 + 4 + 1  # bars; roles and layers; two maps of each run; stages
+    assert text.count("<svg") == 6 + 2 + 4 + 1  # bars; roles and layers; two maps of each run; stages
     assert all(f"{value:.4g}" in text for value in found["values"].values())
 
 
@@ -168,6 +170,7 @@ def test_an_older_run_is_read(runs: list[Path], tmp_path: Path, capsys: pytest.C
     record = json.loads((folder / "relaxprune.json").read_text())
     for layer in record["report"]["layers"]:
         layer["gone"] = layer.pop("corrected")
+    del record["notes"]["machine"], record["notes"]["peak_memory_bytes"]
     (folder / "relaxprune.json").write_text(json.dumps(record))
     assert main(["report", str(folder)]) == 0
     del record["report"]["layers"][2]["rows"]

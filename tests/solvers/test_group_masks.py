@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from relaxprune import NM, MaskProblem, TransposableNM, solve
+from relaxprune import NM, MaskProblem, Status, TransposableNM, solve
 from tests.layers import correlated_gram
 from tests.random_problems import Draw
 from tests.tiles import tile_masks
@@ -77,3 +77,16 @@ def test_no_mask_of_any_tile_is_better(keep, group, fixed):
                 good = (other | ~entries["fixed_kept"]) & ~(other & entries["fixed_pruned"])
                 changed[~good.view(2, -1).all(dim=1)] = torch.inf
             assert bool((changed >= value * (1 - 1e-8)).all())
+
+
+@pytest.mark.parametrize("polytope", [NM(2, 4), NM(2, 4, at_most=True), TransposableNM(2, 4)], ids=str)
+def test_a_mask_that_loses_nothing_ends_the_search(polytope):
+    """Where two of every four columns cancel, all gains are rounding: none may keep the search going."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(64, 32, generator=generator), torch.randn(8, 32, generator=generator)
+    inputs[:, 1::4], weight[:, 1::4] = inputs[:, 0::4], -weight[:, 0::4]
+    problem = MaskProblem(weight, inputs.T @ inputs / 64, polytope)
+    solution = solve(problem, "swap")
+    assert solution.status in (Status.CONVERGED, Status.OPTIMAL) and solution.stats.swap_rounds < 100
+    if not isinstance(polytope, TransposableNM):  # its columns may not all lose the same two
+        assert solution.objective <= 1e-12 * problem.objective(torch.zeros(problem.shape))
