@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import relaxprune
 
+from ..evaluation.recording import DENSE
 from ..markup import number
 from ..masks.comparing import compare_masks
 from . import figures
@@ -44,7 +45,6 @@ _METRICS = {
     "certificate": "certificate",
     "seconds": "seconds",
     "peak_memory_gib": "peak memory, GiB",
-    "machine": "machine",
 }
 
 
@@ -94,8 +94,17 @@ def common_perplexity(runs: Mapping[str, Run]) -> dict[str, Any] | None:
     for sha256, item in reversed(first.items()):
         if all(sha256 in items for items in found.values()):
             where = f"{item.windows} windows of {item.length} tokens, {item.text}, held out"
-            return {"where": where, "values": {name: items[sha256].perplexity for name, items in found.items()}}
+            values = {name: items[sha256].perplexity for name, items in found.items()}
+            return {"where": where, "values": values, "dense": _dense(runs.values(), sha256)}
     return None
+
+
+def _dense(runs: Collection[Run], sha256: str) -> float | None:
+    """Return the perplexity of the weights that all of the runs pruned, None where it was not measured."""
+    if len({run.record["fingerprint"]["model"]["weights_sha256"] for run in runs}) > 1:
+        return None
+    kept = [item for run in runs for item in run.evaluations if item.method == DENSE and item.tokens_sha256 == sha256]
+    return kept[-1].perplexity if kept else None
 
 
 def incomparable(content: Content) -> list[str]:
@@ -107,6 +116,8 @@ def incomparable(content: Content) -> list[str]:
     ]
     if len({tuple(sorted(layer["name"] for layer in run["layers"])) for run in content["runs"].values()}) > 1:
         said.append("the runs pruned different layers: their means are over different sets")
+    if len({run["summary"]["machine"] for run in content["runs"].values()} - {None}) > 1:
+        said.append("the runs were made on machines that differ: seconds and memory do not compare")
     return said
 
 
@@ -147,7 +158,8 @@ def _summary(runs: Mapping[str, Content], perplexity: Content | None) -> Section
     else:
         rows.append(("perplexity", *(number(value) for value in perplexity["values"].values())))
         drawn = figures.run_bars(perplexity["values"], "perplexity", "perplexity")
-        bars.insert(0, picture(drawn, f"{perplexity['where']}."))
+        dense = "" if perplexity["dense"] is None else f" Before pruning: {number(perplexity['dense'])}."
+        bars.insert(0, picture(drawn, f"{perplexity['where']}.{dense}"))
     tables = [table("Summary", ("", *runs), rows)]
     measured = [
         (name, item["method"], item["perplexity"], item["windows"], item["length"], item["text"])
@@ -210,9 +222,12 @@ def _overlap(found: Sequence[Content]) -> Section:
 
 
 def _cost(runs: Mapping[str, Content]) -> Section:
-    """Seconds by stage."""
+    """Seconds by stage, and where they were spent."""
+    machines = {name: str(run["summary"]["machine"]) for name, run in runs.items() if run["summary"]["machine"]}
+    one = len(set(machines.values())) == 1 and len(machines) == len(runs)
+    text = [f"{next(iter(machines.values()))}."] if one else [f"{name}: {where}." for name, where in machines.items()]
     drawn = figures.stage_bars({name: run["seconds"]["stages"] for name, run in runs.items()}, "stages")
-    return Section("cost", "Cost", groups=[Group("", [picture(drawn, "Seconds by stage.")])])
+    return Section("cost", "Cost", text, [Group("", [picture(drawn, "Seconds by stage.")])])
 
 
 def _commands(runs: Mapping[str, Content]) -> Section:

@@ -135,6 +135,10 @@ def test_runs_that_were_evaluated_on_one_text(runs: list[Path], place: Path, tmp
     assert main(["report", str(runs[0]), str(other), "--out", str(page)]) == 0
     found = json.loads(page.with_suffix(".json").read_text())["perplexity"]
     assert set(found["values"]) == {"reported", "other"} and found["where"].startswith("2 windows of 32 tokens")
+    dense = [
+        item for item in json.loads((runs[0] / "evaluation.json").read_text())["results"] if item["method"] == "dense"
+    ]
+    assert found["dense"] == dense[-1]["perplexity"]
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 6 + 2 + 4 + 1  # bars; roles and layers; two maps of each run; stages
     assert all(f"{value:.4g}" in text for value in found["values"].values())
@@ -145,12 +149,18 @@ def test_numbers_that_do_not_compare_are_named(runs: list[Path], tmp_path: Path)
     record = json.loads((other / "relaxprune.json").read_text())
     record["fingerprint"]["model"]["weights_sha256"] = "0" * 64
     record["fingerprint"]["settings"]["statistics"]["skip_tokens"] = 1
+    record["notes"]["machine"] = "a faster one"
     del record["report"]["layers"][0]
     (other / "relaxprune.json").write_text(json.dumps(record))
     page = tmp_path / "both.html"
     assert main(["report", str(runs[0]), str(other), "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
-    for said in ("pruned different weights", "weigh their calibration text differently", "pruned different layers"):
+    for said in (
+        "pruned different weights",
+        "weigh their calibration text differently",
+        "pruned different layers",
+        "machines",
+    ):
         assert said in text
     assert "different calibration text" not in text
 
