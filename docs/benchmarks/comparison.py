@@ -24,10 +24,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ria": ("--solver", "ria"),
     "sparsefw": ("--solver", "sparsefw", "--option", "alpha=0.75"),
     "fw": ("--solver", "fw"),
+    "fw-fast": ("--solver", "fw", "--effort", "fast"),
     "sparsegpt": ("--solver", "sparsegpt", *PUBLISHED),
     "alps": ("--solver", "alps", *PUBLISHED),
     "reconstruct": ("--solver", "reconstruct", *MOVING),
+    "reconstruct-fast": ("--solver", "reconstruct", "--effort", "fast", *MOVING),
 }
+USUAL = [method for method in METHODS if not method.endswith("-fast")]
 
 
 def command(*words: str) -> None:
@@ -56,14 +59,16 @@ def prune(folder: Path, target: str, method: str, arguments: argparse.Namespace)
 
 def evaluate(folder: Path, arguments: argparse.Namespace, dense: bool) -> None:
     """Record the perplexity of the pruned model, and that of the dense one, on held-out text; unless it is there."""
-    if (folder / "evaluation.json").exists():
-        return
+    kept = folder / "evaluation.json"
+    results = json.loads(kept.read_text(encoding="utf-8"))["results"] if kept.exists() else []
+    done = {(item["own"], item["text"]) for item in results}
     # A page compares on the text that came last.
     for text in dict.fromkeys(("builtin", arguments.text)):
         unseen = ("--windows", str(arguments.held_out), "--length", str(arguments.length), "--text", text)
-        if dense:
+        if dense and (False, text) not in done:
             command("eval", arguments.model, *unseen, "--record", str(folder))
-        command("eval", str(folder), *unseen)
+        if (True, text) not in done:
+            command("eval", str(folder), *unseen)
 
 
 def show(page: Path) -> None:
@@ -73,7 +78,7 @@ def show(page: Path) -> None:
     for name, run in runs.items():
         summary, seen = run["summary"], {"dense": [], name: []}
         for item in run["perplexity"]:
-            seen["dense" if item["method"] == "dense" else name].append(f"{item['perplexity']:.2f}")
+            seen[name if item["own"] else "dense"].append(f"{item['perplexity']:.2f}")
         if seen["dense"]:
             line("dense", "", "", "", " / ".join(seen["dense"]), "")
         numbers = (summary[key] for key in ("mean_relative_error", "mean_wanda_ratio", "mean_relative_gap"))
@@ -91,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a folder, made or continued")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=USUAL, choices=METHODS)
     parser.add_argument("--targets", nargs="+", default=["50%", "2:4"])
     parser.add_argument("--text", default="builtin", help="calibration text, and the held-out one beside the built-in")
     parser.add_argument("--windows", type=int, default=16)

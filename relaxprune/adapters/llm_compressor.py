@@ -12,14 +12,14 @@ llm-compressor collects, compresses and propagates; this brings what is done wit
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 from llmcompressor.core import State
 from llmcompressor.modifiers.factory import ModifierFactory
 from llmcompressor.modifiers.pruning.sparsegpt.sgpt_base import SparsityModifierBase
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.one_weight import Choice, Figures, InputGram, choice, figures_of, weight_of
@@ -55,6 +55,13 @@ class RelaxPruneModifier(SparsityModifierBase):
         names = [entry for entry in ignore if not entry.startswith("re:")]
         return [*ignore, *(f"{name}." for name in names), *([] if HEAD in ignore else [HEAD])]
 
+    @model_validator(mode="after")
+    def check_choice(self) -> Self:
+        """Refuse an amount, a solver or options that would only fail once the first layer is compressed."""
+        for amount in self.sparsity if isinstance(self.sparsity, list) else [self.sparsity]:
+            self._choice(amount)
+        return self
+
     @property
     def figures(self) -> dict[str, Figures]:
         """Layer name -> error and proven bound of its mask."""
@@ -74,7 +81,8 @@ class RelaxPruneModifier(SparsityModifierBase):
             inputs, name = self._inputs.pop(module), self._name(module)
             with torch.no_grad(), align_module_device(module):
                 layer = weight_of(module, "weight", name)
-                solution = self._choice(module).solution(layer, inputs.gram().to(layer.weight.device))
+                chosen = self._choice(self._module_sparsities[module])
+                solution = chosen.solution(layer, inputs.gram().to(layer.weight.device))
                 pruned = ~layer.as_stored(solution.mask)
                 weight = layer.weight.detach().masked_fill(pruned, 0.0)
             update_offload_parameter(module, "weight", weight)
@@ -95,11 +103,11 @@ class RelaxPruneModifier(SparsityModifierBase):
         """Return a layer's name without the host's dot at the end."""
         return str(self._module_names[module]).rstrip(".")
 
-    def _choice(self, module: torch.nn.Module) -> Choice:
-        """Return how the mask of a layer is chosen."""
+    def _choice(self, sparsity: float | None) -> Choice:
+        """Return how the mask of a layer with this sparsity, in the host's words, is chosen."""
         if self._prune_m:
             return choice(None, f"{self._prune_m - self._prune_n}:{self._prune_m}", self.solver, self.solver_options)
-        return choice(float(self._module_sparsities[module]), None, self.solver, self.solver_options)
+        return choice(sparsity, None, self.solver, self.solver_options)
 
 
 ModifierFactory.register("RelaxPruneModifier", RelaxPruneModifier)

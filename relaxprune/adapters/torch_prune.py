@@ -2,7 +2,8 @@
 
 They behave as torch's own: ``name_orig`` and ``name_mask`` are in the ``state_dict``, ``prune.remove`` makes the zeros
 permanent, and they go on top of other methods. What was pruned before stays pruned and counts: ``sparsity=0.5`` after
-20 % of torch's prunes half of every row in all.
+20 % of torch's prunes half of every row in all. Once a mask of ours is on a parameter, all of its zeros are +0.0, those
+of other methods too.
 
 >>> import torch
 >>> inputs = torch.randn(64, 8)
@@ -46,7 +47,7 @@ class RelaxPruneMethod(prune.BasePruningMethod):
     @classmethod
     def apply(  # type: ignore[override]  # each method of torch's has arguments of its own
         cls, module: nn.Module, name: str, gram: Tensor, chosen: Choice
-    ) -> prune.BasePruningMethod:
+    ) -> RelaxPruneContainer:
         """Choose the mask of ``module``'s parameter ``name`` and prune it in place.
 
         Args:
@@ -56,7 +57,7 @@ class RelaxPruneMethod(prune.BasePruningMethod):
             chosen: how much, and by which solver.
 
         Returns:
-            The method, or torch's ``PruningContainer`` of all methods on that parameter.
+            All methods on that parameter, also if it is the only one: torch adds later ones to a container there is.
 
         Raises:
             RelaxPruneError: bad input; the module is as it was.
@@ -66,14 +67,33 @@ class RelaxPruneMethod(prune.BasePruningMethod):
         solution = chosen.solution(layer, gram, None if before is None else before == 0)
         mask = layer.as_stored(solution.mask)
         method: prune.BasePruningMethod = super().apply(module, name, solution, mask)  # type: ignore[no-untyped-call]
-        return method
+        if isinstance(method, RelaxPruneContainer):
+            return method
+        container = RelaxPruneContainer.of(method)
+        hooks = module._forward_pre_hooks
+        hooks[next(key for key, hook in hooks.items() if hook is method)] = container
+        setattr(module, name, container.apply_mask(module))
+        return container
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the mask, 1 = kept, in the dtype of ``default_mask`` and of the shape of ``t``."""
         return default_mask * self._mask.to(default_mask)
 
+
+class RelaxPruneContainer(prune.PruningContainer):
+    """The methods on one parameter, ours and others, whose zeros are +0.0: torch's product with the mask gives −0.0."""
+
+    @classmethod
+    def of(cls, method: prune.BasePruningMethod) -> RelaxPruneContainer:
+        """Return a container of a method, or of those in torch's container."""
+        first, *others = method if isinstance(method, prune.PruningContainer) else [method]
+        container = cls(first)
+        for other in others:
+            container.add_pruning_method(other)
+        return container
+
     def apply_mask(self, module: nn.Module) -> Tensor:
-        """Return the weight with +0.0 where it is pruned (a product with the mask, as torch has it, gives −0.0)."""
+        """Return the weight with +0.0 where it is pruned."""
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
         weight: Tensor = getattr(module, f"{self._tensor_name}_orig")
         return weight.masked_fill(mask == 0, 0.0)
@@ -113,7 +133,6 @@ def relaxprune_n_m(
 def solution_of(module: nn.Module, name: str) -> Solution | None:
     """Return the latest solution behind a pruned parameter, None where no mask of ours is on it."""
     for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
-            methods = list(hook) if isinstance(hook, prune.PruningContainer) else [hook]
-            return next((one.solution for one in reversed(methods) if isinstance(one, RelaxPruneMethod)), None)
+        if isinstance(hook, RelaxPruneContainer) and hook._tensor_name == name:
+            return next(one.solution for one in reversed(list(hook)) if isinstance(one, RelaxPruneMethod))
     return None

@@ -13,16 +13,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.pruning.sparsifier.base_sparsifier import BaseSparsifier
 from torch.utils.hooks import RemovableHandle
 
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.pruning.layers import PrunableLayer, find_layers
-from relaxprune.pruning.one_weight import Figures, InputGram, choice, figures_of
+from relaxprune.pruning.one_weight import Choice, Figures, InputGram, choice, figures_of
 from relaxprune.solvers import Solver
+
+_OWN = ("sparsity", "pattern", "solver", "options")
+_KEYS = ("tensor_fqn", *_OWN)  # of an entry of ``config``
 
 
 class RelaxPruneSparsifier(BaseSparsifier):
@@ -46,7 +50,7 @@ class RelaxPruneSparsifier(BaseSparsifier):
     def __init__(
         self, sparsity: float | None = None, pattern: str | None = None, solver: str | Solver = "fw", **options: Any
     ) -> None:
-        """Check the amount and the solver; see the class."""
+        """Check the amount, the solver and the options; see the class."""
         choice(sparsity, pattern, solver, options)
         super().__init__({"sparsity": sparsity, "pattern": pattern, "solver": solver, "options": options})
         self.figures: dict[str, Figures] = {}
@@ -62,59 +66,104 @@ class RelaxPruneSparsifier(BaseSparsifier):
             config: ``[{"tensor_fqn": "0.weight"}, …]``; None for every layer that can be pruned, but an output head.
 
         Raises:
-            RelaxPruneError: a name that is no weight that can be pruned, or an amount that does not fit it; the model
-                is as it was.
+            RelaxPruneError: a name that is no weight that can be pruned or comes twice, an amount that does not fit it,
+                an unknown key, or a second call; the model is as it was.
         """
+        if self.groups:
+            raise RelaxPruneError("prepare was called before, and a sparsifier is for one model: make a new one")
         layers, skipped = find_layers(model)
         known = {layer.parameter: layer for layer in layers if layer.expert is None}  # torch masks whole parameters
         reasons = {f"{layer.name}.weight": layer.reason for layer in skipped}
         if config is None:
             getter = getattr(model, "get_output_embeddings", lambda: None)
             config = [{"tensor_fqn": layer.parameter} for layer in known.values() if layer.module is not getter()]
-        for entry in config:
-            name = entry.get("tensor_fqn")
-            if name not in known:
-                why = reasons.get(str(name)) or f"no such weight{did_you_mean(str(name), known)}"
-                raise RelaxPruneError(f"tensor_fqn must name a weight that can be pruned, got {name!r}: {why}")
-            wanted = {**self.defaults, **entry}
-            chosen = choice(*(wanted[key] for key in ("sparsity", "pattern", "solver", "options")))
-            chosen.target.polytope_of(name, known[name].shape)
+        names = [self._check_entry(entry, known, reasons) for entry in config]
+        if not names or len(set(names)) < len(names):
+            raise RelaxPruneError(f"config must name one weight or more, each once, got {', '.join(names) or 'none'}")
         super().prepare(model, config)  # type: ignore[no-untyped-call]
-        self._layers = {entry["tensor_fqn"]: known[entry["tensor_fqn"]] for entry in config}
-        for name, layer in self._layers.items():
-            self._inputs[name] = InputGram(layer.module, name)
-            self._handles.append(layer.module.register_forward_pre_hook(self._listener(name), with_kwargs=True))
+        self._layers = {name: known[name] for name in names}
+        self._inputs = {name: InputGram(layer.module, name) for name, layer in self._layers.items()}
+        self._handles = [
+            layer.module.register_forward_pre_hook(partial(self._listen, name), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
 
-    def _listener(self, name: str) -> Any:
-        """Return the hook that counts what a layer is called with."""
+    def _check_entry(self, entry: Any, known: dict[str, PrunableLayer], reasons: dict[str, str]) -> str:
+        """Return the name in an entry of ``config``, which must be right in all it says."""
+        if not isinstance(entry, dict):
+            raise RelaxPruneError(f'config must be a list of dicts such as {{"tensor_fqn": "0.weight"}}, got {entry!r}')
+        for key in entry:
+            if key not in _KEYS:
+                raise RelaxPruneError(
+                    f"an entry of config may have {', '.join(_KEYS)}, got {key!r}{did_you_mean(str(key), _KEYS)}"
+                )
+        name = entry.get("tensor_fqn")
+        if not isinstance(name, str) or name not in known:
+            why = reasons.get(str(name)) or f"no such weight{did_you_mean(str(name), known)}"
+            raise RelaxPruneError(f"tensor_fqn must name a weight that can be pruned, got {name!r}: {why}")
+        _choice({**self.defaults, **entry}).target.polytope_of(name, known[name].shape)
+        return name
 
-        def listen(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._inputs[name].add(next(iter((*args, *kwargs.values())), None))
+    def _listen(self, name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count what a layer is called with."""
+        self._inputs[name].add(next(iter((*args, *kwargs.values())), None))
 
-        return listen
-
-    def update_mask(  # type: ignore[override]  # the base class says only **kwargs
-        self, module: nn.Module, tensor_name: str, tensor_fqn: str, options: dict[str, Any], **wanted: Any
-    ) -> None:
-        """Choose the mask of one layer, and forget its inputs: a later step looks at the passes after this one.
+    def step(self, use_path: bool = True) -> None:
+        """Choose the masks of all layers, then write them and forget the inputs: a later step looks at later passes.
 
         Raises:
-            RelaxPruneError: no token reached the layer since the last step.
+            RelaxPruneError: nothing is prepared, or no token reached a layer since the last step; as after any other
+                error, masks and inputs are as they were.
         """
+        self._refuse_unprepared()
+        if self.enable_mask_update:
+            for inputs in self._inputs.values():
+                inputs.counted()
+            found = {group["tensor_fqn"]: self._found(**group) for group in self.groups}
+            for name, (mask, figures) in found.items():
+                self._write(name, mask, figures)
+
+    def update_mask(self, module: nn.Module, tensor_name: str, **wanted: Any) -> None:
+        """Choose and write the mask of one layer, as ``step`` does."""
+        self._write(wanted["tensor_fqn"], *self._found(**wanted))
+
+    def _found(self, tensor_fqn: str, **wanted: Any) -> tuple[Tensor, Figures]:
+        """Return the mask of one layer in the stored shape, and its figures."""
         layer, inputs = self._layers[tensor_fqn], self._inputs[tensor_fqn]
-        chosen = choice(wanted["sparsity"], wanted["pattern"], wanted["solver"], options)
-        solution = chosen.solution(layer, inputs.gram().to(layer.weight.device))
-        parametrizations: Any = module.parametrizations
-        parametrizations[tensor_name][0].mask.copy_(layer.as_stored(solution.mask))
-        self.figures[tensor_fqn] = figures_of(solution, inputs.tokens)
-        self._inputs[tensor_fqn] = InputGram(layer.module, tensor_fqn)
+        solution = _choice(wanted).solution(layer, inputs.gram().to(layer.weight.device))
+        return layer.as_stored(solution.mask), figures_of(solution, inputs.tokens)
+
+    def _write(self, name: str, mask: Tensor, figures: Figures) -> None:
+        """Write the mask of one layer and start anew with its inputs."""
+        self._mask(name).copy_(mask)
+        self.figures[name] = figures
+        self._inputs[name] = InputGram(self._layers[name].module, name)
+
+    def _mask(self, name: str) -> Any:
+        """Return the mask that torch multiplies a weight with, in the stored shape."""
+        return self._layers[name].module.get_submodule(f"parametrizations.{name.rpartition('.')[2]}.0").mask
+
+    def _refuse_unprepared(self) -> None:
+        """Raise RelaxPruneError unless a model is prepared and not squashed."""
+        if not self._layers:
+            raise RelaxPruneError(
+                "step and squash_mask need a prepared model: "
+                + ("the masks are squashed already; make a new sparsifier" if self.groups else "call prepare first")
+            )
 
     def squash_mask(self, *args: Any, **kwargs: Any) -> None:
-        """Write the zeros into the weights and leave plain modules behind, as the base class does."""
+        """Write the zeros into the weights and leave plain modules behind, as the base class does, once."""
+        self._refuse_unprepared()
         for handle in self._handles:
             handle.remove()
-        masks: dict[str, Any] = {name: layer.module.parametrizations for name, layer in self._layers.items()}
-        zeros = {name: lists[name.rpartition(".")[2]][0].mask == 0 for name, lists in masks.items()}
+        zeros = {name: self._mask(name) == 0 for name in self._layers}
         super().squash_mask(*args, **kwargs)
         for name, layer in self._layers.items():
             layer.apply_mask(~layer.as_matrix(zeros[name]))  # torch multiplies, which gives −0.0
+        for held in (self._layers, self._inputs, self._handles):
+            held.clear()
+
+
+def _choice(entry: dict[str, Any]) -> Choice:
+    """Return how an entry of a whole configuration wants its mask chosen."""
+    return choice(*(entry[key] for key in _OWN))

@@ -90,8 +90,13 @@ def pruned_mask(
         raise RelaxPruneError(f"prune_n must be at least 1 and at most prune_m, or both 0, got {prune_n}:{prune_m}")
     pattern = f"{prune_m - prune_n}:{prune_m}" if prune_n else None
     chosen = choice(None if pattern else sparsity_ratio, pattern, solver, options)
-    module = nn.ParameterDict({"weight": layer}) if isinstance(layer, Tensor) else layer
-    weight = weight_of(module)
+    if not isinstance(statistics, (LayerStatistics, Tensor)):
+        raise RelaxPruneError(
+            f"statistics must be LayerStatistics or a Gram (cols, cols), got {type(statistics).__name__}"
+        )
+    if isinstance(layer, Tensor):
+        layer = nn.ParameterDict({"weight": nn.Parameter(layer, requires_grad=False)})
+    weight = weight_of(layer)
     gram = statistics if isinstance(statistics, Tensor) else statistics.inputs.gram()
     solution = chosen.solution(weight, gram.to(weight.weight.device))
     if not isinstance(statistics, Tensor):

@@ -57,8 +57,9 @@ class WeightCertificate:
         """Compute objective and bound again from the problem.
 
         Raises:
-            RelaxPruneError: they are not what the certificate says.
+            RelaxPruneError: they are not what the certificate says, or the weights are none of the problem's.
         """
+        refuse_misfit(problem, weight)
         bound = problem.residual_of_blocks()
         if self.method == EXACT:
             bound = exact_bounds(problem, DEFAULT_MEMORY_BYTES)
@@ -104,18 +105,24 @@ def certify_weights(
 
     Args:
         problem: the problem.
-        weight: (rows, cols) the answer that is certified.
+        weight: (rows, cols) floats, the answer that is certified: 0 outside a mask of the problem's set.
         method: "perspective", or "exact" for at most 2^20 masks of a coupled block, all of which are tried.
         iterations: of "perspective", products spent on raising the bound; every one counts, for it holds at any time.
         memory_bytes: bound on temporaries, where rows are independent.
 
     Raises:
-        RelaxPruneError: an unknown method, or "exact" for too many masks or a singular Gram.
+        RelaxPruneError: an unknown method, "exact" for too many masks or a singular Gram, or weights that are none of
+            the problem's.
     """
     if method not in METHODS:
         raise RelaxPruneError(
             f"method must be one of {', '.join(METHODS)}, got {method!r}{did_you_mean(str(method), METHODS)}"
         )
+    if iterations < 0 or memory_bytes <= 0:
+        raise RelaxPruneError(
+            f"iterations must be at least 0 and memory_bytes more, got {iterations!r} and {memory_bytes!r}"
+        )
+    refuse_misfit(problem, weight)
     started = time.monotonic()
     row_objective = problem.row_objective(weight)
     point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
@@ -132,6 +139,22 @@ def certify_weights(
         point=point,
         seconds=time.monotonic() - started,
     )
+
+
+def refuse_misfit(problem: ReconstructionProblem, weight: Tensor) -> None:
+    """Raise RelaxPruneError unless weights are of the problem's shape, finite, and 0 outside one of its masks."""
+    if tuple(weight.shape) != tuple(problem.shape) or not weight.is_floating_point():
+        found = f"{weight.dtype} of shape {tuple(weight.shape)}"
+        raise RelaxPruneError(f"weight must be floats of shape {tuple(problem.shape)}, got {found}")
+    if not bool(torch.isfinite(weight).all()):
+        raise RelaxPruneError("weight must be finite, got NaN or Inf")
+    used = (weight != 0).to(problem.device)
+    # Of all masks the one that covers most of them; where one covers all, so does this.
+    covered = problem.polytope.lmo(-used.to(torch.float64)) > 0.5
+    if left := int((used & ~covered).sum()):
+        raise RelaxPruneError(
+            f"weight must be 0 outside a mask of {problem.polytope}, got at least {left} entries more than one keeps"
+        )
 
 
 def _perspective(problem: ReconstructionProblem, iterations: int, memory_bytes: int) -> tuple[str, Tensor, Tensor]:

@@ -97,12 +97,16 @@ def compact_folder(folder: Folder, out: NewFolder) -> None:
 def restore_folder(
     folder: Annotated[Path, typer.Argument(help="A folder that `masks compact` wrote.")], out: NewFolder
 ) -> None:
-    """Undo `compact`: the checkpoint as it was, bit by bit."""
+    """Undo `compact`: the checkpoint as it was, and say whether that holds of every byte or of every tensor."""
     from relaxprune.masks.compact import restore
 
     with interruptible(), door():
-        count = restore(folder, out)
-    print(f"{out}: {count} tensors, as they were")
+        restored = restore(folder, out)
+    print(f"{out}: {restored.tensors} tensors, as they were, bit by bit")
+    for name in restored.exact:
+        print(f"{name}: as it was, byte for byte")
+    for name in restored.tensors_only:
+        print(f"{name}: every tensor as it was; its other bytes were not recorded when it was compacted")
 
 
 @masks_app.command("semi-structured")
@@ -111,7 +115,7 @@ def semi_structured(folder: Folder) -> None:
     from relaxprune.masks.semi_structured import BACKENDS, check_folder
     from relaxprune.pruning.report import table
 
-    with interruptible():
+    with interruptible(), door():
         found = check_folder(folder)
     lines: list[tuple[object, ...]] = [("parameter", "shape", "dtype", "accepted by", "why not")]
     for item in found:

@@ -26,6 +26,7 @@ from relaxprune.pruning.reordering import apply_permutations
 from relaxprune.pruning.report import PruneReport
 from relaxprune.pruning.run_folder import RunFolder
 from relaxprune.pruning.run_record import RunNotes
+from relaxprune.pruning.stored_dtypes import FLOAT_DTYPES
 
 from .endings import door, tell
 from .loading import load_model, load_options
@@ -57,6 +58,7 @@ def run_prune(request: PruneRequest) -> int:
     output.say(f"loading {request.model}")
     with door():
         loaded = load_model(request.model, load_options(request.loading))
+    refuse_rounding(request, loaded)
     survey = survey_request(request, loaded)
     windows = calibration_tokens(request, loaded)
     if request.run.plan:
@@ -91,6 +93,21 @@ def left_behind(out: Path | None) -> str:
     if folder.finished:
         return f"the run in {out} is finished"
     return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"
+
+
+def refuse_rounding(request: PruneRequest, loaded: LoadedModel) -> None:
+    """Refuse new weights that would be rounded when they are saved: what is reported of them would not hold.
+
+    Raises:
+        RelaxPruneError: ``--refit`` with a ``--dtype`` of which the source stores no weights.
+    """
+    stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
+    computed = loaded.description["dtype"]
+    if request.layers.refit and request.loading.dtype != "auto" and stored - {f"torch.{computed}"}:
+        raise RelaxPruneError(
+            f"--refit must compute in the dtype that the model stores, {', '.join(sorted(stored))}, got --dtype "
+            f"{computed}: leave it out (Grams and solvers use float32 and float64 in any case)"
+        )
 
 
 def survey_request(request: PruneRequest, loaded: LoadedModel) -> Survey:

@@ -31,6 +31,7 @@ class Measured:
     Attributes:
         method: how the weights came about: a solver's name, "dense" for the very weights that the run pruned, or
             "other" for a model that is neither those nor a run's.
+        own: whether it is of the folder's own pruned model.
         model: what was evaluated.
         text: where the held-out text comes from.
         tokens_sha256: of the token windows; results with different ones do not compare.
@@ -43,6 +44,7 @@ class Measured:
     """
 
     method: str
+    own: bool
     model: str
     text: str
     tokens_sha256: str
@@ -56,7 +58,7 @@ class Measured:
     @property
     def key(self) -> tuple[object, ...]:
         """What a newer result takes the place of."""
-        return (self.method, self.model, self.tokens_sha256)
+        return (self.own, *(() if self.own else (self.method, self.model)), self.tokens_sha256)
 
 
 def read_evaluations(folder: Path) -> list[Measured]:
@@ -110,7 +112,8 @@ def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWi
     own = Path(model).resolve() == folder.resolve()
     return Measured(
         method=_method(model, folder, weights_sha256),
-        model=Path(model).name if own else model,
+        own=own,
+        model=Path(model).resolve().name if own else model,
         text=tokens.source,
         tokens_sha256=tokens.sha256,
         windows=result.windows,
@@ -136,6 +139,7 @@ def _measured(item: Any) -> Measured:
     found = Measured(**{field.name: item[field.name] for field in fields(Measured)})
     texts = (found.method, found.model, found.text, found.tokens_sha256, found.measured)
     numbers = (found.perplexity, found.mean_loss, found.windows, found.length)
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(value, int | float) for value in numbers):
+    kinds = ((str, texts), (int | float, numbers), (bool, (found.own,)))
+    if not all(isinstance(value, kind) for kind, values in kinds for value in values):
         raise TypeError("wrong kinds of values")
     return found

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
-from relaxprune.problems.errors import RelaxPruneError
-
-from ..pruning.checkpoint import weight_files
+from .weights import checked_weights, open_weights
 
 BACKENDS = {"CUTLASS": SparseSemiStructuredTensorCUTLASS, "cuSPARSELt": SparseSemiStructuredTensorCUSPARSELT}
 
@@ -46,13 +43,11 @@ def check_folder(folder: Path) -> list[Verdict]:
             matrices of experts otherwise than the model, and the masks, do.
 
     Raises:
-        RelaxPruneError: no weights in safetensors.
+        RelaxPruneError: no weights in safetensors, or damaged ones.
     """
     found = []
-    for file in weight_files(folder):
-        if not (folder / file).is_file():
-            raise RelaxPruneError(f"model folder {str(folder)!r} lacks its weights {file}")
-        with safe_open(folder / file, framework="pt") as tensors:
+    for file in checked_weights(folder):
+        with open_weights(folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 stored = tensors.get_tensor(name)
                 if stored.dim() >= 2 and int((stored == 0).sum()) >= stored.numel() / 10:

@@ -15,6 +15,7 @@ from .layers import PrunableLayer
 # (layer, inputs, rows): rows are the tokens that the inputs belong to, None where that is not known.
 Heard = Callable[[PrunableLayer, Tensor, Tensor | None], None]
 _PRODUCTS = (functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+_SECOND = ("weight", "other", "tensor2")  # what they call the matrix
 
 
 class ExpertListener(TorchFunctionMode):
@@ -38,15 +39,18 @@ class ExpertListener(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call ``func``, and tell of it where it is a product with a known matrix."""
-        result = func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        result = func(*args, **named)
         if func is Tensor.__getitem__:
             index = args[1]
             if isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64:
                 self._taken = (result, index)
-        elif func in _PRODUCTS and isinstance(args[1], Tensor) and args[1].dim() == 2:
-            layer = self._by_place.get(args[1].data_ptr())
-            if layer is not None:
-                self._tell(layer, args[0])
+        elif func in _PRODUCTS:
+            matrix = next(iter((*args[1:2], *(named[name] for name in _SECOND if name in named))), None)
+            if isinstance(matrix, Tensor) and matrix.dim() == 2:
+                layer = self._by_place.get(matrix.data_ptr())
+                if layer is not None:
+                    self._tell(layer, args[0] if args else named["input"])
         return result
 
     def _tell(self, layer: PrunableLayer, inputs: Tensor) -> None:

@@ -108,6 +108,7 @@ class JointCollector(StatisticsCollector):
     ) -> None:
         super().__init__(layers, of_decoder=of_decoder, halves=halves)
         self._beside: dict[str, list[Tensor]] = {}
+        self._all = 0  # tokens of the batch at hand
 
     def observe(self, stage: Stage, propagation: Propagation, dense: DenseStream) -> None:
         """Put every batch through a stage of the dense model, and then of the pruned one."""
@@ -117,7 +118,7 @@ class JointCollector(StatisticsCollector):
                 whole.run()
             self._beside = reader.columns
             with self.listening(one.number, one.batch.kept, one.batch.decoder_kept):
-                one.run()
+                self._all = max(map(_tokens, one.run()[:1]), default=0)
         self._beside = {}
 
     def _new(self, features: int, device: torch.device, limit: float) -> JointAccumulator:
@@ -140,9 +141,9 @@ class JointCollector(StatisticsCollector):
             return True
         tokens = {name: _tokens(readings[0].tensor) for name, readings in self._readings.items() if readings}
         flat = self._readings[leader.name][0].tensor.dim() < 3
-        return flat and tokens[leader.name] < max(tokens.values())
+        return flat and tokens[leader.name] < max(*tokens.values(), self._all)
 
 
 def _tokens(inputs: Tensor) -> int:
-    """Return the number of tokens of inputs (..., features)."""
-    return inputs.numel() // max(1, inputs.shape[-1])
+    """Return the number of tokens of (..., features), 0 for a number alone."""
+    return inputs.numel() // max(1, inputs.shape[-1]) if inputs.dim() else 0

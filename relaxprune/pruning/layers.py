@@ -85,11 +85,7 @@ class PrunableLayer:
         Raises:
             RelaxPruneError: another dtype or shape.
         """
-        if mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
-            raise RelaxPruneError(
-                f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}."
-            )
+        self.refuse_misfit(mask)
         with torch.no_grad():
             self.stored.masked_fill_(~self.as_stored(mask), 0.0)
 
@@ -99,11 +95,28 @@ class PrunableLayer:
         Args:
             mask: (rows, cols) bool, True = kept.
             weight: (rows, cols) as `matrix` has it, any float dtype, or None.
+
+        Raises:
+            RelaxPruneError: another dtype or shape of one of them; nothing is written.
         """
+        self.refuse_misfit(mask, weight)
         if weight is not None:
             with torch.no_grad():
                 self.stored.copy_(self.as_stored(weight))
         self.apply_mask(mask)
+
+    def refuse_misfit(self, mask: Tensor, weight: Tensor | None = None) -> None:
+        """Raise RelaxPruneError where a mask or new values do not fit the weight."""
+        if mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
+            raise RelaxPruneError(
+                f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}."
+            )
+        if weight is not None and not (weight.is_floating_point() and tuple(weight.shape) == self.shape):
+            raise RelaxPruneError(
+                f"the new values of {self.parameter!r} must be floats of shape {self.shape}, "
+                f"got {weight.dtype} of shape {tuple(weight.shape)}."
+            )
 
     def columns(self, inputs: Tensor) -> Tensor:
         """Return the vectors that the (rows, cols) matrix is multiplied with.
@@ -260,12 +273,18 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[
         weights: parameter name -> (rows, cols), new values of weights that moved.
 
     Raises:
-        RelaxPruneError: a name that is no prunable parameter, or a mask of another dtype or shape.
+        RelaxPruneError: a name that is no prunable parameter, values without a mask, or a mask or values of another
+            dtype or shape; the model is as it was.
     """
+    moved = weights or {}
     layers = {layer.parameter: layer for layer in find_layers(model)[0]}
     unknown = sorted(set(masks) - set(layers))
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(layers), n=3)
         raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}.")
+    if bare := sorted(set(moved) - set(masks)):
+        raise RelaxPruneError(f"weights names {bare[0]!r}, for which there is no mask.")
     for parameter, mask in masks.items():
-        layers[parameter].write(mask, (weights or {}).get(parameter))
+        layers[parameter].refuse_misfit(mask, moved.get(parameter))
+    for parameter, mask in masks.items():
+        layers[parameter].write(mask, moved.get(parameter))

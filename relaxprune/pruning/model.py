@@ -38,7 +38,7 @@ from .stages import Agenda, Propagation, Rerun, Stage, block_propagation, make_a
 from .state import Batch, borrowed, read_batches, without_first
 from .statistics import StatisticsCollector
 from .streams import decoder_layers
-from .tuning import BlockTuner, check_batches, check_replayed
+from .tuning import BlockTuner, check_batches, check_replayed, tunable
 
 
 def prune_model(
@@ -152,6 +152,8 @@ class _Run:
         self.books.stages = agenda.count
         if self.mask_solver.target.allocation.measures:
             self.allocate(read, agenda)
+        if options.tune and agenda.before:  # refused before anything is pruned
+            check_replayed(options.tune, block_propagation(model, blocks, read[:1])[0])
         outside = self.beside(rerun) if agenda.before or agenda.after else None
         for stage in agenda.before:
             self.prune_stage(stage, rerun, outside)
@@ -182,6 +184,8 @@ class _Run:
             else:
                 with before.dense():
                     dense, _ = block_propagation(self.model, self.survey.blocks, batches)
+                if isinstance(dense, Rerun):
+                    return before  # it runs the same, and keeps the dense weights of the layers before too
         elif self.options.tune and not isinstance(propagation, Rerun):
             dense = propagation  # the dense block's outputs on the pruned model's inputs
         else:
@@ -267,7 +271,9 @@ class _Run:
         self.books.skip([layer for layer in stage.layers if layer.parameter not in solved])
         masks = {name: mask for name, (mask, _) in solved.items()}
         tuning = None
-        if self.options.tune and dense is not None and masks and stage.index < len(self.survey.blocks.modules):
+        in_blocks = stage.index < len(self.survey.blocks.modules)
+        movable = any(layer.parameter in masks and tunable(layer) for layer in stage.layers)
+        if self.options.tune and dense is not None and in_blocks and movable:
             with self.books.timed("tune"):
                 tuning = BlockTuner(stage, masks, propagation, dense).run(self.options.tune)
             self.books.tunings.append(tuning)

@@ -5,7 +5,9 @@ What every adapter needs and `prune_model` has its own way of: there, layers sha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,12 +15,14 @@ from torch import Tensor, nn
 
 from relaxprune.problems import MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes.ksparse import pruned_count
 from relaxprune.solvers import Solver
 
+from ..checks import OBS_SWAP, check_budgets, check_seed, check_start, refuse_ignored
 from ..solution import Solution
 from ..solving import check_solver, solve
 from .gram import GramAccumulator
-from .layers import PrunableLayer, columns_of, layer_kind
+from .layers import PLAIN_DTYPES, PrunableLayer, columns_of, layer_kind
 from .settings import Target
 
 
@@ -54,9 +58,9 @@ class Choice:
 
 
 def choice(
-    sparsity: float | None, pattern: str | None, solver: str | Solver = "fw", options: dict[str, Any] | None = None
+    sparsity: float | None, pattern: str | None, solver: str | Solver = "fw", options: Mapping[str, Any] | None = None
 ) -> Choice:
-    """Return a choice whose solver and amount are checked before any calibration.
+    """Return a choice whose amount, solver and options are checked before any calibration.
 
     Args:
         sparsity: fraction pruned of every row.
@@ -65,14 +69,39 @@ def choice(
         options: further arguments of ``solve``.
 
     Raises:
-        RelaxPruneError: not exactly one amount, or an unknown solver.
+        RelaxPruneError: not exactly one amount, an unknown solver, or options that ``solve`` would refuse.
     """
-    check_solver(solver)
-    return Choice(Target(sparsity, pattern), solver, dict(options or {}))
+    options = {} if options is None else options
+    _check_options(solver, options)
+    if sparsity is not None:
+        pruned_count(0, sparsity)  # refuses what is no number
+    return Choice(Target(sparsity, pattern), solver, dict(options))
+
+
+def _check_options(solver: str | Solver, options: Mapping[str, Any]) -> None:
+    """Raise RelaxPruneError for what ``solve`` refuses whatever the problem: its own arguments and the solver's."""
+    try:
+        asked = signature(solve).bind_partial(None, solver, **options)
+    except TypeError as error:
+        raise RelaxPruneError(f"options must be arguments of solve by name, got {options!r}: {error}") from error
+    asked.apply_defaults()
+    given = asked.arguments
+    chosen = check_solver(solver, **given["solver_options"])
+    check_seed(given["seed"])
+    budgets = given["max_iterations"], given["time_limit_s"], given["gap_tolerance"]
+    check_budgets(*budgets, given["memory_budget_bytes"])
+    if not isinstance(given["start"], Tensor):
+        check_start(given["start"])
+    refuse_ignored(chosen, given["polish"], given["start"], *budgets)
+    if given["polish"] == OBS_SWAP:
+        raise RelaxPruneError('polish "obs-swap" is for weights that move, which they do not here: use "swap"')
 
 
 def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") -> PrunableLayer:
-    """Return one weight of a module as a matrix to prune, also where torch has replaced the parameter by a product.
+    """Return one weight of a module as a matrix to prune, with the values that it has now.
+
+    Where ``torch.nn.utils.prune`` has replaced the parameter they are its ``name_orig`` under the mask: what it has
+    under the name itself dates from the last forward pass.
 
     Args:
         module: a Linear, Conv1D or Conv2d with ``groups=1``; any module for a 2-D tensor stored as (rows, cols).
@@ -82,19 +111,30 @@ def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") ->
     Raises:
         RelaxPruneError: there is no such tensor, or no known way to see it as (rows, cols).
     """
-    weight = getattr(module, tensor_name, None)
     owner = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise RelaxPruneError(f"module must be a torch.nn.Module, got {owner}")
+    weight = _values_of(module, tensor_name)
     if not isinstance(weight, Tensor):
         known = ", ".join(repr(local) for local, _ in module.named_parameters(recurse=False)) or "none"
         raise RelaxPruneError(f"name must be a parameter of the {owner}, got {tensor_name!r}; it has {known}")
     kind = layer_kind(module) if tensor_name == "weight" else None
     grouped = isinstance(module, nn.Conv2d) and module.groups != 1
-    if grouped or not weight.is_floating_point() or (kind is None and weight.dim() != 2):
+    if grouped or weight.dtype not in PLAIN_DTYPES or (kind is None and weight.dim() != 2):
         raise RelaxPruneError(
             f"{tensor_name!r} of the {owner} must be a float matrix (rows, cols) or the weight of a Linear, Conv1D or "
-            f"Conv2d with groups=1, got {weight.dtype} of shape {tuple(weight.shape)}{' in groups' if grouped else ''}"
+            f"Conv2d with groups=1, of {', '.join(str(dtype).removeprefix('torch.') for dtype in PLAIN_DTYPES)}, "
+            f"got {weight.dtype} of shape {tuple(weight.shape)}{' in groups' if grouped else ''}"
         )
     return PrunableLayer(name, module, kind or "Linear", weight)
+
+
+def _values_of(module: nn.Module, tensor_name: str) -> Any:
+    """Return what a module has under a name, None for nothing; of a pruned parameter, its mask applied anew."""
+    parameter, mask = module._parameters.get(f"{tensor_name}_orig"), module._buffers.get(f"{tensor_name}_mask")
+    if parameter is None or mask is None:
+        return getattr(module, str(tensor_name), None)
+    return parameter.detach().masked_fill(mask == 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -166,8 +206,8 @@ class InputGram:
         """How many tokens were counted."""
         return 0 if self._accumulator is None else self._accumulator.tokens
 
-    def gram(self) -> Tensor:
-        """Return the Gram so far, (cols, cols) on the device of the inputs.
+    def counted(self) -> GramAccumulator:
+        """Return the sum so far.
 
         Raises:
             RelaxPruneError: no token was counted.
@@ -177,4 +217,8 @@ class InputGram:
                 f"no token reached layer {self.name!r}: run the model on calibration batches first, or leave the layer "
                 "out"
             )
-        return self._accumulator.gram()
+        return self._accumulator
+
+    def gram(self) -> Tensor:
+        """Return the Gram so far, (cols, cols) on the device of the inputs; raises as ``counted``."""
+        return self.counted().gram()

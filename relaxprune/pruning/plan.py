@@ -23,6 +23,7 @@ from .report import SkippedLayer, skipped_lines, table
 from .settings import PruneOptions, Target
 from .state import refuse_unsupported
 from .statistics_options import AUTO
+from .tuning import check_tunable
 
 _SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
 
@@ -150,6 +151,7 @@ def survey_model(
         raise RelaxPruneError(
             f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone."
         )
+    check_tunable(options.tune, layers, blocks)
     planned = []
     for layer in layers:
         if not bool(torch.isfinite(layer.stored).all()):
@@ -162,6 +164,7 @@ def survey_model(
     estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
     if options.statistics.shrinkage == AUTO:
         estimate += sums_bytes(planned)  # the odd batches' sums besides
+    estimate += moving_bytes(planned, options, tokens)
     words = certificates_in_words(options, solver)
     skips = [*skipped, *left]
     plan = PrunePlan(planned, skips, blocks.name, estimate, target.to_dict(), words, model_bytes(model))
@@ -246,6 +249,20 @@ def estimate_bytes(
     temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
     solver = min(budget or DEFAULT_MEMORY_BYTES, temporaries)
     return model_bytes(model) + masks + sums_bytes(layers) + solving + solver + states
+
+
+def moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int) -> int:
+    """Return what ``correct`` and ``tune`` hold besides: two more sums for each Gram, and a block's weights again.
+
+    The dense stream has the block's dense weights and hidden states of its own; tuning has the weights, Adam's two
+    moments, the best so far and those from before, in float32.
+    """
+    blocks: dict[int | None, int] = {}
+    for layer in layers:
+        blocks[layer.block] = blocks.get(layer.block, 0) + 4 * layer.rows * layer.cols
+    copies = 5 * bool(options.tune) + bool(options.correct or options.tune)
+    beside = 2 * sums_bytes(layers) + 8 * tokens * layers[0].cols if options.correct else 0
+    return copies * max(blocks.values()) + beside
 
 
 def model_bytes(model: nn.Module) -> int:

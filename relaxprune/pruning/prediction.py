@@ -31,6 +31,8 @@ _FEW, _MORE = 10, 30  # iterations whose difference gives the cost of one
 _RANK = 64
 _TOO_WIDE = 1536  # columns from which a certificate alone takes longer than all trying should
 _LATER_PASSES = 2  # through every block besides the one that gathers statistics: recording and propagating
+_TUNING_PASSES = 2  # the error before, of the dense and of the pruned block
+_EPOCH_PASSES = 5  # three quarters of the batches forward twice and backward, then the error again
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +126,12 @@ def predict(model: nn.Module, survey: Survey, batches: Sequence[Batch], trial: T
     rerun = survey.blocks is NO_BLOCKS
     stages = len(collector.groups) if rerun else 1
     solve = sum(count * solving[shape] for shape, count in shapes.items())
-    seconds = {"statistics": forward * stages + grams, "solve": solve}
+    streams, sums = (2, 3) if trial.options.correct else (1, 1)  # the dense model beside the pruned one
+    seconds = {"statistics": streams * forward * stages + sums * grams, "solve": solve}
     if not rerun:
-        seconds["propagate"] = forward * _LATER_PASSES
+        seconds["propagate"] = streams * forward * _LATER_PASSES
+    if trial.options.tune:
+        seconds["tune"] = forward * (_TUNING_PASSES + trial.options.tune * _EPOCH_PASSES)
     return Prediction(seconds, memory)
 
 

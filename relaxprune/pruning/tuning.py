@@ -12,7 +12,9 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from .blocks import BlockList
 from .dense_stream import DenseStream
+from .layers import PrunableLayer
 from .stages import Pass, Propagation, Rerun, Stage
 
 HELD_OUT = 4  # every fourth batch is held out, to see when to stop
@@ -59,16 +61,18 @@ class BlockTuner:
 
     def __init__(self, stage: Stage, masks: Mapping[str, Tensor], propagation: Propagation, dense: DenseStream) -> None:
         self.stage = stage
-        self.layers = [layer for layer in stage.layers if layer.parameter in masks and layer.expert is None]
+        self.layers = [layer for layer in stage.layers if layer.parameter in masks and tunable(layer)]
         self.kept = [layer.as_stored(masks[layer.parameter]) for layer in self.layers]
         self.propagation, self.dense = propagation, dense
-        reached = [one.number for one in propagation.passes(stage)]
+        reached = [one.number for one in propagation.passes(stage) if one.batch.kept is None or one.batch.kept.any()]
         self.held_out = set(reached[1::HELD_OUT] or reached)
 
     def run(self, epochs: int) -> BlockTuning:
         """Tune for at most ``epochs`` passes over the batches, and leave the best weights in the model."""
         started = time.perf_counter()
-        masters = [layer.weight.detach().float().clone() for layer in self.layers]
+        weights = [layer.weight.detach() for layer in self.layers]
+        masters = [weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True) for weight in weights]
+        before_all = [weight.clone() for weight in weights]
         rates = [_RATE * float(_rms(master, kept)) for master, kept in zip(masters, self.kept, strict=True)]
         optimiser = torch.optim.Adam([{"params": [m], "lr": r} for m, r in zip(masters, rates, strict=True)])
         before = self._errors()
@@ -77,10 +81,12 @@ class BlockTuner:
             for epoch in range(1, epochs + 1):
                 for one, target in self._pairs(held_out=False):
                     with torch.enable_grad():
-                        loss = _error(one.run(), target, one.batch.kept)[0]
+                        loss, size = _error(one.run(), target, one.batch.kept)
+                        if not size:
+                            continue
                         slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
                     for master, slope, kept in zip(masters, slopes, self.kept, strict=True):
-                        master.grad = None if slope is None else slope.float() * kept
+                        master.grad = None if slope is None else slope.to(master.dtype) * kept
                     optimiser.step()
                     steps += 1
                     self._write(masters)
@@ -88,7 +94,7 @@ class BlockTuner:
                 if not errors[1] < best_errors[1]:  # also where it is no number
                     break
                 best, best_errors, taken = [master.clone() for master in masters], errors, epoch
-        self._write(best)
+        self._write(best if taken else before_all)
         return BlockTuning(
             block=self.stage.index,
             epochs=taken,
@@ -149,6 +155,20 @@ def check_replayed(tune: int, propagation: Propagation) -> None:
         raise RelaxPruneError("tune needs blocks that can be replayed one by one, and those of this model cannot")
 
 
+def tunable(layer: PrunableLayer) -> bool:
+    """Tell whether tuning moves a layer: few tokens reach each fused expert, so they stay as they are."""
+    return layer.expert is None
+
+
+def check_tunable(tune: int, layers: Sequence[PrunableLayer], blocks: BlockList) -> None:
+    """Raise RelaxPruneError where blocks are to be tuned and none of them has a layer that can be."""
+    if tune and not any(tunable(layer) and blocks.index_of(layer) is not None for layer in layers):
+        found = (
+            "layers outside of them, or fused experts, alone" if blocks.modules else "a model without a list of them"
+        )
+        raise RelaxPruneError(f"tune needs blocks with layers that it can move, got {found}: leave it out")
+
+
 def _rms(weight: Tensor, kept: Tensor) -> Tensor:
     """Return the root mean square of the kept weights."""
     return (weight.square() * kept).sum().div(kept.sum().clamp(min=1)).sqrt()
@@ -156,10 +176,11 @@ def _rms(weight: Tensor, kept: Tensor) -> Tensor:
 
 def _error(outputs: Sequence[Tensor], target: Sequence[Tensor], kept: Tensor | None) -> tuple[Tensor, int]:
     """Return the mean over tokens of ‖y − ỹ‖² / ‖y‖², for what a block puts out first, and the number of tokens."""
-    output, wanted = outputs[0].float(), target[0].float()  # (batch, tokens, features)
+    exact = torch.promote_types(outputs[0].dtype, torch.float32)
+    output, wanted = outputs[0].to(exact), target[0].to(exact)  # (batch, tokens, features)
     if kept is not None and output.shape[:2] == kept.shape:
         real = kept.to(output.device)
         output, wanted = output[real], wanted[real]
     output, wanted = output.reshape(-1, output.shape[-1]), wanted.reshape(-1, wanted.shape[-1])
     sizes = wanted.square().sum(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((output - wanted).square().sum(dim=1) / sizes).mean(), len(output)
+    return ((output - wanted).square().sum(dim=1) / sizes).sum() / max(1, len(output)), len(output)

@@ -86,10 +86,7 @@ def differences(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def common_perplexity(runs: Mapping[str, Run]) -> dict[str, Any] | None:
     """Return the perplexities of the runs' models on the text on which all were evaluated; None if there is none."""
-    found = {
-        name: {item.tokens_sha256: item for item in run.evaluations if item.model == run.name}
-        for name, run in runs.items()
-    }
+    found = {name: {item.tokens_sha256: item for item in run.evaluations if item.own} for name, run in runs.items()}
     first = next(iter(found.values()))
     for sha256, item in reversed(first.items()):
         if all(sha256 in items for items in found.values()):

@@ -17,12 +17,13 @@ from .reading import Run
 SCHEMA_VERSION = 1
 KIND = "relaxprune.report"
 _PICTURES = 6
-PHASES = ("wanda", "relaxed", "unrounded", "rounded", "final", "bound")
+PHASES = ("wanda", "relaxed", "unrounded", "rounded", "kept", "final", "bound")
 _ENERGIES = {
     "wanda": "wanda_objective",
     "relaxed": "relaxed_objective",
     "unrounded": "unrounded_objective",
     "rounded": "rounded_objective",
+    "kept": "kept_objective",
     "final": "objective",
     "bound": "lower_bound",
 }
@@ -36,11 +37,13 @@ def run_content(run: Run) -> dict[str, Any]:
         "kind": KIND,
         "relaxprune": relaxprune.__version__,
         "run": run.name,
+        "folder": str(run.path),
         "summary": summary(run),
         "perplexity": [asdict(item) for item in run.evaluations],
         "error_by_role": error_by_role(run.layers),
         "layers": [layer_content(layer, density(layer.name, run.masks[layer.parameter], run.config)) for layer in
                    run.layers],
+        "tunings": report.get("tunings", []),
         "masks": worst_masks(run),
         "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
         "skipped": report.get("skipped", []),

@@ -15,6 +15,7 @@ _PHASE_NAMES = {
     "relaxed": "relaxed",
     "unrounded": "unrounded",
     "rounded": "rounded",
+    "kept": "before refit",
     "final": "final",
 }
 _MOST_TICKS = 16

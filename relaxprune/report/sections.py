@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,17 +17,15 @@ Content = Mapping[str, Any]
 
 def run_page(content: Content) -> Page:
     """Return the page of one run."""
+    tuning = [tuned] if content["tunings"] else []
+    shown = (quality, layers, phases, *tuning, masks, cost) if content["layers"] else ()
     return Page(
         title=f"Pruning {content['summary']['base_model'] or content['run']}",
         lead=[lead(content["summary"])],
         facts=facts(content["summary"]),
         notices=content["repeat"]["notices"],
         sections=[
-            quality(content),
-            layers(content),
-            phases(content),
-            masks(content),
-            cost(content),
+            *(section(content) for section in shown),
             skipped(content),
             repeat(content),
         ],
@@ -74,6 +73,7 @@ def quality(content: Content) -> Section:
     head = ("role", "layers", "Wanda", "this run", "proven bound", "relative gap")
     body = [(row["role"], row["layers"], row["wanda"], row["this"], row["bound"], row["relative_gap"]) for row in rows]
     drawn = figures.role_bars(series, "roles", "Mean relative error by role and method", "relative error")
+    folder = shlex.quote(content["folder"])
     caption = "Relative error by method, mean by role. No mask with this sparsity or pattern can be below the bound."
     return Section(
         "quality",
@@ -83,8 +83,8 @@ def quality(content: Content) -> Section:
             Group("Error", [picture(drawn, caption)], [table("Mean relative error by role", head, body, folded=True)]),
         ],
         text=[] if content["perplexity"] else [
-            f"Perplexity was not measured. To add it to this report: relaxprune eval {content['run']}, and for the "
-            f"model before pruning relaxprune eval MODEL --record {content['run']}; then write the report again."
+            f"Perplexity was not measured. To add it to this report: relaxprune eval {folder}, and for the model "
+            f"before pruning relaxprune eval MODEL --record {folder}; then write the report again."
         ],
     )  # fmt: skip
 
@@ -135,10 +135,23 @@ def phases(content: Content) -> Section:
     explained = (
         "Objective at the end of each phase, over that of Wanda's mask on the same inputs: relaxed mask (end of the "
         "convex phase), the unrounded one (after annealing), the mask as it was rounded, and the final one after the "
-        "search that polishes it. The step from unrounded to rounded is what rounding loses. The curve has no finer "
-        "steps, for solvers keep no history of their iterations; phases that the solver does not have are left out."
+        "search that polishes it; where weights move, the final mask before they do, and after. The step from "
+        "unrounded to rounded is what rounding loses. The curve has no finer steps, for solvers keep no history "
+        "of their iterations; phases that the solver does not have are left out."
     )
     return Section("convergence", "Convergence by phase", [explained], [Group("", [picture(drawn, caption)])])
+
+
+def tuned(content: Content) -> Section:
+    """What tuning blocks as a whole has gained."""
+    head = ("block", "passes kept", "tuned on, before", "after", "held out, before", "after", "seconds")
+    keys = ("block", "epochs", "error_before", "error_after", "held_out_before", "held_out_after", "seconds")
+    text = (
+        "Mean over tokens of the relative error of a block's outputs, on the windows that it was tuned on and on those "
+        "held out. The errors, gaps and objectives of layers on this page are from before their block was tuned."
+    )
+    body = [tuple(item[key] for key in keys) for item in content["tunings"]]
+    return Section("tuned", "Blocks tuned as a whole", [text], [Group("", [], [table("By block", head, body)])])
 
 
 def masks(content: Content) -> Section:

@@ -45,6 +45,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         raise RelaxPruneError(f"--out must name a file that ends in .html, got {str(page)!r}")
     require_matplotlib()
     runs = [read_run(folder) for folder in folders]
+    if len(runs) > 1 and (bare := [run for run in runs if not run.layers]):
+        raise RelaxPruneError(f"run folder {str(bare[0].path)!r} pruned no layer: there is nothing to compare")
     refuse_foreign(page)
     refuse_foreign(page.with_suffix(".json"))
     if len(runs) == 1:

@@ -111,7 +111,21 @@ def test_a_recipe_in_yaml(tmp_path: Path) -> None:
     assert bool(((weight != 0).sum(dim=1) == 8).all())
 
 
-def test_bad_options_end_it_with_a_sentence(tmp_path: Path) -> None:
-    model, data = model_and_data(tmp_path / "tiny")
-    with pytest.raises(Exception, match="did you mean 'fw'"):
-        run(model, data, [RelaxPruneModifier(sparsity=0.5, solver="fww")])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"sparsity": 0.5, "solver": "fww"}, "did you mean 'fw'"),
+        ({"sparsity": 0.5, "solver_options": {"bogus": 2}}, "no option 'bogus'"),
+        ({"sparsity": 0.5, "solver_options": {"max_iterations": 0}}, "max_iterations must be a whole number"),
+        ({"sparsity": [0.5, 1.5]}, r"must lie in \[0, 1\], got 1.5"),
+        ({"sparsity": None}, "exactly one of sparsity"),
+        ({"sparsity": 0.5, "mask_structure": "2:4", "solver": "fww"}, "did you mean 'fw'"),
+    ],
+)
+def test_a_modifier_with_bad_options_is_not_made(arguments, expected) -> None:
+    with pytest.raises(ValueError, match=expected):
+        RelaxPruneModifier(**arguments)
+
+
+def test_a_pattern_needs_no_sparsity() -> None:
+    assert RelaxPruneModifier(sparsity=None, mask_structure="2:4").mask_structure == "2:4"

@@ -56,6 +56,15 @@ def test_compute_dtype_does_not_change_what_is_stored(tmp_path: Path, dtype: tor
             assert torch.equal(after.get_tensor(name), before.get_tensor(name).masked_fill(~kept, 0.0))
 
 
+def test_new_weights_are_those_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounded when saved, they would not have the objective that was stated."""
+    save_tiny_llama(tmp_path / "tiny", blocks=1, dtype=torch.bfloat16)
+    assert main(arguments(tmp_path, "--refit", "--dtype", "float32")) == 2
+    assert "--refit must compute in the dtype that the model stores, torch.bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(arguments(tmp_path, "--refit", "--dtype", "bfloat16")) == 0
+
+
 def test_a_source_that_changed_since_it_was_pruned_is_not_given_the_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional
 
 from relaxprune import MaskProblem, solve
 from relaxprune.cli import main
 from relaxprune.problems import KSparse
+from relaxprune.pruning.experts import ExpertListener
 from relaxprune.pruning.layers import find_layers
 from relaxprune.pruning.mask_file import read_masks
 from relaxprune.pruning.model import UNREACHED, PruneOptions, prune_model
@@ -98,6 +100,18 @@ def test_an_expert_that_no_token_reaches_is_left_alone_and_listed():
     for expert in set(range(4)) - reached:
         assert torch.equal(before.gate_up_proj[expert], after.gate_up_proj[expert])
     assert len(reached) == 2
+
+
+def test_products_that_name_their_matrix_are_heard():
+    """Whatever a model calls with names is nothing to stumble over, and an expert's product is heard that way too."""
+    layers = [layer for layer in find_layers(tiny_model("qwen3_moe"))[0] if layer.expert is not None][:1]
+    heard, inputs = [], torch.randn(5, layers[0].shape[1])
+    with torch.no_grad(), ExpertListener(layers, lambda layer, seen, rows: heard.append((layer, seen))):
+        functional.linear(inputs, weight=torch.randn(3, inputs.shape[1]))
+        torch.matmul(input=inputs, other=inputs.T)
+        inputs.matmul(other=inputs.T)
+        functional.linear(input=inputs, weight=layers[0].stored)
+    assert [(layer.name, seen is inputs) for layer, seen in heard] == [(layers[0].name, True)]
 
 
 @pytest.mark.parametrize("options", [PruneOptions(weights="refit", correct=0.5, tune=1), PruneOptions(weights="refit")])

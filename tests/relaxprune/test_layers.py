@@ -144,3 +144,20 @@ def test_masks_by_name():
     assert torch.equal(model[1].weight != 0, masks["1.weight"].T)
     with pytest.raises(RelaxPruneError, match=r"'0.wieght'.*near: 0.weight"):
         apply_masks(model, {"0.wieght": masks["0.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("masks", "weights", "words"),
+    [
+        ({"1.weight": torch.ones(2, 4, dtype=torch.bool)}, {}, "mask of '1.weight' must be bool of shape"),
+        ({}, {"1.weight": torch.ones(2, 4)}, "weights names '1.weight', for which there is no mask"),
+        ({"1.weight": torch.ones(4, 2, dtype=torch.bool)}, {"1.weight": torch.ones(2, 4)}, "new values of '1.weight'"),
+    ],
+)
+def test_nothing_is_written_where_anything_does_not_fit(masks, weights, words):
+    model = nn.Sequential(nn.Linear(3, 2), Conv1D(4, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first = {"0.weight": torch.zeros(2, 3, dtype=torch.bool)}
+    with pytest.raises(RelaxPruneError, match=words):
+        apply_masks(model, first | masks, {"0.weight": torch.ones(2, 3)} | weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

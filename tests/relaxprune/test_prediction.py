@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -47,6 +48,25 @@ def test_time_grows_with_the_batches_and_the_layers():
     assert two.seconds["solve"] == one.seconds["solve"]
     some = predicted(options=PruneOptions(max_iterations=130, include=("*.0.*",)))
     assert some.seconds["solve"] == pytest.approx(one.seconds["solve"] / 3)
+
+
+def test_two_streams_and_tuning_are_counted():
+    """A second window by window and Gram by Gram, as above; four passes over blocks, two of them of the dense model."""
+    options = PruneOptions(max_iterations=130, weights="refit")
+    plain, corrected, tuned = (
+        predicted(options=dataclasses.replace(options, **more)) for more in ({}, {"correct": 0.5}, {"tune": 3})
+    )
+    assert plain.seconds["statistics"] == 2 * 3 + 3 * 4 and "tune" not in plain.seconds
+    assert corrected.seconds["statistics"] == 2 * (2 * 3) + 3 * (3 * 4)
+    assert corrected.seconds["propagate"] == 2 * plain.seconds["propagate"]
+    assert tuned.seconds["tune"] == (2 + 3 * 5) * 2 * 3
+    assert {**tuned.seconds, "tune": 0} == {**plain.seconds, "tune": 0}
+    model, aim = tiny_model("llama"), Target(sparsity=0.5)
+    sizes = [
+        survey_model(model, aim, dataclasses.replace(options, **more), 72).plan.estimated_bytes
+        for more in ({}, {"correct": 0.5}, {"tune": 3})
+    ]
+    assert sizes[1] - sizes[0] >= 2 * 8 * (3 * 32**2 + 3 * 32**2 + 48**2) and sizes[2] > sizes[0]
 
 
 def test_a_time_limit_bounds_the_time_of_a_layer():

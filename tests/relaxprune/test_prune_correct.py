@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -130,6 +131,44 @@ class Chain(nn.Module):
         return self.after(inputs)
 
 
+@pytest.mark.parametrize("changes", [{"statistics": StatisticsOptions(collect="groups")}, {"exclude": ("*.first",)}])
+def test_an_expert_by_itself_is_known_by_the_tokens_that_it_lacks(changes):
+    torch.manual_seed(0)
+    batches = [torch.randn(2, 20, 24) for _ in range(3)]
+    report = prune_model(Chain(), batches, sparsity=0.5, options=dataclasses.replace(DENSE, **changes))
+    shares = {layer.name: layer.corrected for layer in report.layers}
+    assert {share for name, share in shares.items() if "expert" in name} == {0.0} and shares["after"] == 1.0
+
+
+class Between(nn.Module):
+    """Blocks with something computed between them: they are not replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(24, 24)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(24, 24), nn.Tanh()) for _ in range(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = self.before(inputs)
+        for block in self.blocks:
+            inputs = block(inputs + 1)
+        return inputs
+
+
+def test_the_dense_model_is_dense_before_blocks_that_are_not_replayed_too():
+    torch.manual_seed(0)
+    dense, batches = Between(), [torch.randn(2, 40, 24) for _ in range(3)]
+    model = copy.deepcopy(dense)
+    report = prune_model(model, batches, sparsity=0.5, options=DENSE)
+    assert report.propagation.startswith("rerun")
+    dense, model = dense.requires_grad_(False), model.requires_grad_(False)
+    x, pruned = (torch.cat([one.before(batch).flatten(0, 1) + 1 for batch in batches]) for one in (dense, model))
+    layer, first = next(item for item in report.layers if item.name == "blocks.0.0"), dense.blocks[0][0].weight
+    lost = x @ first.T - pruned @ model.blocks[0][0].weight.T
+    ridge = DAMPING * pruned.square().mean() * (first - model.blocks[0][0].weight).square().sum()
+    assert layer.objective == pytest.approx(float(lost.square().sum() / len(x) + ridge), rel=1e-4)
+
+
 def test_layers_that_read_other_tokens_correct_nothing_and_say_so():
     torch.manual_seed(0)
     dense = Chain()
@@ -217,14 +256,35 @@ def test_tuning_needs_a_batch_to_hold_out_and_blocks_of_their_own():
     with pytest.raises(RelaxPruneError, match="tune needs at least 2 batches"):
         prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, options=PruneOptions(weights="refit", tune=1))
 
-    class Shared(Chain):
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                inputs = block(inputs + 1)  # computed between the blocks
-            return inputs
-
+    options, batches = PruneOptions(weights="refit", tune=1), [torch.randn(2, 8, 24)] * 2
+    model = Between()
+    dense = copy.deepcopy(model.state_dict())
     with pytest.raises(RelaxPruneError, match="tune needs blocks that can be replayed"):
-        prune_model(Shared(), [torch.randn(2, 8, 24)] * 2, sparsity=0.5, options=PruneOptions(weights="refit", tune=1))
+        prune_model(model, batches, sparsity=0.5, options=options)
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(RelaxPruneError, match=r"tune needs blocks with layers .* without a list of them"):
+        prune_model(nn.Sequential(nn.Linear(24, 24), nn.Tanh()), batches, sparsity=0.5, options=options)
+    experts = PruneOptions(weights="refit", tune=1, include=("*experts*",))
+    with pytest.raises(RelaxPruneError, match="fused experts, alone"):
+        prune_model(tiny_model("qwen3_moe"), padded_batches(4), sparsity=0.5, options=experts)
+
+
+def test_tuning_that_gains_nothing_leaves_every_bit():
+    """In float64, on batches of which one has no token that is not padding."""
+    batches = padded_batches(6)
+    batches[1]["attention_mask"].zero_()
+    model, plain = tiny_model("llama").double(), tiny_model("llama").double()
+    options = PruneOptions(weights="refit", include=("model.layers.0.*",))
+    prune_model(plain, batches, sparsity=0.5, options=options)
+    found = prune_model(model, batches, sparsity=0.5, options=dataclasses.replace(options, tune=1)).tunings[0]
+    numbers = (found.error_before, found.error_after, found.held_out_before, found.held_out_after)
+    assert all(0 < number < 1 for number in numbers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("relaxprune.pruning.tuning._RATE", 1e3)  # far too large: no pass can help
+        worse = tiny_model("llama").double()
+        report = prune_model(worse, batches, sparsity=0.5, options=dataclasses.replace(options, tune=1))
+    assert report.tunings[0].epochs == 0
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in worse.state_dict().items())
 
 
 def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch):

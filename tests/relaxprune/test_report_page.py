@@ -97,6 +97,51 @@ def test_the_page_says_what_the_record_says(runs: list[Path]) -> None:
     assert "prefers-color-scheme" in text and 'name="viewport"' in text
 
 
+def test_a_folder_that_has_the_name_of_its_model(runs: list[Path], place: Path, tmp_path: Path, monkeypatch) -> None:
+    """The dense model of that name is not taken for the run's own, whatever was measured last."""
+    folder = shutil.copytree(runs[1], tmp_path / "tiny")
+    words = ["--text", str(place / "text.txt"), "--windows", "2", "--length", "32"]
+    monkeypatch.chdir(folder)
+    assert main(["eval", ".", *words]) == 0
+    monkeypatch.chdir(place)
+    assert main(["eval", "tiny", *words, "--record", str(folder)]) == 0
+    kept = json.loads((folder / "evaluation.json").read_text())["results"]
+    assert [(item["own"], item["method"], item["model"]) for item in kept] == [
+        (True, "wanda", "tiny"), (False, "dense", "tiny"),
+    ]  # fmt: skip
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    found = comparison_content([read_run(moved), read_run(runs[0])])["perplexity"]
+    assert found["values"]["elsewhere"] == kept[0]["perplexity"] and found["dense"] == kept[1]["perplexity"]
+
+
+def test_what_stages_gained_is_on_the_page(runs: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "moved")
+    record = json.loads((folder / "relaxprune.json").read_text())
+    for layer in record["report"]["layers"]:
+        layer["kept_objective"] = 2 * layer["objective"]
+    numbers = {"epochs": 2, "steps": 8, "error_before": 0.5, "error_after": 0.25, "seconds": 1.0}
+    record["report"]["tunings"] = [{"block": 0, **numbers, "held_out_before": 0.61, "held_out_after": 0.375}]
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Blocks tuned as a whole" in text and "0.61" in text and "0.375" in text
+    phases = [layer["phases"] for layer in json.loads((folder / "report.json").read_text())["layers"]]
+    assert all(item["kept"] == pytest.approx(2 * item["final"]) for item in phases)
+    assert "Blocks tuned as a whole" not in (runs[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_pruned_nothing(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "bare")
+    record = json.loads((folder / "relaxprune.json").read_text())
+    record["report"]["layers"] = []
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    assert main(["report", str(folder)]) == 0
+    assert "Not pruned" in (folder / "report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["report", str(folder), str(runs[0]), "--out", str(tmp_path / "both.html")]) == 2
+    assert "pruned no layer" in only_sentence(capsys)
+
+
 def test_names_from_outside_are_text(runs: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(runs[0], folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_every_solver_gives_weights_on_a_feasible_mask(polytope, solver):
 def test_bound_optimum_and_answers_are_in_order(polytope, seed):
     problem = problem_of(polytope, seed=seed)
     optimum = best_rows(problem)
-    bounds = certify_weights(problem, problem.weight, iterations=200)
+    bounds = certify_weights(problem, torch.zeros(problem.shape), iterations=200)
     assert all(low <= best * (1 + 1e-9) for low, best in zip(bounds.row_lower_bound.tolist(), optimum, strict=True))
     assert bounds.lower_bound > 0.02 * sum(optimum)
     for solver in MOVERS:
@@ -108,7 +109,7 @@ def test_no_bound_exceeds_the_optimum_on_hard_grams(kind, seed):
         problem = ReconstructionProblem(weight, gram, KSparse(draw.whole(0, 6)), damping=damping)
     except RelaxPruneError:
         problem = ReconstructionProblem(weight, gram, KSparse(3), damping=1e-2)
-    certificate = certify_weights(problem, problem.weight, iterations=30)
+    certificate = certify_weights(problem, torch.zeros(problem.shape), iterations=30)
     noise = 1e-9 * problem.surrogate.dense_energy
     for low, best in zip(certificate.row_lower_bound.tolist(), best_rows(problem), strict=True):
         assert low <= best + noise
@@ -252,9 +253,31 @@ def test_certificates_of_badly_scaled_layers_verify(sets):
     gram[0, 1] = gram[1, 0] = 500.0
     weight = Draw(0).normal(4, 4) * torch.tensor([0.0, 1e-6, 1.0, 1e3])
     problem = ReconstructionProblem(weight, gram, sets, damping=0.01)
+    weight = torch.where(sets.lmo(-weight.abs()) > 0.5, weight, 0.0)
     certify_weights(problem, weight).verify(problem, weight)
     split = certify_weights(problem, weight, memory_bytes=1)
     assert torch.allclose(split.row_lower_bound, certify_weights(problem, weight).row_lower_bound)
+
+
+@pytest.mark.parametrize("polytope", [KSparse(6), NM(2, 4), KSparse(18, per="layer"), KSparse(6, at_most=True)])
+def test_weights_that_are_no_answer_have_no_certificate(polytope):
+    problem = problem_of(polytope)
+    solution = solve(problem)
+    certificate = certify_weights(problem, solution.weight)
+    nan = solution.weight.clone()
+    nan[0, 0] = torch.nan
+    for weight, words in (
+        (problem.weight, "0 outside a mask of"),
+        (nan, "must be finite"),
+        (solution.weight[:, :-1], "must be floats of shape"),
+        (solution.mask, "must be floats of shape"),
+    ):
+        for call in (partial(certify_weights, problem), partial(certificate.verify, problem)):
+            with pytest.raises(RelaxPruneError, match=words):
+                call(weight)
+    for wrong in ({"iterations": -1}, {"memory_bytes": 0}):
+        with pytest.raises(RelaxPruneError, match="iterations must be at least 0"):
+            certify_weights(problem, solution.weight, **wrong)
 
 
 def test_moments_that_do_not_belong_together_are_refused():

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, solve
-from relaxprune.adapters.torch_prune import RelaxPruneMethod, relaxprune_n_m, relaxprune_unstructured, solution_of
+from relaxprune.adapters.torch_prune import relaxprune_n_m, relaxprune_unstructured, solution_of
 
 
 def gram_of(inputs: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def test_pruned_saved_reloaded_and_equal_to_solve(
         assert relaxprune_unstructured(module, "weight", gram, amount) is module
     else:
         assert relaxprune_n_m(module, "weight", gram, amount) is module
-    assert prune.is_pruned(module) and isinstance(next(iter(module._forward_pre_hooks.values())), RelaxPruneMethod)
+    assert prune.is_pruned(module) and torch.equal(solution_of(module, "weight").mask, mask)
     assert torch.equal(module.weight_mask.bool(), mask) and torch.equal(module.weight_orig, dense)
     # Through the state_dict while it is still pruned, into a fresh module.
     save_file(module.state_dict(), tmp_path / "pruned.safetensors")
@@ -83,6 +83,37 @@ def test_what_was_pruned_before_stays_pruned_and_counts(gram: Tensor) -> None:
     assert int(module.weight.count_nonzero()) == 20 and solution_of(module, "weight") is None
 
 
+@torch.no_grad()  # torch copies no module whose weight hangs on a graph
+@pytest.mark.parametrize("order", ["ours", "theirs first", "theirs twice first", "theirs last"])
+def test_all_zeros_are_positive_whichever_method_chose_them(gram: Tensor, order: str) -> None:
+    module = nn.Linear(16, 6)
+    for _ in range({"theirs first": 1, "theirs twice first": 2}.get(order, 0)):
+        prune.l1_unstructured(module, "weight", amount=6)
+    relaxprune_unstructured(module, "weight", gram, 0.75)
+    if order == "theirs last":
+        prune.random_unstructured(module, "weight", amount=6)
+    module = copy.deepcopy(module)
+    assert not torch.signbit(module.weight[module.weight == 0]).any()
+    module.weight_orig.neg_()
+    module(torch.randn(2, 16))
+    pruned = module.weight_mask == 0
+    prune.remove(module, "weight")
+    assert pruned.sum() == 72 + 6 * (order == "theirs last") and not module._forward_pre_hooks
+    assert not torch.signbit(module.weight[pruned]).any() and not module.weight[pruned].any()
+
+
+def test_a_pruned_parameter_is_measured_as_it_is_now_not_as_in_the_last_forward_pass(gram: Tensor) -> None:
+    module = prune.identity(nn.Linear(16, 6), "weight")
+    module(torch.randn(8, 16)).square().sum().backward()
+    torch.optim.SGD(module.parameters(), lr=1.0).step()
+    now = module.weight_orig.detach().clone()
+    assert not torch.equal(module.weight, now)
+    expected = solve(MaskProblem(now, gram, KSparse(8)))
+    relaxprune_unstructured(module, "weight", gram, 0.5)
+    found = solution_of(module, "weight")
+    assert torch.equal(found.mask, expected.mask) and found.objective == expected.objective
+
+
 def test_a_refusal_leaves_the_module_and_its_earlier_pruning_as_they_were(gram: Tensor) -> None:
     module = nn.Linear(16, 6)
     prune.custom_from_mask(module, "weight", torch.arange(16).expand(6, 16) >= 12)  # a quarter is left
@@ -91,12 +122,17 @@ def test_a_refusal_leaves_the_module_and_its_earlier_pruning_as_they_were(gram: 
         relaxprune_unstructured(module, "weight", gram, 0.5)
     assert list(module._forward_pre_hooks.values()) == hooks
     assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
-    untouched = nn.Linear(16, 6)
+    untouched, eighth = nn.Linear(16, 6), nn.Linear(16, 6).to(torch.float8_e4m3fn)
     for call, expected in [
         (lambda: relaxprune_unstructured(untouched, "weights", gram, 0.5), "'weights'; it has 'weight', 'bias'"),
         (lambda: relaxprune_unstructured(untouched, "bias", gram, 0.5), "'bias' of the Linear must be a float matrix"),
         (lambda: relaxprune_unstructured(untouched, "weight", gram[:8, :8], 0.5), "gram is 8 x 8"),
-        (lambda: relaxprune_unstructured(untouched, "weight", gram, 1.5), "sparsity must be between 0 and 1, got 1.5"),
+        (lambda: relaxprune_unstructured(untouched, "weight", gram, 1.5), r"must lie in \[0, 1\], got 1.5"),
+        (lambda: relaxprune_unstructured(untouched, "weight", gram, "0.5"), r"must lie in \[0, 1\], got '0.5'"),
+        (lambda: relaxprune_unstructured(untouched, 5, gram, 0.5), "name must be a parameter of the Linear, got 5"),
+        (lambda: relaxprune_unstructured(eighth, "weight", gram, 0.5), "float16, .*got torch.float8_e4m3fn"),
+        (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, problem=1), "problem"),
+        (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, polish="obs-swap"), 'use "swap"'),
         (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, "fww"), "did you mean 'fw'"),
         (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, effor="best"), "effort"),
         (lambda: relaxprune_n_m(untouched, "weight", gram, "2:5"), "does not divide"),

@@ -64,6 +64,60 @@ def test_a_later_step_looks_at_later_passes(model: nn.Sequential) -> None:
     assert int(model[0].weight.count_nonzero()) == 16 * 12 / 2
 
 
+@pytest.mark.parametrize("failure", ["no token", "in a solve"])
+def test_a_step_that_fails_changes_nothing_and_can_be_taken_again(
+    model: nn.Sequential, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparsifier = RelaxPruneSparsifier(sparsity=0.5, solver="wanda")
+    sparsifier.prepare(model)
+    if failure == "no token":
+        model[0](torch.randn(32, 16))
+        with pytest.raises(RelaxPruneError, match=r"no token reached layer '2.weight'"):
+            sparsifier.step()
+        assert not sparsifier.figures
+        model[2](torch.randn(32, 12))
+    else:
+        model(torch.randn(32, 16))
+        with torch.no_grad():
+            model[2].parametrizations.weight.original[0, 0] = torch.inf
+        with pytest.raises(RelaxPruneError, match="weight holds NaN or Inf"):
+            sparsifier.step()
+        with torch.no_grad():
+            model[2].parametrizations.weight.original[0, 0] = 1.0
+    assert bool(model[0].parametrizations.weight[0].mask.all()), "nothing is written"
+    sparsifier.step()
+    assert [figures.tokens for figures in sparsifier.figures.values()] == [32, 32]
+    sparsifier.squash_mask()
+    assert int(model[0].weight.count_nonzero()) == 16 * 12 / 2
+
+
+def test_one_layer_at_a_time_and_masks_that_are_held(model: nn.Sequential) -> None:
+    sparsifier = RelaxPruneSparsifier(sparsity=0.5, solver="wanda")
+    sparsifier.prepare(model)
+    model(torch.randn(32, 16))
+    sparsifier.enable_mask_update = False
+    sparsifier.step()
+    assert not sparsifier.figures
+    sparsifier.update_mask(**sparsifier.groups[1])
+    assert list(sparsifier.figures) == ["2.weight"] and int(model[2].weight.count_nonzero()) == 12 * 8 / 2
+
+
+def test_what_is_out_of_turn_is_refused(model: nn.Sequential) -> None:
+    sparsifier = RelaxPruneSparsifier(sparsity=0.5, solver="wanda")
+    for call in (sparsifier.step, sparsifier.squash_mask):
+        with pytest.raises(RelaxPruneError, match="call prepare first"):
+            call()
+    sparsifier.prepare(model)
+    model(torch.randn(32, 16))
+    sparsifier.step()
+    sparsifier.squash_mask()
+    for call in (sparsifier.step, sparsifier.squash_mask):
+        with pytest.raises(RelaxPruneError, match="squashed already"):
+            call()
+    with pytest.raises(RelaxPruneError, match="prepare was called before"):
+        sparsifier.prepare(model)
+
+
 def test_a_convolution_and_a_model_with_a_head(tiny_llama: LlamaForCausalLM) -> None:
     convolutions = nn.Sequential(nn.Conv2d(4, 6, 2, padding=1))
     sparsifier = RelaxPruneSparsifier(pattern="2:4", solver="wanda")
@@ -86,12 +140,26 @@ def test_refusals_come_before_the_model_is_touched(model: nn.Sequential) -> None
         ({}, "exactly one of sparsity"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "exactly one of sparsity"),
         ({"sparsity": 0.5, "solver": "fww"}, "did you mean 'fw'"),
+        ({"sparsity": "0.5"}, r"must lie in \[0, 1\], got '0.5'"),
+        ({"sparsity": 0.5, "bogus": 2}, "no option 'bogus'"),
+        ({"sparsity": 0.5, "max_iterations": 0}, "max_iterations must be a whole number"),
+        ({"sparsity": 0.5, "start": "wandaa"}, "did you mean 'wanda'"),
+        ({"sparsity": 0.5, "polish": "swapp"}, "polish must be"),
+        ({"sparsity": 0.5, "seed": -1}, "seed must be"),
+        ({"sparsity": 0.5, "solver": "wanda", "max_iterations": 60}, "makes no use"),
     ]:
         with pytest.raises(RelaxPruneError, match=expected):
             RelaxPruneSparsifier(**arguments)
     for config, expected in [
         ([{"tensor_fqn": "0.weights"}], "did you mean '0.weight'"),
         ([{}], "got None"),
+        ([], "each once, got none"),
+        ([{"tensor_fqn": "0.weight"}] * 2, "each once, got 0.weight, 0.weight"),
+        (["0.weight"], "list of dicts .*got '0.weight'"),
+        ([{"tensor_fqn": "0.weight", "sparcity": 0.25}], "got 'sparcity'; did you mean 'sparsity'"),
+        ([{"tensor_fqn": "0.weight", "options": {"bogus": 2}}], "no option 'bogus'"),
+        ([{"tensor_fqn": "0.weight", "options": {"solver": "wanda"}}], "options must be arguments of solve by name"),
+        ([{"tensor_fqn": "0.weight", "options": 5}], "options must be arguments of solve by name"),
         ([{"tensor_fqn": "0.weight", "sparsity": None, "pattern": "2:5"}], "does not fit"),
     ]:
         with pytest.raises(RelaxPruneError, match=expected):

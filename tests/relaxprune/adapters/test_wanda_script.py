@@ -63,6 +63,10 @@ def test_refusals() -> None:
         (lambda: pruned_mask(layer, torch.eye(16), 0.5, 0, 4), "got 0:4"),
         (lambda: pruned_mask(layer, torch.eye(8), 0.5), "gram is 8 x 8"),
         (lambda: pruned_mask(torch.ones(3), torch.eye(3), 0.5), "must be a float matrix"),
+        (lambda: pruned_mask(torch.ones(3, 3, dtype=torch.int8), torch.eye(3), 0.5), "got torch.int8"),
+        (lambda: pruned_mask(layer, None, 0.5), "statistics must be LayerStatistics or a Gram .*got NoneType"),
+        (lambda: pruned_mask(None, torch.eye(16), 0.5), "module must be a torch.nn.Module, got NoneType"),
+        (lambda: pruned_mask(layer, torch.eye(16), "0.5"), r"must lie in \[0, 1\], got '0.5'"),
         (lambda: LayerStatistics(layer).add_batch(torch.full((1, 2, 16), torch.inf)), "NaN or Inf"),
     ]:
         with pytest.raises(RelaxPruneError, match=expected):
