@@ -7,9 +7,14 @@ nor typer is imported until something needs it.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# In a clone two of the folders of the package lie beside this one (pyproject.toml): from there it is importable too.
+if not (_HERE := Path(__file__).parent).joinpath("problems").is_dir():
+    __path__.append(str(_HERE.parent))
 
 if TYPE_CHECKING:
     from relaxprune.problems import NM as NM

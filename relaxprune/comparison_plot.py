@@ -18,7 +18,9 @@ _MARKS = "osD^v<>PX*"
 def require_matplotlib() -> None:
     """Raise RelaxPruneError unless matplotlib is installed: to be asked before the work whose plot it draws."""
     if find_spec("matplotlib") is None:
-        raise RelaxPruneError("the plot needs matplotlib, which is not installed: pip install 'relaxprune[report]'")
+        raise RelaxPruneError(
+            "plots and reports need matplotlib, which is not installed: pip install 'relaxprune[report]'"
+        )
 
 
 def plot_comparison(comparison: Comparison) -> bytes:

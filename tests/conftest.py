@@ -20,7 +20,7 @@ SEED = int(os.environ.get("RELAXPRUNE_SEED", "0"))
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 LONG = os.environ.get("RELAXPRUNE_LONG") == "1"
 
-hypothesis.settings.register_profile("short", max_examples=20, deadline=None, database=None)
+hypothesis.settings.register_profile("short", max_examples=12, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=1000, deadline=None, database=None)
 
 

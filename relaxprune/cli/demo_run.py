@@ -21,7 +21,7 @@ from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGrou
 from .progress import duration
 from .prune_run import PruneRequest, calibration_tokens, finish_folder, open_folder, prune_loaded, survey_request
 
-_AMOUNTS = (PatternGroup(sparsity=0.5), PatternGroup(pattern="2:4"))
+_AMOUNTS = (PatternGroup(sparsity="50%"), PatternGroup(pattern="2:4"))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _run(
     request: PruneRequest, loaded: LoadedModel, windows: TokenWindows, held_out: TokenWindows, notices: list[str]
 ) -> Row:
     """Prune once, write the run folder if one is asked for, and measure."""
-    amount = request.how_much.pattern or f"{request.how_much.sparsity:.0%}"
+    amount = request.how_much.pattern or request.how_much.sparsity or ""
     method = "Wanda" if request.solver_name == "wanda" else "relaxprune"
     folder = None if request.run.out is None else open_folder(request, loaded, windows)
     plan = survey_request(request, loaded).plan

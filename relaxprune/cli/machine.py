@@ -19,9 +19,10 @@ def memory_line() -> str:
 def machine_line() -> str:
     """Say processor, threads, accelerator and the versions that timings depend on."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    threads = "thread" if torch.get_num_threads() == 1 else "threads"
     device = "no accelerator" if accelerator is None else f"accelerator {accelerator.type}"
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}, "
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} {threads}, {device}, "
         f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     )
 

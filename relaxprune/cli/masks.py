@@ -21,7 +21,7 @@ NewFolder = Annotated[Path, typer.Argument(help="Output folder, new or empty.")]
 
 @masks_app.command("stats")
 def stats(source: Source) -> None:
-    """Show the sparsity of every mask, of its rows and columns, and the N:M pattern that it keeps to."""
+    """Show sparsity and N:M pattern of every mask."""
     from relaxprune.masks.describing import describe, masks_of
     from relaxprune.pruning.report import table
 
@@ -45,7 +45,7 @@ def stats(source: Source) -> None:
 @masks_app.command("diff")
 @with_groups
 def diff(first: Source, second: Source) -> int:
-    """Compare two sets of masks of the same weights: how much of what they keep is the same, and where they differ."""
+    """Compare two sets of masks of the same weights."""
     from relaxprune.masks.comparing import compare_masks
     from relaxprune.masks.describing import masks_of
     from relaxprune.pruning.report import table
@@ -60,7 +60,7 @@ def diff(first: Source, second: Source) -> int:
     both, one, two = (
         sum(getattr(item, name) for item in found.layers) for name in ("both", "first_only", "second_only")
     )
-    lines.append(("all", both, one, two, found.jaccard, ""))
+    lines.append(("all", both, one, two, found.jaccard if found.layers else "-", ""))
     print("\n".join(table(lines)))
     apart = [f"only the first has a mask of {name}" for name in found.first_only]
     return tell([*apart, *(f"only the second has a mask of {name}" for name in found.second_only)])
@@ -68,7 +68,7 @@ def diff(first: Source, second: Source) -> int:
 
 @masks_app.command("export")
 def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors file to write.")]) -> None:
-    """Write the masks as plain bool tensors, True = kept, for programs that know no packed bits."""
+    """Write the masks as bool tensors, True = kept."""
     from safetensors.torch import save
 
     from relaxprune.durable import write_bytes
@@ -85,7 +85,7 @@ def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors
 
 @masks_app.command("compact")
 def compact_folder(folder: Folder, out: NewFolder) -> None:
-    """Write the checkpoint without its zeros: kept values and one bit for each weight. `restore` undoes it."""
+    """Write the checkpoint without its zeros, and bits for them."""
     from relaxprune.masks.compact import compact
 
     with interruptible(), door():
@@ -97,7 +97,7 @@ def compact_folder(folder: Folder, out: NewFolder) -> None:
 def restore_folder(
     folder: Annotated[Path, typer.Argument(help="A folder that `masks compact` wrote.")], out: NewFolder
 ) -> None:
-    """Undo `compact`: the checkpoint as it was, and say whether that holds of every byte or of every tensor."""
+    """Undo `compact`, and say whether every byte is as it was."""
     from relaxprune.masks.compact import restore
 
     with interruptible(), door():
@@ -111,7 +111,7 @@ def restore_folder(
 
 @masks_app.command("semi-structured")
 def semi_structured(folder: Folder) -> None:
-    """Say which weights torch's to_sparse_semi_structured would accept. Nothing is converted."""
+    """Say which weights torch's sparse kernels would accept."""
     from relaxprune.masks.semi_structured import BACKENDS, check_folder
     from relaxprune.pruning.report import table
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from .endings import bad_input
 
 if TYPE_CHECKING:
     from relaxprune.pruning.allocation import Allocation
@@ -80,7 +83,9 @@ class ModelGroup:
 class PatternGroup:
     """How much is pruned."""
 
-    sparsity: Annotated[float | None, typer.Option(help="Fraction pruned in every row, such as 0.5.")] = None
+    sparsity: Annotated[
+        str | None, typer.Option(metavar="FRACTION", help="Fraction pruned in every row, such as 0.5 or 50%.")
+    ] = None
     pattern: Annotated[str | None, typer.Option(help="KEEP n of every m consecutive columns, such as 2:4.")] = None
 
     @property
@@ -90,13 +95,25 @@ class PatternGroup:
         Raises:
             RelaxPruneError: both or neither of the two options, or a value that makes no sense.
         """
-        from relaxprune.problems.errors import RelaxPruneError
         from relaxprune.pruning.settings import Target
 
         if (self.sparsity is None) == (self.pattern is None):
             given = "neither" if self.sparsity is None else "both"
-            raise RelaxPruneError(f"give either --sparsity or --pattern, got {given}")
-        return Target(self.sparsity, self.pattern)
+            raise bad_input(f"give either --sparsity or --pattern, got {given}")
+        return Target(None if self.sparsity is None else _fraction(self.sparsity), self.pattern)
+
+
+def _fraction(text: str) -> float:
+    """Return the fraction that a text gives, as such or in per cent."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if 0 < value < 1:
+        return value
+    hint = f"; for {number} per cent give {float(number) / 100:g}" if not percent and 1 < value < 100 else ""
+    raise bad_input(f"--sparsity is the fraction that is pruned, above 0 and below 1, got {text!r}{hint}")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def run_prune(request: PruneRequest) -> int:
     output.say(report)
     notices = finish_folder(request, folder, loaded, report)
     output.say(f"{machine_line()}; {memory_line()}")
-    output.say(plan.prediction)
+    output.say(f"before the run, {plan.prediction}")
     return tell(notices)
 
 

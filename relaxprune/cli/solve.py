@@ -113,6 +113,8 @@ def solve_file(
         with door():
             write_bytes(moving.weight_out, save({"weight": solution.weight.cpu().contiguous()}))
         print(f"{'new weight':<15} {moving.weight_out}")
+    if out is None:
+        print(f"{'written':<15} no mask: --out FILE keeps it")
     notice = status_notice(solution.status)
     return tell([notice] if notice else [])
 

@@ -6,6 +6,7 @@ task, so that both are part of every result. Needs the extra ``eval``.
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +127,7 @@ def evaluate_tasks(
         from lm_eval.models.huggingface import HFLM
 
         with evaluating(model):
-            harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+            harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=options.batch_size)
             results: Any = simple_evaluate(
                 model=harness, tasks=list(found.values()), limit=options.limit, log_samples=False, bootstrap_iters=0
             )
@@ -206,7 +207,7 @@ def _same_random_state() -> Iterator[None]:
 
     state, numpy_state = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(state)

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 
-from ..pruning.mask_file import read_masks
-
-MASKS_NAME = "masks.safetensors"
+from ..pruning.mask_file import MASKS_NAME, read_masks
 
 
 def masks_of(path: Path) -> dict[str, Tensor]:

@@ -72,5 +72,5 @@ def judge(name: str, stored: Tensor) -> Verdict:
             accepted.append(backend)
     keep, group = (1, 2) if stored.dtype == torch.float32 else (2, 4)
     if shape[1] % group or int((stored != 0).reshape(shape[0], -1, group).sum(dim=2).max()) > keep:
-        return Verdict(name, dtype, shape, (), f"its rows are not {keep}:{group}")
+        return Verdict(name, dtype, shape, (), f"its rows are not {keep}:{group}, which {dtype} wants")
     return Verdict(name, dtype, shape, tuple(accepted), "; ".join(reasons))

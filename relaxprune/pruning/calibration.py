@@ -164,7 +164,7 @@ def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource |
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     if source != "self":
-        return open_text(source, held_out)
+        return open_text(source, held_out, ["self"] if part == "calibration" else [])
     if part == "evaluation":
         raise RelaxPruneError("source 'self' is for calibration only: give 'builtin', 'c4', 'wikitext2' or a file")
     return None

@@ -25,6 +25,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from ..durable import write_bytes
 
+MASKS_NAME = "masks.safetensors"  # in a run folder
 FORMAT = "relaxprune.masks"
 SCHEMA_VERSION = "1"
 
@@ -121,7 +122,10 @@ def open_mask_file(path: str | Path) -> tuple[PackedMasks, Any]:
         raise FileNotFoundError(f"mask file {str(path)!r} does not exist")
     packed, metadata = _read_tensors(path)
     if metadata.get("format") != FORMAT:
-        raise RelaxPruneError(f"{str(path)!r} is not a mask file: its metadata must say format {FORMAT!r}")
+        raise RelaxPruneError(
+            f"{str(path)!r} is not a mask file: its metadata must say format {FORMAT!r} (bool tensors "
+            "that `masks export` wrote are for other programs)"
+        )
     if metadata.get("schema_version") != SCHEMA_VERSION:
         raise RelaxPruneError(
             f"mask file {str(path)!r} has schema version {metadata.get('schema_version')!r}, "

@@ -20,7 +20,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from ..durable import file_sha256, sweep_scratch, sync_folder, write_json, write_text
 from .certificate_files import CertificateFiles
 from .fingerprint import Fingerprint, differences
-from .mask_file import read_mask_file, write_masks
+from .mask_file import MASKS_NAME, read_mask_file, write_masks
 from .model_card import model_card
 from .outputs import refuse_output_folder, refuse_unwritable_folder
 from .permutation import Permutation
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from ..certificates import Certificate
 
 RECORD_NAME = "relaxprune.json"
-MASKS_NAME = "masks.safetensors"
 _WORK_NAME = ".relaxprune"
 _BLOCK_KEYS = {"block", "layers", "permutations", "seconds", "tuning"}
 _log = logging.getLogger("relaxprune")
@@ -77,7 +76,9 @@ class RunFolder:
         """
         path = Path(path)
         if not resume:
-            refuse_output_folder(path, "name a new one, or add --resume to continue the run in it")
+            finished = (path / RECORD_NAME).is_file()
+            more = "" if finished else ", or add --resume to continue the run in it"
+            refuse_output_folder(path, f"name a new one{more}")
             return
         refuse_unwritable_folder(path)
         if path.is_dir() and any(path.iterdir()) and not RunFolder(path, {}).begun:

@@ -52,13 +52,14 @@ class TextSource:
     description: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_text(source: str, held_out: float = 0.25) -> TextSource:
+def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) -> TextSource:
     """Return the text source of a name or a path; nothing is downloaded before its documents are asked for.
 
     Args:
         source: "builtin" (English from the standard library), "c4" or "wikitext2" (both through ``datasets``), or
             the path of a UTF-8 text file. A name wins over a file; write ``./name`` for the file.
         held_out: share of a builtin or file text, at its end, kept for evaluation: 0 for none, 1 for all.
+        besides: names that the caller takes besides, for the message about an unknown one.
 
     Raises:
         RelaxPruneError: unknown source, unreadable file, no package ``datasets``, or ``held_out`` outside [0, 1].
@@ -78,8 +79,8 @@ def open_text(source: str, held_out: float = 0.25) -> TextSource:
         raise RelaxPruneError(f"text source {source!r} is a folder: give a text file")
     if "/" in source or os.sep in source or path.suffix:
         raise FileNotFoundError(f"text source {source!r} looks like a file, but there is no such file")
-    known = ["builtin", *_DATASETS]
-    hint = did_you_mean(source, [*known, "self"])
+    known = ["builtin", *_DATASETS, *besides]
+    hint = did_you_mean(source, known)
     raise RelaxPruneError(f"text source {source!r} is no text file and none of: {', '.join(known)}{hint}")
 
 

@@ -48,6 +48,8 @@ def drawing(height: float, rows: int = 1, cols: int = 1, **options: Any) -> Iter
     style: Any = _STYLE  # the types of matplotlib list every name of a setting
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        engine: Any = figure.get_layout_engine()
+        engine.set(rect=(0, 0, 0.97, 1))  # the reader's letters may be wider than those that were measured
         axes = figure.subplots(rows, cols, squeeze=False, **options)
         yield figure, list(axes.flat)
 

@@ -19,6 +19,7 @@ _PHASE_NAMES = {
     "final": "final",
 }
 _MOST_TICKS = 16
+_FEW_CELLS = 24  # of a heat map: their numbers are written into them
 
 
 def grid_of(layers: Layers, key: str) -> tuple[list[int], list[str], list[list[float]]]:
@@ -47,6 +48,13 @@ def heat_map(layers: Layers, key: str, name: str, label: str, high: float | None
         step = -(-len(blocks) // _MOST_TICKS)
         axes.set_yticks([index + 0.5 for index in range(0, len(blocks), step)], blocks[::step])
         axes.set_ylabel("block")
+        if len(blocks) * len(roles) <= _FEW_CELLS:
+            for row, line in enumerate(values):
+                for place, value in enumerate(line):
+                    if not math.isnan(value):
+                        dark = value - low < 0.6 * (top - low)
+                        colour = "white" if dark else "black"
+                        axes.text(place + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", color=colour)
         bar = figure.colorbar(mesh, ax=axes, aspect=30, pad=0.02)
         bar.outline.set_visible(False)
         return svg(figure, name, label)
@@ -64,6 +72,7 @@ def role_bars(series: Mapping[str, Mapping[str, float]], name: str, label: str, 
         axes.set_yticks(range(len(roles)), [short(role) for role in roles])
         axes.invert_yaxis()
         axes.set_xlabel(axis)
+        axes.locator_params(axis="x", nbins=5)
         plain(axes)
         figure.legend(loc="outside upper center", ncols=min(3, len(series)), frameon=False)
         return svg(figure, name, label)
@@ -132,6 +141,7 @@ def block_bars(blocks: Sequence[Mapping[str, float]], name: str) -> str:
             axes.bar(where, certify, bottom=solve, color=SERIES[0], label="certify")
             figure.legend(loc="outside upper center", ncols=2, frameon=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(min(where) - 1, max(where) + 1)
         axes.set_xlabel("block")
         axes.set_ylabel("seconds")
         plain(axes)
@@ -202,6 +212,7 @@ def run_bars(values: Mapping[str, float], name: str, label: str) -> str:
         axes.set_yticks(range(len(values)), [short(run) for run in values])
         axes.invert_yaxis()
         axes.margins(x=0.2)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(label)
         plain(axes)
         return svg(figure, name, f"{label} by run")

@@ -11,9 +11,9 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from ..evaluation.recording import Measured, read_evaluations
 from ..pruning.checkpoint import read_json
-from ..pruning.mask_file import PackedMasks, open_mask_file
+from ..pruning.mask_file import MASKS_NAME, PackedMasks, open_mask_file
 from ..pruning.report import LayerReport
-from ..pruning.run_folder import MASKS_NAME, RECORD_NAME
+from ..pruning.run_folder import RECORD_NAME
 from ..pruning.run_record import read_record
 
 _PARTS = ("notes", "fingerprint", "report", "verification", "files")
@@ -66,11 +66,14 @@ def read_run(path: str | Path) -> Run:
         RelaxPruneError: there is none, it is not finished, or a file in it is damaged.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise RelaxPruneError(f"{str(path)!r} is a file: give the run's folder")
     if not folder.is_dir():
         raise RelaxPruneError(f"run folder {str(path)!r} does not exist: give the folder of relaxprune prune --out")
     if not (folder / RECORD_NAME).is_file():
-        state = "is not finished: continue it with --resume" if (folder / ".relaxprune").is_dir() else "is none"
-        raise RelaxPruneError(f"run folder {str(path)!r} {state} (it has no {RECORD_NAME})")
+        begun = (folder / ".relaxprune").is_dir()
+        state = "holds a run that is not finished: continue it with --resume" if begun else "is not a run's folder"
+        raise RelaxPruneError(f"{str(path)!r} {state} (it has no {RECORD_NAME})")
     record = read_record(folder / RECORD_NAME)
     lacking = [part for part in _PARTS if not isinstance(record.get(part), dict)]
     try:

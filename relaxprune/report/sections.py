@@ -13,6 +13,7 @@ from .content import flat
 from .page import Group, Page, Section, picture, table
 
 Content = Mapping[str, Any]
+_MOST_NAMES = 4  # that a line names
 
 
 def run_page(content: Content) -> Page:
@@ -59,7 +60,11 @@ def facts(summary: Content) -> list[tuple[str, str, str]]:
         ("Of Wanda's error", number(summary["mean_wanda_ratio"]), "mean over layers; below 1 is better"),
         ("Mean relative gap", number(summary["mean_relative_gap"]), f"{proof}; no mask is better by a larger share"),
         ("Time", "–" if seconds is None else f"{seconds:,.0f} s", "pruning, all stages"),
-        ("Memory", "–" if memory is None else f"{memory:.2f} GiB", "largest resident size of the process"),
+        (
+            "Memory",
+            "–" if memory is None else f"{memory:.2f} GiB",
+            "largest resident size while pruning",
+        ),
     ]
 
 
@@ -170,7 +175,9 @@ def masks(content: Content) -> Section:
         elif key == "rows":
             text.append("All rows of a layer keep the same share, as the sparsity or pattern asks.")
         elif key == "heads":
-            text.append("No picture of heads: they keep equal shares, or config.json does not tell their rows.")
+            known = any(item["density"]["heads"] for item in items)
+            why = "they keep equal shares" if known else "config.json does not tell which rows are whose"
+            text.append(f"No picture of attention heads: {why}.")
     pictures = [
         picture(
             figures.mask_picture(item["shares"], item["rows"], item["cols"], f"mask{place}"),
@@ -214,12 +221,15 @@ def skipped(content: Content) -> Section:
         reasons.setdefault(item["reason"], []).append(item["name"])
     if not reasons:
         return Section("skipped", "Not pruned", ["Every matrix of the model was pruned."])
-    body = [(reason, len(names), ", ".join(names)) for reason, names in reasons.items()]
-    return Section(
-        "skipped",
-        "Not pruned",
-        groups=[Group("", [], [table("Not pruned, and why", ("why", "number", "which"), body)])],
-    )
+    body = [
+        (reason, len(names), ", ".join(names) if len(names) <= _MOST_NAMES else f"{names[0]} to {names[-1]}")
+        for reason, names in reasons.items()
+    ]
+    tables = [table("Not pruned, and why", ("why", "number", "which"), body)]
+    if any(len(names) > _MOST_NAMES for names in reasons.values()):
+        every = [(name, reason) for reason, names in reasons.items() for name in names]
+        tables.append(table(f"All {len(every)}", ("which", "why"), every, folded=True))
+    return Section("skipped", "Not pruned", groups=[Group("", [], tables)])
 
 
 def repeat(content: Content) -> Section:

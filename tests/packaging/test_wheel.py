@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import zipfile
 from importlib import import_module
@@ -82,6 +83,13 @@ def test_console_script_tells_the_version(clean_install: CleanInstall) -> None:
         done = clean_install.run(*command, "--version")
         assert done.returncode == 0, done.stderr
         assert relaxprune.__version__ in done.stdout
+
+
+def test_a_clone_is_importable_as_it_is() -> None:
+    """Two of the package's folders lie beside the others there."""
+    code = "import relaxprune.problems, relaxprune.solvers; print(relaxprune.solvers.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "solvers" / "__init__.py"), done.stderr
 
 
 def test_this_session_tests_the_library_as_it_is_in_the_repository() -> None:

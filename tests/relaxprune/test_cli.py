@@ -55,6 +55,20 @@ def test_help_waits_for_no_library(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("text", ["50%", " 50 %", "0.5"])
+def test_a_share_or_per_cent(problem_file: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert main(["solve", str(problem_file), "--sparsity", text]) == 0
+    said = capsys.readouterr().out
+    assert "sparsity        0.5\n" in said and "no mask: --out FILE keeps it" in said
+
+
+@pytest.mark.parametrize("text", ["50", "0", "1", "100%", "half", "nan", "-0.5"])
+def test_no_share(problem_file: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert main(["solve", str(problem_file), "--sparsity", text]) == 2
+    said = capsys.readouterr().err
+    assert f"above 0 and below 1, got '{text}'" in said and ("for 50 per cent give 0.5" in said) == (text == "50")
+
+
 def test_as_a_module_from_another_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "relaxprune", "--version"],

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaxprune import NM, KSparse, MaskProblem, Status, solve
 from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
 from relaxprune.solving import least_memory
+from tests.conftest import LONG
 from tests.counting import counted
 from tests.enumeration import best_values
 from tests.layers import POLYTOPES, correlated_gram, layer
@@ -100,6 +101,7 @@ def test_annealing_leaves_almost_nothing_to_rounding():
 
 
 @pytest.mark.parametrize("kind", SETS)
+@settings(max_examples=200 if LONG else 6)
 @given(seed=SEEDS)
 def test_near_the_best_mask_of_small_problems(kind, seed):
     """Not a promise of the method, which a single case may break; but far above the best something is broken."""
