@@ -11,7 +11,7 @@ from torch import Tensor
 from relaxprune.problems import ReconstructionProblem
 from relaxprune.solvers import Answer, Run, Solver, Status
 
-from .certificates import certify_weights
+from .certificates.weight_certificate import certified
 from .refitting import fit
 from .solution import CLOSED, Solution
 
@@ -45,7 +45,7 @@ def weighted(
         weight = torch.where(mask, answer.weight.to(problem.weight.dtype), 0.0)
         kept_objective = problem.objective(torch.where(mask, problem.weight, 0.0))
     counts.seconds = time.monotonic() - started
-    certificate = certify_weights(problem, weight, memory_bytes=run.memory_bytes)
+    certificate = certified(problem, weight, memory_bytes=run.memory_bytes)
     status = answer.status
     if not math.isfinite(certificate.objective):  # values that the dtype of the weights does not hold
         status = Status.NOT_FINITE

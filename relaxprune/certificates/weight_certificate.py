@@ -123,6 +123,18 @@ def certify_weights(
             f"iterations must be at least 0 and memory_bytes more, got {iterations!r} and {memory_bytes!r}"
         )
     refuse_misfit(problem, weight)
+    return certified(problem, weight, method, iterations=iterations, memory_bytes=memory_bytes)
+
+
+def certified(
+    problem: ReconstructionProblem,
+    weight: Tensor,
+    method: str = PERSPECTIVE,
+    *,
+    iterations: int = _PRODUCTS,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> WeightCertificate:
+    """Certify as ``certify_weights`` does, weights that are known to be 0 outside a mask; they may be infinite."""
     started = time.monotonic()
     row_objective = problem.row_objective(weight)
     point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)

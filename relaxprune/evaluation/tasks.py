@@ -125,11 +125,17 @@ def evaluate_tasks(
         found = tasks if isinstance(tasks, Mapping) else open_tasks(tasks, options)
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
 
         with evaluating(model):
             harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=options.batch_size)
             results: Any = simple_evaluate(
-                model=harness, tasks=list(found.values()), limit=options.limit, log_samples=False, bootstrap_iters=0
+                model=harness,
+                tasks=list(found.values()),
+                limit=options.limit,
+                log_samples=False,
+                bootstrap_iters=0,
+                task_manager=TaskManager(include_defaults=False),  # else it reads 14,000 files that nobody asked for
             )
     return TaskResult(
         tuple(_score(name, results) for name in found),

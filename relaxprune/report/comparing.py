@@ -23,6 +23,7 @@ _GROUNDS = {
     "calibration.sha256": "the runs saw different calibration text: errors are on different Gram matrices",
     "settings.statistics": "the runs weigh their calibration text differently: errors are on different Gram matrices",
     "settings.weights": "weights moved in some of the runs only: gaps do not prove the same",
+    "settings.damping": "moving a weight costs differently (damping): errors count that in where weights moved",
     "settings.device": "the runs computed on different devices: seconds do not compare",
     "settings.threads": "the runs computed with different numbers of threads: seconds do not compare",
 }
@@ -55,7 +56,7 @@ def comparison_content(runs: Sequence[Run]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         "relaxprune": relaxprune.__version__,
-        "runs": {name: run_content(run) for name, run in zip(names, runs, strict=True)},
+        "runs": {name: run_content(run, masks=False) for name, run in zip(names, runs, strict=True)},
         "perplexity": common_perplexity(dict(zip(names, runs, strict=True))),
         "differences": differences({name: run.record["fingerprint"] for name, run in zip(names, runs, strict=True)}),
         "overlap": [

@@ -9,7 +9,7 @@ from typing import Any
 
 import relaxprune
 
-from ..masks.density import Density, density, grid
+from ..masks.density import density, grid
 from ..pruning.report import LayerReport
 from ..pruning.roles import role_of
 from .reading import Run
@@ -29,8 +29,8 @@ _ENERGIES = {
 }
 
 
-def run_content(run: Run) -> dict[str, Any]:
-    """Return everything that a report says of one run, as plain JSON values."""
+def run_content(run: Run, *, masks: bool = True) -> dict[str, Any]:
+    """Return everything that a report says of one run, as plain JSON values; of its masks, where that is asked for."""
     report, fingerprint = run.record["report"], run.record["fingerprint"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -41,10 +41,13 @@ def run_content(run: Run) -> dict[str, Any]:
         "summary": summary(run),
         "perplexity": [asdict(item) for item in run.evaluations],
         "error_by_role": error_by_role(run.layers),
-        "layers": [layer_content(layer, density(layer.name, run.masks[layer.parameter], run.config)) for layer in
-                   run.layers],
+        "layers": [
+            layer_content(layer)
+            | ({"density": asdict(density(layer.name, run.masks[layer.parameter], run.config))} if masks else {})
+            for layer in run.layers
+        ],
         "tunings": report.get("tunings", []),
-        "masks": worst_masks(run),
+        "masks": worst_masks(run) if masks else [],
         "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
         "skipped": report.get("skipped", []),
         "repeat": {
@@ -84,8 +87,8 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def layer_content(layer: LayerReport, spread: Density) -> dict[str, Any]:
-    """Return what is said of one layer: its errors, the energies of its phases over Wanda's, and its mask's spread."""
+def layer_content(layer: LayerReport) -> dict[str, Any]:
+    """Return what is said of one layer: its errors, and the energies of its phases over Wanda's."""
     return {
         "name": layer.name,
         "block": layer.block,
@@ -103,7 +106,6 @@ def layer_content(layer: LayerReport, spread: Density) -> dict[str, Any]:
         "certificate_seconds": layer.certificate_seconds,
         "products": layer.products,
         "phases": phases(layer),
-        "density": asdict(spread),
     }
 
 

@@ -18,7 +18,7 @@ from relaxprune.solving import least_memory
 
 from .tiny_models import tiny_model
 
-ROWS, COLS, BUDGET = 4096, 64, 2**19  # a whole float64 matrix is four times the budget
+ROWS, COLS, BUDGET = 2048, 64, 2**18  # a whole float64 matrix is four times the budget
 
 
 class Peak(TorchDispatchMode):
