@@ -255,12 +255,12 @@ def moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: 
     """Return what ``correct`` and ``tune`` hold besides: two more sums for each Gram, and a block's weights again.
 
     The dense stream has the block's dense weights and hidden states of its own; tuning has the weights, Adam's two
-    moments, the best so far and those from before, in float32.
+    moments and the best so far, in float32.
     """
     blocks: dict[int | None, int] = {}
     for layer in layers:
         blocks[layer.block] = blocks.get(layer.block, 0) + 4 * layer.rows * layer.cols
-    copies = 5 * bool(options.tune) + bool(options.correct or options.tune)
+    copies = 4 * bool(options.tune) + bool(options.correct or options.tune)
     beside = 2 * sums_bytes(layers) + 8 * tokens * layers[0].cols if options.correct else 0
     return copies * max(blocks.values()) + beside
 

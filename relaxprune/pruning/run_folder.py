@@ -76,8 +76,7 @@ class RunFolder:
         """
         path = Path(path)
         if not resume:
-            finished = (path / RECORD_NAME).is_file()
-            more = "" if finished else ", or add --resume to continue the run in it"
+            more = "" if RunFolder(path, {}).finished else ", or add --resume to continue the run in it"
             refuse_output_folder(path, f"name a new one{more}")
             return
         refuse_unwritable_folder(path)

@@ -72,11 +72,10 @@ class BlockTuner:
         started = time.perf_counter()
         weights = [layer.weight.detach() for layer in self.layers]
         masters = [weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True) for weight in weights]
-        before_all = [weight.clone() for weight in weights]
         rates = [_RATE * float(_rms(master, kept)) for master, kept in zip(masters, self.kept, strict=True)]
         optimiser = torch.optim.Adam([{"params": [m], "lr": r} for m, r in zip(masters, rates, strict=True)])
         before = self._errors()
-        best, best_errors, taken, steps = [master.clone() for master in masters], before, 0, 0
+        best, best_errors, taken, steps = [weight.clone() for weight in weights], before, 0, 0
         with self._tracked() as parameters:
             for epoch in range(1, epochs + 1):
                 for one, target in self._pairs(held_out=False):
@@ -94,7 +93,7 @@ class BlockTuner:
                 if not errors[1] < best_errors[1]:  # also where it is no number
                     break
                 best, best_errors, taken = [master.clone() for master in masters], errors, epoch
-        self._write(best if taken else before_all)
+        self._write(best)
         return BlockTuning(
             block=self.stage.index,
             epochs=taken,

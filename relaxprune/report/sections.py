@@ -60,11 +60,7 @@ def facts(summary: Content) -> list[tuple[str, str, str]]:
         ("Of Wanda's error", number(summary["mean_wanda_ratio"]), "mean over layers; below 1 is better"),
         ("Mean relative gap", number(summary["mean_relative_gap"]), f"{proof}; no mask is better by a larger share"),
         ("Time", "–" if seconds is None else f"{seconds:,.0f} s", "pruning, all stages"),
-        (
-            "Memory",
-            "–" if memory is None else f"{memory:.2f} GiB",
-            "largest resident size while pruning",
-        ),
+        ("Memory", "–" if memory is None else f"{memory:.2f} GiB", "largest resident size while pruning"),
     ]
 
 
