@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from relaxprune.pruning.mask_file import read_masks
-from relaxprune.pruning.run_record import read_record
+from relaxprune.runs.mask_file import read_masks
+from relaxprune.runs.run_record import read_record
 
 
 def check_weights(folder: Path, sparsity: float) -> int:

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from .certificates import Certificate as Certificate
     from .certificates import certify as certify
     from .evaluation.perplexity import perplexity as perplexity
-    from .pruning.loading import load_model as load_model
-    from .pruning.model import prune_model as prune_model
+    from .models.loading import load_model as load_model
+    from .pruning.pipeline import prune_model as prune_model
     from .pruning.planning import plan_model as plan_model
-    from .pruning.report import PruneReport as PruneReport
-    from .refitting import Refit as Refit
-    from .refitting import refit as refit
-    from .solution import Solution as Solution
-    from .solution import Status as Status
-    from .solving import available_solvers as available_solvers
-    from .solving import check_solver as check_solver
-    from .solving import solve as solve
+    from .pruning.prune_report import PruneReport as PruneReport
+    from .solving.refitting import Refit as Refit
+    from .solving.refitting import refit as refit
+    from .solving.solution import Solution as Solution
+    from .solving.solution import Status as Status
+    from .solving.solving import available_solvers as available_solvers
+    from .solving.solving import check_solver as check_solver
+    from .solving.solving import solve as solve
 
 _HOME = {
     "KSparse": "relaxprune.problems",
@@ -51,17 +51,17 @@ _HOME = {
     "Certificate": "relaxprune.certificates",
     "certify": "relaxprune.certificates",
     "perplexity": "relaxprune.evaluation.perplexity",
-    "load_model": "relaxprune.pruning.loading",
+    "load_model": "relaxprune.models.loading",
     "plan_model": "relaxprune.pruning.planning",
-    "prune_model": "relaxprune.pruning.model",
-    "PruneReport": "relaxprune.pruning.report",
-    "Refit": "relaxprune.refitting",
-    "refit": "relaxprune.refitting",
-    "Solution": "relaxprune.solution",
-    "Status": "relaxprune.solution",
-    "available_solvers": "relaxprune.solving",
-    "check_solver": "relaxprune.solving",
-    "solve": "relaxprune.solving",
+    "prune_model": "relaxprune.pruning.pipeline",
+    "PruneReport": "relaxprune.pruning.prune_report",
+    "Refit": "relaxprune.solving.refitting",
+    "refit": "relaxprune.solving.refitting",
+    "Solution": "relaxprune.solving.solution",
+    "Status": "relaxprune.solving.solution",
+    "available_solvers": "relaxprune.solving.solving",
+    "check_solver": "relaxprune.solving.solving",
+    "solve": "relaxprune.solving.solving",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

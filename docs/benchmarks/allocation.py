@@ -14,11 +14,11 @@ import time
 import torch
 
 from relaxprune.evaluation.perplexity import perplexity
-from relaxprune.pruning.allocation import ALLOCATIONS
-from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
-from relaxprune.pruning.loading import load_model
-from relaxprune.pruning.model import PruneOptions, prune_model
-from relaxprune.pruning.report import PruneReport
+from relaxprune.models.loading import load_model
+from relaxprune.options.allocation import ALLOCATIONS
+from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.prune_report import PruneReport
+from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
 BATCH = 4  # windows that go through the model at once
 

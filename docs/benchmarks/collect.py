@@ -14,7 +14,7 @@ from common import model_grams, model_weight, short
 from safetensors.torch import save_file
 
 from relaxprune import load_model
-from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows
+from relaxprune.text.windows import CalibrationOptions, calibration_windows
 
 LAYERS = (
     "model.layers.15.self_attn.v_proj",

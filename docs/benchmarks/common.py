@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError
-from relaxprune.evaluation.forward import evaluating
+from relaxprune.inputs.statistics import StatisticsCollector
+from relaxprune.models.forward import evaluating
+from relaxprune.models.layers import find_layers
 from relaxprune.problems import Polytope
-from relaxprune.pruning.layers import find_layers
-from relaxprune.pruning.statistics import StatisticsCollector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

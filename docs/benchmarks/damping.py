@@ -15,9 +15,9 @@ from common import head, line, model_grams, polytope
 from torch import Tensor
 
 from relaxprune import ReconstructionProblem, load_model, solve
-from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
-from relaxprune.pruning.layers import find_layers
-from relaxprune.pruning.loading import LoadOptions
+from relaxprune.models.layers import find_layers
+from relaxprune.models.loading import LoadOptions
+from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
 KINDS = ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 METHODS = (

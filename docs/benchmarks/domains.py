@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from relaxprune import MaskProblem, RelaxPruneError, load_model, solve
-from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
+from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
 METHODS: dict[str, dict[str, Any]] = {
     "wanda": {"solver": "wanda"},

@@ -25,8 +25,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from relaxprune import prune_model
-from relaxprune.pruning.model import PruneOptions
-from relaxprune.pruning.texts import open_text
+from relaxprune.pruning.pipeline import PruneOptions
+from relaxprune.text.corpora import open_text
 
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"solver": "magnitude"},

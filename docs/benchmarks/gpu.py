@@ -28,9 +28,9 @@ from relaxprune.problems import Polytope
 from relaxprune.problems.lowered import PRECISIONS
 from relaxprune.problems.polytopes.threshold import search
 from relaxprune.solvers import Plan, Run
-from relaxprune.solvers.exchange import Descent
-from relaxprune.solvers.exchange_search import pool_search
-from relaxprune.solvers.frank_wolfe import FrankWolfe
+from relaxprune.solvers.exchange.engine.gains import Descent
+from relaxprune.solvers.exchange.engine.pair_search import pool_search
+from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 
 ITERATION_SHAPES = ((576, 576), (576, 1536), (2048, 2048), (4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192))
 SOLVE_SHAPES = ((4096, 4096), (4096, 14336))

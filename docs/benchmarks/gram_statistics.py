@@ -24,12 +24,17 @@ from safetensors.torch import load_file, save_file
 
 from relaxprune import MaskProblem, solve
 from relaxprune.evaluation.perplexity import perplexity
-from relaxprune.pruning.calibration import CalibrationOptions, TokenWindows, calibration_windows, evaluation_windows
-from relaxprune.pruning.gram import GramAccumulator
-from relaxprune.pruning.loading import LoadedModel, LoadOptions, load_model
-from relaxprune.pruning.model import PruneOptions, prune_model
-from relaxprune.pruning.shrinkage import estimate, shrink
-from relaxprune.pruning.statistics_options import StatisticsOptions
+from relaxprune.inputs.gram_accumulator import GramAccumulator
+from relaxprune.inputs.shrinkage import estimate, shrink
+from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
+from relaxprune.options.statistics_options import StatisticsOptions
+from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.text.windows import (
+    CalibrationOptions,
+    TokenWindows,
+    calibration_windows,
+    evaluation_windows,
+)
 
 HELD_OUT = 1 / 3
 SHARES: tuple[float | str, ...] = (0.0, 0.03, 0.1, 0.2, 0.4, "auto", "cross-validated")

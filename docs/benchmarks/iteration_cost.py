@@ -12,7 +12,7 @@ import torch
 
 from relaxprune import KSparse, MaskProblem
 from relaxprune.solvers import Plan, Run
-from relaxprune.solvers.frank_wolfe import FrankWolfe
+from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 
 ITERATIONS = 30
 REPEATS = 5

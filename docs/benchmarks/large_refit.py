@@ -12,8 +12,8 @@ import torch
 from common import random_layer
 
 from relaxprune import KSparse, ReconstructionProblem, refit
-from relaxprune.memory import peak_memory_bytes
 from relaxprune.problems.saliency import saliency
+from relaxprune.support.memory import peak_memory_bytes
 
 _GIB = 2**30
 

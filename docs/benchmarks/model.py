@@ -21,11 +21,11 @@ import torch
 from common import FAILURES, head, line, model_grams
 
 from relaxprune import load_model, perplexity, plan_model, prune_model
-from relaxprune.durable import write_json
-from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
-from relaxprune.pruning.loading import LoadOptions
-from relaxprune.pruning.model import PruneOptions
-from relaxprune.pruning.statistics_options import StatisticsOptions
+from relaxprune.models.loading import LoadOptions
+from relaxprune.options.statistics_options import StatisticsOptions
+from relaxprune.pruning.pipeline import PruneOptions
+from relaxprune.support.durable import write_json
+from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
 MOVING = PruneOptions(weights="refit")
 PUBLISHED = PruneOptions(weights="refit", damping=0.01)  # of rivals

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 
 from relaxprune import NM, MaskProblem, solve
 from relaxprune.evaluation.perplexity import perplexity
-from relaxprune.pruning.calibration import CalibrationOptions, calibration_windows, evaluation_windows
-from relaxprune.pruning.channel_order import channel_order, kept_saliency
-from relaxprune.pruning.loading import load_model
-from relaxprune.pruning.model import PruneOptions, prune_model
-from relaxprune.pruning.report import PruneReport
-from relaxprune.pruning.roles import role_of
+from relaxprune.models.layer_roles import role_of
+from relaxprune.models.loading import load_model
+from relaxprune.pruning.channels.channel_order import channel_order, kept_saliency
+from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.prune_report import PruneReport
+from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
 
 def layer(file: str, pattern: str, rows: int | None) -> None:

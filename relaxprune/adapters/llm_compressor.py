@@ -22,7 +22,8 @@ from llmcompressor.modifiers.pruning.sparsegpt.sgpt_base import SparsityModifier
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.one_weight import Choice, Figures, InputGram, choice, figures_of, weight_of
+
+from .one_weight import Choice, Figures, InputGram, choice, figures_of, weight_of
 
 HEAD = "re:.*lm_head"  # a plain "lm_head" matches nothing: the host looks at names that end in a dot
 HeldBy = dict[torch.nn.Module, Any]

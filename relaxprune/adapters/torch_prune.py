@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from relaxprune.pruning.one_weight import Choice, choice, weight_of
-from relaxprune.solution import Solution
 from relaxprune.solvers import Solver
+from relaxprune.solving.solution import Solution
+
+from .one_weight import Choice, choice, weight_of
 
 Module = TypeVar("Module", bound=nn.Module)
 

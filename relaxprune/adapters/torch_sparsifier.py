@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.ao.pruning.sparsifier.base_sparsifier import BaseSparsifier
 from torch.utils.hooks import RemovableHandle
 
+from relaxprune.models.layers import PrunableLayer, find_layers
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.pruning.layers import PrunableLayer, find_layers
-from relaxprune.pruning.one_weight import Choice, Figures, InputGram, choice, figures_of
 from relaxprune.solvers import Solver
+
+from .one_weight import Choice, Figures, InputGram, choice, figures_of
 
 _OWN = ("sparsity", "pattern", "solver", "options")
 _KEYS = ("tensor_fqn", *_OWN)  # of an entry of ``config``

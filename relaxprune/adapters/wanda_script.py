@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes.base import whole_number
-from relaxprune.pruning.one_weight import Figures, InputGram, choice, figures_of, weight_of
 from relaxprune.solvers import Solver
+
+from .one_weight import Figures, InputGram, choice, figures_of, weight_of
 
 
 class LayerStatistics:

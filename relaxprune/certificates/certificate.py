@@ -14,12 +14,12 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.support.markup import piece
 
-from ..markup import piece
 from .underestimator import METHODS, Bound, Proof, tangent_bound
 
 if TYPE_CHECKING:
-    from .verification import Verification
+    from .verify.verification import Verification
 
 _LAST_DIGITS = 1e-12
 
@@ -95,7 +95,7 @@ class Certificate:
         Raises:
             CertificateError: something does not hold.
         """
-        from .verification import verify
+        from .verify.verification import verify
 
         return verify(problem, self, exact)
 

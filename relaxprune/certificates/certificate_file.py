@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from relaxprune.problems import Face, Polytope, RelaxPruneError
+from relaxprune.support.durable import write_bytes
 
-from ..durable import write_bytes
 from .certificate import Certificate, Estimate
 from .underestimator import Proof
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from relaxprune.options.checks import check_budgets, check_seed
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
+from relaxprune.problems.tightening import largest_share
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
-from relaxprune.solvers.tightening import largest_share
+from relaxprune.solving.solution import Solution
 
-from ..checks import check_budgets, check_seed
-from ..solution import Solution
 from .certificate import Certificate, assemble, check_mask
 from .combining import Candidate, best_of
-from .sampling import chosen_rows, extrapolated, row_count
-from .sdp import DenseRow, dense_rows, least_bytes
+from .row_sampling import chosen_rows, extrapolated, row_count
+from .sdp.row_bound import DenseRow, dense_rows, least_bytes
 from .underestimator import MATRICES, METHODS, Bound, Proof, check_method, tangent_bound
 
 _ITERATIONS = 200

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relaxprune.problems import ReconstructionProblem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
-from relaxprune.solvers.least_squares import LeastSquares
+from relaxprune.solvers.weights.engine.least_squares import LeastSquares
 
 from .certifying import check_enumerable
 from .perspective import separable

@@ -12,8 +12,8 @@ from torch import Tensor
 from relaxprune.problems import ReconstructionProblem, RelaxPruneError
 from relaxprune.problems.errors import did_you_mean
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.support.markup import piece
 
-from ..markup import piece
 from .certificate import relative
 from .exact_weights import exact_bounds
 from .perspective import MATRICES, Perspective, raised, separable

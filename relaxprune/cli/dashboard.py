@@ -12,13 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from relaxprune.memory import resident_bytes
+from relaxprune.support.memory import resident_bytes
 
 from .progress import Pace, duration
 
 if TYPE_CHECKING:
     from relaxprune.pruning.plan import PrunePlan
-    from relaxprune.pruning.report import LayerReport, PruneEvent
+    from relaxprune.pruning.prune_report import LayerReport, PruneEvent
 
 _SHOWN = 6  # layers that are listed, the last ones
 _GIB = 2**30

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relaxprune.evaluation.perplexity import perplexity
-from relaxprune.pruning.calibration import CalibrationOptions, TokenWindows, evaluation_windows
-from relaxprune.pruning.loading import LoadedModel
-from relaxprune.pruning.report import PruneReport, table
-from relaxprune.pruning.run_folder import RunFolder
+from relaxprune.models.loading import LoadedModel
+from relaxprune.pruning.prune_report import PruneReport, table
+from relaxprune.runs.run_folder import RunFolder
+from relaxprune.support.machine import machine_line, memory_line
+from relaxprune.text.windows import CalibrationOptions, TokenWindows, evaluation_windows
 
 from .endings import door, tell
 from .eval import perplexity_line
 from .loading import load_model, load_options
-from .machine import machine_line, memory_line
 from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from .progress import duration
 from .prune_run import PruneRequest, calibration_tokens, finish_folder, open_folder, prune_loaded, survey_request

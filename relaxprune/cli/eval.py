@@ -42,9 +42,9 @@ def _refuse(group: TextGroup | TaskGroup, why: str) -> None:
 def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
     """Print the perplexity on held-out windows."""
     from relaxprune.evaluation.perplexity import perplexity
-    from relaxprune.evaluation.recording import measured, record_evaluation, run_folder_of
-    from relaxprune.pruning.calibration import CalibrationOptions, evaluation_windows, open_source
-    from relaxprune.pruning.fingerprint import weights_sha256
+    from relaxprune.runs.evaluations import measured, record_evaluation, run_folder_of
+    from relaxprune.runs.fingerprint import weights_sha256
+    from relaxprune.text.windows import CalibrationOptions, evaluation_windows, open_source
 
     from .loading import load_model, load_options
 
@@ -72,9 +72,9 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
 def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
     """Print the accuracy on each task, and write them where asked to."""
     from relaxprune import __version__
-    from relaxprune.durable import write_json
     from relaxprune.evaluation.tasks import TaskOptions, evaluate_tasks, open_tasks
-    from relaxprune.pruning.outputs import refuse_output_file
+    from relaxprune.support.durable import write_json
+    from relaxprune.support.outputs import refuse_output_file
 
     from .loading import load_model, load_options
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from relaxprune.pruning import loading
+from relaxprune.models import loading
 
 if TYPE_CHECKING:
     from .option_groups import ModelGroup

@@ -22,8 +22,8 @@ NewFolder = Annotated[Path, typer.Argument(help="Output folder, new or empty.")]
 @masks_app.command("stats")
 def stats(source: Source) -> None:
     """Show sparsity and N:M pattern of every mask."""
-    from relaxprune.masks.describing import describe, masks_of
-    from relaxprune.pruning.report import table
+    from relaxprune.masks.statistics import describe, masks_of
+    from relaxprune.pruning.prune_report import table
 
     with interruptible():
         found = [describe(name, mask) for name, mask in masks_of(source).items()]
@@ -46,9 +46,9 @@ def stats(source: Source) -> None:
 @with_groups
 def diff(first: Source, second: Source) -> int:
     """Compare two sets of masks of the same weights."""
-    from relaxprune.masks.comparing import compare_masks
-    from relaxprune.masks.describing import masks_of
-    from relaxprune.pruning.report import table
+    from relaxprune.masks.difference import compare_masks
+    from relaxprune.masks.statistics import masks_of
+    from relaxprune.pruning.prune_report import table
 
     with interruptible():
         found = compare_masks(masks_of(first), masks_of(second))
@@ -71,9 +71,9 @@ def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors
     """Write the masks as bool tensors, True = kept."""
     from safetensors.torch import save
 
-    from relaxprune.durable import write_bytes
-    from relaxprune.masks.describing import masks_of
-    from relaxprune.pruning.outputs import refuse_output_file
+    from relaxprune.masks.statistics import masks_of
+    from relaxprune.support.durable import write_bytes
+    from relaxprune.support.outputs import refuse_output_file
 
     refuse_output_file(out)
     with interruptible():
@@ -113,7 +113,7 @@ def restore_folder(
 def semi_structured(folder: Folder) -> None:
     """Say which weights torch's sparse kernels would accept."""
     from relaxprune.masks.semi_structured import BACKENDS, check_folder
-    from relaxprune.pruning.report import table
+    from relaxprune.pruning.prune_report import table
 
     with interruptible(), door():
         found = check_folder(folder)

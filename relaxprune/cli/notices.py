@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from relaxprune.solution import Status
+from relaxprune.solving.solution import Status
 
 if TYPE_CHECKING:
-    from relaxprune.pruning.report import PruneReport
+    from relaxprune.pruning.prune_report import PruneReport
 
 _NAMED = 3
 
@@ -21,8 +21,8 @@ def report_notices(report: PruneReport) -> list[str]:
     was taken; layers that correct no errors of earlier ones, though asked to; and orders of channels that were put
     back because they changed what a block computes.
     """
-    from relaxprune.pruning.model import UNREACHED
-    from relaxprune.pruning.permuting import UNEQUAL
+    from relaxprune.pruning.channels.channel_permuter import UNEQUAL
+    from relaxprune.pruning.pipeline import UNREACHED
 
     notices = []
     unreached = [layer.name for layer in report.skipped if layer.reason == UNREACHED]

@@ -19,9 +19,9 @@ import typer
 from .endings import bad_input
 
 if TYPE_CHECKING:
-    from relaxprune.pruning.allocation import Allocation
-    from relaxprune.pruning.settings import Target
-    from relaxprune.pruning.statistics_options import StatisticsOptions
+    from relaxprune.options.allocation import Allocation
+    from relaxprune.options.prune_options import Target
+    from relaxprune.options.statistics_options import StatisticsOptions
 
     from .output import Output
 
@@ -95,7 +95,7 @@ class PatternGroup:
         Raises:
             RelaxPruneError: both or neither of the two options, or a value that makes no sense.
         """
-        from relaxprune.pruning.settings import Target
+        from relaxprune.options.prune_options import Target
 
         if (self.sparsity is None) == (self.pattern is None):
             given = "neither" if self.sparsity is None else "both"
@@ -128,7 +128,7 @@ class AllocationGroup:
     @property
     def value(self) -> Allocation:
         """What is asked for, checked."""
-        from relaxprune.pruning.allocation import Allocation
+        from relaxprune.options.allocation import Allocation
 
         return Allocation(self.allocation, self.max_sparsity)
 
@@ -156,7 +156,7 @@ class SolverGroup:
 
     def named(self, moves: bool = False) -> str:
         """Return the solver's name; ``moves`` says whether weights may move."""
-        from relaxprune.checks import default_solver
+        from relaxprune.options.checks import default_solver
 
         return default_solver(moves) if self.solver is None else self.solver
 
@@ -243,7 +243,7 @@ class StatisticsGroup:
         Raises:
             RelaxPruneError: naming the option.
         """
-        from relaxprune.pruning.statistics_options import StatisticsOptions
+        from relaxprune.options.statistics_options import StatisticsOptions
 
         try:
             share: float | str = float(self.shrinkage)

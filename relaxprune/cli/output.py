@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from relaxprune.pruning.plan import PrunePlan
-    from relaxprune.pruning.report import PruneEvent
+    from relaxprune.pruning.prune_report import PruneEvent
 
 EVENTS_VERSION = 1
 Listener = Callable[["PruneEvent"], None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from relaxprune.pruning.plan import PrunePlan
-    from relaxprune.pruning.report import LayerReport, PruneEvent
+    from relaxprune.pruning.prune_report import LayerReport, PruneEvent
 
 
 class Pace:

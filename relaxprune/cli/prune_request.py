@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.calibration import CalibrationOptions, open_source
-from relaxprune.pruning.certified import solver_for
-from relaxprune.pruning.permuting import check_permute
-from relaxprune.pruning.settings import PruneOptions, Target
-from relaxprune.pruning.tuning import check_batches
+from relaxprune.pruning.block_tuning import check_batches
+from relaxprune.pruning.channels.channel_permuter import check_permute
+from relaxprune.pruning.layer_certificates import solver_for
 from relaxprune.solvers import Solver, solver_distribution
-from relaxprune.solving import check_solver
+from relaxprune.solving.solving import check_solver
+from relaxprune.text.windows import CalibrationOptions, open_source
 
 from .endings import door
 from .loading import load_options

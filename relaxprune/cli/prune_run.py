@@ -12,25 +12,25 @@ from typing import Any
 
 import torch
 
-from relaxprune.memory import peak_memory_bytes
+from relaxprune.models.layers import apply_masks
+from relaxprune.models.loading import LoadedModel
+from relaxprune.models.stored_dtypes import FLOAT_DTYPES
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.calibration import TokenWindows, calibration_windows
-from relaxprune.pruning.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
-from relaxprune.pruning.layers import apply_masks
-from relaxprune.pruning.loading import LoadedModel
-from relaxprune.pruning.model import prune_model
+from relaxprune.pruning.channels.reorder import apply_permutations
+from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.plan import PrunePlan, Survey, survey_model
 from relaxprune.pruning.planning import with_prediction
 from relaxprune.pruning.prediction import Trial
-from relaxprune.pruning.reordering import apply_permutations
-from relaxprune.pruning.report import PruneReport
-from relaxprune.pruning.run_folder import RunFolder
-from relaxprune.pruning.run_record import RunNotes
-from relaxprune.pruning.stored_dtypes import FLOAT_DTYPES
+from relaxprune.pruning.prune_report import PruneReport
+from relaxprune.runs.fingerprint import Fingerprint, plain_values, software_versions, weights_sha256
+from relaxprune.runs.run_folder import RunFolder
+from relaxprune.runs.run_record import RunNotes
+from relaxprune.support.machine import machine_line, memory_line
+from relaxprune.support.memory import peak_memory_bytes
+from relaxprune.text.windows import TokenWindows, calibration_windows
 
 from .endings import door, tell
 from .loading import load_model, load_options
-from .machine import machine_line, memory_line
 from .notices import report_notices
 from .progress import duration
 from .prune_request import PruneRequest as PruneRequest

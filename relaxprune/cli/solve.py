@@ -17,7 +17,7 @@ from .problem_file import read_tensors
 if TYPE_CHECKING:
     from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
     from relaxprune.certificates import WeightCertificate
-    from relaxprune.pruning.settings import Target
+    from relaxprune.options.prune_options import Target
 
 _FILE_SCHEMA_VERSION = 1
 
@@ -62,9 +62,9 @@ def solve_file(
     """Solve one layer: a file with `weight` and `gram` gives a mask and a proven bound."""
     from safetensors.torch import save
 
-    from relaxprune.durable import write_bytes
-    from relaxprune.pruning.mask_file import write_masks
-    from relaxprune.solving import solve
+    from relaxprune.runs.mask_file import write_masks
+    from relaxprune.solving.solving import solve
+    from relaxprune.support.durable import write_bytes
 
     from .notices import status_notice
     from .solver_options import parse_options
@@ -121,7 +121,7 @@ def solve_file(
 
 def _check_files(files: dict[str, Path]) -> None:
     """Refuse outputs that cannot be written, and two that are one file."""
-    from relaxprune.pruning.outputs import refuse_output_file
+    from relaxprune.support.outputs import refuse_output_file
 
     seen: dict[Path, str] = {}
     for name, path in files.items():
@@ -200,7 +200,7 @@ def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
 def read_moving(file: Path, target: Target, device: str | None, moving: MovingGroup) -> ReconstructionProblem:
     """Read the same, and ``cross`` and ``dense_gram`` if they are there, for weights that move."""
     from relaxprune import ReconstructionProblem
-    from relaxprune.pruning.settings import PruneOptions
+    from relaxprune.options.prune_options import PruneOptions
 
     tensors = read_tensors(file, device, ("cross", "dense_gram"))
     rows, cols = tensors["weight"].shape

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.solving import check_solver
+from relaxprune.solving.solving import check_solver
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 

@@ -12,7 +12,7 @@ def solvers(
     name: Annotated[str | None, typer.Argument(help="A solver, to list its options.")] = None,
 ) -> None:
     """List the solvers, or the options of one of them."""
-    from relaxprune.solving import available_solvers, check_solver
+    from relaxprune.solving.solving import available_solvers, check_solver
 
     from .solver_options import option_types
 

@@ -21,7 +21,7 @@ def verify_file(
     """Check a certificate: rebuild its bound from the layer, by code that had no part in making it."""
     from relaxprune import MaskProblem
     from relaxprune.certificates.certificate_file import load_certificate
-    from relaxprune.certificates.verification import CertificateError
+    from relaxprune.certificates.verify.verification import CertificateError
     from relaxprune.problems import polytope_from_dict
 
     with interruptible():

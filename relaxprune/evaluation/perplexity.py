@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from relaxprune.models.forward import check_tokens, evaluating, input_device
 from relaxprune.problems.errors import RelaxPruneError
-
-from .forward import check_tokens, evaluating, input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

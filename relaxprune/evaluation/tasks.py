@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from relaxprune.models.checkpoint import first_line
+from relaxprune.models.forward import evaluating
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.problems.polytopes.base import whole_number
-
-from ..pruning.checkpoint import first_line
-from .forward import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

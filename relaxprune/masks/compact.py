@@ -23,13 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from relaxprune.models.checkpoint import first_line
+from relaxprune.models.tensor_files import checked_weights, open_weights
 from relaxprune.problems.errors import RelaxPruneError
-
-from ..durable import file_sha256
-from ..pruning.checkpoint import first_line
-from ..pruning.mask_file import pack_mask, unpack_mask
-from .new_folder import copy_others, new_folder
-from .weights import checked_weights, open_weights
+from relaxprune.runs.mask_file import pack_mask, unpack_mask
+from relaxprune.support.durable import file_sha256
+from relaxprune.support.new_folder import copy_others, new_folder
 
 FORMAT = "relaxprune.compact"
 SCHEMA_VERSION = "1"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pruning.roles import role_of
+from relaxprune.models.layer_roles import role_of
 
 # The projections whose rows, or columns, belong to heads, and whose heads they are, by the names that models give them.
 _HEAD_ROWS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}

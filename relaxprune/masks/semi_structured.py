@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
-from .weights import checked_weights, open_weights
+from relaxprune.models.tensor_files import checked_weights, open_weights
 
 BACKENDS = {"CUTLASS": SparseSemiStructuredTensorCUTLASS, "cuSPARSELt": SparseSemiStructuredTensorCUSPARSELT}
 

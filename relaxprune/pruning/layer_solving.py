@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relaxprune.inputs.gathering import Gathered
+from relaxprune.models.layers import PrunableLayer
+from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.problems import Gram, MaskProblem, ReconstructionProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.solving.solution import Solution
+from relaxprune.solving.solving import solve, start_mask
 
 from ..certificates import Certificate
-from ..solution import Solution
-from ..solving import solve, start_mask
-from .certified import certificate_of, estimated_gap, proven_share
-from .gathering import Gathered
-from .layers import PrunableLayer
-from .report import LayerReport
-from .settings import PruneOptions, Target
+from .layer_certificates import certificate_of, estimated_gap, proven_share
+from .prune_report import LayerReport
 
 
 @dataclass(frozen=True, eq=False)

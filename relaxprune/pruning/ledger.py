@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .layers import PrunableLayer
-from .permutation import Permutation
-from .report import LayerReport, PruneEvent, SkippedLayer
-from .stages import Stage
-from .tuning import BlockTuning
+from relaxprune.inputs.stages import Stage
+from relaxprune.models.layers import PrunableLayer
+
+from .block_tuning import BlockTuning
+from .channels.permutation import Permutation
+from .prune_report import LayerReport, PruneEvent, SkippedLayer
 
 UNREACHED = "no batch reached it"
 

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from relaxprune.inputs.batches import refuse_unsupported
+from relaxprune.models.blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
+from relaxprune.models.layers import PrunableLayer, check_patterns, find_layers, matches
+from relaxprune.options.allocation import MEASURED
+from relaxprune.options.checks import polisher_of, refuse_small
+from relaxprune.options.prune_options import PruneOptions, Target
+from relaxprune.options.statistics_options import AUTO
 from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
-from ..checks import polisher_of, refuse_small
-from .allocation import MEASURED
-from .blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
-from .certified import certificates_in_words
-from .layers import PrunableLayer, check_patterns, find_layers, matches
-from .report import SkippedLayer, skipped_lines, table
-from .settings import PruneOptions, Target
-from .state import refuse_unsupported
-from .statistics_options import AUTO
-from .tuning import check_tunable
+from .block_tuning import check_tunable
+from .layer_certificates import certificates_in_words
+from .prune_report import SkippedLayer, skipped_lines, table
 
 _SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
 

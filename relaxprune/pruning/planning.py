@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from relaxprune.inputs.batches import read_batches
+from relaxprune.options.allocation import Allocation
+from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
-from .allocation import Allocation
 from .plan import PrunePlan, Survey, survey_model
 from .prediction import Trial, predict
-from .settings import PruneOptions, Target
-from .state import read_batches
 
 
 def plan_model(

@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from relaxprune.inputs.batches import Batch, borrowed, run_model
+from relaxprune.inputs.gathering import Gathered
+from relaxprune.inputs.gram_accumulator import CHUNK_TOKENS, GramAccumulator
+from relaxprune.inputs.statistics import StatisticsCollector
+from relaxprune.models.blocks import NO_BLOCKS
+from relaxprune.models.layers import PrunableLayer
+from relaxprune.options.checks import polisher_of
+from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.problems import Gram
 from relaxprune.solvers import Solver
+from relaxprune.support.memory import peak_memory_bytes, resident_bytes
 
-from ..checks import polisher_of
-from ..memory import peak_memory_bytes, resident_bytes
-from .blocks import NO_BLOCKS
-from .gathering import Gathered
-from .gram import CHUNK_TOKENS, GramAccumulator
 from .layer_solving import LayerInputs, MaskSolver
-from .layers import PrunableLayer
 from .plan import Prediction, Survey
-from .settings import PruneOptions, Target
-from .state import Batch, borrowed, run_model
-from .statistics import StatisticsCollector
 
 _MULTIPLY_ADDS = 3e8  # of one product of the rows that are tried
 _LEAST_ROWS = 64

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 import relaxprune
+from relaxprune.models.layer_roles import role_of
+from relaxprune.pruning.prune_report import LayerReport
 
 from ..masks.density import density, grid
-from ..pruning.report import LayerReport
-from ..pruning.roles import role_of
-from .reading import Run
+from .finished_run import Run
 
 SCHEMA_VERSION = 1
 KIND = "relaxprune.report"

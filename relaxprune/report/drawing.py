@@ -9,7 +9,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
-from ..comparison_plot import require_matplotlib as require_matplotlib
+from relaxprune.solving.comparison_plot import require_matplotlib as require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

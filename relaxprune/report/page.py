@@ -9,8 +9,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import relaxprune
+from relaxprune.support.markup import table as html_table
 
-from ..markup import table as html_table
 from .style import STYLE
 from .template import PAGE
 

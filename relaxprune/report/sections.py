@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..markup import number
+from relaxprune.support.markup import number
+
 from . import figures
 from .content import flat
 from .page import Group, Page, Section, picture, table

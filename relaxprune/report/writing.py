@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.durable import write_json, write_text
+from relaxprune.support.outputs import refuse_output_file
 
-from ..durable import write_json, write_text
-from ..pruning.outputs import refuse_output_file
-from .comparing import comparison_content, comparison_page
 from .content import KIND, run_content
 from .drawing import require_matplotlib
+from .finished_run import read_run
 from .page import render
-from .reading import read_run
 from .sections import run_page
+from .side_by_side import comparison_content, comparison_page
 
 _MARK = '<meta name="generator" content="relaxprune.report'
 

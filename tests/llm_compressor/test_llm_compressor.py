@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from relaxprune import MaskProblem, solve
 from relaxprune.adapters.llm_compressor import RelaxPruneModifier
+from relaxprune.inputs.gram_accumulator import GramAccumulator
 from relaxprune.problems import NM, KSparse
-from relaxprune.pruning.gram import GramAccumulator
 from tests.relaxprune.tiny_llama import tiny_tokenizer
 
 SAMPLES, LENGTH = 12, 16

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, solve
 from relaxprune.problems import Gram
 from relaxprune.problems.neighbours import Neighbours
-from relaxprune.solving import least_memory
+from relaxprune.solving.solving import least_memory
 from tests.random_problems import GRAMS, Draw, make_gram
 
 SEEDS = st.integers(0, 2**31)

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from relaxprune.pruning.loading import LoadedModel, load_model
+from relaxprune.models.loading import LoadedModel, load_model
 
 VOCABULARY = 64
 

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from relaxprune.cli import main
-from relaxprune.pruning import run_folder
+from relaxprune.runs import run_folder
 
 
 def killing(function: Any, deadly_call: int) -> Any:

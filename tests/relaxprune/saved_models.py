@@ -7,9 +7,9 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from relaxprune.models.checkpoint import INDEX_FILE, SINGLE_FILE
+from relaxprune.models.loading import load_model
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.checkpoint import INDEX_FILE, SINGLE_FILE
-from relaxprune.pruning.loading import load_model
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

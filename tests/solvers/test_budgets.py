@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from relaxprune import KSparse, RelaxPruneError, Solution, Status, solve
-from relaxprune.comparison import CompareSettings, compare
 from relaxprune.problems import MaskProblem
 from relaxprune.solvers import Answer, Run, make_solver, solver_names
 from relaxprune.solvers.base import BUDGETS
-from relaxprune.solvers.swap import Swap
+from relaxprune.solvers.exchange.swap import Swap
+from relaxprune.solving.comparison import CompareSettings, compare
 from tests.layers import layer
 from tests.random_problems import Draw
 

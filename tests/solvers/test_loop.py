@@ -8,7 +8,7 @@ import torch
 from relaxprune import Status, solve
 from relaxprune.solvers import Progress
 from relaxprune.solvers.base import CHECK_EVERY
-from relaxprune.solving import least_memory
+from relaxprune.solving.solving import least_memory
 from tests.counting import broken_at
 from tests.layers import POLYTOPES, SHAPE, layer
 

@@ -14,7 +14,7 @@ from relaxprune import KSparse, MaskProblem, RelaxPruneError, available_solvers,
 from relaxprune.cli.option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from relaxprune.cli.prune_run import PruneRequest
 from relaxprune.problems import Problem
-from relaxprune.pruning.fingerprint import software_versions
+from relaxprune.runs.fingerprint import software_versions
 from relaxprune.solvers import Answer, Run, Solver, make_solver, registry, solver_class, solver_names
 
 BUILT_IN = [

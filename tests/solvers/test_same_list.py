@@ -27,8 +27,8 @@ def _documented() -> list[str]:
 def _written() -> dict[str, str]:
     """The name of every concrete solver class in the package, and where it is."""
     found = {}
-    for entry in pkgutil.iter_modules(relaxprune.solvers.__path__):
-        module = importlib.import_module(f"relaxprune.solvers.{entry.name}")
+    for entry in pkgutil.walk_packages(relaxprune.solvers.__path__, "relaxprune.solvers."):
+        module = importlib.import_module(entry.name)
         for value in vars(module).values():
             mine = isinstance(value, type) and value.__module__ == module.__name__
             if mine and issubclass(value, Solver) and not inspect.isabstract(value) and hasattr(value, "name"):

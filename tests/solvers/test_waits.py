@@ -10,7 +10,7 @@ import torch
 from relaxprune import NM, KSparse, MaskProblem, solve
 from relaxprune.problems import Polytope
 from relaxprune.solvers.base import CHECK_EVERY
-from relaxprune.solvers.frank_wolfe import EFFORTS
+from relaxprune.solvers.frank_wolfe.fw import EFFORTS
 from tests.layers import correlated_gram
 from tests.random_problems import Draw
 from tests.waits import Waits

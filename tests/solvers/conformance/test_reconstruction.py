@@ -15,8 +15,8 @@ from relaxprune import NM, KSparse, ReconstructionProblem, solve
 from relaxprune.certificates import certify_weights
 from relaxprune.problems import RelaxPruneError
 from relaxprune.problems.polytopes.transposable import TransposableNM
-from relaxprune.solution import Solution
 from relaxprune.solvers import solver_class
+from relaxprune.solving.solution import Solution
 from tests.conftest import LONG
 from tests.layers import correlated_gram
 from tests.random_problems import GRAMS, Draw, make_gram

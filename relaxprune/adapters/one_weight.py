@@ -1,0 +1,223 @@
+"""One weight of a module that other code owns: what it is multiplied with, and its mask in the shape it is stored in.
+
+What every adapter needs and `prune_model` has its own way of: there, layers share Grams and come one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.inputs.gram_accumulator import GramAccumulator
+from relaxprune.models.layers import PLAIN_DTYPES, PrunableLayer, columns_of, layer_kind
+from relaxprune.options.checks import OBS_SWAP, check_budgets, check_seed, check_start, refuse_ignored
+from relaxprune.options.prune_options import Target
+from relaxprune.problems import MaskProblem
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes.ksparse import pruned_count
+from relaxprune.solvers import Solver
+from relaxprune.solving.solution import Solution
+from relaxprune.solving.solving import check_solver, solve
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How masks are chosen: how much is pruned, and what ``solve`` is told beside the problem.
+
+    Attributes:
+        target: how much.
+        solver: a name or an instance, as for ``solve``.
+        options: further arguments of ``solve``: budgets, seed, the options of the solver named.
+    """
+
+    target: Target
+    solver: str | Solver = "fw"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def solution(self, layer: PrunableLayer, gram: Tensor, pruned: Tensor | None = None) -> Solution:
+        """Return what ``solve`` gives for one weight.
+
+        Args:
+            layer: the weight.
+            gram: (cols, cols), on the device of the weight.
+            pruned: entries that are pruned already and stay so, bool in the stored shape; they count as pruned. None
+                where there are none.
+
+        Raises:
+            RelaxPruneError: shapes, values or options that cannot be right.
+        """
+        fixed = None if pruned is None or not bool(pruned.any()) else layer.as_matrix(pruned)
+        polytope = self.target.polytope_of(layer.parameter, layer.shape)
+        return solve(MaskProblem(layer.matrix(), gram, polytope, fixed_pruned=fixed), self.solver, **self.options)
+
+
+def choice(
+    sparsity: float | None, pattern: str | None, solver: str | Solver = "fw", options: Mapping[str, Any] | None = None
+) -> Choice:
+    """Return a choice whose amount, solver and options are checked before any calibration.
+
+    Args:
+        sparsity: fraction pruned of every row.
+        pattern: ``"N:M"``, KEEP N of every M consecutive columns; exactly one of the two.
+        solver: a name or an instance, as for ``solve``.
+        options: further arguments of ``solve``.
+
+    Raises:
+        RelaxPruneError: not exactly one amount, an unknown solver, or options that ``solve`` would refuse.
+    """
+    options = {} if options is None else options
+    _check_options(solver, options)
+    if sparsity is not None:
+        pruned_count(0, sparsity)  # refuses what is no number
+    return Choice(Target(sparsity, pattern), solver, dict(options))
+
+
+def _check_options(solver: str | Solver, options: Mapping[str, Any]) -> None:
+    """Raise RelaxPruneError for what ``solve`` refuses whatever the problem: its own arguments and the solver's."""
+    try:
+        asked = signature(solve).bind_partial(None, solver, **options)
+    except TypeError as error:
+        raise RelaxPruneError(f"options must be arguments of solve by name, got {options!r}: {error}") from error
+    asked.apply_defaults()
+    given = asked.arguments
+    chosen = check_solver(solver, **given["solver_options"])
+    check_seed(given["seed"])
+    budgets = given["max_iterations"], given["time_limit_s"], given["gap_tolerance"]
+    check_budgets(*budgets, given["memory_budget_bytes"])
+    if not isinstance(given["start"], Tensor):
+        check_start(given["start"])
+    refuse_ignored(chosen, given["polish"], given["start"], *budgets)
+    if given["polish"] == OBS_SWAP:
+        raise RelaxPruneError('polish "obs-swap" is for weights that move, which they do not here: use "swap"')
+
+
+def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") -> PrunableLayer:
+    """Return one weight of a module as a matrix to prune, with the values that it has now.
+
+    Where ``torch.nn.utils.prune`` has replaced the parameter they are its ``name_orig`` under the mask: what it has
+    under the name itself dates from the last forward pass.
+
+    Args:
+        module: a Linear, Conv1D or Conv2d with ``groups=1``; any module for a 2-D tensor stored as (rows, cols).
+        tensor_name: the attribute that holds the weight.
+        name: the module's name, for messages.
+
+    Raises:
+        RelaxPruneError: there is no such tensor, or no known way to see it as (rows, cols).
+    """
+    owner = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise RelaxPruneError(f"module must be a torch.nn.Module, got {owner}")
+    weight = _values_of(module, tensor_name)
+    if not isinstance(weight, Tensor):
+        known = ", ".join(repr(local) for local, _ in module.named_parameters(recurse=False)) or "none"
+        raise RelaxPruneError(f"name must be a parameter of the {owner}, got {tensor_name!r}; it has {known}")
+    kind = layer_kind(module) if tensor_name == "weight" else None
+    grouped = isinstance(module, nn.Conv2d) and module.groups != 1
+    if grouped or weight.dtype not in PLAIN_DTYPES or (kind is None and weight.dim() != 2):
+        raise RelaxPruneError(
+            f"{tensor_name!r} of the {owner} must be a float matrix (rows, cols) or the weight of a Linear, Conv1D or "
+            f"Conv2d with groups=1, of {', '.join(str(dtype).removeprefix('torch.') for dtype in PLAIN_DTYPES)}, "
+            f"got {weight.dtype} of shape {tuple(weight.shape)}{' in groups' if grouped else ''}"
+        )
+    return PrunableLayer(name, module, kind or "Linear", weight)
+
+
+def _values_of(module: nn.Module, tensor_name: str) -> Any:
+    """Return what a module has under a name, None for nothing; of a pruned parameter, its mask applied anew."""
+    parameter, mask = module._parameters.get(f"{tensor_name}_orig"), module._buffers.get(f"{tensor_name}_mask")
+    if parameter is None or mask is None:
+        return getattr(module, str(tensor_name), None)
+    return parameter.detach().masked_fill(mask == 0, 0.0)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is kept of a layer's solution once its mask is written: none of its tensors, which are as large as weights.
+
+    Attributes:
+        tokens: how many its Gram is the mean over.
+        objective: the layer's mean squared error.
+        relative_error: the share of the layer's output energy that is lost.
+        lower_bound: proven to be at most the objective of every mask.
+        relative_gap: (objective − lower_bound) / objective.
+        status: how the solve ended.
+    """
+
+    tokens: int
+    objective: float
+    relative_error: float
+    lower_bound: float
+    relative_gap: float
+    status: str
+
+
+def figures_of(solution: Solution, tokens: int) -> Figures:
+    """Return the figures of a solution."""
+    return Figures(
+        tokens,
+        solution.objective,
+        solution.relative_error,
+        solution.lower_bound,
+        solution.relative_gap,
+        solution.status.name,
+    )
+
+
+class InputGram:
+    """The Gram of what a module's weight is multiplied with, batch by batch; holds none of the module's tensors.
+
+    Attributes:
+        name: the module's, for messages.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        """Start from no tokens."""
+        self.name = name
+        self._module = module
+        self._accumulator: GramAccumulator | None = None
+        self._batches = 0
+
+    def add(self, inputs: Any) -> None:
+        """Count one batch of the module's inputs: (..., cols), or images for Conv2d.
+
+        Raises:
+            RelaxPruneError: no tensor, another width or dtype than before, or values that are not finite.
+        """
+        if not isinstance(inputs, Tensor):
+            raise RelaxPruneError(
+                f"layer {self.name!r} must be called with a tensor as its first argument, got {type(inputs).__name__}"
+            )
+        with torch.no_grad():
+            columns = columns_of(self._module, inputs.detach())
+        if self._accumulator is None:
+            self._accumulator = GramAccumulator(columns.shape[-1], columns.device)
+        self._accumulator.add(columns, layer=self.name, batch=self._batches)
+        self._batches += 1
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were counted."""
+        return 0 if self._accumulator is None else self._accumulator.tokens
+
+    def counted(self) -> GramAccumulator:
+        """Return the sum so far.
+
+        Raises:
+            RelaxPruneError: no token was counted.
+        """
+        if self._accumulator is None or not self.tokens:
+            raise RelaxPruneError(
+                f"no token reached layer {self.name!r}: run the model on calibration batches first, or leave the layer "
+                "out"
+            )
+        return self._accumulator
+
+    def gram(self) -> Tensor:
+        """Return the Gram so far, (cols, cols) on the device of the inputs; raises as ``counted``."""
+        return self.counted().gram()

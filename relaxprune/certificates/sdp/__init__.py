@@ -1,0 +1,1 @@
+"""The semidefinite bound of single rows, with cuts."""

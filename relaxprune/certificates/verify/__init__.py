@@ -1,0 +1,1 @@
+"""Checking a certificate without trusting whoever made it."""

@@ -1,0 +1,1 @@
+"""What layers read: batches, propagation through the blocks, and statistics of the inputs."""

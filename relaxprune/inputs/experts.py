@@ -1,0 +1,62 @@
+"""Hearing what fused experts read: their matrices lie in one parameter, and no module of their own is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from relaxprune.models.layers import PrunableLayer
+
+# (layer, inputs, rows): rows are the tokens that the inputs belong to, None where that is not known.
+Heard = Callable[[PrunableLayer, Tensor, Tensor | None], None]
+_PRODUCTS = (functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+_SECOND = ("weight", "other", "tensor2")  # what they call the matrix
+
+
+class ExpertListener(TorchFunctionMode):
+    """Tells of every product with an expert's matrix while it is entered.
+
+    The models' own loop over experts, which `borrowed` has them use, takes the tokens of each expert by an index and
+    multiplies them with its matrix, a view into the parameter that is known by where it begins. The second matrix of an
+    expert reads what the first one gave, in the same order of tokens.
+    """
+
+    def __init__(self, layers: Sequence[PrunableLayer], heard: Heard) -> None:
+        """Prepare for the experts among some layers."""
+        super().__init__()
+        experts = [layer for layer in layers if layer.expert is not None]
+        self._by_place = {layer.stored.data_ptr(): layer for layer in experts}
+        self._heard = heard
+        self._taken: tuple[Tensor, Tensor] | None = None  # the tokens last taken by an index, and that index
+        self._rows: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, and tell of it where it is a product with a known matrix."""
+        named = kwargs or {}
+        result = func(*args, **named)
+        if func is Tensor.__getitem__:
+            index = args[1]
+            if isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64:
+                self._taken = (result, index)
+        elif func in _PRODUCTS:
+            matrix = next(iter((*args[1:2], *(named[name] for name in _SECOND if name in named))), None)
+            if isinstance(matrix, Tensor) and matrix.dim() == 2:
+                layer = self._by_place.get(matrix.data_ptr())
+                if layer is not None:
+                    self._tell(layer, args[0] if args else named["input"])
+        return result
+
+    def _tell(self, layer: PrunableLayer, inputs: Tensor) -> None:
+        """Tell what a layer reads."""
+        if self._taken is not None and self._taken[0] is inputs:
+            self._rows = self._taken[1]
+        elif self._rows is not None and len(self._rows) != len(inputs):
+            self._rows = None
+        self._heard(layer, inputs, self._rows)

@@ -1,0 +1,96 @@
+"""From a stage to the Grams of its layers: gathered in how many passes, with which weights, shrunk how far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from relaxprune.models.layers import PrunableLayer
+from relaxprune.options.statistics_options import AUTO, StatisticsOptions
+
+from .dense_stream import DenseStream
+from .joint_statistics import JointAccumulator, JointCollector
+from .shrinkage import estimate, shrink
+from .stages import Propagation, Stage, observe
+from .statistics import NormCollector, StatisticsCollector
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What the tokens that some layers read come to.
+
+    Attributes:
+        gram: (cols, cols), shrunk.
+        tokens: how many count in it.
+        token_weight: the mean of their weights.
+        shrinkage: λ, how far it is shrunk.
+        cross: (cols, cols) E[x x̃ᵀ], x̃ the inputs of the Gram and x those that outputs are to be right for, shrunk like
+            it; None where it was not asked for, or where the dense model has other tokens.
+        dense_gram: (cols, cols) E[x xᵀ], shrunk like it; None like the one before.
+    """
+
+    gram: Tensor
+    tokens: int
+    token_weight: float
+    shrinkage: float
+    cross: Tensor | None = None
+    dense_gram: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """How statistics are gathered.
+
+    Attributes:
+        options: what was asked for.
+        of_decoder: names of the layers that read an encoder-decoder model's decoder tokens.
+        correct: share λ of the way from the pruned model's inputs to the dense ones, where both are gathered.
+    """
+
+    options: StatisticsOptions = field(default_factory=StatisticsOptions)
+    of_decoder: Collection[str] = ()
+    correct: float = 1.0
+
+    def parts(self, stage: Stage, propagation: Propagation) -> list[Stage]:
+        """Split a stage into layers that are gathered together, in the order in which they have to be pruned.
+
+        Who reads what is seen in the first batch. The layers that it misses come last, together: they are split by
+        what they read like any others, but their inputs are gathered in one pass.
+        """
+        if self.options.collect == "block" or len(stage.layers) < 2:
+            return [stage]
+        scout = StatisticsCollector(stage.layers, multiply=False)
+        observe(propagation, stage, scout, batches=1)
+        reached, missed = scout.in_order()
+        return [Stage(stage.index, layers) for layers in (*reached, missed) if layers]
+
+    def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
+        """Put every batch through a stage and return the sums of its layers' inputs, with those in the dense model."""
+        kind = StatisticsCollector if dense is None else JointCollector
+        collector = kind(stage.layers, of_decoder=self.of_decoder, halves=self.options.shrinkage == AUTO)
+        if self.options.token_cap is not None:
+            norms = NormCollector(stage.layers, of_decoder=self.of_decoder)
+            observe(propagation, stage, norms)
+            collector.limit(norms, self.options.token_cap)
+        if dense is not None and isinstance(collector, JointCollector):
+            collector.observe(stage, propagation, dense)
+        else:
+            observe(propagation, stage, collector)
+        return collector
+
+    def take(self, collector: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], Gathered | None]:
+        """Remove a collector's first group, and with it its sums.
+
+        Returns:
+            Its layers and their Gram, None where no token that counts reached them.
+        """
+        layers, sums = collector.take()
+        if sums is None:
+            return layers, None
+        wanted = self.options.shrinkage
+        share = estimate(sums) if isinstance(wanted, str) else float(wanted)
+        joint = sums.joint(self.correct) if isinstance(sums, JointAccumulator) else None
+        beside = {} if joint is None else {"cross": shrink(joint[0], share), "dense_gram": shrink(joint[1], share)}
+        return layers, Gathered(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)

@@ -1,0 +1,56 @@
+"""Shrinking a Gram towards its diagonal, and estimating how far from how much its two halves differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .gram_accumulator import GramAccumulator
+
+
+def shrink(gram: Tensor, share: float) -> Tensor:
+    """Return (1 − λ) G + λ Diag(G), which is positive semidefinite where G is.
+
+    Args:
+        gram: (cols, cols), changed in place.
+        share: λ in [0, 1]. 0 leaves G as it is; 1 leaves the diagonal only, for which Wanda's mask is optimal.
+    """
+    if share:
+        diagonal = gram.diagonal().clone()
+        gram.mul_(1 - share).diagonal().copy_(diagonal)
+    return gram
+
+
+def estimate(accumulator: GramAccumulator) -> float:
+    """Return the λ that brings the shrunk Gram nearest to the Gram of all text, in correlation scaling.
+
+    The mean squared error of (1 − λ) C + λ I off the diagonal is smallest at λ = Σ Var(C_ij) / Σ E C_ij²
+    (Schäfer and Strimmer 2005, target D; Ledoit and Wolf 2004). Tokens of one text are far from independent, so the
+    variance is not taken over tokens: with A and B the means of the even and the odd batches and a, b their weights,
+    the mean over all has the variance (A_ij − B_ij)² a b / (a + b)², up to the chance of one split, of which the sum
+    over all entries leaves little. It falls as more tokens come in, and λ with it.
+
+    Args:
+        accumulator: with halves.
+
+    Returns:
+        λ in [0, 1]; 1 where one half has no token, so that nothing tells how well the Gram is known.
+    """
+    halves = accumulator.halves()
+    if halves is None:
+        return 1.0
+    (even, even_weight), (odd, odd_weight) = halves
+    total = even_weight + odd_weight
+    difference, mean = even - odd, even.mul_(even_weight / total).add_(odd, alpha=odd_weight / total)
+    diagonal = mean.diagonal().clone()
+    root = torch.where(diagonal > 0, diagonal, torch.inf).rsqrt()  # 0 for a feature that is always 0
+    noise, signal = (_energy_beside_diagonal(matrix, root) for matrix in (difference, mean))
+    if signal == 0:
+        return 0.0
+    return min(1.0, noise * even_weight * odd_weight / total**2 / signal)
+
+
+def _energy_beside_diagonal(matrix: Tensor, root: Tensor) -> float:
+    """Return the sum of squares beside the diagonal of Diag(root) M Diag(root); changes ``matrix``."""
+    matrix.mul_(root.unsqueeze(1)).mul_(root).diagonal().zero_()
+    return float(matrix.square_().sum())

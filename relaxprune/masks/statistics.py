@@ -1,0 +1,90 @@
+"""Masks from a folder or a file, and statistics of one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.runs.mask_file import MASKS_NAME, read_masks
+
+
+def masks_of(path: Path) -> dict[str, Tensor]:
+    """Return the masks of a run folder or of a mask file.
+
+    Raises:
+        RelaxPruneError: there are none, or the file is damaged.
+    """
+    file = path / MASKS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise RelaxPruneError(f"{str(file)!r} does not exist: give a folder that `prune` wrote, or a mask file")
+    return read_masks(file)
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """One mask.
+
+    Attributes:
+        name: of the parameter.
+        rows, cols: its size.
+        kept: number of kept weights.
+        row_least, row_most: least and most kept share of a row.
+        column_least, column_most: the same of a column.
+        empty_rows, empty_columns: rows and columns that keep nothing.
+        pattern: the N:M, m of 4, 8 or 16, that every group keeps to, such as "2:4"; "" for none.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    kept: int
+    row_least: float
+    row_most: float
+    column_least: float
+    column_most: float
+    empty_rows: int
+    empty_columns: int
+    pattern: str
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction pruned."""
+        return 1 - self.kept / (self.rows * self.cols)
+
+
+def describe(name: str, mask: Tensor) -> MaskStatistics:
+    """Return the statistics of a mask (rows, cols) bool."""
+    flat = mask.reshape(mask.shape[0], -1)
+    rows, columns = flat.double().mean(dim=1), flat.double().mean(dim=0)
+    return MaskStatistics(
+        name=name,
+        rows=flat.shape[0],
+        cols=flat.shape[1],
+        kept=int(flat.sum()),
+        row_least=float(rows.min()),
+        row_most=float(rows.max()),
+        column_least=float(columns.min()),
+        column_most=float(columns.max()),
+        empty_rows=int((rows == 0).sum()),
+        empty_columns=int((columns == 0).sum()),
+        pattern=pattern_of(flat, float(rows.max())),
+    )
+
+
+def pattern_of(mask: Tensor, most_kept: float) -> str:
+    """Return the N:M that a mask (rows, cols) keeps to, the shortest group of equal ones; "" where there is none.
+
+    Args:
+        mask: (rows, cols) bool.
+        most_kept: share that the fullest row keeps: a pattern that allows more says nothing.
+    """
+    found: tuple[float, str] = (1.0, "")
+    for group in (4, 8, 16):
+        if mask.shape[1] % group == 0:
+            most = int(mask.reshape(mask.shape[0], -1, group).sum(dim=2).max())
+            if most / group < found[0] and most / group <= most_kept + 1e-9:
+                found = (most / group, f"{most}:{group}")
+    return found[1]

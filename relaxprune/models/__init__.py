@@ -1,0 +1,1 @@
+"""Models: where they come from, their layers and blocks, and how they are saved."""

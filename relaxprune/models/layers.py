@@ -1,0 +1,289 @@
+"""Which weights of a module can be pruned, and how each of them is read and written as a (rows, cols) matrix."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.prune_report import SkippedLayer
+
+# 8-bit and packed formats also call themselves floating point; their entries are not the weights.
+PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class PrunableLayer:
+    """One weight that can be pruned.
+
+    Attributes:
+        name: the module's name in the model.
+        module: the module that owns the weight.
+        kind: "Linear", "Conv1D" (stored as (in, out)), "Conv2d" (seen as (out, in * kernel height * kernel width)), or
+            "Expert": one of the matrices of a 3-D parameter.
+        weight: the parameter, as the module stores it.
+        expert: of "Expert", its index in the parameter; else None.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    weight: Tensor
+    expert: int | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter in the model; of an expert with its index, as "experts.down_proj[3]"."""
+        if self.expert is not None:
+            return f"{self.name.rpartition('.')[0]}[{self.expert}]"
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is stored as (in, out)."""
+        return self.kind == "Conv1D" or (self.kind == "Expert" and bool(self.module.is_transposed))
+
+    @property
+    def stored(self) -> Tensor:
+        """The layer's own part of the parameter, as it is stored; what is written to it is written to the model."""
+        weight = self.weight.detach()
+        return weight if self.expert is None else weight[self.expert]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) = (outputs, inputs)."""
+        rows, cols = self.matrix().shape
+        return rows, cols
+
+    def matrix(self) -> Tensor:
+        """Return the weight as (rows, cols): a view where the storage allows it, else a copy."""
+        return self.as_matrix(self.stored)
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """Return a tensor of the shape of `stored`, such as a mask, as (rows, cols)."""
+        return stored.T if self.transposed else stored.flatten(1)
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """Return a tensor (rows, cols) in the shape of `stored`, on the device of the weight."""
+        stored = self.stored
+        return (matrix.T if self.transposed else matrix.reshape(stored.shape)).to(stored.device)
+
+    def apply_mask(self, mask: Tensor) -> None:
+        """Write +0.0 where the mask is False; all other entries keep their bits.
+
+        Args:
+            mask: (rows, cols) bool, True = kept.
+
+        Raises:
+            RelaxPruneError: another dtype or shape.
+        """
+        self.refuse_misfit(mask)
+        with torch.no_grad():
+            self.stored.masked_fill_(~self.as_stored(mask), 0.0)
+
+    def write(self, mask: Tensor, weight: Tensor | None) -> None:
+        """Write new values, if there are any, and +0.0 where the mask is False.
+
+        Args:
+            mask: (rows, cols) bool, True = kept.
+            weight: (rows, cols) as `matrix` has it, any float dtype, or None.
+
+        Raises:
+            RelaxPruneError: another dtype or shape of one of them; nothing is written.
+        """
+        self.refuse_misfit(mask, weight)
+        if weight is not None:
+            with torch.no_grad():
+                self.stored.copy_(self.as_stored(weight))
+        self.apply_mask(mask)
+
+    def refuse_misfit(self, mask: Tensor, weight: Tensor | None = None) -> None:
+        """Raise RelaxPruneError where a mask or new values do not fit the weight."""
+        if mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
+            raise RelaxPruneError(
+                f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}."
+            )
+        if weight is not None and not (weight.is_floating_point() and tuple(weight.shape) == self.shape):
+            raise RelaxPruneError(
+                f"the new values of {self.parameter!r} must be floats of shape {self.shape}, "
+                f"got {weight.dtype} of shape {tuple(weight.shape)}."
+            )
+
+    def columns(self, inputs: Tensor) -> Tensor:
+        """Return the vectors that the (rows, cols) matrix is multiplied with.
+
+        Args:
+            inputs: what the module was called with: (..., cols), or (batch, channels, height, width) for Conv2d.
+
+        Returns:
+            (..., cols); for Conv2d (batch, positions, cols), with the padding of the convolution in it.
+        """
+        return columns_of(self.module, inputs)
+
+    def reading(self) -> tuple[object, ...]:
+        """Return what turns inputs into columns: two layers share a Gram only if this and the tensor are the same."""
+        if not isinstance(self.module, nn.Conv2d):
+            return ("rows",)
+        conv = self.module
+        return (
+            conv.kernel_size,
+            conv.stride,
+            conv.dilation,
+            conv.padding_mode,
+            tuple(conv._reversed_padding_repeated_twice),
+        )
+
+
+def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the vectors that a module's weight is multiplied with; see `PrunableLayer.columns`."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs
+    images = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
+    # Holds (left, right, top, bottom) for every way of writing `padding`, "same" included.
+    margins = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = functional.pad(images, margins, mode=mode)
+    patches = functional.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
+    return patches.transpose(1, 2)
+
+
+def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLayer]]:
+    """Sort every parameter with two or more dimensions into prunable layers and skipped ones.
+
+    Returns:
+        The layers in the order of `model.named_modules()`, and the rest with a reason each. Parameters with fewer
+        dimensions (biases, norms) are no matrices and appear in neither.
+    """
+    names = _names_by_storage(model)
+    layers: list[PrunableLayer] = []
+    skipped: list[SkippedLayer] = []
+    for name, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2:
+                continue
+            full = f"{name}.{local}" if name else local
+            experts = expert_layers(name, local, module, parameter)
+            if experts:
+                layers += experts
+                continue
+            others = [other for other in names[_storage(parameter)] if other != full]
+            kind = layer_kind(module) if local == "weight" else None
+            reason = _reason_to_skip(module, parameter, kind, others)
+            if reason is None and kind is not None:
+                layers.append(PrunableLayer(name, module, kind, parameter))
+            else:
+                skipped.append(SkippedLayer(name if local == "weight" else full, reason or ""))
+    return layers, skipped
+
+
+def expert_layers(name: str, local: str, module: nn.Module, parameter: nn.Parameter) -> list[PrunableLayer]:
+    """Return the matrices of a 3-D parameter of fused experts as transformers writes them; none of any other module."""
+    fused = parameter.dim() == 3 and hasattr(type(module), "_apply_gate") and hasattr(module, "is_transposed")
+    if not fused or parameter.dtype not in PLAIN_DTYPES:
+        return []
+    prefix = f"{name}.{local}" if name else local
+    return [PrunableLayer(f"{prefix}.{index}", module, "Expert", parameter, index) for index in range(len(parameter))]
+
+
+def layer_kind(module: nn.Module) -> str | None:
+    """Return "Linear", "Conv1D", "Conv2d", or None for a module of another type."""
+    if isinstance(module, nn.Linear):
+        return "Linear"
+    if isinstance(module, nn.Conv2d):
+        return "Conv2d"
+    # Looked up by name: a model that has one has imported transformers, other models need not.
+    lineage = ((cls.__name__, cls.__module__) for cls in type(module).__mro__)
+    return "Conv1D" if ("Conv1D", "transformers.pytorch_utils") in lineage else None
+
+
+def _reason_to_skip(module: nn.Module, parameter: nn.Parameter, kind: str | None, others: list[str]) -> str | None:
+    """Return why this parameter is not pruned, or None."""
+    owner = type(module).__name__
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding: left alone"
+    if others:
+        return f"tied to {', '.join(others)}: pruning it would change them too"
+    if kind is None and parameter.dim() == 3:
+        return f"3-D parameter of {owner} {tuple(parameter.shape)} (experts fused in an unknown way): not supported"
+    if kind is None:
+        return f"parameter of {owner} {tuple(parameter.shape)}: not a Linear, Conv1D or Conv2d"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return f"convolution with {module.groups} groups: not supported"
+    if parameter.dtype not in PLAIN_DTYPES:
+        return f"weight stored as {parameter.dtype}: not supported"
+    return None
+
+
+def _storage(parameter: Tensor) -> tuple[object, ...]:
+    """Identify the memory of a parameter: two that start at the same address are tied."""
+    return (parameter.device, parameter.data_ptr())
+
+
+def _names_by_storage(model: nn.Module) -> dict[tuple[object, ...], list[str]]:
+    """Map each parameter memory to all names that lead to it through different modules."""
+    names: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter.numel():
+                names[_storage(parameter)].append(f"{name}.{local}" if name else local)
+    return names
+
+
+def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse patterns that match nothing.
+
+    Args:
+        kind: "include" or "exclude", for the message.
+        patterns: fnmatch patterns on module names (`*` also matches dots).
+        names: names of all prunable layers.
+
+    Raises:
+        RelaxPruneError: a pattern that matches no name, with the nearest names.
+    """
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
+        raise RelaxPruneError(
+            f"{kind} pattern {pattern!r} matches none of the {len(names)} prunable layers; "
+            f"names look like {', '.join(map(repr, near)) or 'nothing, for there are none'}."
+        )
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether any fnmatch pattern matches the name, case counting."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
+    """Prune a model with masks from anywhere, for instance from a mask file.
+
+    Args:
+        model: changed in place.
+        masks: parameter name -> (rows, cols) bool, True = kept; (rows, cols) as in `PrunableLayer.matrix`.
+        weights: parameter name -> (rows, cols), new values of weights that moved.
+
+    Raises:
+        RelaxPruneError: a name that is no prunable parameter, values without a mask, or a mask or values of another
+            dtype or shape; the model is as it was.
+    """
+    moved = weights or {}
+    layers = {layer.parameter: layer for layer in find_layers(model)[0]}
+    unknown = sorted(set(masks) - set(layers))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], list(layers), n=3)
+        raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}.")
+    if bare := sorted(set(moved) - set(masks)):
+        raise RelaxPruneError(f"weights names {bare[0]!r}, for which there is no mask.")
+    for parameter, mask in masks.items():
+        layers[parameter].refuse_misfit(mask, moved.get(parameter))
+    for parameter, mask in masks.items():
+        layers[parameter].write(mask, moved.get(parameter))

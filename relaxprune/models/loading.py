@@ -1,0 +1,241 @@
+"""Loading a causal language model so that it can be pruned and saved again, or one sentence on why it cannot.
+
+A tensor that a checkpoint lacks is silently initialised at random by transformers; here it is an error. Weights are
+read from safetensors or GGUF only, never from pickles.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from relaxprune.options.checks import check_device
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+
+from .checkpoint import check_config, check_weights, first_line, weight_files
+from .gguf_file import check_gguf
+from .sources import SOURCES as SOURCES
+from .sources import Checkpoint, resolve_source
+from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger("relaxprune")
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model.
+
+    Attributes:
+        device: a `torch.device` name; None leaves the model where transformers loads it.
+        dtype: "auto" keeps every tensor in the checkpoint's own dtype, whatever its config says, and computes in the
+            one that most of it is stored in; bfloat16, float16, float32 or float64 cast all of it.
+        revision: branch, tag or commit of a hub model.
+        cache_dir: the hub cache; None for its usual place.
+        attn_implementation: "eager", "sdpa", ...; None for the model's default.
+        trust_remote_code: run Python files that come with the model.
+    """
+
+    device: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype != "auto" and self.dtype not in _DTYPES:
+            known = ["auto", *_DTYPES]
+            hint = did_you_mean(self.dtype, known)
+            raise RelaxPruneError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(known)}{hint}")
+        if self.device is not None:
+            check_device(self.device)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be pruned and saved.
+
+    Attributes:
+        model: in evaluation mode, dense weights, on the device and in the dtype of the options.
+        tokenizer: the model's own.
+        source: what `load_model` was given.
+        commit: the hub commit that was read; None where there is none.
+        description: JSON-ready facts for a report: kind, package, license, dtype, checkpoint_dtypes (elements of each),
+            device, attn_implementation, revision, commit, unexpected_keys.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    commit: str | None
+    description: dict[str, Any]
+
+
+def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: a hub id (``owner/name``), a local folder, a ``.gguf`` file (dequantised to a dense model), or an alias
+            of `SOURCES` such as ``smollm2-135m``. An alias wins over a folder of that name; ``./name`` is the folder.
+        options: see `LoadOptions`. A hub token is taken from the environment variable HF_TOKEN only.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+        RelaxPruneError: the model is not there, not reachable, incomplete, corrupt, quantised, pickled, or needs code
+            of its own while ``trust_remote_code`` is off.
+    """
+    options = options or LoadOptions()
+    checkpoint = resolve_source(
+        source,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        remote_code=options.trust_remote_code,
+    )
+    counts, licence = _check_files(checkpoint)
+    # A GGUF file is dequantised to float32 whatever it stores.
+    dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
+    model, info = _load(source, checkpoint, options, dtype)
+    _check_complete(source, info)
+    # Also where all are stored alike: some classes load certain tensors in float32 whatever is asked for.
+    if options.dtype == "auto" and checkpoint.gguf_file is None:
+        keep_stored_dtypes(model, checkpoint.folder, info["unexpected_keys"])
+    if options.device is not None:
+        torch.nn.Module.to(model, torch.device(options.device))
+    description = {
+        "source": source,
+        "kind": checkpoint.kind,
+        "package": checkpoint.package,
+        "license": licence or checkpoint.license,
+        "revision": options.revision,
+        "commit": checkpoint.commit,
+        "checkpoint_dtypes": dict(counts),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attn_implementation": model.config._attn_implementation,
+        "trust_remote_code": options.trust_remote_code,
+        "unexpected_keys": sorted(info["unexpected_keys"]),
+    }
+    if info["unexpected_keys"]:
+        _log.warning("model %s: tensors that the model does not use: %s", source, _some(info["unexpected_keys"]))
+    return LoadedModel(model, _load_tokenizer(source, checkpoint, options), source, checkpoint.commit, description)
+
+
+def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], str | None]:
+    """Check the files; return the elements of each stored dtype and the licence that they name."""
+    if checkpoint.gguf_file is not None:
+        return check_gguf(checkpoint.folder / checkpoint.gguf_file)
+    check_config(checkpoint.folder)
+    return check_weights(checkpoint.folder, weight_files(checkpoint.folder)), _card_licence(checkpoint)
+
+
+def _card_licence(checkpoint: Checkpoint) -> str | None:
+    """The ``license:`` line in the header of the folder's model card."""
+    card = checkpoint.folder / "README.md"
+    if not card.is_file():
+        return None
+    header = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    lines = header[1].splitlines() if len(header) == 3 and not header[0].strip() else []
+    values = [line.removeprefix("license:").strip() for line in lines if line.startswith("license:")]
+    return values[0] or None if values else None
+
+
+def _choose_dtype(source: str, requested: str, counts: Counter[str]) -> torch.dtype:
+    """The requested dtype, or the one that most of the checkpoint is stored in."""
+    stored = counts.most_common(1)[0][0] if counts else "F32"
+    if stored not in FLOAT_DTYPES:
+        raise RelaxPruneError(
+            f"model {source!r} stores its weights as {stored}, a quantised or integer format that cannot be pruned: "
+            "give the model it was made from"
+        )
+    return FLOAT_DTYPES[stored] if requested == "auto" else _DTYPES[requested]
+
+
+def _load(
+    source: str, checkpoint: Checkpoint, options: LoadOptions, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # collected in the loading info, where _check_complete names them
+        "trust_remote_code": options.trust_remote_code,
+        # Everything is local by now; only code that lives in another repository may still be fetched.
+        "local_files_only": not options.trust_remote_code,
+    }
+    if options.attn_implementation is not None:
+        arguments["attn_implementation"] = options.attn_implementation
+    if checkpoint.gguf_file is None:
+        arguments["use_safetensors"] = True
+    else:
+        # Without dequantize=True the model loads, but save_pretrained refuses it after all the work.
+        arguments |= {"gguf_file": checkpoint.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    try:
+        # Its declared type leaves out the pair that output_loading_info=True gives.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
+    except _LOAD_ERRORS as error:
+        raise RelaxPruneError(f"model {source!r} could not be loaded: {_reason(error, options)}") from error
+    model, info = loaded
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise RelaxPruneError(f"model {source!r} is quantised and cannot be pruned: give the model it was made from")
+    return model, info
+
+
+def _load_tokenizer(source: str, checkpoint: Checkpoint, options: LoadOptions) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    arguments: dict[str, Any] = {
+        "trust_remote_code": options.trust_remote_code,
+        "local_files_only": not options.trust_remote_code,
+    }
+    if checkpoint.gguf_file is not None:
+        arguments["gguf_file"] = checkpoint.gguf_file
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), **arguments)
+    except _LOAD_ERRORS as error:
+        reason = _reason(error, options)
+        raise RelaxPruneError(f"tokenizer of model {source!r} could not be loaded: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise RelaxPruneError(f"model {source!r} has no tokenizer of its own: save one into its folder")
+    return tokenizer
+
+
+def _reason(error: BaseException, options: LoadOptions) -> str:
+    if "trust_remote_code" in str(error) and not options.trust_remote_code:
+        return "it needs Python code of its own, which runs only with trust_remote_code, if you trust its authors"
+    return first_line(error)
+
+
+def _check_complete(source: str, info: dict[str, Any]) -> None:
+    """Refuse a model of which some parameters were not read from the checkpoint."""
+    missing = info["missing_keys"]
+    if missing:
+        raise RelaxPruneError(
+            f"model {source!r} lacks {len(missing)} tensors in its checkpoint ({_some(missing)}), "
+            "which would be filled with random numbers: fetch it again"
+        )
+    if info["mismatched_keys"]:
+        listed = [f"{name} is {tuple(got)}, should be {tuple(want)}" for name, got, want in info["mismatched_keys"]]
+        raise RelaxPruneError(f"model {source!r} has tensors of the wrong shape: {_some(listed)}")
+    if info["error_msgs"]:
+        raise RelaxPruneError(f"model {source!r} could not be loaded: {_some(info['error_msgs'])}")
+
+
+def _some(names: Any, limit: int = 5) -> str:
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")

@@ -1,0 +1,145 @@
+"""Saving a pruned model and proving, from the files, that what was written is what was meant.
+
+The check is independent of the writing: the folder is loaded as any user would load it, and every tensor is compared
+bit by bit. A weight that a mask prunes must be +0.0 (all bits zero, so not -0.0), every other weight must be unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.durable import move_into
+
+from .layers import find_layers
+from .stored_dtypes import keep_stored_dtypes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the reload of a saved model confirmed.
+
+    Attributes:
+        tensors: tensors compared bit by bit with the model in memory.
+        pruned_layers: parameters that have a mask.
+        pruned_weights: entries confirmed to be exactly +0.0, as their masks say.
+        tied_groups: sets of names that share one tensor, in memory and after the reload alike.
+    """
+
+    tensors: int
+    pruned_layers: int
+    pruned_weights: int
+    tied_groups: int
+
+
+def install_files(staging: Path, folder: Path) -> list[str]:
+    """Move every file under ``staging`` to the same place under ``folder``, each durably.
+
+    Returns:
+        The files' paths relative to ``folder``, sorted.
+    """
+    moved = []
+    for source in sorted(path for path in staging.rglob("*") if path.is_file()):
+        relative = source.relative_to(staging)
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        move_into(source, (folder / relative).parent)
+        moved.append(relative.as_posix())
+    return moved
+
+
+def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None:
+    """Save config, generation config and tokenizer (with its chat template) into ``staging``.
+
+    This comes before any pruning: a setting that transformers refuses to save must not be found out hours later.
+
+    Raises:
+        RelaxPruneError: if transformers refuses, with its reason.
+    """
+    try:
+        model.config.save_pretrained(staging)
+        if model.can_generate():
+            model.generation_config.save_pretrained(staging)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise RelaxPruneError(f"the model's configuration or tokenizer cannot be saved: {reason}") from error
+
+
+def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> Verification:
+    """Reload a saved model from disk and compare it with the one in memory and with the masks.
+
+    Args:
+        folder: where ``save_pretrained`` wrote.
+        model: the pruned model that was saved.
+        masks: parameter name to bool mask (rows, cols) as ``PrunableLayer.matrix`` has the weight, True = kept.
+
+    Returns:
+        What was confirmed.
+
+    Raises:
+        RelaxPruneError: naming the first tensor that is missing, differs, or is not +0.0 where its mask prunes.
+    """
+    found: Any = type(model).from_pretrained(
+        folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True
+    )
+    reloaded, info = found
+    absent = sorted(map(str, {*info["missing_keys"], *info.get("mismatched_keys", ())}))
+    if absent:
+        raise RelaxPruneError(f"saved model {str(folder)!r} lacks {absent[0]!r} ({len(absent)} tensors in all)")
+    # Transformers casts what a mixed checkpoint stores; what counts is the bits in the files.
+    keep_stored_dtypes(reloaded, folder, info["unexpected_keys"])
+    written, meant = reloaded.state_dict(), model.state_dict()
+    for name, tensor in meant.items():
+        if name not in written or not _same_bits(written[name], tensor):
+            raise RelaxPruneError(f"saved model {str(folder)!r}: {name!r} is not what was written")
+    matrices = {layer.parameter: layer.matrix() for layer in find_layers(reloaded)[0]}
+    pruned = sum(_confirm_zeros(name, matrices.get(name), mask) for name, mask in masks.items())
+    groups = tied_groups(model)
+    if tied_groups(reloaded) != groups:
+        raise RelaxPruneError(f"saved model {str(folder)!r} does not tie the weights that the model ties")
+    return Verification(len(meant), len(masks), pruned, len(groups))
+
+
+def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
+    """Return the sets of parameter names that share one parameter, each sorted."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return sorted(tuple(sorted(group)) for group in names.values() if len(group) > 1)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Say whether two tensors have the same dtype, shape and bits (so NaN equals NaN, and 0.0 differs from -0.0)."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(_bits(first), _bits(second))
+
+
+def _confirm_zeros(name: str, weight: Tensor | None, mask: Tensor) -> int:
+    """Return the number of pruned entries of ``weight`` (rows, cols), all of which must have no bit set."""
+    if weight is None or weight.shape != mask.shape:
+        found = "is no prunable parameter" if weight is None else f"has shape {tuple(weight.shape)}"
+        raise RelaxPruneError(f"{name!r} {found} in the saved model, its mask has shape {tuple(mask.shape)}")
+    pruned = ~mask
+    wrong = int((_bits(weight)[pruned] != 0).sum())
+    if wrong:
+        raise RelaxPruneError(f"{name!r} has {wrong} weights that its mask prunes and that are not +0.0 on disk")
+    return int(pruned.sum())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """View a tensor's entries as integers of the same size, on the CPU."""
+    dense = tensor.detach().cpu().contiguous()
+    return dense if dense.dtype == torch.bool else dense.view(_BITS[dense.element_size()])

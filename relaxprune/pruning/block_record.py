@@ -1,0 +1,68 @@
+"""Keeping the finished blocks of a run, so that it can be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from relaxprune.problems.polytopes import Polytope
+
+    from ..certificates import Certificate
+    from .block_tuning import BlockTuning
+    from .channels.permutation import Permutation
+    from .prune_report import LayerReport
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """All that is needed to redo a finished block without solving.
+
+    Attributes:
+        masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
+            where the module stores the transpose.
+        layers: one report for each mask.
+        seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
+        permutations: the orders of channels that the masks are for, empty where none was asked for.
+        weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
+        tuning: what tuning the block as a whole has gained, None where it was not.
+    """
+
+    masks: dict[str, Tensor]
+    layers: list[LayerReport]
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    permutations: list[Permutation] = dataclasses.field(default_factory=list)
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    tuning: BlockTuning | None = None
+
+
+class BlockRecorder(Protocol):
+    """Keeps finished blocks, so that an interrupted run can be continued to the same result."""
+
+    def load(self, block_index: int) -> BlockRecord | None:
+        """Return the record of a finished block, None if it has to be solved."""
+
+    def save(self, block_index: int, record: BlockRecord) -> None:
+        """Keep the record of a block that was just finished."""
+
+
+@runtime_checkable
+class AllocationRecorder(BlockRecorder, Protocol):
+    """Keeps besides how a model's sparsity is shared among its layers, which is decided before the first block."""
+
+    def load_allocation(self) -> dict[str, int] | None:
+        """Return layer -> entries pruned of every row, None if it has to be decided."""
+
+    def save_allocation(self, counts: dict[str, int]) -> None:
+        """Keep what was decided."""
+
+
+@runtime_checkable
+class CertificateRecorder(BlockRecorder, Protocol):
+    """Keeps certificates besides; a finished block's were all saved before it."""
+
+    def save_certificate(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
+        """Keep the certificate of a layer, by its parameter's name, with the set of masks that it is for."""

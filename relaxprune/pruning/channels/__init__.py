@@ -1,0 +1,1 @@
+"""Reordering channels for N:M patterns."""

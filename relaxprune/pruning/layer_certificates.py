@@ -1,0 +1,84 @@
+"""Certificates of a pruning run's layers: which solver suits them, their making, and their numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from dataclasses import replace
+
+from relaxprune.certificates.sdp.row_bound import least_bytes
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.problems import MaskProblem
+from relaxprune.solvers import Solver
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
+from relaxprune.solving.solution import Solution
+
+from ..certificates import Certificate, certify
+
+_ITERATIONS = 60  # beyond the solver's convex phase: where its bound still rises steeply
+_SHARE = 0.8  # of the iterations of a short run, which its certificates shall not outlast
+
+
+def solver_for(method: str | None, solver: Solver, given: Container[str] = ()) -> Solver:
+    """Return the solver whose convex phase the certificates go on from.
+
+    Args:
+        method: of the certificates, None for none.
+        solver: what was asked for.
+        given: names of the options that were asked for by name, which are never changed.
+    """
+    untold = isinstance(solver, FrankWolfe) and solver.tighten == "none" and "tighten" not in given
+    if method in ("diagonal", "sdp") and untold:
+        assert isinstance(solver, FrankWolfe)
+        return replace(solver, tighten="diagonal")
+    return solver
+
+
+def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptions) -> Certificate | None:
+    """Return the certificate that was asked for, None for none.
+
+    A solver of the relaxation has proven by itself what "fw" would prove; it then says of which method that proof is.
+    """
+    if options.certify is None:
+        return None
+    if options.certify == "fw" and solution.relaxed_mask is not None:
+        return solution.mask_certificate
+    return certify(
+        problem,
+        solution,
+        options.certify,
+        rows=options.rows_to_certify,
+        max_iterations=_iterations(options),
+        seed=options.seed,
+        memory_budget_bytes=options.memory_budget_bytes or max(DEFAULT_MEMORY_BYTES, least_bytes(problem.shape[1])),
+    )
+
+
+def _iterations(options: PruneOptions) -> int:
+    """Return the iterations that go into each certificate."""
+    if options.max_iterations is None:
+        return _ITERATIONS
+    return min(_ITERATIONS, math.ceil(_SHARE * options.max_iterations))
+
+
+def estimated_gap(certificate: Certificate | None) -> float | None:
+    """Return the relative gap of a certificate's estimate, None where it has none."""
+    if certificate is None or certificate.estimate is None or not certificate.objective:
+        return None
+    return max(0.0, certificate.objective - certificate.estimate.lower_bound) / abs(certificate.objective)
+
+
+def proven_share(wanda: float, objective: float, bound: float) -> float | None:
+    """Return (wanda - objective) / (wanda - bound) in [0, 1], None where the first does not exceed the bound."""
+    return min(1.0, max(0.0, (wanda - objective) / (wanda - bound))) if wanda > bound else None
+
+
+def certificates_in_words(options: PruneOptions, solver: Solver | None) -> str:
+    """Return one clause on what will be proven of every layer, "" where nothing was asked for."""
+    if options.certify is None:
+        return ""
+    rows = options.rows_to_certify
+    extent = "every row" if rows is None else f"at most {rows} rows drawn per layer, the others by cheaper methods"
+    phase = "; fw with tighten=diagonal" if isinstance(solver, FrankWolfe) and solver.tighten == "diagonal" else ""
+    return f"{options.certify}, {extent}{phase}"

@@ -1,0 +1,249 @@
+"""What pruning a model reports: per layer, per block, as a whole, and while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from relaxprune.models.layer_roles import RoleSummary, summarise
+from relaxprune.support.markup import piece
+
+from .block_record import BlockRecord as BlockRecord
+from .channels.permutation import Permutation
+from .layer_report import LayerReport as LayerReport
+
+if TYPE_CHECKING:
+    from .block_tuning import BlockTuning
+
+_MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A weight that was not pruned, and why.
+
+    Attributes:
+        name: module name, or parameter name where the module has no `weight`.
+        reason: a short clause.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """Something happened.
+
+    Attributes:
+        kind: "block_start", "layer_start", "layer_done" or "block_done".
+        block: index of the block.
+        blocks: number of blocks.
+        layer: name of the layer, None for events of blocks.
+        layer_index: layers finished or skipped before this event.
+        layers: number of layers in the plan.
+        report: the layer's report, for "layer_done".
+        seconds_elapsed: since the start of `prune_model`.
+    """
+
+    kind: str
+    block: int
+    blocks: int
+    layer: str | None
+    layer_index: int
+    layers: int
+    report: LayerReport | None
+    seconds_elapsed: float
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """The result of `prune_model`.
+
+    Attributes:
+        layers: one report per pruned layer, in the order of pruning.
+        skipped: every matrix that was not pruned, with a reason.
+        seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
+            layers' shares, if any), statistics, solve (and judge, with Wanda's mask for comparison), propagate,
+            record, total. A continued run counts the sessions before it, each until its last finished block.
+        polytope: what was asked for, as in `Target.to_dict`.
+        solver: name of the solver.
+        options: all of `PruneOptions`, and the effective options of the solver as "solver_options".
+        propagation: "replay" (blocks were run on stored inputs), "rerun" (the whole model was run for each block) or
+            "rerun: REASON" when the model has blocks that cannot be replayed.
+        masks: parameter name -> (rows, cols) bool on the CPU, True = kept, of the weights in their new order.
+        permutations: for each pruned layer the order of its columns, or why it kept it; empty where none was asked for.
+        weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved; else empty.
+        tunings: for each block that was tuned as a whole, what that gained; the layers' objectives are from before it.
+    """
+
+    layers: list[LayerReport]
+    skipped: list[SkippedLayer]
+    seconds: dict[str, float]
+    polytope: dict[str, Any]
+    solver: str
+    options: dict[str, Any]
+    propagation: str
+    masks: dict[str, Tensor] = dataclasses.field(repr=False)
+    permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction pruned of all entries of all pruned layers."""
+        entries = sum(layer.rows * layer.cols for layer in self.layers)
+        return sum(layer.sparsity * layer.rows * layer.cols for layer in self.layers) / max(entries, 1)
+
+    @property
+    def mean_relative_error(self) -> float:
+        """Mean over layers of objective / dense energy."""
+        return _mean([layer.relative_error for layer in self.layers])
+
+    @property
+    def mean_wanda_relative_error(self) -> float:
+        """Mean over layers of the relative error of Wanda's mask on the same Gram."""
+        return _mean([layer.wanda_relative_error for layer in self.layers])
+
+    @property
+    def mean_wanda_ratio(self) -> float:
+        """Mean over layers of objective / Wanda's objective."""
+        return _mean([layer.wanda_ratio for layer in self.layers])
+
+    @property
+    def mean_relative_gap(self) -> float:
+        """Mean over layers of (objective - lower bound) / objective."""
+        return _mean([layer.relative_gap for layer in self.layers])
+
+    @property
+    def roles(self) -> list[RoleSummary]:
+        """Mean relative gap and proven share of the layers with the same role (q_proj, up_proj, ...)."""
+        rows = [(item.name, item.relative_gap, item.estimated_gap, item.proven_share) for item in self.layers]
+        return summarise(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the masks, as plain numbers, strings, lists and dicts."""
+        return {
+            "sparsity": self.sparsity,
+            "mean_relative_error": self.mean_relative_error,
+            "mean_wanda_relative_error": self.mean_wanda_relative_error,
+            "mean_wanda_ratio": self.mean_wanda_ratio,
+            "mean_relative_gap": self.mean_relative_gap,
+            "polytope": self.polytope,
+            "solver": self.solver,
+            "options": self.options,
+            "propagation": self.propagation,
+            "seconds": self.seconds,
+            "roles": [dataclasses.asdict(role) for role in self.roles],
+            "layers": [layer.to_dict() for layer in self.layers],
+            "permutations": [item.to_dict() for item in self.permutations],
+            "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
+            "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
+        }
+
+    def _repr_html_(self) -> str:
+        """Show the means as a small table, with the error and the gap layer by layer, in a notebook."""
+        rows = [
+            ("solver", self.solver),
+            ("layers", len(self.layers)),
+            ("not pruned", len(self.skipped)),
+            ("sparsity", self.sparsity),
+            ("mean relative error", self.mean_relative_error),
+            ("of Wanda's", self.mean_wanda_ratio),
+            ("mean relative gap", self.mean_relative_gap),
+            ("seconds", float(self.seconds.get("total", 0.0))),
+        ]
+        lines = [
+            ("relative error, layer by layer", [layer.relative_error for layer in self.layers]),
+            ("over Wanda's, layer by layer", [layer.wanda_ratio for layer in self.layers]),
+        ]
+        return piece("PruneReport", rows, lines)
+
+    def __str__(self) -> str:
+        """Return a table with one line per layer, the means, what the certificates say, and what was skipped."""
+        head = ("layer", "shape", "sparsity", "wanda error", "error", "ratio", "gap", "status", "seconds")
+        lines: list[tuple[object, ...]] = []
+        for item in self.layers:
+            numbers = (item.sparsity, item.wanda_relative_error, item.relative_error, item.wanda_ratio)
+            shape = f"{item.rows}x{item.cols}"
+            lines.append((item.name, shape, *numbers, item.relative_gap, item.status, item.seconds))
+        means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
+        lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.seconds for item in self.layers)))
+        proven = [] if self.options.get("certify") is None else self._certified_lines()
+        orders = [*permutation_lines(self.permutations), *self._moved_lines()]
+        return "\n".join([*table([head, *lines]), *proven, *orders, *skipped_lines(self.skipped)])
+
+    def _moved_lines(self) -> list[str]:
+        """Return what every stage gained where weights moved: the mask, new weights on it, tuning whole blocks."""
+        moved = [layer for layer in self.layers if layer.kept_objective is not None]
+        if not moved:
+            return []
+        kept = _mean([(layer.kept_objective or 0.0) / (layer.dense_energy or 1.0) for layer in moved])
+        lines = [
+            f"mean relative error: {_mean([layer.wanda_relative_error for layer in moved]):.4f} Wanda's mask, "
+            f"{kept:.4f} this mask with weights as they were, {_mean([m.relative_error for m in moved]):.4f} refitted"
+        ]
+        if self.tunings:
+            before = _mean([tuning.held_out_before for tuning in self.tunings])
+            after = _mean([tuning.held_out_after for tuning in self.tunings])
+            count = sum(1 for tuning in self.tunings if tuning.epochs)
+            lines.append(
+                f"tuned blocks ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
+                f"held-out windows {before:.4f} before, {after:.4f} after"
+            )
+        return lines
+
+    def _certified_lines(self) -> list[str]:
+        """Return a table with one line per role: what the certificates prove."""
+        lines: list[tuple[object, ...]] = [("certified", "layers", "proven share", "gap", "gap, estimated")]
+        for item in self.roles:
+            share, estimate = (
+                "-" if value is None else value for value in (item.mean_proven_share, item.mean_estimated_gap)
+            )
+            lines.append((item.role, item.layers, share, item.mean_relative_gap, estimate))
+        return table(lines)
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean, 0 for no values."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def table(lines: Sequence[Sequence[object]]) -> list[str]:
+    """Align columns, the first to the left and the others to the right; floats get four decimals."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    texts = []
+    for first, *others in cells:
+        padded = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        texts.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return texts
+
+
+def skipped_lines(skipped: Sequence[SkippedLayer], what: str = "not pruned") -> list[str]:
+    """Return a head line, and one line for each skipped layer; many with one reason share a line with their number."""
+    reasons: dict[str, list[str]] = {}
+    for layer in skipped:
+        reasons.setdefault(layer.reason, []).append(layer.name)
+    lines = []
+    for reason, names in reasons.items():
+        shown = names if len(names) <= _MOST_NAMES else [f"{len(names)} layers, {names[0]} to {names[-1]}"]
+        lines += [f"  {name}: {reason}" for name in shown]
+    return [f"{what} ({len(skipped)}):", *lines] if lines else []
+
+
+def permutation_lines(permutations: Sequence[Permutation]) -> list[str]:
+    """Return how many layers' columns are reordered and what that keeps, and one line for each that is not."""
+    if not permutations:
+        return []
+    applied = [item for item in permutations if item.applied]
+    before = _mean([item.kept_before or 0.0 for item in applied])
+    after = _mean([item.kept_after or 0.0 for item in applied])
+    head = f"columns reordered ({len(applied)} of {len(permutations)} layers)"
+    kept = f": an N:M mask keeps {after:.4f} of their saliency, {before:.4f} before" if applied else ""
+    left = [SkippedLayer(item.layer, item.reason) for item in permutations if not item.applied]
+    return [head + kept, *skipped_lines(left, "columns as they were")]

@@ -1,0 +1,1 @@
+"""Sharing a model's sparsity among its layers."""

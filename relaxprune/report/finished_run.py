@@ -1,0 +1,108 @@
+"""Reading a finished run folder, and checking it, before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from relaxprune.models.checkpoint import read_json
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.prune_report import LayerReport
+from relaxprune.runs.evaluations import Measured, read_evaluations
+from relaxprune.runs.mask_file import MASKS_NAME, PackedMasks, open_mask_file
+from relaxprune.runs.run_folder import RECORD_NAME
+from relaxprune.runs.run_record import read_record
+
+_PARTS = ("notes", "fingerprint", "report", "verification", "files")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run, as its folder holds it.
+
+    Attributes:
+        path: the folder.
+        record: the content of ``relaxprune.json``.
+        layers: its layers' reports.
+        masks: parameter name -> (rows, cols) bool, True = kept; unpacked one by one.
+        config: the content of ``config.json``; empty where there is none.
+        evaluations: what ``relaxprune eval`` has recorded.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+    layers: list[LayerReport]
+    masks: PackedMasks
+    config: Mapping[str, Any]
+    evaluations: list[Measured]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of the fingerprint."""
+        found: Mapping[str, Any] = self.record["fingerprint"]["settings"]
+        return found
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a finished run's folder.
+
+    Raises:
+        RelaxPruneError: there is none, it is not finished, or a file in it is damaged.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise RelaxPruneError(f"{str(path)!r} is a file: give the run's folder")
+    if not folder.is_dir():
+        raise RelaxPruneError(f"run folder {str(path)!r} does not exist: give the folder of relaxprune prune --out")
+    if not (folder / RECORD_NAME).is_file():
+        begun = (folder / ".relaxprune").is_dir()
+        state = "holds a run that is not finished: continue it with --resume" if begun else "is not a run's folder"
+        raise RelaxPruneError(f"{str(path)!r} {state} (it has no {RECORD_NAME})")
+    record = read_record(folder / RECORD_NAME)
+    lacking = [part for part in _PARTS if not isinstance(record.get(part), dict)]
+    try:
+        layers = [] if lacking else [_layer(item) for item in record["report"]["layers"]]
+        settings = {} if lacking else record["fingerprint"]["settings"]
+        if lacking or not isinstance(settings, dict):
+            raise TypeError(f"it lacks {(*lacking, 'fingerprint.settings')[0]!r}")
+    except (KeyError, TypeError, RelaxPruneError) as error:
+        reason = str(error).rstrip(".")
+        raise RelaxPruneError(f"{str(folder / RECORD_NAME)!r} is damaged: {reason}") from error
+    if not (folder / MASKS_NAME).is_file():
+        raise RelaxPruneError(f"run folder {str(path)!r} lacks its masks, {MASKS_NAME}")
+    masks, _ = open_mask_file(folder / MASKS_NAME)
+    strange = [layer.parameter for layer in layers if masks.shapes.get(layer.parameter) != (layer.rows, layer.cols)]
+    if strange:
+        raise RelaxPruneError(f"{str(folder / MASKS_NAME)!r} has no mask of the reported shape for {strange[0]!r}")
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return Run(folder, record, layers, masks, config, read_evaluations(folder))
+
+
+def _layer(item: Any) -> LayerReport:
+    """Return a layer's report whose values are all of their kinds."""
+    known = {field.name: field.default for field in fields(LayerReport)}
+    lacking = [name for name, default in known.items() if default is MISSING and name not in item]
+    if lacking:
+        raise TypeError(f"a layer lacks {lacking[0]!r}")
+    # Runs of earlier versions lack what came later, and have what has gone: both may be missing.
+    layer = LayerReport(**{name: value for name, value in item.items() if name in known})
+    for field in fields(LayerReport):
+        value = getattr(layer, field.name)
+        if not isinstance(value, _KINDS[str(field.type)]):
+            raise TypeError(f"{field.name} of layer {layer.name!r} is a {type(value).__name__}, not {field.type}")
+    return layer

@@ -1,0 +1,69 @@
+"""The certificates of a run folder: one file per layer, in a folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from relaxprune.models.saved_model import install_files
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.durable import sync_folder
+
+if TYPE_CHECKING:
+    from relaxprune.certificates import Certificate
+    from relaxprune.problems.polytopes import Polytope
+    from relaxprune.pruning.prune_report import LayerReport
+
+FOLDER_NAME = "certificates"
+
+
+class CertificateFiles:
+    """Where a run keeps its certificates: among its progress while it lasts, then in a folder beside the model."""
+
+    def __init__(self, path: Path, work: Path) -> None:
+        """Hold the run's folder and that of its progress; writes nothing."""
+        self._path = path
+        self._staged = work / "finished"
+
+    def save(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
+        """Write a layer's certificate durably."""
+        from relaxprune.certificates.certificate_file import save_certificate
+
+        folder = self._staged / FOLDER_NAME
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
+            sync_folder(folder.parent.parent)
+        save_certificate(certificate, polytope, folder / _file_name(parameter))
+
+    def missing(self, parameters: Iterable[str]) -> list[str]:
+        """Return the parameters without a file, of an unfinished run."""
+        folders = (self._staged / FOLDER_NAME, self._path / FOLDER_NAME)
+        return [name for name in parameters if not any((folder / _file_name(name)).is_file() for folder in folders)]
+
+    def install(self) -> list[str]:
+        """Move the files to where they stay, durably; returns all their paths relative to the run's folder."""
+        install_files(self._staged, self._path)
+        return sorted(f"{FOLDER_NAME}/{path.name}" for path in (self._path / FOLDER_NAME).glob("*.safetensors"))
+
+    def check(self, layers: Iterable[LayerReport]) -> None:
+        """Read every layer's file back and compare it with the report.
+
+        Raises:
+            RelaxPruneError: naming the first file that is missing, damaged, or not of the reported mask's bound.
+        """
+        from relaxprune.certificates.certificate_file import load_certificate
+
+        for layer in layers:
+            path = self._path / FOLDER_NAME / _file_name(layer.parameter)
+            read = load_certificate(path)[0]
+            reported = (layer.certificate, layer.objective, layer.lower_bound)
+            if (read.method, read.objective, read.lower_bound) != reported:
+                raise RelaxPruneError(f"{str(path)!r} is not the certificate of the layer that the run has reported")
+
+
+def _file_name(parameter: str) -> str:
+    """Return a file name that no two parameters share; a name of the usual kind is kept as it is."""
+    return f"{quote(parameter, safe='')}.safetensors"

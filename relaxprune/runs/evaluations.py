@@ -1,0 +1,145 @@
+"""``evaluation.json``: what was measured of a run's model, and of others to compare it with, beside its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.durable import write_json
+
+from .run_folder import RECORD_NAME
+from .run_record import now, read_record
+
+if TYPE_CHECKING:
+    from relaxprune.evaluation.perplexity import PerplexityResult
+    from relaxprune.text.windows import TokenWindows
+
+EVALUATION_NAME = "evaluation.json"
+SCHEMA_VERSION = 1
+DENSE, OTHER = "dense", "other"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A perplexity, what it is of, and what it was measured on.
+
+    Attributes:
+        method: how the weights came about: a solver's name, "dense" for the very weights that the run pruned, or
+            "other" for a model that is neither those nor a run's.
+        own: whether it is of the folder's own pruned model.
+        model: what was evaluated.
+        text: where the held-out text comes from.
+        tokens_sha256: of the token windows; results with different ones do not compare.
+        windows: how many there are.
+        length: tokens in each.
+        perplexity: the exponential of the mean over windows of their mean cross-entropy.
+        mean_loss: that mean, in nats.
+        measured: when, in UTC.
+        versions: of relaxprune, torch and transformers.
+    """
+
+    method: str
+    own: bool
+    model: str
+    text: str
+    tokens_sha256: str
+    windows: int
+    length: int
+    perplexity: float
+    mean_loss: float
+    measured: str
+    versions: Mapping[str, str]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a newer result takes the place of."""
+        return (self.own, *(() if self.own else (self.method, self.model)), self.tokens_sha256)
+
+
+def read_evaluations(folder: Path) -> list[Measured]:
+    """Return the results that are recorded in a run folder, none where nothing was evaluated.
+
+    Raises:
+        RelaxPruneError: the file is damaged or of another schema version.
+    """
+    path = folder / EVALUATION_NAME
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, results = content["schema_version"], content["results"]
+        if found == SCHEMA_VERSION:
+            return [_measured(item) for item in results]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RelaxPruneError(f"{str(path)!r} is damaged: delete it and run relaxprune eval again") from error
+    raise RelaxPruneError(f"{str(path)!r} has schema version {found!r}, this relaxprune reads {SCHEMA_VERSION}")
+
+
+def record_evaluation(folder: Path, result: Measured) -> None:
+    """Add a result to those in a run folder, durably; it replaces an older one of the same model on the same text."""
+    kept = [item for item in read_evaluations(folder) if item.key != result.key]
+    content = {"schema_version": SCHEMA_VERSION, "results": [asdict(item) for item in (*kept, result)]}
+    write_json(folder / EVALUATION_NAME, content)
+
+
+def run_folder_of(model: str, record: Path | None) -> Path | None:
+    """Return the run folder that a perplexity is kept in: the one named, or the model's own; None for none.
+
+    Raises:
+        RelaxPruneError: the one named is no finished run.
+    """
+    if record is not None and not (record / RECORD_NAME).is_file():
+        raise RelaxPruneError(f"--record must name a folder that `relaxprune prune` wrote, got {str(record)!r}")
+    own = Path(model)
+    return record or (own if (own / RECORD_NAME).is_file() else None)
+
+
+def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows, weights_sha256: str) -> Measured:
+    """Return what is kept of a perplexity.
+
+    Args:
+        model: what was evaluated.
+        folder: the run folder that it is kept in.
+        result: the perplexity.
+        tokens: what it was measured on.
+        weights_sha256: of the weights that were evaluated, in the precision in which they were.
+    """
+    own = Path(model).resolve() == folder.resolve()
+    return Measured(
+        method=_method(model, folder, weights_sha256),
+        own=own,
+        model=Path(model).resolve().name if own else model,
+        text=tokens.source,
+        tokens_sha256=tokens.sha256,
+        windows=result.windows,
+        length=result.length,
+        perplexity=result.perplexity,
+        mean_loss=result.mean_loss,
+        measured=now(),
+        versions={name: version(name) for name in ("relaxprune", "torch", "transformers")},
+    )
+
+
+def _method(model: str, folder: Path, weights_sha256: str) -> str:
+    """Say how weights came about: by a run's solver, by no pruning, or in a way that the folder does not know."""
+    made = Path(model) / RECORD_NAME
+    if made.is_file():
+        return str(read_record(made)["report"]["solver"])
+    pruned = read_record(folder / RECORD_NAME)["fingerprint"]["model"]["weights_sha256"]
+    return DENSE if weights_sha256 == pruned else OTHER
+
+
+def _measured(item: Any) -> Measured:
+    """Build a result from JSON; raises TypeError unless every field is there and of its kind."""
+    found = Measured(**{field.name: item[field.name] for field in fields(Measured)})
+    texts = (found.method, found.model, found.text, found.tokens_sha256, found.measured)
+    numbers = (found.perplexity, found.mean_loss, found.windows, found.length)
+    kinds = ((str, texts), (int | float, numbers), (bool, (found.own,)))
+    if not all(isinstance(value, kind) for kind, values in kinds for value in values):
+        raise TypeError("wrong kinds of values")
+    return found

@@ -1,0 +1,243 @@
+"""Several solvers on one problem: one table, in which failures are rows too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from relaxprune.options.checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start
+from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.solvers import Solver, make_solver, solver_names
+from relaxprune.solvers.base import BUDGETS
+
+from .solution import Solution
+from .solving import solve
+
+SCHEMA_VERSION = 1
+REFUSED = "REFUSED"
+BROKE = "ERROR"
+_HALVINGS = 6  # points on a solver's curve before its last one; together they cost about one more solve
+
+_logger = logging.getLogger("relaxprune")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What every solver of a comparison is given; the fields are the arguments of ``solve``.
+
+    A solver gets only what it makes use of (``Solver.budgets()``); its row names what it was spared.
+
+    ``curves`` adds, for every iterative solver, whole solves at smaller iteration budgets: the points of a plot.
+    """
+
+    start: str | Tensor | None = DEFAULT_START
+    polish: str | None = "auto"
+    max_iterations: int | None = None
+    time_limit_s: float | None = None
+    gap_tolerance: float | None = None
+    seed: int = 0
+    curves: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what every solver would refuse, before it fills a table with refusals."""
+        if not isinstance(self.start, Tensor):
+            check_start(self.start)
+        check_polish(self.polish)
+        check_seed(self.seed)
+        check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, None)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one solve with a given iteration budget gave, and what it cost; names as in ``Solution``."""
+
+    iterations: int
+    seconds: float
+    products: float
+    objective: float
+    relaxed_objective: float | None
+    lower_bound: float
+    relative_gap: float
+
+    @classmethod
+    def of(cls, solution: Solution) -> Point:
+        """Take the numbers of a solution."""
+        stats = solution.stats
+        proven = (solution.relaxed_objective, solution.lower_bound, solution.relative_gap)
+        return cls(stats.iterations, stats.seconds, stats.products, solution.objective, *proven)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solver's line of the table.
+
+    Attributes:
+        solver: its name.
+        status: how it ended; ``REFUSED`` for a problem that it cannot take, ``ERROR`` for one on which it broke.
+        message: the reason, where there is no answer; the status's advice otherwise.
+        result: the last point, or None where there is no answer.
+        relative_error: objective / reference, or None where there is no answer.
+        curve: points of whole solves with growing budgets, ``result`` the last of them.
+        options: the solver's effective options.
+        failed: whether it broke.
+        unused: settings of the comparison that the solver makes no use of.
+    """
+
+    solver: str
+    status: str
+    message: str
+    result: Point | None = None
+    relative_error: float | None = None
+    curve: tuple[Point, ...] = ()
+    options: dict[str, Any] | None = None
+    failed: bool = False
+    unused: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, solution: Solution, unused: tuple[str, ...]) -> Row:
+        """Take the numbers of a solution."""
+        point = Point.of(solution)
+        return cls(
+            solution.solver,
+            solution.status.name,
+            solution.status.value,
+            point,
+            solution.relative_error,
+            (point,),
+            solution.options,
+            solution.status.failed,
+            unused,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, those with an answer first, by objective."""
+
+    problem: dict[str, Any]
+    settings: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def best_objective(self) -> float | None:
+        """The lowest objective of any solver, None without an answer."""
+        return min((row.result.objective for row in self.rows if row.result is not None), default=None)
+
+    @property
+    def best_lower_bound(self) -> float | None:
+        """The highest bound that any solver's relaxed mask proved, None without an answer."""
+        return max((row.result.lower_bound for row in self.rows if row.result is not None), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "problem": self.problem,
+            "settings": self.settings,
+            "best_objective": self.best_objective,
+            "best_lower_bound": self.best_lower_bound,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        """Return the table, the best of all, and the reasons of the rows without an answer."""
+        head = ("solver", "objective", "relaxed", "bound", "gap", "status", "seconds", "products")
+        lines = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        if self.best_objective is not None and self.best_lower_bound is not None:
+            text.append(f"best objective {self.best_objective:.6g}, best bound {self.best_lower_bound:.6g}")
+        text += [f"{row.solver}: makes no use of {', '.join(row.unused)}" for row in self.rows if row.unused]
+        text += [f"{row.solver}: {row.message}" for row in self.rows if row.result is None]
+        return "\n".join(line.rstrip() for line in text)
+
+
+def compare(
+    problem: Problem,
+    solvers: Sequence[str] | None = None,
+    settings: CompareSettings | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Comparison:
+    """Solve one problem by several solvers.
+
+    Args:
+        problem: the problem.
+        solvers: names; None takes every solver that the registry knows.
+        settings: what each of them is given.
+        on_row: called with each row as soon as it is there.
+
+    Returns:
+        A Comparison; a solver that refuses the problem, or breaks, has a row that says so.
+
+    Raises:
+        RelaxPruneError: no solver is named, one is named twice or is unknown; before any work.
+    """
+    settings = settings or CompareSettings()
+    names = solver_names() if solvers is None else list(solvers)
+    if not names or len(set(names)) != len(names):
+        raise RelaxPruneError(f"solvers must name at least one solver, each once, got {', '.join(names) or 'none'}")
+    for name in names:
+        if name not in solver_names():
+            make_solver(name)  # raises, with the closest name
+    rows = []
+    for name in names:
+        rows.append(_row(problem, name, settings))
+        if on_row is not None:
+            on_row(rows[-1])
+    rows.sort(key=lambda row: float("inf") if row.result is None else row.result.objective)
+    described = {"shape": list(problem.shape), "polytope": problem.polytope.to_dict(), "reference": problem.reference}
+    given = {**vars(settings), "start": settings.start if not isinstance(settings.start, Tensor) else "a mask"}
+    return Comparison(described, given, tuple(rows))
+
+
+def _row(problem: Problem, name: str, settings: CompareSettings) -> Row:
+    """Solve by one solver, and again with smaller budgets for its curve."""
+    try:
+        taken, unused = _shared(make_solver(name), settings)
+        row = Row.of(solve(problem, name, **taken), unused)
+    except RelaxPruneError as error:
+        return Row(name, REFUSED, str(error))
+    except Exception as error:  # a backend may raise anything: its row tells, and the others go on
+        _logger.info("solver %s broke", name, exc_info=True)
+        return Row(name, BROKE, f"{type(error).__name__}: {error}", failed=True)
+    return row if not settings.curves or row.failed else _with_curve(problem, row, taken)
+
+
+def _with_curve(problem: Problem, row: Row, taken: dict[str, Any]) -> Row:
+    """Add whole solves with halved iteration budgets: what the solver really gives for less time."""
+    assert row.result is not None
+    if "max_iterations" not in taken:
+        return row
+    budgets = sorted({row.result.iterations >> halving for halving in range(1, _HALVINGS + 1)} - {0})
+    try:
+        solutions = [solve(problem, row.solver, **{**taken, "max_iterations": budget}) for budget in budgets]
+    except Exception as error:  # the row's own answer stands; the curve is told to be missing
+        _logger.info("solver %s broke on a smaller budget", row.solver, exc_info=True)
+        return replace(row, message=f"{row.message} (no curve: {type(error).__name__}: {error})")
+    # A budget too small for a backend leaves its start mask, which is no point of the solver's.
+    return replace(row, curve=(*(Point.of(one) for one in solutions if not one.status.failed), row.result))
+
+
+def _shared(solver: Solver, settings: CompareSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the arguments of ``solve`` that the solver takes, and the names of given budgets that it does not."""
+    honoured, budgets = solver.budgets(), {name: getattr(settings, name) for name in BUDGETS}
+    taken = {name: value for name, value in budgets.items() if name in honoured}
+    # A tensor has no single truth value to compare by, and is never the default.
+    defaults = {name: getattr(CompareSettings, name) for name in BUDGETS}
+    changed = [name for name, value in budgets.items() if isinstance(value, Tensor) or value != defaults[name]]
+    unused = tuple(name for name in changed if name not in honoured)
+    return {**taken, "polish": settings.polish, "seed": settings.seed, "throw": False}, unused
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return a row's cells as text."""
+    if row.result is None:
+        return (row.solver, "-", "-", "-", "-", row.status, "-", "-")
+    result, relaxed = row.result, row.result.relaxed_objective
+    numbers = [f"{result.objective:.6g}", "-" if relaxed is None else f"{relaxed:.6g}", f"{result.lower_bound:.6g}"]
+    cost = [f"{result.seconds:.2f}", f"{result.products:.6g}"]
+    return (row.solver, *numbers, f"{result.relative_gap:.4f}", row.status, *cost)

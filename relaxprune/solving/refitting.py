@@ -1,0 +1,81 @@
+"""refit(): the best weights on a given mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relaxprune.options.checks import check_budgets
+from relaxprune.problems import RelaxPruneError
+from relaxprune.problems.reconstruction_problem import ReconstructionProblem
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.solvers.weights.engine.least_squares import LeastSquares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """Weights on a mask, and how good they are.
+
+    Attributes:
+        weight: (rows, cols) in the dtype of the problem's weight, +0.0 outside the mask.
+        objective: f of these weights, float64, in the dtype they are in.
+        relative_error: objective / trace(W G_dense Wᵀ).
+        kept_objective: f of the weights as they were, on the same mask.
+        damping: (rows,) float64, what had to be added to the unit diagonal of a row's scaled normal equations, where
+            its Gram is singular on the support; 0 elsewhere.
+        residual: (rows,) float64, norm of the normal equations' residual over that of their right side.
+        products: (rows, cols) @ (cols, cols) products done.
+    """
+
+    weight: Tensor
+    objective: float
+    relative_error: float
+    kept_objective: float
+    damping: Tensor
+    residual: Tensor
+    products: float
+
+
+def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: int = DEFAULT_MEMORY_BYTES) -> Refit:
+    """Return the least-squares weights on a mask, each row's own.
+
+    v_S = H_SS⁻¹ (T H)_S minimises a row's objective over all weights on its support S (``ReconstructionProblem`` has T
+    and H). Rows are solved in batches, by Cholesky factorisation in float64; where a support has more than 192 columns
+    by conjugate gradients, and by factorisation where these do not reach a residual of 1e-5. A support on which H is
+    singular gets the least damping that lets it be factorised, recorded in the result.
+
+    Args:
+        problem: the target, the Gram and the set of masks.
+        mask: (rows, cols) bool, True = kept; need not be of the problem's set.
+        memory_budget_bytes: bound on temporaries beside one (cols, cols) float64 matrix, outputs, and one row's system.
+
+    Raises:
+        RelaxPruneError: a mask of another shape, dtype or device, or a budget that is not positive.
+    """
+    if not isinstance(problem, ReconstructionProblem):
+        raise RelaxPruneError(f"problem must be a ReconstructionProblem, got {type(problem).__name__}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise RelaxPruneError(f"mask must be a bool tensor of shape {problem.shape}, got {got}")
+    if mask.device != problem.device:
+        raise RelaxPruneError(f"mask is on {mask.device}, but the problem is on {problem.device}")
+    check_budgets(None, None, None, memory_budget_bytes)
+    return fit(problem, mask, memory_budget_bytes)
+
+
+def fit(problem: ReconstructionProblem, mask: Tensor, memory_bytes: int, start: Tensor | None = None) -> Refit:
+    """Do what ``refit`` says, from weights ``start`` (rows, cols) that are near the answer, if there are any."""
+    found = LeastSquares(problem.target, problem.prepared, memory_bytes).solve(mask, start)
+    weight = torch.where(mask, found.weight.to(problem.weight.dtype), 0.0)
+    objective = problem.objective(weight)
+    return Refit(
+        weight=weight,
+        objective=objective,
+        relative_error=objective / problem.reference if problem.reference > 0 else 0.0,
+        kept_objective=problem.objective(torch.where(mask, problem.weight, 0.0)),
+        damping=found.damping,
+        residual=found.residual,
+        products=found.products,
+    )

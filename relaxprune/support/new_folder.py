@@ -1,0 +1,85 @@
+"""A folder made from another one: it appears whole and on the disk, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from relaxprune.problems.errors import RelaxPruneError
+
+from .durable import sync_file, sync_folder
+from .outputs import refuse_output_folder, refuse_unwritable_folder
+
+
+@contextmanager
+def new_folder(out: Path, source: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``out``; on a clean exit it takes that name durably, on any error it is removed.
+
+    Args:
+        out: folder to create, new or empty.
+        source: folder that the body reads.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        RelaxPruneError: ``out`` is ``source``, lies in it, is not empty or cannot be written. Nothing is written then.
+    """
+    target = out.resolve()  # of a link to an empty folder, the folder
+    if target.is_relative_to(source.resolve()):
+        raise RelaxPruneError(f"output folder {str(out)!r} is or lies in {str(source)!r}, which is read: name another")
+    refuse_output_folder(out, "name one that is new or empty")
+    if os.path.ismount(target):
+        raise RelaxPruneError(f"output folder {str(out)!r} is a mount point, which cannot be renamed: name one in it")
+    refuse_unwritable_folder(target.parent)
+    made = [parent for parent in target.parents if not parent.exists()]
+    staging = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    try:
+        staging.mkdir(parents=True)
+        if target.exists():
+            shutil.copymode(target, staging)
+        yield staging
+        _flush(staging)
+        if target.exists():
+            target.rmdir()  # Windows renames onto no folder; no system removes one that is not empty
+        os.replace(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+    for parent in (target, *made):
+        sync_folder(parent.parent)
+
+
+def copy_others(source: Path, out: Path, leave: Collection[Path]) -> None:
+    """Copy everything in a folder but the paths ``leave``; a link to a file becomes that file.
+
+    Raises:
+        RelaxPruneError: there is what cannot be copied: a link to nothing or to a folder, or a device.
+    """
+    out.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path in leave:
+            continue
+        if path.is_file():
+            shutil.copyfile(path, out / path.name)
+        elif path.is_dir() and not path.is_symlink():
+            copy_others(path, out / path.name, leave)
+        else:
+            kind = "a link to a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+            raise RelaxPruneError(f"{str(path)!r} is {kind} and cannot be copied: remove it, or put a file there")
+
+
+def _flush(folder: Path) -> None:
+    """Flush a folder and everything in it to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)

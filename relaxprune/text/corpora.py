@@ -1,0 +1,207 @@
+"""Where calibration and evaluation text comes from, with the two kept apart at the source.
+
+A `TextSource` has two parts, "calibration" and "evaluation", which never share text: the official splits where there
+are some, otherwise a cut of one text. It yields documents; `calibration.py` cuts them into token windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from relaxprune.models.checkpoint import first_line
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+
+_log = logging.getLogger("relaxprune")
+
+Part = Literal["calibration", "evaluation"]
+
+# Rows of the C4 validation split that the pruning papers join into one evaluation text.
+_C4_EVALUATION_ROWS = 1100
+
+
+class Documents(Protocol):
+    """Texts that can be counted and read one by one, which a data set on disk need not load at once."""
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+
+    def __getitem__(self, index: int, /) -> str:
+        """The document at ``index``."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Text in two disjoint parts.
+
+    Attributes:
+        name: what the user asked for.
+        documents: gives the documents of a part. A single one gives many windows; of several, each gives at most one.
+        description: JSON-ready facts that identify the text: hashes, versions, splits.
+    """
+
+    name: str
+    documents: Callable[[Part], Documents]
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) -> TextSource:
+    """Return the text source of a name or a path; nothing is downloaded before its documents are asked for.
+
+    Args:
+        source: "builtin" (English from the standard library), "c4" or "wikitext2" (both through ``datasets``), or
+            the path of a UTF-8 text file. A name wins over a file; write ``./name`` for the file.
+        held_out: share of a builtin or file text, at its end, kept for evaluation: 0 for none, 1 for all.
+        besides: names that the caller takes besides, for the message about an unknown one.
+
+    Raises:
+        RelaxPruneError: unknown source, unreadable file, no package ``datasets``, or ``held_out`` outside [0, 1].
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+    """
+    if not 0 <= held_out <= 1:
+        raise RelaxPruneError(f"held_out should be a share between 0 and 1, got {held_out}")
+    if source == "builtin":
+        return _builtin(held_out)
+    if source in _DATASETS:
+        _require_datasets(source)
+        return _DATASETS[source]()
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _text_file(source, path, held_out)
+    if path.is_dir():
+        raise RelaxPruneError(f"text source {source!r} is a folder: give a text file")
+    if "/" in source or os.sep in source or path.suffix:
+        raise FileNotFoundError(f"text source {source!r} looks like a file, but there is no such file")
+    known = ["builtin", *_DATASETS, *besides]
+    hint = did_you_mean(source, known)
+    raise RelaxPruneError(f"text source {source!r} is no text file and none of: {', '.join(known)}{hint}")
+
+
+def split_text(text: str, held_out: float) -> tuple[str, str]:
+    """Cut ``text`` in two at the paragraph, line or word end nearest before its first ``1 - held_out`` characters.
+
+    Returns:
+        The calibration part and the evaluation part; together they are the text, without a character in both.
+    """
+    cut = round(len(text) * (1 - held_out))
+    if 0 < cut < len(text):
+        for mark in ("\n\n", "\n", " "):
+            # A mark far before the cut would move whole pages to the other side: look back a twentieth at most.
+            found = text.rfind(mark, cut - len(text) // 20, cut)
+            if found >= 0:
+                cut = found + len(mark)
+                break
+    return text[:cut], text[cut:]
+
+
+def _single_text(name: str, text: str, held_out: float, facts: dict[str, Any]) -> TextSource:
+    calibration, evaluation = split_text(text, held_out)
+    parts: dict[Part, Sequence[str]] = {"calibration": [calibration], "evaluation": [evaluation]}
+    facts = {
+        **facts,
+        "text_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        "characters": len(text),
+        "calibration_characters": len(calibration),
+        "held_out": held_out,
+    }
+    return TextSource(name, parts.__getitem__, facts)
+
+
+def _builtin(held_out: float) -> TextSource:
+    """The language reference that Python carries for its ``help()``; it differs between versions of Python.
+
+    Its topics quote each other's sections, so each paragraph is kept once: otherwise held-out text would repeat
+    calibration text.
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs: dict[str, str] = {}
+    for topic in sorted(topics):
+        for paragraph in topics[topic].split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words:
+                paragraphs.setdefault(words, paragraph.rstrip())
+    facts = {"text": "pydoc_data.topics", "python": platform.python_version()}
+    return _single_text("builtin", "\n\n".join(paragraphs.values()), held_out, facts)
+
+
+def _text_file(source: str, path: Path, held_out: float) -> TextSource:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RelaxPruneError(f"text source {source!r} is not UTF-8 text (byte {error.start}): convert it") from error
+    return _single_text(source, text, held_out, {"text": path.name})
+
+
+def _wikitext2() -> TextSource:
+    """WikiText-2 (raw), official train and test splits, rows joined by blank lines as the pruning papers do."""
+    splits: dict[Part, str] = {"calibration": "train", "evaluation": "test"}
+
+    def documents(part: Part) -> Documents:
+        rows = _load_split("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", split=splits[part])
+        return ["\n\n".join(rows[index] for index in range(len(rows)))]
+
+    facts = {"text": "Salesforce/wikitext, wikitext-2-raw-v1", "splits": dict(splits)}
+    return TextSource("wikitext2", documents, facts)
+
+
+def _c4() -> TextSource:
+    """C4: one window each from documents of the first training shard; evaluation on the joined start of validation."""
+    files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
+
+    def documents(part: Part) -> Documents:
+        split = "train" if part == "calibration" else "validation"
+        rows = _load_split("c4", "allenai/c4", data_files={split: files[split]}, split=split)
+        if part == "calibration":
+            return rows
+        return [" ".join(rows[index] for index in range(min(len(rows), _C4_EVALUATION_ROWS)))]
+
+    facts = {"text": "allenai/c4", "files": files, "evaluation_rows": _C4_EVALUATION_ROWS}
+    return TextSource("c4", documents, facts)
+
+
+_DATASETS: dict[str, Callable[[], TextSource]] = {"c4": _c4, "wikitext2": _wikitext2}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The column ``text`` of a data set, read row by row."""
+
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> str:
+        return str(self.rows[index]["text"])
+
+
+def _require_datasets(source: str) -> Any:
+    """Return the module ``datasets``, or name the extra that brings it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise RelaxPruneError(
+            f"text source {source!r} needs the package datasets: run `pip install 'relaxprune[data]'`"
+        ) from error
+    return datasets
+
+
+def _load_split(source: str, *arguments: str, **options: Any) -> Documents:
+    """Load one split through ``datasets``; scripts are never run, and a failure is one sentence."""
+    datasets = _require_datasets(source)
+    _log.info("text source %s: loading %s", source, ", ".join(arguments))
+    try:
+        # Only the environment's token is used; False stops the library from reading a stored one.
+        return _Rows(datasets.load_dataset(*arguments, token=os.environ.get("HF_TOKEN") or False, **options))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise RelaxPruneError(
+            f"text source {source!r} could not be loaded ({first_line(error)}): go online, fill the datasets cache, or "
+            "use 'builtin' or a text file, which need no download"
+        ) from error

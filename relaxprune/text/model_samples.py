@@ -1,0 +1,76 @@
+"""Calibration text sampled from the model itself ("Self-calibration for LLM pruning and quantisation").
+
+Williams, Chrysostomou and Aletras, "Self-calibration for Language Model Quantization and Pruning", arXiv 2410.17170:
+text that the model writes is close to what it was trained on, and needs no data set.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from relaxprune.models.forward import check_length, evaluating, input_device
+from relaxprune.problems.errors import RelaxPruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Windows that are written side by side: bounds the cache of keys and values.
+_AT_ONCE = 16
+
+
+def sample_windows(
+    model: PreTrainedModel, windows: int, length: int, seed: int, temperature: float, start: int | None
+) -> torch.Tensor:
+    """Sample token windows from a causal language model, by its full distribution, token by token.
+
+    An end-of-text token does not end a window: the model goes on with another text, as in its training data. Random
+    numbers come from a generator of their own, so the global random state stays as it was; so do the training flags.
+
+    Args:
+        model: runs where it is.
+        windows: how many.
+        length: tokens in each, at most the positions that the model knows.
+        seed: of the sampling.
+        temperature: divides the logits; 1 is the model's own distribution.
+        start: first token of each window; None draws it uniformly from the vocabulary.
+
+    Returns:
+        (windows, length) int64 on the CPU.
+
+    Raises:
+        RelaxPruneError: ``length`` is too long for the model, or its probabilities are not finite.
+    """
+    check_length(model, length)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same numbers
+    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
+    first = torch.randint(vocabulary, (windows, 1), generator=generator)
+    if start is not None:
+        first.fill_(start)
+    with evaluating(model):
+        parts = [
+            _continue(model, first[at : at + _AT_ONCE], length, temperature, generator)
+            for at in range(0, windows, _AT_ONCE)
+        ]
+    return torch.cat(parts)
+
+
+def _continue(
+    model: PreTrainedModel, first: torch.Tensor, length: int, temperature: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Continue (windows, 1) tokens to (windows, length), one forward pass a token."""
+    device = input_device(model)
+    tokens = first
+    cache: Any = None
+    while tokens.shape[1] < length:
+        # A model that returns no cache reads the whole window again each time.
+        inputs = tokens if cache is None else tokens[:, -1:]
+        output = model(input_ids=inputs.to(device), past_key_values=cache, use_cache=True)
+        cache = getattr(output, "past_key_values", None)
+        logits = output.logits[:, -1].to(device="cpu", dtype=torch.float32)  # (windows, vocabulary)
+        if not bool(torch.isfinite(logits).all()):
+            raise RelaxPruneError(f"model gives logits that are not finite after {tokens.shape[1]} sampled tokens")
+        drawn = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=generator)
+        tokens = torch.cat([tokens, drawn], dim=1)
+    return tokens

@@ -1,0 +1,246 @@
+"""Token windows for calibration and for evaluation, from text, from the model itself, or from tokens that you have.
+
+Raw text, no chat template, no padding. Text is tokenised with the tokenizer's default special tokens, as the pruning
+papers do, so a tokenizer that adds one puts it at the start of each text, not of each window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from relaxprune.models.forward import check_windows
+from relaxprune.options.checks import check_seed
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes.base import whole_number
+
+from .corpora import Documents, Part, TextSource, open_text
+from .model_samples import sample_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Which windows to take.
+
+    Attributes:
+        windows: how many; None for all that there are (not for "c4" and "self", which have no useful end).
+        length: tokens in each window.
+        seed: of the choice of windows, or of the sampling for "self".
+        held_out: share of a builtin or file text kept for evaluation, at its end.
+        temperature: of the sampling for "self".
+    """
+
+    windows: int | None = 32
+    length: int = 512
+    seed: int = 0
+    held_out: float = 0.25
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, before a model is loaded for them."""
+        if self.windows is not None:
+            whole_number("windows", self.windows, 1)
+        whole_number("length", self.length, 2)
+        check_seed(self.seed)
+        if not 0 < self.temperature < math.inf:
+            raise RelaxPruneError(f"temperature must be a positive number, got {self.temperature!r}")
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Token windows and what identifies them.
+
+    Attributes:
+        tokens: (windows, length) int64 on the CPU.
+        source: what was asked for.
+        sha256: of the shape and the tokens, see `tokens_sha256`.
+        description: JSON-ready facts: source, windows, length, seed, hashes, versions.
+    """
+
+    tokens: torch.Tensor
+    source: str
+    sha256: str
+    description: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    def __str__(self) -> str:
+        return f"{len(self)} windows of {self.tokens.shape[1]} tokens from {self.source} (sha256 {self.sha256[:12]})"
+
+
+def tokens_sha256(tokens: torch.Tensor) -> str:
+    """Return the SHA-256 of (windows, length) tokens: their shape as text, then little-endian int64, row by row."""
+    content = tokens.to(dtype=torch.int64, device="cpu").contiguous().numpy().astype("<i8", copy=False).tobytes()
+    return hashlib.sha256(f"{tuple(tokens.shape)}".encode() + content).hexdigest()
+
+
+def windows_from_tokens(
+    tokens: torch.Tensor, source: str = "tokens", description: dict[str, Any] | None = None
+) -> TokenWindows:
+    """Wrap tokens that you have.
+
+    Args:
+        tokens: (windows, length) integer ids without padding.
+        source: a name for reports.
+        description: further JSON-ready facts.
+
+    Raises:
+        TypeError: not an integer tensor.
+        RelaxPruneError: not two-dimensional, empty, or negative ids.
+    """
+    check_windows(tokens)
+    if int(tokens.min()) < 0:
+        raise RelaxPruneError(f"tokens hold the negative id {int(tokens.min())}: padding marks are not allowed")
+    own = tokens.detach().to(dtype=torch.int64, device="cpu", copy=True)
+    sha256 = tokens_sha256(own)
+    facts = {"source": source, "windows": own.shape[0], "length": own.shape[1], "sha256": sha256}
+    return TokenWindows(own, source, sha256, {**facts, **(description or {})})
+
+
+def calibration_windows(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: CalibrationOptions | None = None,
+    *,
+    model: PreTrainedModel | None = None,
+) -> TokenWindows:
+    """Take random, non-overlapping token windows for calibration; the same seed takes the same windows.
+
+    Args:
+        source: "builtin", "c4", "wikitext2", the path of a text file, or "self" (sampled from ``model``).
+        tokenizer: the model's; "self" uses only its start token, and takes None.
+        options: see `CalibrationOptions`.
+        model: needed for "self" only, and left as it was.
+
+    Raises:
+        RelaxPruneError: unknown source, text too short, or fewer windows than asked for (it says how many there are).
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+    """
+    options = options or CalibrationOptions()
+    text = open_source(source, "calibration", options.held_out)
+    if text is None:
+        if model is None or options.windows is None:
+            raise RelaxPruneError("source 'self' samples text from the model: give the model and a number of windows")
+        start = None if tokenizer is None else tokenizer.bos_token_id
+        tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
+        facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
+        return windows_from_tokens(tokens, source, facts)
+    return _windows(text, "calibration", _needed(tokenizer, source), options)
+
+
+def evaluation_windows(
+    source: str, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions | None = None
+) -> TokenWindows:
+    """Take the first token windows, in order, of the part of a text that calibration never sees.
+
+    Non-overlapping, remainder dropped; ``options.windows=None`` takes all of them. ``options.seed`` is not used.
+
+    Raises:
+        RelaxPruneError: as `calibration_windows`, and for "self", which holds no text out.
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+    """
+    options = options or CalibrationOptions(windows=None)
+    text = open_source(source, "evaluation", options.held_out)
+    assert text is not None  # "self" is refused
+    return _windows(text, "evaluation", _needed(tokenizer, source), options)
+
+
+def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource | None:
+    """Open what windows are taken from; needs no model, so that a wrong source is refused before one is loaded.
+
+    Returns:
+        The text, as `open_text` opens it; None for "self", which is sampled.
+
+    Raises:
+        RelaxPruneError: as `open_text`, and for "self" as evaluation, for it holds no text out.
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+    """
+    if source != "self":
+        return open_text(source, held_out, ["self"] if part == "calibration" else [])
+    if part == "evaluation":
+        raise RelaxPruneError("source 'self' is for calibration only: give 'builtin', 'c4', 'wikitext2' or a file")
+    return None
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None, source: str) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise RelaxPruneError(f"source {source!r} is text, which needs a tokenizer: give the model's, or use 'self'")
+    return tokenizer
+
+
+def _windows(
+    text: TextSource, part: Part, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions
+) -> TokenWindows:
+    documents = text.documents(part)
+    generator = torch.Generator().manual_seed(options.seed) if part == "calibration" else None
+    if len(documents) == 1:
+        tokens = _from_stream(text.name, part, encode(tokenizer, documents[0]), options, generator)
+    else:
+        tokens = _one_per_document(text.name, part, documents, tokenizer, options)
+    facts = {**text.description, "part": part, "seed": options.seed if part == "calibration" else None}
+    return windows_from_tokens(tokens, text.name, facts)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """Return the (tokens,) int64 ids of a text, with the tokenizer's default special tokens."""
+    # verbose=False: the warning that the text is longer than the model's context is not for text cut into windows.
+    ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _from_stream(
+    name: str, part: Part, stream: torch.Tensor, options: CalibrationOptions, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Cut ``stream`` (tokens,) into windows: in order without a generator, else a random choice at a random offset."""
+    length, available = options.length, stream.numel() // options.length
+    if available == 0:
+        raise RelaxPruneError(
+            f"text source {name!r} has {stream.numel()} tokens in its {part} part, too few for one window of {length}"
+        )
+    wanted = options.windows if options.windows is not None else available
+    _check_enough(name, part, wanted, available, length)
+    if generator is None:
+        return stream[: wanted * length].view(wanted, length)
+    offset = int(torch.randint(stream.numel() - available * length + 1, (1,), generator=generator))
+    slots = stream[offset : offset + available * length].view(available, length)
+    return slots[torch.randperm(available, generator=generator)[:wanted]]
+
+
+def _one_per_document(
+    name: str, part: Part, documents: Documents, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions
+) -> torch.Tensor:
+    """Take one random window from each of randomly chosen documents that are long enough."""
+    if options.windows is None:
+        raise RelaxPruneError(f"text source {name!r} has no useful end: give a number of windows")
+    generator = torch.Generator().manual_seed(options.seed)
+    taken: list[torch.Tensor] = []
+    for index in torch.randperm(len(documents), generator=generator).tolist():
+        text = documents[index]
+        # A token stands for at least one byte: shorter texts need no tokenising. The slack covers special tokens.
+        if len(text.encode("utf-8")) + 8 < options.length:
+            continue
+        ids = encode(tokenizer, text)
+        if ids.numel() < options.length:
+            continue
+        start = int(torch.randint(ids.numel() - options.length + 1, (1,), generator=generator))
+        taken.append(ids[start : start + options.length])
+        if len(taken) == options.windows:
+            return torch.stack(taken)
+    _check_enough(name, part, options.windows, len(taken), options.length)
+    return torch.stack(taken)
+
+
+def _check_enough(name: str, part: Part, wanted: int, available: int, length: int) -> None:
+    if wanted > available:
+        raise RelaxPruneError(
+            f"text source {name!r} has {available} windows of {length} tokens in its {part} part, and {wanted} were "
+            "asked for: take fewer or shorter windows, or another text"
+        )

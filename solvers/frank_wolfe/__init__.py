@@ -1,0 +1,1 @@
+"""Frank-Wolfe methods: one solver per file; what several of them share is in ``engine/``."""

@@ -1,0 +1,197 @@
+"""Annealed Frank-Wolfe on one block of rows: its state, its step and its line search."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems.problem import Quadratic
+
+from ...loop import State
+
+_ITERATIONS_PER_MOMENTUM = 300
+_MEAN_WEIGHT = 3  # iterate k weighs about k^2 in the mean
+_FULL_FROM = 0.9  # progress of the annealing from which no product is in a lower precision
+_REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How an annealing goes.
+
+    Attributes:
+        iterations: in all.
+        convex: of them before θ rises.
+        momentum: weight of past vertices in the target at θ = 0, in [0, 1).
+        smoothing: weight of past gradients in the oracle's input, in [0, 1).
+        power: θ goes as this power of the share of the annealing done.
+        gap_tolerance: relative Frank-Wolfe gap that ends the convex phase, or None.
+    """
+
+    iterations: int
+    convex: int = 0
+    momentum: float = 0.7
+    smoothing: float = 0.3
+    power: float = 1.0
+    gap_tolerance: float | None = None
+
+
+class Annealing(State):
+    """The relaxed mask m as m − ½, the half gradient of f_θ carried along, and the target of the steps.
+
+    Args:
+        problem: the working problem.
+        start: (rows, cols) float, feasible.
+        schedule: how it goes.
+        share: (cols,), the diagonal that tightens the relaxation: θ begins with it instead of with 0.
+        concave: (rows, cols), what θ multiplies in f_θ(m) = f(m) + θ Σ concave m (1 − m); None is diag(Q).
+        tilt: (rows, cols), added to the half gradient at the beginning, and fading as θ rises: leads elsewhere.
+    """
+
+    def __init__(
+        self,
+        problem: Quadratic,
+        start: Tensor,
+        schedule: Schedule,
+        share: Tensor | None = None,
+        concave: Tensor | None = None,
+        tilt: Tensor | None = None,
+    ) -> None:
+        """Compute the half gradient at the start."""
+        self.centred = start - 0.5  # (rows, cols)
+        self.half_gradient = problem.half_gradient(start)  # of f_theta, (rows, cols)
+        self.target = self.centred.clone()  # running mean of vertices, minus ½
+        # Weighted mean of the convex phase's iterates: the better tangent point.
+        self.mean: Tensor | None = self.centred.clone()
+        self.share, self.concave, self.tilt, self.schedule = share, concave, tilt, schedule
+        if tilt is not None:
+            self.half_gradient += tilt
+        self.theta: float | Tensor = 0.0
+        self.progress = 0.0  # of the annealing, 0 to 1
+        if share is not None:
+            self._anneal_to(problem, 0.0)
+        self.smooth = self.half_gradient.clone()  # running mean of half gradients
+        self.hint: Tensor | None = None  # of the oracle
+        self.iteration = 0
+        self.iterations, self.convex = schedule.iterations, schedule.convex
+        self.gap_tolerance = schedule.gap_tolerance
+        self.end_of_convex: Tensor | None = None
+        self.product_count = 1
+        self.exact = True  # whether no product of a lower precision is in the half gradient
+
+    def point(self) -> Tensor:
+        """Return m."""
+        return self.centred + 0.5
+
+    def relaxed(self) -> Tensor | None:
+        """Return the mean iterate of the convex phase, up to now while that lasts."""
+        return self.end_of_convex if self.mean is None else self.mean + 0.5
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows in ``index``; a block of several rows never leaves alone, so the hint has a line per row."""
+        for name in (
+            "centred",
+            "mean",
+            "half_gradient",
+            "smooth",
+            "target",
+            "end_of_convex",
+            "concave",
+            "tilt",
+            "hint",
+        ):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[index])
+
+    def may_leave(self) -> bool:
+        """Tell whether this is the last phase."""
+        return self.mean is None or self.convex >= self.schedule.iterations
+
+    def next_phase(self) -> bool:
+        """End the convex phase now, if annealing follows, which keeps its planned length."""
+        if self.may_leave():
+            return False
+        self.iterations -= self.convex - self.iteration
+        self.convex = self.iteration
+        return True
+
+    def _anneal_to(self, problem: Quadratic, progress: float) -> None:
+        """Move the carried half gradient from f at the present θ to the next one: no product needed."""
+        if self.tilt is not None:
+            self.half_gradient.add_(self.tilt, alpha=self.progress - progress)
+        self.progress = progress
+        rise = progress**self.schedule.power
+        theta = rise if self.share is None else self.share + rise * (1 - self.share)
+        _add_scaled(self.half_gradient, self._concave(problem), self.centred, self.theta - theta)
+        self.theta = theta
+
+    def _concave(self, problem: Quadratic) -> Tensor:
+        """Return what θ multiplies, (rows, cols)."""
+        return problem.diagonal if self.concave is None else self.concave
+
+    def _refresh(self, problem: Quadratic) -> None:
+        """Recompute the half gradient from scratch."""
+        self.half_gradient = problem.half_gradient(self.point())
+        _add_scaled(self.half_gradient, self._concave(problem), self.centred, -self.theta)
+        if self.tilt is not None:
+            self.half_gradient.add_(self.tilt, alpha=1 - self.progress)
+        self.product_count += 1
+        self.exact = True
+
+    def make_exact(self, problem: Quadratic) -> None:
+        """Recompute the half gradient where products of a lower precision are in it, so that it can be judged by."""
+        if not self.exact:
+            self._refresh(problem)
+
+    def step(self, problem: Quadratic) -> None:
+        """Take one Frank-Wolfe step, raising θ first when annealing."""
+        if self.iteration and self.iteration % _REFRESH_EVERY == 0:
+            self._refresh(problem)
+        smoothing = momentum = 0.0
+        if self.iteration >= self.convex:
+            if self.mean is not None:
+                self.end_of_convex, self.mean = self.mean + 0.5, None
+            left = self.iterations - self.convex
+            # A schedule that a gap tolerance cut short goes on at θ = 1 until a vertex is reached.
+            self._anneal_to(problem, min(1.0, (self.iteration - self.convex + 1) / max(1, left)))
+            smoothing = self.schedule.smoothing
+            # A memory of vertices longer than the schedule would only lag behind it.
+            momentum = min(self.schedule.momentum, self.iterations / _ITERATIONS_PER_MOMENTUM)
+            momentum *= math.sqrt(1 - self.progress)
+        self.smooth.lerp_(self.half_gradient, 1 - smoothing)
+        vertex, self.hint = problem.polytope.near_lmo(self.smooth, self.hint)
+        self.target.lerp_(vertex.sub_(0.5), 1 - momentum)
+        if self.progress >= _FULL_FROM:
+            self.make_exact(problem)
+            problem = problem.full()
+        self._move(problem, torch.sub(self.target, self.centred, out=vertex))
+        self.iteration += 1
+        if self.mean is not None:
+            self.mean.lerp_(self.centred, _MEAN_WEIGHT / (self.iteration + _MEAN_WEIGHT - 1))
+
+    def _move(self, problem: Quadratic, direction: Tensor) -> None:
+        """Exact line search on f_θ along ``direction`` (rows, cols), per coupled block, and the step, in place."""
+        polytope = problem.polytope
+        image = problem.image(direction)
+        self.product_count += 1
+        self.exact = self.exact and problem.lowered is None
+        _add_scaled(image, self._concave(problem), direction, -self.theta)
+        slope = polytope.block_sum(torch.linalg.vecdot(self.half_gradient, direction))
+        curvature = polytope.block_sum(torch.linalg.vecdot(image, direction))
+        # Where the line is not convex the far end is best; a direction that ascends (a mean of old vertices may) is
+        # left.
+        step = torch.where(curvature > 0, (-slope / curvature).clamp(max=1), 1.0)
+        step = polytope.to_rows(torch.where(slope < 0, step, 0.0), direction.shape[0])
+        self.centred.addcmul_(direction, step)
+        self.half_gradient.addcmul_(image, step)
+
+
+def _add_scaled(total: Tensor, diagonal: Tensor, values: Tensor, factor: float | Tensor) -> None:
+    """Add factor · diagonal ∘ values (rows, cols) to ``total``, in place; the factor is a number or (cols,)."""
+    if isinstance(factor, Tensor):
+        total.addcmul_(diagonal * factor, values)
+    elif factor:
+        total.addcmul_(diagonal, values, value=factor)

@@ -1,0 +1,171 @@
+"""Annealing again from the best mask, and crossing what comes of it with that mask.
+
+A longer annealing soon stops gaining. From the best mask, with a little noise on the diagonal that it follows, an
+annealing comes to another mask, better in some rows; each row keeps its better one. Where two good masks of a row
+differ, the entries in question are few, and annealing these alone, several times side by side, finds masks that neither
+had: a crossing of two solutions, as in memetic search (Moscato, 1989).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem, Working
+
+from ...base import CHECK_EVERY, Counts, Run, Status, worse
+from ...exchange.engine.descent import Search
+from ...exchange.engine.gains import Descent
+from ...exchange.engine.local_search import separates
+from .annealing import Annealing, Schedule
+from .restricted import Entries, can_restrict
+
+MATRICES = 26  # (rows, cols) float64 tensors held at once
+_NOISE = 0.2  # of the diagonal, standard deviation
+_COPIES = 8  # annealings side by side of the entries in question
+_TILT = 0.5  # of the diagonal, standard deviation, added to the half gradient at first
+_OTHERS = 3  # masks that came out of the last rounds, which the best ones are crossed with
+_CROSSING = 50  # iterations of each
+
+
+class Refinement:
+    """The best masks of one block of rows so far, and rounds that improve them.
+
+    Args:
+        problem: the problem of these rows.
+        working: its copy that annealing computes with.
+        run: its start, seed, deadline and memory budget are heeded.
+        report: called with the counts so far every ``CHECK_EVERY`` iterations.
+
+    Attributes:
+        status: CONVERGED, or what ended the search early; NOT_FINITE where a computation broke down.
+    """
+
+    def __init__(
+        self, problem: Problem, working: Working, run: Run, report: Callable[[Counts], None] = lambda counts: None
+    ) -> None:
+        """Descend from the start."""
+        self.problem, self.working, self.run, self.report = problem, working, run, report
+        self.generator = torch.Generator().manual_seed(run.seed)  # on the host: alike on every device
+        self.counts = Counts()
+        self.status = Status.CONVERGED
+        self.stale = False  # whether noise on the diagonal led most rows to the same mask again, as in short ones
+        self.height = problem.polytope.rows_per_block(problem.shape)
+        # Entries of one row can be looked at alone where its counts are its own.
+        self.crosses = self.height == 1 and separates(problem) and can_restrict(problem.polytope)
+        self.best = self._descended(problem, run.start)
+        self.others: list[Tensor] = []  # (rows, cols) bool each
+
+    @property
+    def mask(self) -> Tensor:
+        """The best masks, (rows, cols) bool."""
+        return self.best.mask
+
+    @property
+    def blocks(self) -> int:
+        """The number of coupled blocks."""
+        return len(self.mask) // self.height
+
+    def round(self, schedule: Schedule) -> None:
+        """Anneal from the best masks, keep the better of each coupled block, and cross the two."""
+        self.best.refresh()  # moves leave what large entries have rounded away, and masks are compared by it
+        self.counts.products += 1
+        mask = self._annealed(schedule)
+        if mask is None:
+            return
+        found = self._descended(self.problem, mask)
+        before = self.mask.clone()
+        self.stale = not self.stale and 2 * int((found.mask != before).any(dim=1).sum()) < len(before)
+        better = self._keep(found, self.best.everything)
+        if not self.crosses or self._expired():
+            return
+        self.others = [*self.others, torch.where(better.unsqueeze(1), before, found.mask)][-_OTHERS:]
+        differs = torch.stack([other != self.mask for other in self.others]).any(dim=0)
+        lines = differs.any(dim=1).nonzero().squeeze(1)
+        # Lines of like size go together, as many as fit in memory.
+        lines = lines[differs[lines].sum(dim=1).argsort(stable=True)]
+        differs = differs[lines]
+        for part in Entries.batches(self.problem, differs, _COPIES, self.run.memory_bytes):
+            self._cross(lines[part], differs[part])
+
+    def _expired(self) -> bool:
+        """Tell whether the deadline has passed or a computation broke down."""
+        if self.run.expired():
+            self.status = worse(self.status, Status.TIME_LIMIT)
+        return self.status is not Status.CONVERGED
+
+    def _annealed(self, schedule: Schedule) -> Tensor | None:
+        """Return the mask that another annealing from the best one comes to, or None where it was not finished."""
+        working = self.working
+        concave = working.diagonal * (1 + _NOISE * self._noise(working.shape[1]))
+        tilt = working.diagonal * (_TILT * self._noise(working.shape[1])) if self.stale else None
+        state = Annealing(working, self.mask.to(concave.dtype), schedule, concave=concave, tilt=tilt)
+        counted = 0
+        for number in range(1, schedule.iterations + 1):
+            state.step(working)
+            if number % CHECK_EVERY == 0 or number == schedule.iterations:
+                self.counts.products += state.product_count - counted
+                self.counts.iterations += (number - 1) % CHECK_EVERY + 1
+                counted = state.product_count
+                self.report(self.counts)
+                if self._expired() and number < schedule.iterations:
+                    return None
+        if not bool(state.finite()):
+            self.status = Status.NOT_FINITE
+            return None
+        return self.problem.polytope.round(state.point())
+
+    def _cross(self, lines: Tensor, differs: Tensor) -> None:
+        """Anneal the entries where masks of ``lines`` (R,) differ, (R, cols) bool, and keep what is better."""
+        entries = Entries(self.best, lines, differs)
+        if not entries.columns.shape[1]:
+            return
+        part = entries.problem(self.working, _COPIES)
+        width = part.shape[1]
+        noise = _NOISE * self._noise(_COPIES, width)
+        noise[0] = 0  # one copy follows the diagonal itself
+        concave = (part.diagonal.view(-1, _COPIES, width) * (1 + noise)).view(part.shape)
+        state = Annealing(part, part.mask, Schedule(_CROSSING), concave=concave)
+        for _ in range(_CROSSING):
+            state.step(part)
+        mask = part.polytope.round(state.point())
+        change, copy = part.change(mask.to(concave.dtype)).view(-1, _COPIES).min(dim=1)
+        rows, cols = self.working.shape
+        self.counts.products += state.product_count * _COPIES * len(lines) / rows * (width / cols) ** 2
+        if not bool(state.finite()):
+            self.status = Status.NOT_FINITE
+            return
+        helps = (change < 0).nonzero().squeeze(1)
+        if not len(helps):
+            return
+        chosen = mask.view(-1, _COPIES, width)[helps, copy[helps]]
+        lines = lines[helps]
+        crossed = self.mask[lines].scatter_(1, entries.columns[helps], chosen)
+        self._keep(self._descended(self.problem.rows(lines), crossed), lines)
+
+    def _noise(self, *shape: int) -> Tensor:
+        """Return normal numbers, alike in every dtype; all rows share them, so that splitting rows matters little."""
+        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32)
+        return drawn.to(self.working.diagonal)
+
+    def _descended(self, problem: Problem, mask: Tensor) -> Descent:
+        """Return where a quick descent leads from ``mask``, of some rows."""
+        search = Search(problem, mask, replace(self.run, max_iterations=None), self.counts, quick=True)
+        search.descend()
+        self.status = worse(self.status, search.status)
+        self.counts.products += search.products * problem.shape[0] / self.problem.shape[0]
+        return search.descent
+
+    def _keep(self, found: Descent, lines: Tensor) -> Tensor:
+        """Take what ``found`` has for ``lines`` (R,), whole coupled blocks, where its objective is lower: (R,) bool."""
+        best = self.best
+        change = (found.objective - best.objective[lines]).view(-1, self.height).sum(dim=1)
+        better = (change < 0).repeat_interleave(self.height)
+        won = lines[better]
+        best.mask[won] = found.mask[better]
+        best.half_gradient[won] = found.half_gradient[better]
+        best.objective[won] = found.objective[better]
+        return better

@@ -1,0 +1,161 @@
+"""What the solvers with an explicit active set share: the state, the step, and the shift of weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Problem, RelaxPruneError, Working
+
+from ...base import Run
+from ...gap import within_gap
+from ...loop import IterativeSolver, Plan, State
+from .active_set import FIRST_SLOTS, ActiveSet
+
+_REFRESH_EVERY = 50  # iterations between points and half gradients computed from scratch, against drift
+
+
+@dataclass
+class Move:
+    """One step of every block: along ``vertex`` − ``away`` or a mix, at most ``longest``.
+
+    Attributes:
+        direction: (blocks, entries).
+        longest: (blocks,), the step at which a weight reaches 0 (or the vertex is reached).
+        up, down: slots (blocks,) whose weight grows and shrinks.
+        scale: (blocks,): weights are first multiplied by 1 + scale · step; −1 for Frank-Wolfe, 1 for away steps, else
+            0.
+    """
+
+    direction: Tensor
+    longest: Tensor
+    up: Tensor
+    down: Tensor
+    scale: Tensor
+
+
+class ActiveSetState(State):
+    """The relaxed mask, its active set, and the half gradient carried along."""
+
+    def __init__(self, problem: Working, start: Tensor, plan: Plan, limit: int) -> None:
+        """Begin at the vertex ``start`` (rows, cols)."""
+        self.mask = start.clone()
+        self.half_gradient = problem.half_gradient(start)
+        self.blocks = problem.polytope.block_count(problem.shape)
+        self.active = ActiveSet(start.reshape(self.blocks, -1), limit)
+        self.gap_tolerance = plan.gap_tolerance
+        self.iteration, self.product_count = 0, 1
+        self.outgrown = False
+
+    def full(self) -> bool:
+        """Tell whether the active set has no room for another vertex."""
+        return self.outgrown
+
+    def point(self) -> Tensor:
+        """Return m."""
+        return self.mask
+
+    def relaxed(self) -> Tensor:
+        """Return m: the solver stays with the relaxation."""
+        return self.mask
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows in ``index``, each a coupled block of its own."""
+        self.mask, self.half_gradient = self.mask[index], self.half_gradient[index]
+        self.active.select(index)
+        self.blocks = len(index)
+
+
+@dataclass(frozen=True)
+class ActiveSetSolver(IterativeSolver[ActiveSetState]):
+    """Frank-Wolfe variants that store the vertices they combine: a subclass chooses the move.
+
+    One matrix product per iteration, and one pass over the active vertices, which soon costs more: for small and middle
+    problems, and as reference. ``active_bytes`` bounds the vertices of a block of rows, one byte an entry: rows are
+    split so that a vertex per iteration fits, and only a coupled block too large for that can end in MEMORY_LIMIT.
+    """
+
+    active_bytes: int = 2**30
+
+    default_iterations: ClassVar[int] = 2000
+    honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
+    monotone: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if isinstance(self.active_bytes, bool) or not isinstance(self.active_bytes, int) or self.active_bytes < 1:
+            raise RelaxPruneError(f"active_bytes must be a positive whole number, got {self.active_bytes!r}")
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a coupled block whose first few vertices already exceed ``active_bytes``."""
+        height = problem.polytope.rows_per_block(problem.shape)
+        needed = FIRST_SLOTS * height * problem.shape[1]
+        if needed > self.active_bytes:
+            raise RelaxPruneError(
+                f"active_bytes is {self.active_bytes}, but the first {FIRST_SLOTS} vertices of a coupled block of "
+                f"{height} x {problem.shape[1]} take {needed} bytes; raise it, or use dicg, which stores no active set"
+            )
+
+    def row_budget(self, problem: Problem, run: Run) -> int:
+        """Bound a block of rows by its active set too, which may gain a vertex in every iteration."""
+        iterations = self.default_iterations if run.max_iterations is None else run.max_iterations
+        entries = self.active_bytes // max(FIRST_SLOTS, iterations + 2)
+        return min(run.memory_bytes, 8 * self.wide() * entries)
+
+    @abstractmethod
+    def choose(self, state: ActiveSetState, half_gradient: Tensor, vertex: Tensor) -> Move:
+        """Return the move of each block.
+
+        Args:
+            state: the state; its active set may take in ``vertex``.
+            half_gradient: (blocks, entries).
+            vertex: (blocks, entries), the oracle's answer to it.
+        """
+
+    def init(self, problem: Working, start: Tensor, plan: Plan) -> ActiveSetState:
+        """Start at a feasible mask, the only active vertex."""
+        return ActiveSetState(problem, start, plan, self.active_bytes)
+
+    def step(self, problem: Working, state: ActiveSetState) -> None:
+        """Search exactly along the chosen move and shift the weights; those that reach 0 leave the set."""
+        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
+            state.mask = state.active.point().view(state.mask.shape)
+            state.half_gradient = problem.half_gradient(state.mask)
+            state.product_count += 1
+        half = state.half_gradient.view(state.blocks, -1)
+        move = self.choose(state, half, problem.polytope.lmo(state.half_gradient).view(state.blocks, -1))
+        image = problem.image(move.direction.view(state.mask.shape)).view(state.blocks, -1)
+        slope, curvature = torch.linalg.vecdot(half, move.direction), torch.linalg.vecdot(image, move.direction)
+        # Comparisons are written so that NaN passes through to the point, where the loop sees it.
+        best = torch.where(curvature <= 0, torch.inf, -slope / curvature)
+        step = torch.where(slope >= 0, 0.0, torch.minimum(best, move.longest))
+        shift(state.active.weights, move, step)
+        state.mask.view(state.blocks, -1).addcmul_(move.direction, step.unsqueeze(1))
+        half.addcmul_(image, step.unsqueeze(1))
+        state.product_count += 1
+        state.iteration += 1
+        state.outgrown = not state.active.ready()
+
+    def done(self, problem: Working, state: ActiveSetState) -> Tensor:
+        """Tell which blocks are within the gap tolerance."""
+        state.active.trim()
+        return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
+
+    def products(self, state: ActiveSetState) -> int:
+        """Return one product at the start, one per iteration, one per refresh."""
+        return state.product_count
+
+
+def shift(weights: Tensor, move: Move, step: Tensor) -> None:
+    """Move ``weights`` (slots, blocks) by ``step`` (blocks,), in place; a step of full length leaves exact zeros."""
+    line = torch.arange(len(step), device=step.device)
+    weights *= (1 + move.scale * step).clamp_min(0)
+    full = (step >= move.longest) & (step > 0)
+    weights[move.up, line] += torch.where(move.scale > 0, 0.0, step)
+    left = (weights[move.down, line] - torch.where(move.scale < 0, 0.0, step)).clamp_min(0)
+    weights[move.down, line] = torch.where(full & (move.scale >= 0), 0.0, left)

@@ -1,0 +1,1 @@
+"""Methods that project onto the polytope: one solver per file."""

@@ -1,0 +1,1 @@
+"""Engines of the exact methods and referees. Nothing here is a solver."""

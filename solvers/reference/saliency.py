@@ -1,0 +1,66 @@
+"""One-shot masks: the most salient weights are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from relaxprune.problems import Problem
+
+from ..base import Answer, Run, Solver
+
+
+@dataclass(frozen=True)
+class SaliencySolver(Solver):
+    """Round a score: every feasible mask is one sort away, before any time limit."""
+
+    default_polish: ClassVar[str | None] = None
+    honours: ClassVar[frozenset[str]] = frozenset({"time_limit_s"})
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Keep the entries with the largest score, ties by the lowest column."""
+        return Answer(problem.round_parts(lambda part: self.score(problem, part), run.memory_bytes))
+
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """There are none."""
+        return 0
+
+    def score(self, problem: Problem, rows: slice) -> Tensor:
+        """Return the score to round, of some rows: (R, cols)."""
+        return problem.score(self.name, rows=rows)
+
+
+@dataclass(frozen=True)
+class Magnitude(SaliencySolver):
+    """Keep the largest |W|."""
+
+    name: ClassVar[str] = "magnitude"
+    summary: ClassVar[str] = "keep the largest weights"
+
+
+@dataclass(frozen=True)
+class Wanda(SaliencySolver):
+    """Keep the largest |W_ij| sqrt(G_jj) (Sun, Liu, Bair and Kolter, arXiv 2306.11695)."""
+
+    name: ClassVar[str] = "wanda"
+    summary: ClassVar[str] = "keep the largest weight times input norm"
+
+
+@dataclass(frozen=True)
+class RIA(SaliencySolver):
+    """Keep the largest relative importance times activation (Zhang et al., ICLR 2024).
+
+    Args:
+        power: exponent of the activation norm: 0.5 as in RIA's code, 1 in SparseFW's text.
+    """
+
+    power: float = 0.5
+
+    name: ClassVar[str] = "ria"
+    summary: ClassVar[str] = "keep the largest relative importance and activation"
+
+    def score(self, problem: Problem, rows: slice) -> Tensor:
+        """Return RIA with this power."""
+        return problem.score(self.name, self.power, rows)

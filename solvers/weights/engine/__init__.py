@@ -1,0 +1,1 @@
+"""Engines of the solvers that move weights. Nothing here is a solver."""

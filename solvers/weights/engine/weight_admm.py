@@ -1,0 +1,195 @@
+"""ADMM on the weights themselves: free weights tied to weights on a mask, the penalty rising until the mask settles.
+
+With T the target and H the Gram, both in some scaling of the inputs, min over V of tr((T − V) H (T − V)ᵀ) is written
+with a copy D of V that lies on a mask of the set. V's step solves with H + ρI, the same for all rows; D's takes the
+mask whose entries of V + U/ρ have the largest squares (Boža, arXiv 2401.02938; ALPS: Meng, Behdin, Wang and Mazumder,
+NeurIPS 2024). A penalty that stays for a few iterations has its inverse made once, and each of them is one product.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import Gram, MaskProblem, Polytope, Problem, RelaxPruneError
+
+from ...base import (
+    CHECK_EVERY,
+    Answer,
+    Counts,
+    Run,
+    Solver,
+    Status,
+    block_bytes,
+    needs_weights,
+    worse,
+)
+
+STEPS = 3  # iterations between changes of the penalty
+_MATRICES = 8  # (rows, cols) float64 tensors held at once
+_RIDGE = 1e-3  # of the unit diagonal, for conditional variances
+
+
+def conditional_variances(gram: Gram) -> Tensor:
+    """Return 1 / ((C + 10⁻³ I)⁻¹)_jj, C the correlation: the share of input j that the others leave open, (cols,)."""
+
+    def make() -> Tensor:
+        matrix = gram.full_correlation()
+        matrix.diagonal().add_(_RIDGE)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):  # not positive semidefinite
+            return torch.ones_like(matrix[0])
+        return 1 / torch.cholesky_inverse(factor).diagonal()
+
+    return gram.remember("conditional variances", make)
+
+
+class WeightAdmm:
+    """The state of one block of rows.
+
+    Input j is scaled by sqrt(G_jj) times its conditional variance to the power ``balance`` / 2, and H then to a mean
+    diagonal of 1.
+
+    Args:
+        problem: these rows.
+        damping: added to the diagonal of H while iterating.
+        balance: 0 scales to unit diagonal.
+        dtype: to iterate in.
+        mask: (rows, cols) bool, where D starts; None starts it at the target.
+    """
+
+    def __init__(
+        self, problem: MaskProblem, damping: float, balance: float, dtype: torch.dtype, mask: Tensor | None
+    ) -> None:
+        gram = problem.prepared
+        further = conditional_variances(gram).pow(balance / 2) if balance else torch.ones_like(gram.diagonal)
+        further = further.to(torch.float64)
+        matrix = gram.full_correlation() / further / further.unsqueeze(1)
+        matrix /= matrix.diagonal().mean()
+        matrix.diagonal().add_(damping)
+        self.matrix = matrix.to(dtype)
+        self.root = gram.diagonal.to(torch.float64).sqrt() * further
+        wide = problem.weight.to(torch.float64) * self.root  # dead inputs: 0
+        size = wide.square().mean().sqrt()
+        self.unit = torch.where(size > 0, size, 1.0)
+        self.polytope: Polytope = problem.polytope
+        self.target = (wide / self.unit).to(dtype)  # T
+        self.masked = self.target  # D
+        self.mask = problem.polytope.round(self.masked.square()) if mask is None else mask
+        if mask is not None:
+            self.masked = torch.where(mask, self.masked, 0.0)
+        self.dual = torch.zeros_like(self.masked)  # U
+        self.rho = 0.0
+        self.products = 0.0
+
+    def step(self, rho: float) -> None:
+        """Solve for V from D, take the mask, move the dual."""
+        if rho != self.rho:
+            self._penalise(rho)
+        # (T H + ρ D − U) (H + ρI)⁻¹, which loses nothing to cancellation in this form.
+        free = torch.addmm(self.target, rho * (self.masked - self.target) - self.dual, self.inverse)
+        wanted = torch.add(free, self.dual, alpha=1 / rho)
+        self.mask = self.polytope.round(wanted.square())
+        self.masked = torch.where(self.mask, wanted, 0.0)
+        self.dual.add_(free.sub_(self.masked), alpha=rho)
+        self.products += 1
+
+    def _penalise(self, rho: float) -> None:
+        """Make the inverse for another penalty; a matrix that has none gives numbers that are not finite."""
+        penalised = self.matrix.clone()
+        penalised.diagonal().add_(rho)
+        factor, failed = torch.linalg.cholesky_ex(penalised)
+        self.inverse = torch.where(failed == 0, torch.cholesky_inverse(factor), torch.nan)
+        self.rho = rho
+        rows, cols = self.target.shape
+        self.products += cols / (2 * rows)  # cols³ operations
+
+    def weight(self) -> Tensor:
+        """Return D in the scale of the layer's weights, (rows, cols) float64: 0 for inputs that never fire."""
+        scaled = self.masked.to(torch.float64) * self.unit
+        return torch.where(self.root > 0, scaled / self.root, 0.0)
+
+    def finite(self) -> bool:
+        """Tell whether the weights are finite numbers. Waits for the device."""
+        return bool(torch.isfinite(self.masked).all() & torch.isfinite(self.dual).all())
+
+
+def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Status | None:
+    """Return what ends a block of rows, looked at every few iterations, or None; counts what it took.
+
+    Args:
+        state: the block.
+        iteration: done so far.
+        run: whose deadline counts.
+        counts: of the whole solve; ``iterations`` is raised to ``iteration``.
+    """
+    counts.iterations = max(counts.iterations, iteration)
+    if iteration % CHECK_EVERY:
+        return None
+    if not state.finite():
+        return Status.NOT_FINITE
+    return Status.TIME_LIMIT if run.expired() else None
+
+
+@dataclass(frozen=True)
+class WeightAdmmSolver(Solver):
+    """What solvers by ADMM on the weights have in common: all but the way of the penalty.
+
+    Args:
+        damping: of the mean diagonal, while iterating.
+        rho: the penalty at the beginning, of the mean diagonal.
+        dtype: ``"float32"`` or ``"float64"``.
+    """
+
+    damping: float = 0.0
+    rho: float = 0.1
+    dtype: str = "float32"
+
+    default_polish: ClassVar[str | None] = None
+    balance: ClassVar[float] = 0.0  # 0 scales inputs to unit diagonal
+    only_images: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not 0 <= self.damping <= 1:
+            raise RelaxPruneError(f"damping must lie in [0, 1], got {self.damping!r}")
+        if not 1e-3 <= self.rho <= 1e6:
+            raise RelaxPruneError(f"rho must lie in [1e-3, 1e6], got {self.rho!r}")
+        if self.dtype not in ("float32", "float64"):
+            raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
+
+    @abstractmethod
+    def settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+        """Iterate on some rows, ``watched``; return what they came to, and how they ended."""
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem without weight and Gram."""
+        needs_weights(self.name, problem)
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return what one coupled block takes."""
+        return block_bytes(problem, _MATRICES)
+
+    def begin(self, piece: MaskProblem, mask: Tensor | None) -> WeightAdmm:
+        """Return the state of some rows, with these options."""
+        return WeightAdmm(piece, self.damping, self.balance, getattr(torch, self.dtype), mask)
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Solve block of rows by block of rows; what broke down keeps its start."""
+        layer = needs_weights(self.name, problem)
+        weight = layer.weight.to(torch.float64, copy=True)
+        answer = Answer(run.start.clone(), weight=weight)
+        for part, piece in layer.split(_MATRICES, run.memory_bytes):
+            state, status = self.settle(piece, replace(run, start=run.start[part]), answer.counts)
+            if not state.finite():
+                status = Status.NOT_FINITE
+            if not status.failed:
+                answer.point[part], weight[part] = state.mask, state.weight()
+            answer.counts.products += state.products * (part.stop - part.start) / layer.shape[0]
+            answer.status = worse(answer.status, status)
+        return answer

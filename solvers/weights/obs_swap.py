@@ -1,0 +1,147 @@
+"""Exchanges of a kept and a pruned weight, judged by the error after all kept weights are fitted again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
+
+from ..base import Answer, Run, Solver, Status, needs_weights, worse
+from ..exchange.engine.local_search import separates
+from .engine.obs_tableau import PAIR_TENSORS, Tableau
+
+_TOLERANCE = 1e-9  # of a row's error: below it, an exchange is not worth a move
+_RIDGE = 1e-9  # of the unit diagonal, so that supports of a singular Gram can be factorised
+_POOL = 24  # entries of the support that are looked at first: those cheapest to prune
+_REFRESH = 100  # moves of a row between factorisations from scratch
+
+
+@dataclass(frozen=True)
+class ObsSwap(Solver):
+    """Descend from the start mask by exchanges that lower the least-squares error, until none of any pair does.
+
+    What an exchange costs after refitting follows from the inverse of the Gram on the support (Optimal Brain Surgeon,
+    Hassibi and Stork, 1992), for all pairs of a row at once. Exchanges stay inside rows, and inside groups for N:M. A
+    mask that no exchange improves with its weights as they are is improved by this, and the other way round.
+
+    A row takes one factorisation of the size of its support, then two rank-one updates a move, so that the cost goes
+    with columns cubed: for layers of up to about two thousand columns. Everything is float64.
+    """
+
+    name: ClassVar[str] = "obs-swap"
+    summary: ClassVar[str] = "exchanges judged by the error after refitting; for weights that move"
+    default_polish: ClassVar[str | None] = None
+    honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    only_images: ClassVar[bool] = False
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem without weight and Gram, counts along columns, and counts that are "at most"."""
+        needs_weights(self.name, problem)
+        if problem.polytope.is_at_most():
+            raise RelaxPruneError(
+                "solver 'obs-swap' exchanges entries one for one, which needs exact counts, not \"at most\"; "
+                "reconstruct and alps fit"
+            )
+        if not separates(problem):
+            raise RelaxPruneError(
+                f"solver 'obs-swap' moves inside rows, which a {problem.polytope.to_dict()['kind']} set does not "
+                "allow; reconstruct and alps fit"
+            )
+
+    def least_bytes(self, problem: Problem) -> int:
+        """Return what one row takes."""
+        return row_bytes(problem.shape[1], problem.shape[1] // 2)
+
+    def planned_iterations(self, max_iterations: int | None) -> int:
+        """Rounds are as many as there are moves to make."""
+        return 0
+
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Descend from ``run.start``; ``max_iterations`` bounds the moves of each row."""
+        layer = needs_weights(self.name, problem)
+        gram = layer.prepared
+        matrix = gram.full_correlation()
+        matrix.diagonal().add_(_RIDGE)
+        matrix /= 1 + _RIDGE
+        root = gram.diagonal.to(torch.float64).sqrt()
+        size = layer.polytope.group_size(layer.shape)
+        group = None if size >= layer.shape[1] else size
+        answer = Answer(run.start.clone())
+        for rows in _batches(run.start, run.memory_bytes):
+            fixed = _fixed(layer, rows)
+            table = Tableau(layer.weight[rows].to(torch.float64) * root, matrix, run.start[rows], group, fixed)
+            status = self._descend(table, rows, run, answer)
+            answer.status = worse(answer.status, status)
+        return answer
+
+    def _descend(self, table: Tableau, rows: Tensor, run: Run, answer: Answer) -> Status:
+        """Move until no exchange helps in any of ``rows`` (R,); rows that are done leave."""
+        cols = table.size
+        # A factorisation, an inverse and a product with it; then two rank-one updates of both.
+        start_cost = (table.count**3 + table.count**2 * (cols - table.count)) / cols**2
+        move_cost = 2 * table.count * cols / cols**2
+        total = len(answer.point)
+        answer.counts.products += start_cost * len(rows) / total
+        most = run.max_iterations if run.max_iterations is not None else 4 * cols
+        pool: int | None = _POOL
+        for done in range(1, most + 1):
+            helps, moves = _helpful(table, pool)
+            if pool is not None and not len(helps):  # only a look at all pairs ends a row
+                pool = None
+                helps, moves = _helpful(table, pool)
+            if not len(helps):
+                return Status.CONVERGED
+            pool = _POOL
+            table.exchange(helps, *moves)
+            answer.counts.iterations = max(answer.counts.iterations, done)
+            answer.counts.swaps += len(helps)
+            answer.counts.swap_rounds += 1
+            answer.counts.products += move_cost * len(helps) / total
+            if done % _REFRESH == 0:
+                table.refresh()
+                answer.counts.products += start_cost * len(rows) / total
+            if not bool(torch.isfinite(table.error).all()):
+                return Status.NOT_FINITE
+            answer.point[rows[helps]] = table.mask(helps)
+            if run.expired():
+                return Status.TIME_LIMIT
+        return Status.ITERATION_LIMIT
+
+
+def _helpful(table: Tableau, pool: int | None) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return the rows that an exchange helps, (R,), and for each the places that leave and enter, and the change."""
+    change, leave, enter = table.best(pool)
+    helps = (change < -_TOLERANCE * table.error.clamp(min=0)).nonzero().squeeze(1)
+    return helps, (leave[helps], enter[helps], change[helps])
+
+
+def row_bytes(cols: int, count: int) -> int:
+    """Return what a row with ``count`` kept of ``cols`` takes."""
+    count = min(max(count, 1), cols)
+    return 8 * (2 * count**2 + (2 + PAIR_TENSORS) * count * (cols - count) + 12 * cols)
+
+
+def _batches(mask: Tensor, memory_bytes: int) -> Iterator[Tensor]:
+    """Yield indices (R,) of rows that keep the same number of entries, as many as fit; rows without a choice never."""
+    counts = mask.sum(dim=1)
+    for count in counts.unique().tolist():
+        if 0 < count < mask.shape[1]:
+            rows = (counts == count).nonzero().squeeze(1)
+            yield from rows.split(max(1, memory_bytes // row_bytes(mask.shape[1], count)))
+
+
+def _fixed(layer: MaskProblem, rows: Tensor) -> Tensor | None:
+    """Return the entries of ``rows`` (R,) that the problem fixes, (R, cols) bool, or None."""
+    kept, pruned = layer.polytope.fixed()
+    if kept is None and pruned is None:
+        return None
+    held = torch.zeros(len(rows), layer.shape[1], dtype=torch.bool, device=rows.device)
+    for entries in (kept, pruned):
+        if entries is not None:
+            held |= entries[rows]
+    return held

@@ -1,0 +1,108 @@
+"""``relaxprune prune --permute``: a plain model on the disk, its orders in the record, and a run that was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from relaxprune.cli import main
+from relaxprune.models.layers import apply_masks
+from relaxprune.pruning.channels.permutation import Permutation
+from relaxprune.pruning.channels.reorder import apply_permutations
+from relaxprune.runs.mask_file import read_masks
+from relaxprune.runs.run_folder import RunFolder
+
+from .test_cli_prune import SAME, _threads, arguments, only_sentence, place  # noqa: F401
+
+PERMUTE = ("--pattern", "2:4", "--permute")
+
+
+@pytest.fixture(scope="module")
+def permuted(place: Path) -> Path:  # noqa: F811
+    """A run with channels reordered that nothing interrupted."""
+    out = place / "permuted"
+    assert main(arguments(place, out, *PERMUTE)) == 0
+    return out
+
+
+def orders_of(folder: Path) -> list[Permutation]:
+    record = json.loads((folder / "relaxprune.json").read_text())
+    assert record["fingerprint"]["settings"]["permute"] is record["report"]["options"]["permute"] is True
+    return [Permutation.from_dict(item) for item in record["report"]["permutations"]]
+
+
+def test_the_folder_is_the_source_in_another_order(place: Path, permuted: Path) -> None:  # noqa: F811
+    """Plain transformers loads it; source + orders + masks of the record give it bit by bit, so kept bits are kept."""
+    saved, meant = (AutoModelForCausalLM.from_pretrained(folder) for folder in (permuted, place / "tiny"))
+    tokens = torch.arange(2, 34).unsqueeze(0)
+    with torch.no_grad():
+        dense = meant(tokens).logits
+        apply_permutations(meant, orders_of(permuted))
+        assert (meant(tokens).logits - dense).norm() < 1e-5 * dense.norm()
+        masks = read_masks(permuted / "masks.safetensors")
+        apply_masks(meant, masks)
+        assert torch.equal(saved(tokens).logits, meant(tokens).logits)
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(weight.view(torch.int32), meant.state_dict()[name].view(torch.int32)), name
+    assert all((mask.view(len(mask), -1, 4).sum(-1) == 2).all() for mask in masks.values())
+    assert "in the order of channels" in (permuted / "README.md").read_text()
+
+
+def test_interrupted_and_resumed_is_identical(
+    place: Path,  # noqa: F811
+    permuted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    interrupt(monkeypatch, out, arguments(place, out, *PERMUTE))
+    assert main(arguments(place, out, *PERMUTE, "--resume")) == 0
+    assert "columns reordered (6 of 21 layers)" in capsys.readouterr().out
+    assert orders_of(out) == orders_of(permuted)
+    for name in SAME:
+        assert (out / name).read_bytes() == (permuted / name).read_bytes(), name
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, out: Path, words: list[str]) -> None:
+    """Run a command that the user ends while its second block is saved, so that one is kept in ``out``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", interrupting(RunFolder.save, 2))
+        assert main(words) == 130
+    assert len(RunFolder(out, {}).solved_blocks) == 1
+
+
+def interrupting(save: Any, deadly_call: int) -> Any:
+    """Wrap ``save`` so that its ``deadly_call``-th call is an interruption by the user."""
+    calls: list[None] = []
+
+    def call(*arguments: Any) -> None:
+        calls.append(None)
+        if len(calls) == deadly_call:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    return call
+
+
+def test_the_source_keeps_its_dtype(place: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "out"
+    assert main(arguments(place, out, *PERMUTE, "--dtype", "float64")) == 0
+    saved, meant = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, place / "tiny"))
+    apply_permutations(meant, orders_of(out))
+    apply_masks(meant, read_masks(out / "masks.safetensors"))
+    assert saved.dtype == torch.float32
+    assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), meant.parameters(), strict=True))
+
+
+def test_refusals(place: Path, permuted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    assert main(arguments(place, tmp_path / "out", "--permute")) == 2
+    assert "permute reorders channels for an N:M pattern, got sparsity 0.5" in only_sentence(capsys)
+    assert not (tmp_path / "out").exists()
+    assert main(arguments(place, permuted, "--pattern", "2:4", "--resume")) == 2
+    assert "settings.permute was true and is now false" in only_sentence(capsys)

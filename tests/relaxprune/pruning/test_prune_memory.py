@@ -1,0 +1,33 @@
+"""What a run holds at once: one Gram, the float64 sums still to come, and nothing of the layers behind it."""
+
+from __future__ import annotations
+
+import gc
+
+from relaxprune.inputs.gram_accumulator import GramAccumulator
+from relaxprune.problems import Gram
+from relaxprune.pruning.layer_solving import MaskSolver
+from relaxprune.pruning.pipeline import PruneOptions, prune_model
+
+from ..tiny_models import padded_batches, tiny_model
+
+
+def test_one_gram_and_the_sums_still_to_come_are_held_while_a_layer_is_solved(monkeypatch):
+    held = []
+    solve = MaskSolver.solve
+
+    def count(self, layer, inputs, block):
+        if block == 0:  # looking is slow
+            kinds = [type(thing) for thing in gc.get_objects()]
+            held.append((layer.name.split(".")[-1], kinds.count(Gram), kinds.count(GramAccumulator)))
+        return solve(self, layer, inputs, block)
+
+    gc.collect()
+    before = [type(thing) for thing in gc.get_objects()].count(Gram)
+    monkeypatch.setattr(MaskSolver, "solve", count)
+    options = PruneOptions(max_iterations=2, polish=None)
+    prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, options=options)
+    assert [(name, grams - before, sums) for name, grams, sums in held] == [
+        ("q_proj", 1, 3), ("k_proj", 1, 3), ("v_proj", 1, 3), ("o_proj", 1, 2),
+        ("gate_proj", 1, 1), ("up_proj", 1, 1), ("down_proj", 1, 0),
+    ]  # fmt: skip
