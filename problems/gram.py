@@ -126,24 +126,24 @@ class Gram:
         shift = max(0.0, slack - smallest)
         return PsdProof(shift, shift == 0.0, "eigenvalues", smallest, slack)
 
-    def proven_share(self, share: Tensor) -> Tensor:
-        """Lower ``share`` evenly until C − Diag(share) is proven PSD, with C = Diag(G)^-½ G Diag(G)^-½.
+    def proven_tightening(self, tightening: Tensor) -> Tensor:
+        """Lower ``tightening`` evenly until C − Diag(tightening) is proven PSD, with C = Diag(G)^-½ G Diag(G)^-½.
 
-        A row's Q − Diag(share ∘ q), q = diag(Q), is then convex, and on masks Σ share q m(1 − m) vanishes.
+        A row's Q − Diag(tightening ∘ q), q = diag(Q), is then convex, and on masks Σ tightening q m(1 − m) vanishes.
 
         Args:
-            share: (cols,) float64; entries of columns with a zero diagonal are ignored.
+            tightening: (cols,) float64; entries of columns with a zero diagonal are ignored.
 
         Returns:
             (cols,) float64, 0 where the diagonal is zero.
         """
-        out = torch.where(self.isolated, share.to(torch.float64).clamp(max=1.0), 0.0)
+        out = torch.where(self.isolated, tightening.to(torch.float64).clamp(max=1.0), 0.0)
         joined = (self.diagonal > 0) & ~self.isolated
         correlation = self.correlation(joined)
         n = correlation.shape[0]
         if n == 0:
             return out
-        wanted = share.to(torch.float64)[joined]
+        wanted = tightening.to(torch.float64)[joined]
         slack = n * (n + 12) * UNIT_ROUNDOFF * max(1.0, 1 + float(wanted.abs().amax()))
         floor = torch.full_like(wanted, -self.proof.shift)
         lower = 0.0

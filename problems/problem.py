@@ -234,7 +234,7 @@ class Problem(ABC):
         """Tell whether a mask (rows, cols) lies in the polytope."""
         return all(piece.polytope.contains(mask[part]) for part, piece in self.split(_JUDGE_MATRICES, memory_bytes))
 
-    def row_objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
+    def block_objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
         """Return the objective of each coupled block at a mask or relaxed mask: (blocks,) float64."""
         pieces = [
             problem.polytope.block_sum(problem.row_value(point[part], problem.half_gradient(point[part])))
@@ -260,7 +260,7 @@ class Problem(ABC):
 
     def objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> float:
         """Return the objective at a mask or relaxed mask, in float64."""
-        return float(self.row_objective(point, memory_bytes).sum())
+        return float(self.block_objective(point, memory_bytes).sum())
 
     def gradient(self, point: Tensor) -> Tensor:
         """Return the gradient at a mask or relaxed mask: (rows, cols) float64."""

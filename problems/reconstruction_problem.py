@@ -135,13 +135,13 @@ class ReconstructionProblem:
         rounding = 16 * (self.shape[1] + 8) * UNIT_ROUNDOFF * (self.row_energy + self._ridge_energy)
         return self.polytope.block_sum(self.residual - rounding).clamp(min=0.0)
 
-    def row_objective(self, weight: Tensor) -> Tensor:
+    def block_objective(self, weight: Tensor) -> Tensor:
         """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""
         return self.polytope.block_sum(_energy(self.target, self.prepared.matrix, weight) + self.residual)
 
     def objective(self, weight: Tensor) -> float:
         """Return f at weights V (rows, cols), float64."""
-        return float(self.row_objective(weight).sum())
+        return float(self.block_objective(weight).sum())
 
     def relative_error(self, weight: Tensor) -> float:
         """Return f(V) / trace(W G_dense Wᵀ)."""

@@ -114,7 +114,7 @@ class Run:
         seed: for solvers that draw random numbers.
         memory_bytes: bound on temporaries; rows are solved in blocks that fit.
         callback: called with a ``Progress`` now and then; it may raise to stop.
-        share: (cols,) float64, proven by ``Gram.proven_share``: the diagonal to tighten with, None for the Gram's own.
+        tightening: (cols,) float64, proven by ``Gram.proven_tightening``: None for the Gram's own.
     """
 
     start: Tensor
@@ -124,7 +124,7 @@ class Run:
     seed: int = 0
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     callback: Callable[[Progress], None] | None = None
-    share: Tensor | None = None
+    tightening: Tensor | None = None
 
     def expired(self) -> bool:
         """Tell whether the deadline has passed."""
@@ -162,7 +162,7 @@ class Answer:
         relaxed: (rows, cols) relaxed mask at the end of a convex phase, or None.
         status: how it ended.
         counts: what it cost.
-        share: (cols,) float64, the diagonal share that tightened the convex phase, or None.
+        tightening: (cols,) float64, what tightened the convex phase, or None.
         weight: (rows, cols), new values of the weights on the mask that were found along, or None. Where weights may
             move least squares go on from them, unless they are final by ``own_weights``.
     """
@@ -171,7 +171,7 @@ class Answer:
     relaxed: Tensor | None = None
     status: Status = Status.CONVERGED
     counts: Counts = field(default_factory=Counts)
-    share: Tensor | None = None
+    tightening: Tensor | None = None
     weight: Tensor | None = None
 
 

@@ -71,7 +71,7 @@ class State(ABC):
 
 
 NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
-SHARE = "share"  # where ``Plan.shared`` holds the diagonal share that tightened the relaxation
+TIGHTENING = "tightening"  # where ``Plan.shared`` holds what tightened the relaxation
 _SCALING_MATRICES = 2
 
 S = TypeVar("S", bound=State)
@@ -160,7 +160,7 @@ class IterativeSolver(Solver, Generic[S]):
         dtype: torch.dtype = getattr(torch, self.dtype)
         started = time.monotonic()
         pieces = list(problem.split(self.wide(), self.row_budget(problem, run)))
-        shared: dict[str, Any] = {} if run.share is None else {SHARE: run.share}
+        shared: dict[str, Any] = {} if run.tightening is None else {TIGHTENING: run.tightening}
         answer, refines = Answer(run.start.to(dtype, copy=True)), False
         for number, (part, piece) in enumerate(pieces):
             share = (part.stop - part.start) / problem.shape[0]
@@ -177,7 +177,7 @@ class IterativeSolver(Solver, Generic[S]):
             answer.counts.iterations = max(answer.counts.iterations, loop.iterations)
             answer.counts.products += loop.row_products * share
             answer.status = worse(answer.status, loop.status)
-        answer.share = shared.get(SHARE)
+        answer.tightening = shared.get(TIGHTENING)
         if refines:  # what broke down has its start, a mask as well
             answer.point = answer.point > 0.5
         return answer

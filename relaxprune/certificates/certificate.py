@@ -50,7 +50,7 @@ class Certificate:
         method: how the bound was asked to be proven; rows may rest on a cheaper method that did better.
         objective: f(mask), float64.
         lower_bound: proven to be at most f of every feasible mask of the problem as given.
-        row_objective, row_lower_bound: (blocks,) float64, per coupled block; the sums are the two numbers above.
+        block_objective, block_lower_bound: (blocks,) float64, per coupled block; the sums are the two numbers above.
         rows_covered: number of rows that the method asked for was applied to; the others rest on cheaper ones.
         checks: what was verified and allowed for: how convexity was proven, the shift and slacks subtracted, precision.
         relaxed_objective: the relaxation's value at the point where the tangents were taken.
@@ -63,8 +63,8 @@ class Certificate:
     method: str
     objective: float
     lower_bound: float
-    row_objective: Tensor
-    row_lower_bound: Tensor
+    block_objective: Tensor
+    block_lower_bound: Tensor
     rows_covered: int
     checks: dict[str, Any] = field(default_factory=dict)
     relaxed_objective: float
@@ -114,7 +114,7 @@ class Certificate:
         """Show the numbers as a small table, with the bound of every coupled block, in a notebook."""
         names = ("method", "objective", "lower_bound", "gap", "relative_gap", "seconds")
         rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
-        return piece("Certificate", rows, [("bound of each coupled block", self.row_lower_bound.tolist())])
+        return piece("Certificate", rows, [("bound of each coupled block", self.block_lower_bound.tolist())])
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""
@@ -146,41 +146,41 @@ def build(
     mask: Tensor,
     point: Tensor,
     memory_bytes: int,
-    share: Tensor | None = None,
-    row_objective: Tensor | None = None,
+    tightening: Tensor | None = None,
+    block_objective: Tensor | None = None,
 ) -> Certificate:
-    """Return the certificate of a mask from tangents at ``point``: of method fw, or diagonal where a share is given."""
+    """Return the certificate of a mask from tangents at ``point``: method fw, or diagonal with a tightening."""
     started = time.monotonic()
-    if row_objective is None:
-        row_objective = problem.row_objective(mask, memory_bytes)
-    proof = Proof.plain(problem, point, share)
+    if block_objective is None:
+        block_objective = problem.block_objective(mask, memory_bytes)
+    proof = Proof.plain(problem, point, tightening)
     bound = tangent_bound(problem, proof, memory_bytes)
-    method = "fw" if share is None else "diagonal"
-    return assemble(problem, mask, row_objective, replace(proof, scale=bound.scale), bound, method, started)
+    method = "fw" if tightening is None else "diagonal"
+    return assemble(problem, mask, block_objective, replace(proof, scale=bound.scale), bound, method, started)
 
 
 def assemble(
-    problem: Problem, mask: Tensor, row_objective: Tensor, proof: Proof, bound: Bound, method: str, started: float
+    problem: Problem, mask: Tensor, block_objective: Tensor, proof: Proof, bound: Bound, method: str, started: float
 ) -> Certificate:
     """Return the certificate of a mask with these objectives from a bound that was computed."""
-    for name, values in (("objective", row_objective), ("bound", bound.row_lower_bound)):
+    for name, values in (("objective", block_objective), ("bound", bound.block_lower_bound)):
         if not bool(torch.isfinite(values).all()):
             raise RelaxPruneError(f"the {name} of a coupled block is not finite in float64: scale the problem down")
     # Both are rounded: a bound may pass an optimal mask by that much, and any more would disprove the bound.
-    excess = bound.row_lower_bound - row_objective
-    if bool((excess > bound.row_rounding + _LAST_DIGITS * row_objective.abs()).any()):
+    excess = bound.block_lower_bound - block_objective
+    if bool((excess > bound.row_rounding + _LAST_DIGITS * block_objective.abs()).any()):
         raise RuntimeError(
             f"the {method} bound of a coupled block exceeds the objective of a feasible mask by "
             f"{float(excess.amax()):.3g}: a bug, please report it"
         )
-    row_bound = torch.minimum(bound.row_lower_bound, row_objective)
+    row_bound = torch.minimum(bound.block_lower_bound, block_objective)
     psd = problem.proof
     return Certificate(
         method=method,
-        objective=float(row_objective.sum()),
+        objective=float(block_objective.sum()),
         lower_bound=total_below(row_bound),
-        row_objective=row_objective,
-        row_lower_bound=row_bound,
+        block_objective=block_objective,
+        block_lower_bound=row_bound,
         rows_covered=problem.shape[0],
         checks={
             "precision": "float64",

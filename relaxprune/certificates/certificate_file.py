@@ -1,6 +1,6 @@
 """Certificates on disk: one safetensors file with the mask, the numbers of the proof, and the set that it is for.
 
-Layout, format version 1: one tensor for every tensor of ``Proof`` (``share`` only where there is one), ``mask``,
+Layout, format version 1: one tensor for every tensor of ``Proof`` (``share``, the tightening, if any), ``mask``,
 ``row_objective`` and ``row_lower_bound``, and of a face ``fixed_kept`` and ``fixed_pruned``; masks are uint8. The
 metadata holds ``format``, ``schema_version`` and ``description``, JSON with the certificate's numbers, written so that
 every float is read back as it was.
@@ -28,7 +28,9 @@ FORMAT = "relaxprune.certificate"
 SCHEMA_VERSION = "1"
 _FIXED = ("fixed_kept", "fixed_pruned")
 _PROOF = tuple(item.name for item in fields(Proof))
-_TENSORS = ("mask", "row_objective", "row_lower_bound", *(name for name in _PROOF if name != "share"))
+_TENSORS = ("mask", "block_objective", "block_lower_bound", *(name for name in _PROOF if name != "tightening"))
+# Names of the first version of the format that are others in the code by now.
+_STORED_AS = {"block_objective": "row_objective", "block_lower_bound": "row_lower_bound", "tightening": "share"}
 _KINDS: dict[str, Any] = {
     "method": str,
     "objective": (int, float),
@@ -52,8 +54,8 @@ def save_certificate(certificate: Certificate, polytope: Polytope, path: str | P
         OSError: if the file cannot be written.
     """
     tensors = {name: getattr(certificate.proof, name) for name in _PROOF}
-    tensors |= {"mask": certificate.mask, "row_objective": certificate.row_objective}
-    tensors |= {"row_lower_bound": certificate.row_lower_bound}
+    tensors |= {"mask": certificate.mask, "block_objective": certificate.block_objective}
+    tensors |= {"block_lower_bound": certificate.block_lower_bound}
     tensors |= dict(zip(_FIXED, polytope.fixed(), strict=True))
     estimate = certificate.estimate
     description: dict[str, Any] = {name: getattr(certificate, name) for name in _KINDS}
@@ -64,7 +66,7 @@ def save_certificate(certificate: Certificate, polytope: Polytope, path: str | P
         "schema_version": SCHEMA_VERSION,
         "description": json.dumps(description, allow_nan=False),
     }
-    stored = {name: _stored(tensor) for name, tensor in tensors.items() if tensor is not None}
+    stored = {_STORED_AS.get(name, name): _stored(tensor) for name, tensor in tensors.items() if tensor is not None}
     write_bytes(Path(path), save(stored, metadata))
 
 
@@ -85,6 +87,7 @@ def load_certificate(path: str | Path) -> tuple[Certificate, dict[str, Any]]:
     if not path.is_file():
         raise RelaxPruneError(f"certificate file {str(path)!r} does not exist")
     tensors, metadata = _read(path)
+    tensors |= {name: tensors.pop(stored) for name, stored in _STORED_AS.items() if stored in tensors}
     if metadata.get("format") != FORMAT:
         raise RelaxPruneError(f"{str(path)!r} is not a certificate file: its metadata must say format {FORMAT!r}")
     version = metadata.get("schema_version")
@@ -102,8 +105,8 @@ def load_certificate(path: str | Path) -> tuple[Certificate, dict[str, Any]]:
         certificate = Certificate(
             **{name: description[name] for name in _KINDS},
             estimate=None if estimate is None else Estimate(**estimate),
-            row_objective=tensors["row_objective"],
-            row_lower_bound=tensors["row_lower_bound"],
+            block_objective=tensors["block_objective"],
+            block_lower_bound=tensors["block_lower_bound"],
             mask=tensors["mask"].bool(),
             proof=Proof(**{name: tensors.get(name) for name in _PROOF}),  # type: ignore[arg-type]
         )

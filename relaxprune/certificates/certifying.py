@@ -13,7 +13,7 @@ from relaxprune.options.checks import check_budgets, check_seed
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
-from relaxprune.problems.tightening import largest_share
+from relaxprune.problems.tightening import largest_tightening
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solving.solution import Solution
@@ -34,7 +34,7 @@ class _Task:
 
     problem: Problem
     mask: Tensor
-    row_objective: Tensor
+    block_objective: Tensor
     rows: Tensor | None
     iterations: int
     memory_bytes: int
@@ -92,10 +92,10 @@ def certify(
             f"{problem.shape[1]} columns"
         )
     started = time.monotonic()
-    row_objective = problem.row_objective(values, memory_budget_bytes)
-    chosen = chosen_rows(problem, rows, row_objective, seed)
+    block_objective = problem.block_objective(values, memory_budget_bytes)
+    chosen = chosen_rows(problem, rows, block_objective, seed)
     deadline = None if time_limit_s is None else started + time_limit_s
-    task = _Task(problem, values, row_objective, chosen, max_iterations, memory_budget_bytes, deadline)
+    task = _Task(problem, values, block_objective, chosen, max_iterations, memory_budget_bytes, deadline)
     candidates = [_plain(task, hint)]
     if method in ("diagonal", "sdp"):
         candidates.append(_diagonal(replace(task, rows=None) if method == "sdp" else task, hint))
@@ -105,12 +105,12 @@ def certify(
         candidates.append(_exact(task, candidates[0][0]))
     treated = candidates[-1][0].row_method == METHODS.index(method)
     proof, bound = best_of(problem, candidates)
-    certificate = assemble(problem, values, row_objective, proof, bound, method, started)
+    certificate = assemble(problem, values, block_objective, proof, bound, method, started)
     certificate = replace(certificate, rows_covered=int(treated.sum()))
     drawn = chosen is not None and row_count(rows) is not None and problem.polytope.rows_per_block(problem.shape) == 1
     if chosen is None or not drawn or not bool(treated[chosen].all()):
         return certificate
-    estimate = extrapolated(row_objective, certificate.row_lower_bound, chosen)
+    estimate = extrapolated(block_objective, certificate.block_lower_bound, chosen)
     proven = certificate.lower_bound
     estimate = replace(estimate, lower_bound=max(proven, estimate.lower_bound), low=max(proven, estimate.low))
     return replace(certificate, estimate=estimate)
@@ -130,39 +130,41 @@ def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
     problem = task.problem
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
     relaxed = None if hint is None else hint.relaxed_mask
-    share = None if hint is None or relaxed is None else hint.mask_certificate.proof.share
-    if share is not None:
-        share = problem.prepared.proven_share(share)  # a claim of the solution, which may be of another problem
+    tightening = None if hint is None or relaxed is None else hint.mask_certificate.proof.tightening
+    if tightening is not None:
+        tightening = problem.prepared.proven_tightening(
+            tightening
+        )  # a claim of the solution, which may be of another problem
     start = task.mask if relaxed is None else relaxed
     part = problem if rows is None else problem.rows(rows)
-    point, used = _relaxed(task, part, start if rows is None else start[rows], "diagonal", share)
+    point, used = _relaxed(task, part, start if rows is None else start[rows], "diagonal", tightening)
     if used is None:
         return _tangent(task, point, None)
     tried = [_tangent(task, _scattered(task, rows, point), used, rows)]
-    if share is not None and relaxed is not None:
-        return best_of(problem, [_tangent(task, relaxed, share), *tried])
+    if tightening is not None and relaxed is not None:
+        return best_of(problem, [_tangent(task, relaxed, tightening), *tried])
     worth = _worth(part, point)
     if float(worth.mean()) > 0:
-        better = largest_share(problem.prepared, 0.5 * worth / worth.mean() + 0.5)
+        better = largest_tightening(problem.prepared, 0.5 * worth / worth.mean() + 0.5)
         point, _ = _relaxed(task, part, point, "diagonal", better)
         tried.append(_tangent(task, _scattered(task, rows, point), better, rows))
-    return max(tried, key=lambda item: float(item[1].row_lower_bound.sum()))
+    return max(tried, key=lambda item: float(item[1].block_lower_bound.sum()))
 
 
 def _worth(problem: Problem, point: Tensor) -> Tensor:
-    """Return what a unit of the share is worth in every column at a relaxed mask: (cols,) float64."""
+    """Return what a unit of the tightening is worth in every column at a relaxed mask: (cols,) float64."""
     wide = point.to(torch.float64)
     return (problem.diagonal * wide * (1 - wide)).mean(dim=0)
 
 
 def _relaxed(
-    task: _Task, problem: Problem, start: Tensor, tighten: str, share: Tensor | None = None
+    task: _Task, problem: Problem, start: Tensor, tighten: str, tightening: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a relaxed mask near the minimum of a relaxation, and the share that tightened it."""
+    """Return a relaxed mask near the minimum of a relaxation, and the tightening that tightened it."""
     run = Run(start, max_iterations=task.iterations, memory_bytes=task.memory_bytes)
     solver = make_solver("fw", anneal=False, tighten=tighten)
-    answer = solver.run(problem, run if share is None else replace(run, share=share))
-    return answer.point if answer.relaxed is None else answer.relaxed, answer.share
+    answer = solver.run(problem, run if tightening is None else replace(run, tightening=tightening))
+    return answer.point if answer.relaxed is None else answer.relaxed, answer.tightening
 
 
 def _scattered(task: _Task, rows: Tensor | None, point: Tensor) -> Tensor:
@@ -172,9 +174,9 @@ def _scattered(task: _Task, rows: Tensor | None, point: Tensor) -> Tensor:
     return task.mask.to(point.dtype).index_copy_(0, rows, point)
 
 
-def _tangent(task: _Task, point: Tensor, share: Tensor | None, rows: Tensor | None = None) -> Candidate:
-    """Bound every block by the tangent at ``point``; with a share, in ``rows`` alone (None for all)."""
-    proof = Proof.plain(task.problem, point, share)
+def _tangent(task: _Task, point: Tensor, tightening: Tensor | None, rows: Tensor | None = None) -> Candidate:
+    """Bound every block by the tangent at ``point``; with a tightening, in ``rows`` alone (None for all)."""
+    proof = Proof.plain(task.problem, point, tightening)
     if rows is not None:
         method = torch.zeros_like(proof.row_method)
         proof = replace(proof, row_method=method.index_fill_(0, rows, METHODS.index("diagonal")))
@@ -187,7 +189,7 @@ def _sdp(task: _Task, present: Candidate) -> Candidate:
     problem, proof = task.problem, present[0]
     height = problem.polytope.rows_per_block(problem.shape)
     order = range(problem.shape[0]) if task.rows is None else task.rows.tolist()
-    scales = (task.row_objective.abs() / height).repeat_interleave(height)
+    scales = (task.block_objective.abs() / height).repeat_interleave(height)
     prices = _prices(task, proof)
     found = dense_rows(problem, list(order), scales, prices, task.memory_bytes, task.deadline)
     proof = _with_dense(problem, proof, sorted(found, key=lambda item: item.row))
@@ -200,11 +202,11 @@ def _prices(task: _Task, proof: Proof) -> Tensor:
     none = torch.zeros(1, 1, dtype=torch.float64, device=problem.device).expand(problem.shape)
     if problem.polytope.rows_per_block(problem.shape) == 1 and not problem.polytope.is_at_most():
         return none
-    share = 0.0 if proof.share is None else proof.share
+    tightening = 0.0 if proof.tightening is None else proof.tightening
     prices = none.clone()
     for part, piece in problem.split(MATRICES, task.memory_bytes):
         point = proof.point[part].to(torch.float64)
-        slope = 2 * piece.half_gradient(point) + share * piece.diagonal * (1 - 2 * point)
+        slope = 2 * piece.half_gradient(point) + tightening * piece.diagonal * (1 - 2 * point)
         prices[part] = piece.polytope.prices(slope)
     return prices
 
@@ -255,7 +257,7 @@ def _exact(task: _Task, proof: Proof) -> Candidate:
     """Bound every block by the objective of its best mask, found by enumeration, less the rounding."""
     problem = task.problem
     best = make_solver("enumerate").run(problem, Run(task.mask, memory_bytes=task.memory_bytes)).point
-    value = problem.row_objective(best, task.memory_bytes)
+    value = problem.block_objective(best, task.memory_bytes)
     # The best mask's own value may be rounded more than that of the mask which was found: allow for any mask.
     slack = _ENUMERATED_SLACK * torch.cat(
         [

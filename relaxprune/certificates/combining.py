@@ -14,7 +14,7 @@ Candidate = tuple[Proof, Bound]
 
 def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
     """Return the proof in which every coupled block rests on the best of the candidates, and its bound."""
-    stacked = torch.stack([bound.row_lower_bound for _, bound in candidates])
+    stacked = torch.stack([bound.block_lower_bound for _, bound in candidates])
     choice = stacked.argmax(dim=0)  # (blocks,)
     if bool((choice == choice[0]).all()):
         return candidates[int(choice[0])]
@@ -23,7 +23,7 @@ def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
     def per_block(values: list[Tensor]) -> Tensor:
         return torch.stack(values).gather(0, choice.unsqueeze(0)).squeeze(0)
 
-    shares = [proof.share for proof, _ in candidates if proof.share is not None]
+    tightenings = [proof.tightening for proof, _ in candidates if proof.tightening is not None]
     uses = max(range(len(candidates)), key=lambda place: len(candidates[place][0].dense_rows))
     richest = candidates[uses][0]
     dense, cuts = line[richest.dense_rows] == uses, line[richest.cut_row] == uses
@@ -34,7 +34,7 @@ def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
         point=point,
         scale=per_block([proof.scale for proof, _ in candidates]),
         row_method=torch.stack([proof.row_method for proof, _ in candidates]).gather(0, line.unsqueeze(0)).squeeze(0),
-        share=shares[-1] if shares else None,
+        tightening=tightenings[-1] if tightenings else None,
         dense_rows=richest.dense_rows[dense],
         dense_diagonal=richest.dense_diagonal[dense],
         dense_weight=richest.dense_weight[dense],
@@ -44,7 +44,7 @@ def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
         cut_multiplier=richest.cut_multiplier[cuts],
     )
     return proof, Bound(
-        per_block([bound.row_lower_bound for _, bound in candidates]),
+        per_block([bound.block_lower_bound for _, bound in candidates]),
         per_block([bound.value for _, bound in candidates]),
         per_block([bound.row_rounding for _, bound in candidates]),
         max(bound.convexity_slack for _, bound in candidates),

@@ -28,12 +28,12 @@ def exact_bounds(problem: ReconstructionProblem, memory_bytes: int) -> Tensor:
         RelaxPruneError: a coupled block has more than 2^20 masks, or the Gram is singular or nearly so.
     """
     check_enumerable(problem.surrogate)
-    share = separable(problem.prepared)
-    if share is None:
+    tightening = separable(problem.prepared)
+    if tightening is None:
         raise RelaxPruneError(
             "method 'exact' needs a Gram that is proven positive definite; give damping, such as 1e-6"
         )
-    best = [_least(problem, rows, masks, float(share.min()), memory_bytes) for rows, masks in _blocks(problem)]
+    best = [_least(problem, rows, masks, float(tightening.min()), memory_bytes) for rows, masks in _blocks(problem)]
     return torch.stack(best) + problem.residual_of_blocks()
 
 

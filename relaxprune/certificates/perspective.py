@@ -46,10 +46,10 @@ def separable(gram: Gram) -> Tensor | None:
             if not int(torch.linalg.cholesky_ex(trial)[1]):
                 break
             scale *= _SHRINK
-        return (1 - _HELD_BACK) * gram.proven_share(scale * variance)
+        return (1 - _HELD_BACK) * gram.proven_tightening(scale * variance)
 
-    share = torch.where(gram.diagonal > 0, gram.remember("separable share", make), 1.0 - _HELD_BACK)
-    return share if bool((share > 1e-12).all()) else None
+    tightening = torch.where(gram.diagonal > 0, gram.remember("separable tightening", make), 1.0 - _HELD_BACK)
+    return tightening if bool((tightening > 1e-12).all()) else None
 
 
 class Perspective:
@@ -62,10 +62,10 @@ class Perspective:
 
     def __init__(self, problem: ReconstructionProblem, dtype: torch.dtype = torch.float64) -> None:
         gram = problem.prepared
-        share = separable(gram)
-        if share is None:
+        tightening = separable(gram)
+        if tightening is None:
             raise RelaxPruneError("gram is singular or nearly so: no diagonal can be separated from it")
-        self.problem, self.share = problem, share.to(dtype)
+        self.problem, self.tightening = problem, tightening.to(dtype)
         self.matrix = gram.full_correlation().to(dtype)
         self.splits = problem.polytope.rows_per_block(problem.shape) < problem.shape[0]
         # An input that never fires leaves the error alone: its entries are 0.
@@ -77,21 +77,21 @@ class Perspective:
         What c, the sums and the products may have been rounded by is taken off: with δ the rounding of c, the constant
         aᵀ c grows by at most |a|ᵀ δ + δᵀ (H − D)⁻¹ δ, and H − D is at least a thousandth of D.
         """
-        share, target = self.share, self.target[rows]
+        tightening, target = self.tightening, self.target[rows]
         polytope = self.problem.surrogate.rows(rows).polytope if self.splits else self.problem.polytope
         cols = target.shape[1]
-        slope = point @ self.matrix - point * share
-        dearer = (share * target + slope).square() / share
+        slope = point @ self.matrix - point * tightening
+        dearer = (tightening * target + slope).square() / tightening
         mask = polytope.lmo(-dearer) > 0.5
-        value = dearer - slope.square() / share - point * slope
+        value = dearer - slope.square() / tightening - point * slope
         noise = 4 * (cols + 8) * UNIT_ROUNDOFF
         off = noise * point.abs().sum(dim=1, keepdim=True)  # |C_jk| ≤ 1
         # The minimum over masks and over r is of the c that was used; that c is (H − D) a only up to ``off``.
-        slack = (point.abs() * off + off.square() / (_HELD_BACK * share)).sum(dim=1)
-        size = (share * target.abs() + slope.abs()).square() / share + (point * slope).abs()
+        slack = (point.abs() * off + off.square() / (_HELD_BACK * tightening)).sum(dim=1)
+        size = (tightening * target.abs() + slope.abs()).square() / tightening + (point * slope).abs()
         slack += noise * size.sum(dim=1)
         bound = polytope.block_sum(value.sum(dim=1) - slack) + polytope.lmo_bound(-dearer)
-        return bound, torch.where(mask, -slope / share, target)
+        return bound, torch.where(mask, -slope / tightening, target)
 
     def bounds(self, point: Tensor, memory_bytes: int) -> Tensor:
         """Return the bound of each coupled block at a (rows, cols), (blocks,), some rows at a time."""

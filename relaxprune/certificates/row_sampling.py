@@ -19,7 +19,7 @@ _NORMAL = 1.959964  # the quantile of that confidence
 
 
 def chosen_rows(
-    problem: Problem, rows: int | Sequence[int] | Tensor | None, row_objective: Tensor, seed: int
+    problem: Problem, rows: int | Sequence[int] | Tensor | None, block_objective: Tensor, seed: int
 ) -> Tensor | None:
     """Return the rows asked for, ascending (r,) int64, or None for all.
 
@@ -34,8 +34,8 @@ def chosen_rows(
         whole_number("rows", number, 1)
         if number >= count:
             return None
-        height = count // len(row_objective)
-        return drawn_rows(row_objective.repeat_interleave(height), int(number), seed)
+        height = count // len(block_objective)
+        return drawn_rows(block_objective.repeat_interleave(height), int(number), seed)
     try:
         index = torch.as_tensor(rows, device=problem.device)
     except (TypeError, ValueError, RuntimeError):
@@ -55,9 +55,9 @@ def row_count(rows: object) -> int | float | None:
     return int(rows) if isinstance(rows, Integral) else None
 
 
-def inclusion(row_objective: Tensor, count: int) -> Tensor:
+def inclusion(block_objective: Tensor, count: int) -> Tensor:
     """Return each row's probability of being drawn: proportional to its objective, at most 1, summing to ``count``."""
-    size = row_objective.abs()
+    size = block_objective.abs()
     size = size + max(float(size.sum()), 1e-300) * 1e-12 / len(size)
     certain = torch.zeros_like(size, dtype=torch.bool)
     while True:
@@ -69,28 +69,28 @@ def inclusion(row_objective: Tensor, count: int) -> Tensor:
         certain |= chance >= 1
 
 
-def drawn_rows(row_objective: Tensor, count: int, seed: int) -> Tensor:
+def drawn_rows(block_objective: Tensor, count: int, seed: int) -> Tensor:
     """Draw ``count`` different rows by systematic sampling in random order (Madow, 1949): (count,) int64, ascending."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(row_objective), generator=generator).to(row_objective.device)
-    ends = inclusion(row_objective, count)[order].cumsum(dim=0)
+    order = torch.randperm(len(block_objective), generator=generator).to(block_objective.device)
+    ends = inclusion(block_objective, count)[order].cumsum(dim=0)
     start = float(torch.rand(1, generator=generator, dtype=torch.float64))
     marks = torch.arange(count, dtype=torch.float64, device=ends.device) + start
     place = torch.searchsorted(ends, marks).clamp(max=len(ends) - 1)
     return order[place.unique()].sort().values
 
 
-def extrapolated(row_objective: Tensor, row_bound: Tensor, drawn: Tensor) -> Estimate:
+def extrapolated(block_objective: Tensor, row_bound: Tensor, drawn: Tensor) -> Estimate:
     """Estimate the bound of all rows from the drawn ones (Horvitz and Thompson, 1952), with a confidence interval.
 
     Args:
-        row_objective: (rows,) float64.
+        block_objective: (rows,) float64.
         row_bound: (rows,) float64.
         drawn: (r,) int64, what ``drawn_rows`` returned for these objectives.
     """
     count = len(drawn)
-    weighted = row_bound[drawn] / inclusion(row_objective, count)[drawn]
+    weighted = row_bound[drawn] / inclusion(block_objective, count)[drawn]
     total = float(weighted.sum())
     spread = float((weighted * count).std()) / math.sqrt(count) if count > 1 else math.inf
     reach = _NORMAL * spread
-    return Estimate(total, total - reach, min(total + reach, float(row_objective.sum())), _CONFIDENCE, count)
+    return Estimate(total, total - reach, min(total + reach, float(block_objective.sum())), _CONFIDENCE, count)

@@ -11,7 +11,7 @@ is at most f on every feasible mask: the second term vanishes, the third vanishe
 is convex it lies above its tangent at ANY point p, and the exact oracle minimises the tangent over the polytope.
 
 Three choices of L are used: d = −τ q with the τ that convexity needs, nearly always 0 (``fw``); d = s ∘ q, q = diag(Q),
-with a share s that suits all rows at once (``diagonal``); everything, for one row (``sdp``).
+with a tightening s that suits all rows at once (``diagonal``); everything, for one row (``sdp``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Proof:
         point: (rows, cols) p, where the tangent is taken.
         scale: (blocks,) float64; the tangent is taken at 1 − scale · (1 − p).
         row_method: (rows,) int8, index into ``METHODS``: which L a row has; rows of method exact need none.
-        share: (cols,) float64 s for the rows of method diagonal, or None.
+        tightening: (cols,) float64 s for the rows of method diagonal, or None.
         dense_rows: (r,) int64, ascending, the rows of method sdp.
         dense_diagonal: (r, cols) float64, their d.
         dense_weight: (r,) float64, their ρ.
@@ -59,7 +59,7 @@ class Proof:
     point: Tensor
     scale: Tensor
     row_method: Tensor
-    share: Tensor | None
+    tightening: Tensor | None
     dense_rows: Tensor
     dense_diagonal: Tensor
     dense_weight: Tensor
@@ -69,18 +69,18 @@ class Proof:
     cut_multiplier: Tensor
 
     @classmethod
-    def plain(cls, problem: Problem, point: Tensor, share: Tensor | None = None) -> Proof:
-        """Return the proof of method fw, or with a share of method diagonal, at ``point``."""
+    def plain(cls, problem: Problem, point: Tensor, tightening: Tensor | None = None) -> Proof:
+        """Return the proof of method fw, or with a tightening of method diagonal, at ``point``."""
         rows, cols = problem.shape
         device = problem.device
-        method = METHODS.index("fw" if share is None else "diagonal")
+        method = METHODS.index("fw" if tightening is None else "diagonal")
         none = torch.zeros(0, dtype=torch.int64, device=device)
         empty = torch.zeros(0, dtype=torch.float64, device=device)
         return cls(
             point=point,
             scale=empty.new_ones(problem.polytope.block_count(problem.shape)),
             row_method=torch.full((rows,), method, dtype=torch.int8, device=device),
-            share=share,
+            tightening=tightening,
             dense_rows=none,
             dense_diagonal=empty.view(0, 1).expand(0, cols),
             dense_weight=empty,
@@ -114,14 +114,14 @@ class Bound:
     """A bound per coupled block and what was allowed for.
 
     Attributes:
-        row_lower_bound: (blocks,) float64.
+        block_lower_bound: (blocks,) float64.
         value: (blocks,) float64, f at the point as given; for other methods than fw L there.
         row_rounding: (blocks,) the part of the bound given away to rounding errors.
         convexity_slack: the part given away to a Gram that is not proven PSD, summed over blocks.
         scale: (blocks,) float64, where along the ray through the point the tangent was taken.
     """
 
-    row_lower_bound: Tensor
+    block_lower_bound: Tensor
     value: Tensor
     row_rounding: Tensor
     convexity_slack: float
@@ -145,7 +145,7 @@ def tangent_bound(problem: Problem, proof: Proof, memory_bytes: int, flatten: bo
         for part, piece in problem.split(MATRICES, memory_bytes)
     ]
     return Bound(
-        torch.cat([piece.row_lower_bound for piece in pieces]),
+        torch.cat([piece.block_lower_bound for piece in pieces]),
         torch.cat([piece.value for piece in pieces]),
         torch.cat([piece.row_rounding for piece in pieces]),
         sum(piece.convexity_slack for piece in pieces),
@@ -199,10 +199,10 @@ def _bound(problem: Problem, proof: Proof, flatten: bool) -> Bound:
 
 def _added_diagonal(problem: Problem, proof: Proof) -> Tensor:
     """Return d: (rows, cols) float64."""
-    share = torch.full_like(proof.point, -problem.proof.shift, dtype=torch.float64)
-    if proof.share is not None:
-        share[proof.row_method == METHODS.index("diagonal")] = proof.share
-    taken = share.mul_(problem.diagonal)
+    tightening = torch.full_like(proof.point, -problem.proof.shift, dtype=torch.float64)
+    if proof.tightening is not None:
+        tightening[proof.row_method == METHODS.index("diagonal")] = proof.tightening
+    taken = tightening.mul_(problem.diagonal)
     taken[proof.dense_rows] = proof.dense_diagonal
     return taken
 

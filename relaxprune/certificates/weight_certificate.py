@@ -30,7 +30,7 @@ class WeightCertificate:
         method: "perspective", "exact", or "trivial" where the Gram leaves no diagonal to separate by.
         objective: f(V), float64.
         lower_bound: proven to be at most f of all weights on every mask of the problem's set.
-        row_objective, row_lower_bound: (blocks,) float64, per coupled block.
+        block_objective, block_lower_bound: (blocks,) float64, per coupled block.
         point: (rows, cols) float64, a in the scaling of unit diagonal, from which the bound is rebuilt.
         seconds: time to compute the bound.
     """
@@ -38,8 +38,8 @@ class WeightCertificate:
     method: str
     objective: float
     lower_bound: float
-    row_objective: Tensor
-    row_lower_bound: Tensor
+    block_objective: Tensor
+    block_lower_bound: Tensor
     point: Tensor
     seconds: float
 
@@ -65,14 +65,14 @@ class WeightCertificate:
             bound = exact_bounds(problem, DEFAULT_MEMORY_BYTES)
         elif self.method == PERSPECTIVE:
             bound = torch.maximum(bound, Perspective(problem).bounds(self.point, DEFAULT_MEMORY_BYTES))
-        objective = problem.row_objective(weight)
-        rows = (("bound", bound, self.row_lower_bound), ("objective", objective, self.row_objective))
+        objective = problem.block_objective(weight)
+        rows = (("bound", bound, self.block_lower_bound), ("objective", objective, self.block_objective))
         for name, now, then in rows:
             if not torch.allclose(now, then, rtol=1e-9, atol=1e-12 * max(1e-300, problem.reference)):
                 raise RelaxPruneError(f"certificate: the {name} of a block is not what its point gives")
         for name, total, part in (
-            ("lower_bound", self.lower_bound, self.row_lower_bound),
-            ("objective", self.objective, self.row_objective),
+            ("lower_bound", self.lower_bound, self.block_lower_bound),
+            ("objective", self.objective, self.block_objective),
         ):
             if not math.isclose(total, float(part.sum()), rel_tol=1e-9, abs_tol=0.0):
                 raise RelaxPruneError(
@@ -83,7 +83,7 @@ class WeightCertificate:
         """Show the numbers as a small table, with the bound of every coupled block, in a notebook."""
         names = ("method", "objective", "lower_bound", "gap", "relative_gap", "seconds")
         rows = [(name.replace("_", " "), getattr(self, name)) for name in names]
-        return piece("WeightCertificate", rows, [("bound of each coupled block", self.row_lower_bound.tolist())])
+        return piece("WeightCertificate", rows, [("bound of each coupled block", self.block_lower_bound.tolist())])
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""
@@ -136,7 +136,7 @@ def certified(
 ) -> WeightCertificate:
     """Certify as ``certify_weights`` does, weights that are known to be 0 outside a mask; they may be infinite."""
     started = time.monotonic()
-    row_objective = problem.row_objective(weight)
+    block_objective = problem.block_objective(weight)
     point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
     if method == EXACT:
         best = exact_bounds(problem, memory_bytes)
@@ -144,10 +144,10 @@ def certified(
         method, best, point = _perspective(problem, iterations, memory_bytes)
     return WeightCertificate(
         method=method,
-        objective=float(row_objective.sum()),
+        objective=float(block_objective.sum()),
         lower_bound=float(best.sum()),
-        row_objective=row_objective,
-        row_lower_bound=best,
+        block_objective=block_objective,
+        block_lower_bound=best,
         point=point,
         seconds=time.monotonic() - started,
     )

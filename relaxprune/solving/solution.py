@@ -29,7 +29,7 @@ class Solution:
         relative_error: objective / f(0), the share of the layer's output energy that is lost; 0 where f(0) is not
             positive.
         certificate: the proof behind ``lower_bound``, recomputed from the problem.
-        row_objective: (blocks,) float64, the objective of each coupled block.
+        block_objective: (blocks,) float64, the objective of each coupled block.
         relaxed_mask: (rows, cols), the end of the convex phase, comparable with the bound; None for one-shot solvers.
         relaxed_objective: f(relaxed_mask), or None.
         unrounded_objective: f at the point that was rounded, or None.
@@ -48,7 +48,7 @@ class Solution:
     objective: float
     relative_error: float
     certificate: Certificate | WeightCertificate
-    row_objective: Tensor
+    block_objective: Tensor
     relaxed_mask: Tensor | None
     relaxed_objective: float | None
     unrounded_objective: float | None
@@ -78,9 +78,9 @@ class Solution:
         return self.certificate.lower_bound
 
     @property
-    def row_lower_bound(self) -> Tensor:
+    def block_lower_bound(self) -> Tensor:
         """The bound of each coupled block, (blocks,) float64."""
-        return self.certificate.row_lower_bound
+        return self.certificate.block_lower_bound
 
     @property
     def gap(self) -> float:
@@ -114,7 +114,7 @@ class Solution:
             ("seconds", float(self.stats.seconds)),
         ]
         shown = [(name, value) for name, value in rows if value is not None]
-        blocks = ("objective of each coupled block", self.row_objective.tolist())
+        blocks = ("objective of each coupled block", self.block_objective.tolist())
         return piece(f"Solution, {self.mask.shape[0]} x {self.mask.shape[1]}", shown, [blocks])
 
     def __repr__(self) -> str:

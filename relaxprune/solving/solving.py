@@ -214,10 +214,10 @@ def _report(
     polisher: Solver | None,
 ) -> Solution:
     """Judge the mask in float64 and put everything together."""
-    row_objective = problem.row_objective(mask, run.memory_bytes)
+    block_objective = problem.block_objective(mask, run.memory_bytes)
     # Without a convex phase the mask itself gives the tangent: a valid bound, usually a weak one.
     hint = mask if answer.relaxed is None else answer.relaxed
-    certificate = build(problem, mask, hint, run.memory_bytes, answer.share, row_objective)
+    certificate = build(problem, mask, hint, run.memory_bytes, answer.tightening, block_objective)
     status = answer.status
     closed = certificate.gap <= CLOSED * abs(certificate.objective) or (
         problem.nonnegative and problem.proof.psd and certificate.objective == 0
@@ -232,7 +232,7 @@ def _report(
         objective=certificate.objective,
         relative_error=certificate.objective / problem.reference if problem.reference > 0 else 0.0,
         certificate=certificate,
-        row_objective=row_objective,
+        block_objective=block_objective,
         relaxed_mask=answer.relaxed,
         relaxed_objective=None if answer.relaxed is None else certificate.relaxed_objective,
         unrounded_objective=unrounded,

@@ -58,7 +58,7 @@ def weighted(
         objective=certificate.objective,
         relative_error=certificate.objective / problem.reference if problem.reference > 0 else 0.0,
         certificate=certificate,
-        row_objective=certificate.row_objective,
+        block_objective=certificate.block_objective,
         relaxed_mask=None,
         relaxed_objective=None,
         unrounded_objective=None,

@@ -12,12 +12,12 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError, Working
 from relaxprune.problems.errors import did_you_mean
 from relaxprune.problems.lowered import PRECISIONS, check_precision
-from relaxprune.problems.tightening import largest_share
+from relaxprune.problems.tightening import largest_tightening
 
 from ..base import Counts, Run, Status, block_bytes
 from ..exchange.engine.descent import group_matrices
 from ..gap import at_fixed_vertex, within_gap
-from ..loop import SHARE, IterativeSolver, Plan, Refined
+from ..loop import TIGHTENING, IterativeSolver, Plan, Refined
 from .engine.annealing import Annealing, Schedule
 from .engine.refining import MATRICES, Refinement
 
@@ -98,8 +98,8 @@ class FrankWolfe(IterativeSolver[Annealing]):
         convex_share: share of the iterations before annealing starts.
         momentum: weight of past vertices in the target at θ = 0, in [0, 1); less when the iterations are few.
         smoothing: weight of past gradients in the oracle's input, in [0, 1).
-        tighten: ``"diagonal"`` begins with θ = s, a vector, instead of 0: the largest share of the diagonal that leaves
-            f_θ convex, found once per Gram. Its bound is tighter and its convex phase nearer to masks.
+        tighten: ``"diagonal"`` begins with θ = s, a vector, instead of 0: the largest that leaves f_θ
+            convex, found once per Gram. Its bound is tighter and its convex phase nearer to masks.
         effort: ``"fast"`` anneals once, in 80 iterations; ``"default"`` once more from the mask that this gave, 350 in
             all; ``"best"`` seven times, 1530. ``max_iterations`` changes the number of these rounds; what
             crossings anneal is counted in products only.
@@ -182,13 +182,13 @@ class FrankWolfe(IterativeSolver[Annealing]):
 
     def init(self, problem: Working, start: Tensor, plan: Plan) -> Annealing:
         """Start at a feasible mask."""
-        share = None
+        tightening = None
         if self.tighten == "diagonal" and problem.source is not None:
-            if SHARE not in plan.shared:
-                plan.shared[SHARE] = largest_share(problem.source)
-            share = plan.shared[SHARE].to(start.dtype)
+            if TIGHTENING not in plan.shared:
+                plan.shared[TIGHTENING] = largest_tightening(problem.source)
+            tightening = plan.shared[TIGHTENING].to(start.dtype)
         convex = math.ceil(self.convex_share * plan.iterations) if self.anneal else plan.iterations
-        return Annealing(problem, start, self._schedule(plan.iterations, convex, plan.gap_tolerance), share)
+        return Annealing(problem, start, self._schedule(plan.iterations, convex, plan.gap_tolerance), tightening)
 
     def _schedule(self, iterations: int, convex: int = 0, gap_tolerance: float | None = None) -> Schedule:
         """Return how an annealing goes."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Gram, Problem, RelaxPruneError
-from relaxprune.problems.tightening import largest_share
+from relaxprune.problems.tightening import largest_tightening
 
 from ..base import Answer, Progress, Run, Solver, Status, worse
 from ..exchange.engine.local_search import MATRICES, LocalSearch, loosened, separates
@@ -131,5 +131,5 @@ def well_conditioned(quadratic: Array) -> Array:
     """
     gram = Gram(torch.from_numpy(quadratic), "the block's quadratic")
     diagonal = np.diagonal(quadratic)
-    share: Array = largest_share(gram, torch.from_numpy(diagonal.copy())).numpy()
-    return (share - _MARGIN) * diagonal
+    tightening: Array = largest_tightening(gram, torch.from_numpy(diagonal.copy())).numpy()
+    return (tightening - _MARGIN) * diagonal

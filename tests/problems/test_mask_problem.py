@@ -24,7 +24,7 @@ def test_the_objective_is_the_definition_in_exact_arithmetic(seed):
     nothing = torch.zeros(problem.shape, dtype=torch.bool)
     assert problem.dense_energy == pytest.approx(problem.objective(nothing), rel=1e-12, abs=noise)
     assert problem.reference == problem.dense_energy
-    per_block = problem.row_objective(mask)
+    per_block = problem.block_objective(mask)
     assert per_block.dtype == torch.float64 and per_block.shape == (problem.polytope.block_count(problem.shape),)
     assert float(per_block.sum()) == problem.objective(mask)
     assert problem.objective(~nothing) == 0.0
@@ -82,9 +82,9 @@ def test_rows_and_over_are_the_same_objective():
     mask = draw.bits(0.5, 5, 6)
     part = problem.rows(slice(1, 4))
     assert part.shape == (3, 6)
-    assert torch.allclose(part.row_objective(mask[1:4]), problem.row_objective(mask)[1:4], rtol=1e-12)
+    assert torch.allclose(part.block_objective(mask[1:4]), problem.block_objective(mask)[1:4], rtol=1e-12)
     assert problem.over(NM(1, 2)).objective(mask) == problem.objective(mask)
-    assert problem.over(KSparse(7, "layer")).row_objective(mask).shape == (1,)
+    assert problem.over(KSparse(7, "layer")).block_objective(mask).shape == (1,)
 
 
 def test_fixed_entries_become_a_face_and_leave_the_tensors_alone():
@@ -103,7 +103,7 @@ def test_the_working_copy_is_the_problem_up_to_a_scale_per_block(seed):
     point = Draw(seed).uniform(0, 1, *problem.shape)
     half = working.half_gradient(point)
     scaled = problem.polytope.block_sum(working.row_value(point, half))
-    true = problem.row_objective(point)
+    true = problem.block_objective(point)
     energy = problem.polytope.block_sum((problem.weight.double() ** 2 * problem.gram.double().diagonal()).mean(dim=1))
     live = energy > 0
     assert torch.allclose(scaled[live] * energy[live], true[live], rtol=1e-9, atol=1e-300), case.label

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from relaxprune.problems import Gram
-from relaxprune.problems.tightening import largest_share
+from relaxprune.problems.tightening import largest_tightening
 from tests.random_problems import GRAMS, Draw, make_gram
 
 
-def smallest_eigenvalue(gram: Gram, share: torch.Tensor) -> float:
+def smallest_eigenvalue(gram: Gram, tightening: torch.Tensor) -> float:
     live = gram.diagonal > 0
-    matrix = gram.correlation() - torch.diag(share[live])
+    matrix = gram.correlation() - torch.diag(tightening[live])
     return float(torch.linalg.eigvalsh(matrix)[0]) if bool(live.any()) else 0.0
 
 
 def best_by_clarabel(correlation: np.ndarray, worth: np.ndarray) -> float:
-    share = cp.Variable(len(correlation))
-    program = cp.Problem(cp.Maximize(worth @ share), [correlation - cp.diag(share) >> 0])
+    tightening = cp.Variable(len(correlation))
+    program = cp.Problem(cp.Maximize(worth @ tightening), [correlation - cp.diag(tightening) >> 0])
     program.solve(solver="CLARABEL")
     return float(program.value)
 
@@ -32,7 +32,7 @@ def test_as_large_as_clarabel_finds_it(cols, even):
     gram = Gram(make_gram("gaussian", cols, draw))
     worth = torch.ones(cols, dtype=torch.float64) if even else draw.uniform(0.05, 2, cols)
     best = best_by_clarabel(gram.correlation().numpy(), worth.numpy())
-    found = float(worth @ largest_share(gram, worth))
+    found = float(worth @ largest_tightening(gram, worth))
     assert 0.98 * best <= found <= best + 1e-6
 
 
@@ -43,9 +43,9 @@ def test_what_is_left_is_semidefinite(kind, cols):
     draw = Draw(cols)
     gram = Gram(make_gram(kind, cols, draw))
     for worth in (None, draw.uniform(0, 1, cols) ** 6):
-        share = largest_share(gram, worth)
-        assert bool(torch.isfinite(share).all()) and not bool(share[gram.diagonal == 0].any())
-        assert smallest_eigenvalue(gram, share) >= -1e-13 * cols
+        tightening = largest_tightening(gram, worth)
+        assert bool(torch.isfinite(tightening).all()) and not bool(tightening[gram.diagonal == 0].any())
+        assert smallest_eigenvalue(gram, tightening) >= -1e-13 * cols
 
 
 def test_uneven_weights_are_followed():
@@ -53,7 +53,7 @@ def test_uneven_weights_are_followed():
     gram = Gram(make_gram("gaussian", 30, draw))
     worth = torch.ones(30, dtype=torch.float64)
     worth[:3] = 50
-    assert float(largest_share(gram, worth)[:3].sum()) > float(largest_share(gram)[:3].sum())
+    assert float(largest_tightening(gram, worth)[:3].sum()) > float(largest_tightening(gram)[:3].sum())
 
 
 def test_columns_that_are_correlated_with_none_leave_whole():
@@ -61,4 +61,4 @@ def test_columns_that_are_correlated_with_none_leave_whole():
     gram = make_gram("gaussian", 12, draw)
     gram[4] = gram[:, 4] = 0
     gram[4, 4] = 3.0
-    assert float(largest_share(Gram(gram))[4]) == 1.0
+    assert float(largest_tightening(Gram(gram))[4]) == 1.0

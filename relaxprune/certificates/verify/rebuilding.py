@@ -122,10 +122,10 @@ class Terms:
         rows = len(point)
         column = np.repeat(scale, rows // len(scale))[:, None]
         method = proof.row_method.cpu().numpy()
-        share = np.full(point.shape, -shift)
-        if proof.share is not None:
-            share[method == METHODS.index("diagonal")] = floats(proof.share)
-        added = lift(share) * quadratics.diagonal()
+        tightening = np.full(point.shape, -shift)
+        if proof.tightening is not None:
+            tightening[method == METHODS.index("diagonal")] = floats(proof.tightening)
+        added = lift(tightening) * quadratics.diagonal()
         dense = proof.dense_rows.cpu().numpy()
         added[dense] = lift(floats(proof.dense_diagonal))
         weight = lift(np.zeros(rows))

@@ -92,7 +92,7 @@ class _Check:
         self.quadratics = self.rough.rational() if exact else self.rough
         self.shift = float(certificate.checks["shift"])
         self.method: Array = certificate.proof.row_method.cpu().numpy()
-        self.stored = floats(certificate.row_lower_bound)
+        self.stored = floats(certificate.block_lower_bound)
         self.height = self.rough.masks.rows_per_block()
         self.smallest: list[float] = []
 
@@ -127,7 +127,7 @@ class _Check:
             ]
         )
         size = masks.block_sum(self.rough.magnitude(mask.astype(np.float64)))
-        stored = floats(certificate.row_objective)
+        stored = floats(certificate.block_objective)
         for block in range(len(stored)):
             if not abs(found[block] - _number(stored[block], self.exact)) <= OBJECTIVE_TOLERANCE * size[block]:
                 raise CertificateError(
@@ -147,8 +147,8 @@ class _Check:
             raise CertificateError("dense_rows are not the rows whose method is sdp")
         if not np.isin(self.method, (_FW, _DIAGONAL, _SDP, _EXACT)).all():
             raise CertificateError(f"row {int(np.argmax(~np.isin(self.method, range(4))))} has an unknown method")
-        if (self.method == _DIAGONAL).any() and proof.share is None:
-            raise CertificateError("there are rows of method diagonal, but no share")
+        if (self.method == _DIAGONAL).any() and proof.tightening is None:
+            raise CertificateError("there are rows of method diagonal, but no tightening")
         weight = floats(proof.dense_weight)
         allowed = weight >= 0 if self.rough.masks.row_count is not None else weight == 0
         if not allowed.all():
@@ -178,8 +178,8 @@ class _Check:
         cols = self.problem.shape[1]
         if (self.method == _FW).any():
             self.common("rows of method fw", np.full(cols, -self.shift))
-        if (self.method == _DIAGONAL).any() and proof.share is not None:
-            self.common("rows of method diagonal", floats(proof.share))
+        if (self.method == _DIAGONAL).any() and proof.tightening is not None:
+            self.common("rows of method diagonal", floats(proof.tightening))
         masks, terms = self.rough.masks, self.terms
         for row in proof.dense_rows.tolist():
             fixed = masks.kept[row] | masks.pruned[row]
@@ -197,14 +197,14 @@ class _Check:
             self.definite(f"row {row}", *row_matrix(own, terms.part(single), 0))
         return min(self.smallest) if self.smallest else None
 
-    def common(self, what: str, share: Array) -> None:
-        """Show that G − Diag(share · diag G) is positive semidefinite, which suits every row."""
+    def common(self, what: str, tightening: Array) -> None:
+        """Show that G − Diag(tightening · diag G) is positive semidefinite, which suits every row."""
         gram = self.quadratics.gram
         live = self.rough.root > 0
         matrix = gram[live][:, live]
         places = np.arange(len(matrix))
         size = np.abs(matrix)
-        taken = (fractions(share) if self.exact else share)[live] * matrix[places, places]
+        taken = (fractions(tightening) if self.exact else tightening)[live] * matrix[places, places]
         # The matrix is scaled by the Gram's own diagonal: shares beyond it only add to the norm.
         matrix[places, places] -= taken
         self.definite(what, matrix, size)

@@ -40,8 +40,8 @@ def check_tensors(problem: Problem, certificate: Certificate) -> None:
     dense, cuts = len(proof.dense_rows), len(proof.cut_row)
     shapes = {
         "mask": (certificate.mask, (rows, cols)),
-        "row_objective": (certificate.row_objective, (blocks,)),
-        "row_lower_bound": (certificate.row_lower_bound, (blocks,)),
+        "block_objective": (certificate.block_objective, (blocks,)),
+        "block_lower_bound": (certificate.block_lower_bound, (blocks,)),
         "point": (proof.point, (rows, cols)),
         "scale": (proof.scale, (blocks,)),
         "row_method": (proof.row_method, (rows,)),
@@ -53,8 +53,8 @@ def check_tensors(problem: Problem, certificate: Certificate) -> None:
         "cut_sign": (proof.cut_sign, (cuts, 3)),
         "cut_multiplier": (proof.cut_multiplier, (cuts,)),
     }
-    if proof.share is not None:
-        shapes["share"] = (proof.share, (cols,))
+    if proof.tightening is not None:
+        shapes["tightening"] = (proof.tightening, (cols,))
     for name, (tensor, shape) in shapes.items():
         if tuple(tensor.shape) != shape:
             raise CertificateError(f"{name} has shape {tuple(tensor.shape)}, but this problem needs {shape}")

@@ -46,7 +46,7 @@ class Annealing(State):
         problem: the working problem.
         start: (rows, cols) float, feasible.
         schedule: how it goes.
-        share: (cols,), the diagonal that tightens the relaxation: θ begins with it instead of with 0.
+        tightening: (cols,), the diagonal that tightens the relaxation: θ begins with it instead of with 0.
         concave: (rows, cols), what θ multiplies in f_θ(m) = f(m) + θ Σ concave m (1 − m); None is diag(Q).
         tilt: (rows, cols), added to the half gradient at the beginning, and fading as θ rises: leads elsewhere.
     """
@@ -56,7 +56,7 @@ class Annealing(State):
         problem: Quadratic,
         start: Tensor,
         schedule: Schedule,
-        share: Tensor | None = None,
+        tightening: Tensor | None = None,
         concave: Tensor | None = None,
         tilt: Tensor | None = None,
     ) -> None:
@@ -66,12 +66,12 @@ class Annealing(State):
         self.target = self.centred.clone()  # running mean of vertices, minus ½
         # Weighted mean of the convex phase's iterates: the better tangent point.
         self.mean: Tensor | None = self.centred.clone()
-        self.share, self.concave, self.tilt, self.schedule = share, concave, tilt, schedule
+        self.tightening, self.concave, self.tilt, self.schedule = tightening, concave, tilt, schedule
         if tilt is not None:
             self.half_gradient += tilt
         self.theta: float | Tensor = 0.0
         self.progress = 0.0  # of the annealing, 0 to 1
-        if share is not None:
+        if tightening is not None:
             self._anneal_to(problem, 0.0)
         self.smooth = self.half_gradient.clone()  # running mean of half gradients
         self.hint: Tensor | None = None  # of the oracle
@@ -124,7 +124,7 @@ class Annealing(State):
             self.half_gradient.add_(self.tilt, alpha=self.progress - progress)
         self.progress = progress
         rise = progress**self.schedule.power
-        theta = rise if self.share is None else self.share + rise * (1 - self.share)
+        theta = rise if self.tightening is None else self.tightening + rise * (1 - self.tightening)
         _add_scaled(self.half_gradient, self._concave(problem), self.centred, self.theta - theta)
         self.theta = theta
 

@@ -225,9 +225,9 @@ def test_solvers_give_masks_and_valid_bounds(solver, keep, shape, fixed):
         solution = solve(problem, solver, **budget)
         assert feasible(solution.mask, 4, keep) and problem.polytope.contains(solution.mask)
         tolerance = 1e-12 * float(best.sum())
-        assert (solution.row_lower_bound.numpy() <= best + tolerance).all()
-        assert (best <= solution.row_objective.numpy() + tolerance).all()
-        assert solution.row_lower_bound.shape == (shape[0] // 4,)
+        assert (solution.block_lower_bound.numpy() <= best + tolerance).all()
+        assert (best <= solution.block_objective.numpy() + tolerance).all()
+        assert solution.block_lower_bound.shape == (shape[0] // 4,)
         if solver == "fw":
             assert solution.objective <= 1.3 * best.sum() and solution.lower_bound > 0
 
@@ -245,7 +245,7 @@ def test_bounds_hold_on_adversarial_problems(seed):
     solution = solve(problem, "fw", dtype="float64", max_iterations=40)
     scale = 1e-12 * problem.dense_energy
     assert feasible(solution.mask, group, keep)
-    assert (solution.row_lower_bound.numpy() <= best * (1 + 1e-12) + scale).all()
+    assert (solution.block_lower_bound.numpy() <= best * (1 + 1e-12) + scale).all()
     assert solution.objective >= best.sum() - scale
 
 

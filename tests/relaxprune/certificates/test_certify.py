@@ -18,10 +18,10 @@ SEEDS = st.integers(0, 2**31)
 SOLVERS = ("fw", "sparsefw", "swap", "wanda", "fw")
 
 
-def check_bounds(case: Case, row_lower_bound: torch.Tensor, best: Array) -> None:
+def check_bounds(case: Case, block_lower_bound: torch.Tensor, best: Array) -> None:
     """No slack: the bound already gives the rounding away. Extended precision judges, exact fractions in doubt."""
     problem = case.problem
-    bounds = row_lower_bound.numpy()
+    bounds = block_lower_bound.numpy()
     if bool((bounds <= best - 1e-17 * magnitude(problem.weight, problem.gram)).all()):
         return
     mask = best_mask(problem.weight, problem.gram, case.rule)
@@ -44,11 +44,11 @@ def test_bound_at_most_best_mask_at_most_objective(long_run, seed):
         best = best_values(problem.weight, problem.gram, case.rule)
         noise = 1e-14 * magnitude(problem.weight, problem.gram)
         assert case.rule.feasible(solution.mask), case.label
-        check_bounds(case, solution.row_lower_bound, best)
-        assert bool((solution.row_objective.numpy() >= best - noise).all()), case.label
+        check_bounds(case, solution.block_lower_bound, best)
+        assert bool((solution.block_objective.numpy() >= best - noise).all()), case.label
         if number % 5 == 0:
             certificate = certify(problem, solution.mask, max_iterations=30)
-            check_bounds(case, certificate.row_lower_bound, best)
+            check_bounds(case, certificate.block_lower_bound, best)
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -60,8 +60,8 @@ def test_the_bound_holds_at_any_point(kind, seed):
     best = best_values(case.problem.weight, case.problem.gram, case.rule)
     for point in (draw.uniform(0, 1, *case.rule.shape), 3 * draw.normal(*case.rule.shape)):
         bound = fw_bound(case.problem, point, 2**20)
-        check_bounds(case, bound.row_lower_bound, best)
-        assert bool(torch.isfinite(bound.row_lower_bound).all())
+        check_bounds(case, bound.block_lower_bound, best)
+        assert bool(torch.isfinite(bound.block_lower_bound).all())
         assert float(bound.row_rounding.sum()) >= 0 and bound.convexity_slack >= 0
 
 
@@ -85,7 +85,7 @@ def test_the_checks_say_how_convexity_was_proven(gram):
     assert certificate.checks["psd_method"] == proof.method and certificate.checks["precision"] == "float64"
     assert certificate.method == "fw" and certificate.rows_covered == case.problem.shape[0]
     if proof.psd:
-        assert certificate.checks["convexity_slack"] == 0 and bool((certificate.row_lower_bound >= 0).all())
+        assert certificate.checks["convexity_slack"] == 0 and bool((certificate.block_lower_bound >= 0).all())
 
 
 def test_a_shifted_bound_may_be_negative_and_is_not_clamped():
@@ -106,10 +106,10 @@ def test_a_mask_from_anywhere(name, fixed):
     mask = problem.polytope.round(Draw(3).uniform(0, 1, *SHAPE))
     certificate = certify(problem, mask)
     assert certificate.objective == pytest.approx(problem.objective(mask), rel=1e-12)
-    assert certificate.objective == float(certificate.row_objective.sum())
-    total = float(certificate.row_lower_bound.sum())
+    assert certificate.objective == float(certificate.block_objective.sum())
+    total = float(certificate.block_lower_bound.sum())
     assert total * (1 - 1e-12) <= certificate.lower_bound <= total
-    assert bool((certificate.row_lower_bound <= certificate.row_objective).all())
+    assert bool((certificate.block_lower_bound <= certificate.block_objective).all())
     best = solve(problem)
     assert 0 < certificate.lower_bound <= best.objective
     assert best.lower_bound <= certificate.objective
@@ -133,7 +133,7 @@ def test_the_memory_budget_does_not_change_the_bound():
     assert split.lower_bound == pytest.approx(whole.lower_bound, rel=1e-3)
     point = Draw(2).uniform(0, 1, *SHAPE)
     one, many = fw_bound(problem, point, 2**30), fw_bound(problem, point, 1)
-    assert torch.allclose(one.row_lower_bound, many.row_lower_bound, rtol=1e-12)
+    assert torch.allclose(one.block_lower_bound, many.block_lower_bound, rtol=1e-12)
     assert torch.allclose(one.row_rounding, many.row_rounding)
 
 
@@ -178,7 +178,7 @@ def test_a_bound_above_a_mask_is_an_error_and_never_a_closed_gap(monkeypatch):
 
     def doctored(*arguments, **options):
         bound = underestimator.tangent_bound(*arguments, **options)
-        return dataclasses.replace(bound, row_lower_bound=bound.value + 1e9)
+        return dataclasses.replace(bound, block_lower_bound=bound.value + 1e9)
 
     problem, _ = layer("row")
     mask = solve(problem, "wanda").mask

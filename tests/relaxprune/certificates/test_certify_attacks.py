@@ -59,7 +59,9 @@ def test_the_stored_proof_is_the_one_that_gave_the_bound(name):
     for method in METHODS[:3]:
         certificate = certify(problem, solve(problem, max_iterations=15), method, max_iterations=10)
         again = tangent_bound(problem, certificate.proof, 2**20, flatten=False)
-        assert torch.equal(torch.minimum(again.row_lower_bound, certificate.row_objective), certificate.row_lower_bound)
+        assert torch.equal(
+            torch.minimum(again.block_lower_bound, certificate.block_objective), certificate.block_lower_bound
+        )
 
 
 def test_a_solution_of_another_problem_is_a_hint_and_no_proof():

@@ -30,7 +30,7 @@ def test_every_method_is_valid_and_at_least_the_cheaper_ones(long_run, seed):
         problem = case.problem
         best = best_values(problem.weight, problem.gram, case.rule)
         solution = solve(problem, max_iterations=20)
-        bounds = [certify(problem, solution, method).row_lower_bound for method in METHODS]
+        bounds = [certify(problem, solution, method).block_lower_bound for method in METHODS]
         for bound in bounds:
             check_bounds(case, bound, best)
         size = torch.from_numpy(np.abs(best).astype(np.float64)) + problem.polytope.block_sum(problem.diagonal)
@@ -53,7 +53,7 @@ def test_every_method_is_valid_for_transposable_masks(long_run, seed):
         problem = MaskProblem(make_weight(kinds[1], shape, gram, draw), gram, TransposableNM(keep, group))
         best = best_bands(problem.weight, problem.gram, group, keep)
         solution = solve(problem, max_iterations=20)
-        bounds = [certify(problem, solution, method).row_lower_bound for method in METHODS]
+        bounds = [certify(problem, solution, method).block_lower_bound for method in METHODS]
         noise = 1e-17 * magnitude(problem.weight, problem.gram)
         size = torch.from_numpy(np.abs(best).astype(np.float64)) + problem.polytope.block_sum(problem.diagonal)
         for bound in bounds:
@@ -124,7 +124,7 @@ def test_chosen_rows_alone_get_the_dearer_bound():
     before = certify(problem, solution)
     for method, cheaper in (("diagonal", "fw"), ("sdp", "diagonal")):
         some = certify(problem, solution, method, rows=[3, 7])
-        better = (some.row_lower_bound > before.row_lower_bound * (1 + 1e-9)).nonzero().squeeze(1)
+        better = (some.block_lower_bound > before.block_lower_bound * (1 + 1e-9)).nonzero().squeeze(1)
         assert better.tolist() == [3, 7]
         assert some.rows_covered == 2 and some.estimate is None
         assert some.checks["rows_by_method"][cheaper] == 10

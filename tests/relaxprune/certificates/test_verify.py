@@ -53,7 +53,7 @@ def test_every_set_round_trips_and_verifies(name, fixed, tmp_path):
         save_certificate(certificate, problem.polytope, tmp_path / "c")
         loaded, description = load_certificate(tmp_path / "c")
         for item in fields(certificate):
-            if item.name in ("mask", "row_objective", "row_lower_bound"):
+            if item.name in ("mask", "block_objective", "block_lower_bound"):
                 assert torch.equal(getattr(loaded, item.name), getattr(certificate, item.name))
             elif item.name != "proof":
                 assert getattr(loaded, item.name) == getattr(certificate, item.name)
@@ -113,9 +113,9 @@ def test_too_large_for_rationals_is_refused():
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_raised_diagonal_is_found(exact):
     problem, certificate = proven("diagonal")
-    share = certificate.proof.share
+    tightening = certificate.proof.tightening
     with pytest.raises(CertificateError, match="rows of method diagonal"):
-        changed(certificate, share=share + 0.05 * share.abs()).verify(problem, exact=exact)
+        changed(certificate, tightening=tightening + 0.05 * tightening.abs()).verify(problem, exact=exact)
     problem, certificate = proven("sdp")
     dense = certificate.proof.dense_diagonal
     assert len(dense)
@@ -186,12 +186,12 @@ def test_raised_bounds_are_found(method, exact):
     with pytest.raises(CertificateError, match="sum to"):
         replace(certificate, lower_bound=certificate.lower_bound * (1 + 1e-6)).verify(problem, exact=exact)
     if method != "sdp":  # its bound gives more than that away to rounding, where ρ is large
-        raised = certificate.row_lower_bound * (1 + 1e-6)
+        raised = certificate.block_lower_bound * (1 + 1e-6)
         with pytest.raises(CertificateError, match="the bound of row"):
-            replace(certificate, row_lower_bound=raised).verify(problem, exact=exact)
-    raised = certificate.row_lower_bound * 1.02
+            replace(certificate, block_lower_bound=raised).verify(problem, exact=exact)
+    raised = certificate.block_lower_bound * 1.02
     with pytest.raises(CertificateError, match="the bound of row"):
-        replace(certificate, row_lower_bound=raised).verify(problem, exact=exact)
+        replace(certificate, block_lower_bound=raised).verify(problem, exact=exact)
 
 
 @pytest.mark.parametrize("name", POLYTOPES)

@@ -105,7 +105,7 @@ def test_solve_writes_mask_bound_and_settings(problem_file: Path, tmp_path: Path
     mask = masks["weight"]
     assert mask.shape == (6, 16) and (mask.sum(1) == 8).all()
     assert 0 <= facts["lower_bound"] <= facts["objective"]
-    assert facts["solver"] == "fw" and facts["schema_version"] == 1 and len(facts["row_objective"]) == 6
+    assert facts["solver"] == "fw" and facts["schema_version"] == 1 and len(facts["block_objective"]) == 6
     if amount[0] == "--pattern":
         from safetensors.torch import load_file
 

@@ -27,12 +27,12 @@ def check_invariants(problem: MaskProblem, solution: Solution, rule: Rule) -> No
     noise = 1e-13 * magnitude(problem.weight, problem.gram)
     by_hand = objective(problem.weight, problem.gram, solution.mask)
     assert solution.objective == pytest.approx(by_hand, rel=1e-12, abs=noise)
-    assert solution.row_objective.dtype == solution.row_lower_bound.dtype == torch.float64
+    assert solution.block_objective.dtype == solution.block_lower_bound.dtype == torch.float64
     blocks = (problem.polytope.block_count(problem.shape),)
-    assert solution.row_objective.shape == blocks and solution.row_lower_bound.shape == blocks
-    assert solution.objective == pytest.approx(float(solution.row_objective.sum()), rel=1e-12, abs=noise)
-    assert solution.lower_bound == pytest.approx(float(solution.row_lower_bound.sum()), rel=1e-12, abs=noise)
-    assert bool((solution.row_lower_bound <= solution.row_objective).all())
+    assert solution.block_objective.shape == blocks and solution.block_lower_bound.shape == blocks
+    assert solution.objective == pytest.approx(float(solution.block_objective.sum()), rel=1e-12, abs=noise)
+    assert solution.lower_bound == pytest.approx(float(solution.block_lower_bound.sum()), rel=1e-12, abs=noise)
+    assert bool((solution.block_lower_bound <= solution.block_objective).all())
     assert solution.gap == max(0.0, solution.objective - solution.lower_bound)
     if solution.objective > 0:
         assert solution.relative_gap == pytest.approx(solution.gap / solution.objective)

@@ -90,10 +90,10 @@ def test_bound_optimum_and_answers_are_in_order(polytope, seed):
     problem = problem_of(polytope, seed=seed)
     optimum = best_rows(problem)
     bounds = certify_weights(problem, torch.zeros(problem.shape), iterations=200)
-    assert all(low <= best * (1 + 1e-9) for low, best in zip(bounds.row_lower_bound.tolist(), optimum, strict=True))
+    assert all(low <= best * (1 + 1e-9) for low, best in zip(bounds.block_lower_bound.tolist(), optimum, strict=True))
     assert bounds.lower_bound > 0.02 * sum(optimum)
     for solver in MOVERS:
-        found = solve(problem, solver).row_objective.tolist()
+        found = solve(problem, solver).block_objective.tolist()
         assert all(value >= best * (1 - 1e-9) for value, best in zip(found, optimum, strict=True))
     descended = solve(problem, polish="obs-swap")
     assert descended.objective <= 1.1 * sum(optimum) and descended.polish == "obs-swap"
@@ -111,7 +111,7 @@ def test_no_bound_exceeds_the_optimum_on_hard_grams(kind, seed):
         problem = ReconstructionProblem(weight, gram, KSparse(3), damping=1e-2)
     certificate = certify_weights(problem, torch.zeros(problem.shape), iterations=30)
     noise = 1e-9 * problem.surrogate.dense_energy
-    for low, best in zip(certificate.row_lower_bound.tolist(), best_rows(problem), strict=True):
+    for low, best in zip(certificate.block_lower_bound.tolist(), best_rows(problem), strict=True):
         assert low <= best + noise
     solution = solve(problem)
     assert bool(torch.isfinite(solution.weight).all()) and solution.lower_bound <= solution.objective + noise
@@ -256,7 +256,7 @@ def test_certificates_of_badly_scaled_layers_verify(sets):
     weight = torch.where(sets.lmo(-weight.abs()) > 0.5, weight, 0.0)
     certify_weights(problem, weight).verify(problem, weight)
     split = certify_weights(problem, weight, memory_bytes=1)
-    assert torch.allclose(split.row_lower_bound, certify_weights(problem, weight).row_lower_bound)
+    assert torch.allclose(split.block_lower_bound, certify_weights(problem, weight).block_lower_bound)
 
 
 @pytest.mark.parametrize("polytope", [KSparse(6), NM(2, 4), KSparse(18, per="layer"), KSparse(6, at_most=True)])

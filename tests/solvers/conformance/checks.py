@@ -81,7 +81,7 @@ def check_mask(case: Case, solution: Solution) -> None:
     assert case.rule.feasible(mask.cpu()), f"{case.label}: infeasible {mask.int().tolist()}"
     value = case.value(mask)
     assert abs(solution.objective - value) <= case.margin, f"{case.label}: {solution.objective} is really {value}"
-    assert abs(float(solution.row_objective.sum()) - value) <= case.margin, case.label
+    assert abs(float(solution.block_objective.sum()) - value) <= case.margin, case.label
     assert solution.lower_bound <= solution.objective + case.margin, case.label
     assert solution.gap == max(0.0, solution.objective - solution.lower_bound), case.label
     assert solution.options == solver_class(solution.solver)(**solution.options).options(), case.label
@@ -96,7 +96,7 @@ def check_optimum(case: Case, solution: Solution) -> None:
     """Bound ≤ enumerated optimum ≤ objective, in every coupled block; OPTIMAL means optimal."""
     assert not solution.status.failed, f"{case.label}: {solution.status}"
     blocks = torch.from_numpy(case.best)
-    bound, objective = solution.row_lower_bound.cpu(), solution.row_objective.cpu()
+    bound, objective = solution.block_lower_bound.cpu(), solution.block_objective.cpu()
     assert bool((bound <= blocks + case.margin).all()), f"{case.label}: bounds {bound} exceed optima {blocks}"
     assert bool((objective >= blocks - case.margin).all()), f"{case.label}: {objective} is below optima {blocks}"
     if solution.status is Status.OPTIMAL:

@@ -124,10 +124,10 @@ def test_the_exact_certificate(polytope, seed: int) -> None:
         sizes = range(4) if polytope.is_at_most() else [3]
         supports = [list(kept) for size in sizes for kept in itertools.combinations(range(8), size)]
     for low, best, bound, found in zip(
-        exact.row_lower_bound.tolist(),
+        exact.block_lower_bound.tolist(),
         least(problem, supports),
-        solution.certificate.row_lower_bound.tolist(),
-        solution.row_objective.tolist(),
+        solution.certificate.block_lower_bound.tolist(),
+        solution.block_objective.tolist(),
         strict=True,
     ):
         assert bound * (1 - 1e-9) <= low <= best <= found * (1 + 1e-9)
@@ -150,7 +150,7 @@ def test_no_exact_bound_exceeds_the_optimum(kind: str, seed: int) -> None:
         assert "damping" in str(refusal)
         return
     noise = 1e-9 * problem.surrogate.dense_energy
-    for low, best in zip(exact.row_lower_bound.tolist(), least(problem, supports), strict=True):
+    for low, best in zip(exact.block_lower_bound.tolist(), least(problem, supports), strict=True):
         assert low <= best + noise
 
 

@@ -28,7 +28,7 @@ def test_no_mask_of_any_group_is_better(keep, group, fixed):
         entries = {"fixed_kept": kept, "fixed_pruned": pruned}
     problem = MaskProblem(weight, gram, NM(keep, group), **entries)
     mask = solve(problem, "swap").mask
-    value = problem.row_objective(mask)
+    value = problem.block_objective(mask)
     for chosen in itertools.combinations(range(group), keep):
         for first in range(0, cols, group):
             other = mask.clone()
@@ -37,7 +37,7 @@ def test_no_mask_of_any_group_is_better(keep, group, fixed):
             allowed = torch.ones(5, dtype=torch.bool)
             if fixed:
                 allowed = ((other | ~entries["fixed_kept"]) & ~(other & entries["fixed_pruned"])).all(dim=1)
-            assert bool((problem.row_objective(other) >= value * (1 - 1e-8))[allowed].all())
+            assert bool((problem.block_objective(other) >= value * (1 - 1e-8))[allowed].all())
 
 
 def test_two_exchanges_at_once_are_found_where_none_helps_alone():
@@ -67,12 +67,12 @@ def test_no_mask_of_any_tile_is_better(keep, group, fixed):
         entries = {"fixed_kept": kept, "fixed_pruned": pruned}
     problem = MaskProblem(weight, gram, TransposableNM(keep, group), **entries)
     mask = solve(problem, "swap").mask
-    value = problem.row_objective(mask)  # of each band
+    value = problem.block_objective(mask)  # of each band
     for tile in tile_masks(group, keep):
         for first in range(0, cols, group):
             other = mask.clone()
             other[:, first : first + group] = torch.from_numpy(tile).repeat(2, 1)
-            changed = problem.row_objective(other)
+            changed = problem.block_objective(other)
             if fixed:
                 good = (other | ~entries["fixed_kept"]) & ~(other & entries["fixed_pruned"])
                 changed[~good.view(2, -1).all(dim=1)] = torch.inf

@@ -34,8 +34,8 @@ def test_counts_hold_without_a_polish_and_the_start_is_never_beaten(seed):
     solution = solve(case.problem, IteratedLocalSearch(2), start=start, polish=None, max_iterations=30)
     assert case.rule.feasible(solution.mask), case.label
     noise = 1e-12 * float(case.problem.diagonal.sum()) * case.problem.shape[1]
-    before = case.problem.row_objective(start)
-    assert bool((solution.row_objective <= before * (1 + 1e-9) + noise).all()), case.label
+    before = case.problem.block_objective(start)
+    assert bool((solution.block_objective <= before * (1 + 1e-9) + noise).all()), case.label
 
 
 def test_finds_the_optimum_of_tiny_rows():

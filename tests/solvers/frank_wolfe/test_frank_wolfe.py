@@ -148,7 +148,7 @@ def test_converged_rows_leave_the_batch():
     problem = MaskProblem(weight, hard.gram, hard.polytope)
     solution = solve(problem, "fw", effort="fast", polish=None)
     assert solution.stats.products < 0.95 * solution.stats.iterations
-    assert solution.mask[:4, :12].all() and float(solution.row_objective[:4].sum()) == 0.0
+    assert solution.mask[:4, :12].all() and float(solution.block_objective[:4].sum()) == 0.0
 
 
 def test_a_gap_tolerance_ends_the_convex_phase_only():

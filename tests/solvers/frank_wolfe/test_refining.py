@@ -53,7 +53,7 @@ def test_more_effort_finds_better_masks(polytope):
 def test_the_best_effort_finds_most_optima_of_small_problems():
     problem = hard(KSparse(8), rows=24, cols=16)
     optimum = torch.from_numpy(best_values(problem.weight, problem.gram, Rule.groups((24, 16), 8, 16)).astype(float))
-    found = solve(problem, effort="best").row_objective
+    found = solve(problem, effort="best").block_objective
     assert bool((found >= optimum * (1 - 1e-9)).all())
     assert int((found > optimum * (1 + 1e-9)).sum()) <= 4  # of strongly correlated inputs: one annealing misses 7
 

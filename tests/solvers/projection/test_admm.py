@@ -103,12 +103,12 @@ def test_near_the_best_mask_of_small_problems(kind):
 def test_the_binary_variant_takes_only_masks_and_keeps_the_best(name, fixed):
     problem, rule = layer(name, fixed=fixed)
     start = problem.polytope.round(problem.score("wanda"))
-    seen = [problem.row_objective(start)]
+    seen = [problem.block_objective(start)]
     for _, state in states(problem, 60):
         assert rule.feasible(state.mask.bool()) and bool(((state.mask == 0) | (state.mask == 1)).all())
         if state.iteration % 10 == 0:
-            seen.append(problem.row_objective(state.mask.bool()))
-            assert torch.allclose(problem.row_objective(state.best.bool()), torch.stack(seen).amin(dim=0))
+            seen.append(problem.block_objective(state.mask.bool()))
+            assert torch.allclose(problem.block_objective(state.best.bool()), torch.stack(seen).amin(dim=0))
     solution = solve(problem, "admm", polish=None)
     assert solution.objective <= objective(problem.weight, problem.gram, start)
     assert solution.relaxed_mask is None

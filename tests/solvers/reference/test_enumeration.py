@@ -26,7 +26,7 @@ def test_agrees_with_brute_force_written_without_the_package(seed):
     assert solution.status is Status.OPTIMAL, case.label
     assert case.rule.feasible(solution.mask), case.label
     best = best_values(case.problem.weight, case.problem.gram, case.rule)
-    excess = solution.row_objective.numpy() - best
+    excess = solution.block_objective.numpy() - best
     assert (excess <= 1e-9 * np.abs(best) + 1e-13 * magnitude(case.problem.weight, case.problem.gram)).all(), case.label
 
 
@@ -90,4 +90,4 @@ def test_any_quadratic():
     solution = solve(problem, Enumerate(), start=None)
     masks = problem.polytope.vertices(problem.shape).squeeze(1).to(torch.float64)
     values = torch.einsum("vi,ij,vj->v", masks, problem.prepared.matrix, masks) + problem.linear @ masks.T
-    assert solution.row_objective == pytest.approx(values.amin(dim=1), abs=1e-12)
+    assert solution.block_objective == pytest.approx(values.amin(dim=1), abs=1e-12)

@@ -49,7 +49,7 @@ def test_agrees_with_enumeration(name, fixed, backend):
     truth, proven = solve(problem, Enumerate()), solve(problem, Exact(backend))
     assert truth.status is proven.status is Status.OPTIMAL
     assert problem.polytope.contains(proven.mask)
-    assert proven.row_objective.tolist() == pytest.approx(truth.row_objective.tolist(), rel=1e-9)
+    assert proven.block_objective.tolist() == pytest.approx(truth.block_objective.tolist(), rel=1e-9)
 
 
 @pytest.mark.parametrize("backend", ["scip", "daqp"])
