@@ -1,4 +1,4 @@
-"""A modifier for llm-compressor (0.13 or newer): masks by optimisation inside its `oneshot`.
+"""A modifier for llm-compressor (0.13 or newer): masks by optimisation inside its ``oneshot``.
 
 From Python the modifier is an object in the recipe; from a YAML recipe it is found once this module is imported:
 

@@ -1,6 +1,6 @@
 """One weight of a module that other code owns: what it is multiplied with, and its mask in the shape it is stored in.
 
-What every adapter needs and `prune_model` has its own way of: there, layers share Grams and come one after the other.
+What every adapter needs and ``prune_model`` has its own way of: there, layers share Grams and come one after the other.
 """
 
 from __future__ import annotations

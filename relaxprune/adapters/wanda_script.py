@@ -1,8 +1,8 @@
 """For scripts written like Wanda's (arXiv 2306.11695): statistics gathered by a forward hook, then a mask per layer.
 
-`LayerStatistics` stands where such a script has ``WrappedGPT``, and `pruned_mask` where it ranks the weights. In these
-scripts a mask is True where a weight is PRUNED, and ``prune_n:prune_m`` PRUNES n of every m columns; everywhere else in
-relaxprune True and N mean KEPT. What is here follows the scripts.
+``LayerStatistics`` stands where such a script has ``WrappedGPT``, and ``pruned_mask`` where it ranks the weights. In
+these scripts a mask is True where a weight is PRUNED, and ``prune_n:prune_m`` PRUNES n of every m columns; everywhere
+else in relaxprune True and N mean KEPT. What is here follows the scripts.
 
 >>> import torch
 >>> layer = torch.nn.Linear(8, 4)

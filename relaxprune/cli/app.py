@@ -2,7 +2,7 @@
 
 Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, told in one
 sentence on stderr; 3 finished, with something the user must see (each is told on stderr and kept in the result);
-130 interrupted. Only a `RelaxPruneError` is bad input: any other exception is an error inside, whatever its type.
+130 interrupted. Only a ``RelaxPruneError`` is bad input: any other exception is an error inside, whatever its type.
 
 Nothing here imports torch: each command does when it is called, so that help and version answer at once.
 """

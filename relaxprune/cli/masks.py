@@ -97,7 +97,7 @@ def compact_folder(folder: Folder, out: NewFolder) -> None:
 def restore_folder(
     folder: Annotated[Path, typer.Argument(help="A folder that `masks compact` wrote.")], out: NewFolder
 ) -> None:
-    """Undo `compact`, and say whether every byte is as it was."""
+    """Undo ``compact``, and say whether every byte is as it was."""
     from relaxprune.masks.compact import restore
 
     with interruptible(), door():

@@ -59,7 +59,7 @@ def solve_file(
     device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None,
     seed: Seed = 0,
 ) -> int:
-    """Solve one layer: a file with `weight` and `gram` gives a mask and a proven bound."""
+    """Solve one layer: a file with ``weight`` and ``gram`` gives a mask and a proven bound."""
     from safetensors.torch import save
 
     from relaxprune.runs.mask_file import write_masks

@@ -112,8 +112,8 @@ def evaluate_tasks(
     Args:
         model: runs where it is, in its own dtype; training flags and random state are as before afterwards.
         tokenizer: the model's own.
-        tasks: names of tasks, groups or tags, such as ``["boolq", "arc_easy"]``, or what `open_tasks` gave for them.
-        options: see `TaskOptions`.
+        tasks: names of tasks, groups or tags, such as ``["boolq", "arc_easy"]``, or what ``open_tasks`` gave for them.
+        options: see ``TaskOptions``.
 
     Raises:
         RelaxPruneError: lm-eval is not installed, a name is unknown, a task's data cannot be loaded, or it has no

@@ -39,16 +39,16 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
     Args:
         batches: an iterable (generators too) of tensors, which become the model's first argument, or of mappings,
             which become its keyword arguments. An integer tensor of one dimension is one window of tokens. A
-            2-D `attention_mask` marks padding with 0, and a `decoder_attention_mask` that of a decoder of its own.
+            2-D ``attention_mask`` marks padding with 0, and a ``decoder_attention_mask`` that of a decoder of its own.
 
     Raises:
         RelaxPruneError: no batch, a batch of another type, or padding that no mask marks.
     """
     if isinstance(batches, (str, bytes, Mapping)):
-        raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}.")
+        raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}")
     read = [_read_batch(batch, index) for index, batch in enumerate(batches)]
     if not read:
-        raise RelaxPruneError("batches must hold at least one batch, got an empty iterable.")
+        raise RelaxPruneError("batches must hold at least one batch, got an empty iterable")
     return read
 
 
@@ -58,7 +58,7 @@ def _read_batch(batch: Any, index: int) -> Batch:
         window = batch.dim() == 1 and not batch.is_floating_point()
         return Batch((batch.unsqueeze(0) if window else batch,), {})
     if not isinstance(batch, Mapping):
-        raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}.")
+        raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}")
     kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
     return Batch((), kwargs, *(_padding(kwargs, name, index) for name in ("attention_mask", "decoder_attention_mask")))
 
@@ -70,7 +70,7 @@ def _padding(kwargs: Mapping[str, Any], name: str, index: int) -> Tensor | None:
         return None
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise RelaxPruneError(f"{name} must have the shape (batch, tokens), got {shape} in batch {index}.")
+        raise RelaxPruneError(f"{name} must have the shape (batch, tokens), got {shape} in batch {index}")
     kept = mask != 0
     return None if bool(kept.all()) else kept
 
@@ -96,7 +96,7 @@ def _without_first(batch: Batch, tokens: int, index: int) -> Batch:
     if ids is None:
         raise RelaxPruneError(
             f"skip_tokens is {tokens}, for which batches must hold token ids of shape (windows, length), got none in "
-            f"batch {index}."
+            f"batch {index}"
         )
     labels = _token_ids(batch, "labels")
     decoder = _token_ids(batch, "decoder_input_ids")
@@ -110,7 +110,7 @@ def _without_first(batch: Batch, tokens: int, index: int) -> Batch:
             if not bool(kept.any()):
                 raise RelaxPruneError(
                     f"skip_tokens must leave tokens to count, got {tokens} with windows of {kept.shape[1]} in batch "
-                    f"{index}."
+                    f"{index}"
                 )
         marked.append(kept)
     return replace(batch, kept=marked[0], decoder_kept=marked[1])
@@ -125,7 +125,7 @@ def _token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters; `refuse_unsupported` makes sure that there is one only."""
+    """Return the device of the model's parameters; ``refuse_unsupported`` makes sure that there is one only."""
     return next(model.parameters()).device
 
 
@@ -145,25 +145,25 @@ def refuse_unsupported(model: nn.Module) -> None:
         RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, or adapters.
     """
     if not isinstance(model, nn.Module):
-        raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+        raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     devices = {parameter.device for parameter in model.parameters()}
     if not devices:
-        raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any.")
+        raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
     if any(device.type == "meta" for device in devices):
-        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading.")
+        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading")
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one.")
+        raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):
-        raise RelaxPruneError("model must be without adapters, got peft modules; merge_and_unload() them first.")
+        raise RelaxPruneError("model must be without adapters, got peft modules; merge_and_unload() them first")
 
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, no key-value cache, experts one by one; then everything as it was.
 
-    Also after an exception: training flags are restored module by module, `use_cache` and the way of the experts config
-    by config, and the random state of the CPU and of the model's device as a whole.
+    Also after an exception: training flags are restored module by module, ``use_cache`` and the way of the experts
+    config by config, and the random state of the CPU and of the model's device as a whole.
     """
     training = [(module, module.training) for module in model.modules()]
     configs = _configs(model, "use_cache")
@@ -183,7 +183,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             for config, _ in configs:
                 config.use_cache = False
             for config, _ in experts:
-                config._experts_implementation = "eager"  # expert by expert, as `ExpertListener` needs it
+                config._experts_implementation = "eager"  # expert by expert, as ``ExpertListener`` needs it
             yield
         finally:
             for module, flag in training:

@@ -21,7 +21,7 @@ _SECOND = ("weight", "other", "tensor2")  # what they call the matrix
 class ExpertListener(TorchFunctionMode):
     """Tells of every product with an expert's matrix while it is entered.
 
-    The models' own loop over experts, which `borrowed` has them use, takes the tokens of each expert by an index and
+    The models' own loop over experts, which ``borrowed`` has them use, takes the tokens of each expert by an index and
     multiplies them with its matrix, a view into the parameter that is known by where it begins. The second matrix of an
     expert reads what the first one gave, in the same order of tokens.
     """

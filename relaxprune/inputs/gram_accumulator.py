@@ -31,7 +31,7 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
 class GramAccumulator:
     """Running Gram of all tokens seen so far.
 
-    Float32 and 16-bit activations are multiplied in float32, in chunks of at most `CHUNK_TOKENS` tokens, and the
+    Float32 and 16-bit activations are multiplied in float32, in chunks of at most ``CHUNK_TOKENS`` tokens, and the
     chunks are summed in float64, so another split of the same tokens changes the result by rounding only (about 1e-7
     of the diagonal). Float64 activations are multiplied in float64. Keeps 8 bytes per entry, and one product of
     4 bytes per entry while it adds.
@@ -51,13 +51,13 @@ class GramAccumulator:
             features: width of the inputs, at least 1.
             device: where the sum lives; the activations are multiplied where they are.
             limit: tokens with ‖x‖² above it get the weight limit / ‖x‖², all others 1; the mean is a weighted one.
-            halves: keep the sum of the odd batches apart too, for `halves`; 8 bytes more per entry.
+            halves: keep the sum of the odd batches apart too, for ``halves``; 8 bytes more per entry.
 
         Raises:
-            RelaxPruneError: `features` is not positive.
+            RelaxPruneError: ``features`` is not positive.
         """
         if features < 1:
-            raise RelaxPruneError(f"features must be at least 1, got {features}.")
+            raise RelaxPruneError(f"features must be at least 1, got {features}")
         self.features = features
         self.tokens = 0
         self.weight = 0.0
@@ -92,7 +92,7 @@ class GramAccumulator:
                 if not bool(torch.isfinite(product.diagonal()).all()):
                     raise RelaxPruneError(
                         f"{where} overflow when squared in {compute}; their largest entry is "
-                        f"{float(chunk.abs().max()):.3g}."
+                        f"{float(chunk.abs().max()):.3g}"
                     )
                 self._count(product.to(self._sum.device), weight, odd=batch % 2 == 1)
         self.tokens += tokens.shape[0]
@@ -102,11 +102,11 @@ class GramAccumulator:
         if inputs.dim() == 0 or inputs.shape[-1] != self.features or not inputs.is_floating_point():
             raise RelaxPruneError(
                 f"{where} must be a float tensor with {self.features} features in its last dimension, "
-                f"got {inputs.dtype} of shape {tuple(inputs.shape)}."
+                f"got {inputs.dtype} of shape {tuple(inputs.shape)}"
             )
         tokens = real_tokens(inputs.detach(), kept, where)
         if not bool(torch.isfinite(tokens).all()):
-            raise RelaxPruneError(f"{where} contain NaN or Inf; load the model in another dtype or drop that batch.")
+            raise RelaxPruneError(f"{where} contain NaN or Inf; load the model in another dtype or drop that batch")
         return tokens
 
     def _weighted(self, chunk: Tensor) -> tuple[Tensor, float]:
@@ -135,7 +135,7 @@ class GramAccumulator:
             RelaxPruneError: no token was counted.
         """
         if self.tokens == 0:
-            raise RelaxPruneError("a Gram needs at least one token that is not padding, got none.")
+            raise RelaxPruneError("a Gram needs at least one token that is not padding, got none")
         mean = self._sum / self.weight
         # A product of a matrix with its own transpose is symmetric only up to rounding: the two halves are averaged.
         mean.add_(mean.T.clone()).mul_(0.5)
@@ -207,5 +207,5 @@ def real_tokens(inputs: Tensor, kept: Tensor | None, where: str) -> Tensor:
         return inputs
     raise RelaxPruneError(
         f"{where} have shape {tuple(inputs.shape)}, which cannot be matched with an attention mask of shape "
-        f"{tuple(kept.shape)}; give batches without padding, or exclude this layer."
+        f"{tuple(kept.shape)}; give batches without padding, or exclude this layer"
     )

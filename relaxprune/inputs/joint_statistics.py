@@ -47,7 +47,7 @@ class JointAccumulator(GramAccumulator):
             where: the subject of error messages.
 
         Raises:
-            RelaxPruneError: as `add`, for the dense model.
+            RelaxPruneError: as ``add``, for the dense model.
         """
         if inputs.shape != dense.shape:
             self.aligned = False

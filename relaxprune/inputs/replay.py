@@ -22,7 +22,7 @@ from .tree import flatten, map_tree, rebuild
 
 @dataclass(frozen=True)
 class Link:
-    """Tensor number `index` of what block `block` puts out."""
+    """Tensor number ``index`` of what block ``block`` puts out."""
 
     block: int
     index: int
@@ -30,7 +30,7 @@ class Link:
 
 @dataclass
 class Call:
-    """What a block was called with: `skeleton` is (args, kwargs) with a slot for each entry of `leaves`."""
+    """What a block was called with: ``skeleton`` is (args, kwargs) with a slot for each entry of ``leaves``."""
 
     leaves: list[Tensor | Link]
     skeleton: Any

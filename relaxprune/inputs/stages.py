@@ -18,7 +18,7 @@ from .replay import Tape, record_all
 from .statistics import StatisticsCollector
 from .tree import flatten
 
-logger = logging.getLogger("relaxprune")
+_logger = logging.getLogger("relaxprune")
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,5 +215,5 @@ def block_propagation(model: nn.Module, blocks: BlockList, batches: Sequence[Bat
     tapes, reason = record_all(model, blocks.modules, batches)
     if not reason:
         return Replay(blocks.modules, batches, tapes), "replay"
-    logger.info("the blocks %r are not replayed, the whole model is run for each: %s", blocks.name, reason)
+    _logger.info("the blocks %r are not replayed, the whole model is run for each: %s", blocks.name, reason)
     return Rerun(model, batches), f"rerun: {reason}"

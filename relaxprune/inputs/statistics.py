@@ -72,7 +72,7 @@ class StatisticsCollector:
         Args:
             layers: the layers to listen to.
             multiply: False to find out only who shares what and in which order.
-            of_decoder: names of the layers whose padding is `Batch.decoder_kept`; all others have `Batch.kept`.
+            of_decoder: names of the layers whose padding is ``Batch.decoder_kept``; all others have ``Batch.kept``.
             halves: keep the sums of even and odd batches apart.
         """
         self.groups: list[GramGroup] = [GramGroup(tuple(layers), None)] if layers else []
@@ -151,7 +151,7 @@ class StatisticsCollector:
             if rows is None:
                 raise RelaxPruneError(
                     f"which tokens expert {layer.name!r} reads is not known, so that padding cannot be told; give "
-                    "batches without padding, or exclude this layer."
+                    "batches without padding, or exclude this layer"
                 )
             inputs = inputs[kept.reshape(-1).to(rows.device)[rows]]
         if len(inputs):
@@ -208,7 +208,7 @@ class StatisticsCollector:
             if reading.tensor._version != reading.version:
                 raise RelaxPruneError(
                     f"the input of layer {layer.name!r} is changed in place after the layer has read it; "
-                    f"set inplace=False in the modules beside it, or exclude the layer."
+                    f"set inplace=False in the modules beside it, or exclude the layer"
                 )
             yield layer.columns(reading.tensor)
 

@@ -21,9 +21,9 @@ from .tree import flatten
 
 
 def decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: Sequence[Batch]) -> frozenset[str]:
-    """Return the names of the layers that read the decoder's tokens, whose padding is `decoder_attention_mask`'s.
+    """Return the names of the layers that read the decoder's tokens, whose padding is ``decoder_attention_mask``'s.
 
-    All other layers read the tokens of `attention_mask`. Runs the model only where that makes a difference: for
+    All other layers read the tokens of ``attention_mask``. Runs the model only where that makes a difference: for
     encoder-decoder models with padding, batch after batch until every layer was reached.
 
     Raises:
@@ -47,7 +47,7 @@ def decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: S
         if len(streams) != 1 or None in streams:
             raise RelaxPruneError(
                 f"layer {name!r} must read the tokens of either the encoder or the decoder, got "
-                f"{'both' if len(streams) > 1 else 'neither'}; give batches without padding, or exclude this layer."
+                f"{'both' if len(streams) > 1 else 'neither'}; give batches without padding, or exclude this layer"
             )
     return frozenset(name for name, streams in watch.streams.items() if "decoder" in streams)
 
@@ -123,14 +123,14 @@ def _refuse_unmarked(batch: Batch, index: int) -> None:
     if isinstance(labels, Tensor) and batch.kwargs.get("decoder_attention_mask") is None and bool((labels < 0).any()):
         raise RelaxPruneError(
             f"labels must come with a decoder_attention_mask where they hold padding (negative entries), "
-            f"got none in batch {index}."
+            f"got none in batch {index}"
         )
 
 
 def _names_two_streams(model: nn.Module, batches: Sequence[Batch]) -> bool:
     """Tell whether a model that names no decoder may have one all the same, or is itself one that reads an encoder.
 
-    An encoder taken out of its model keeps the whole model's config, which says `is_encoder_decoder`.
+    An encoder taken out of its model keeps the whole model's config, which says ``is_encoder_decoder``.
     """
     arguments = {name for batch in batches for name in batch.kwargs}
     parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
@@ -150,7 +150,7 @@ def _required_stack(model: nn.Module, name: str) -> nn.Module:
     if stack is None:
         raise RelaxPruneError(
             f"model must name its {name} (get_{name}) so that padding can be told apart, got a "
-            f"{type(model).__name__} that does not; give batches without padding."
+            f"{type(model).__name__} that does not; give batches without padding"
         )
     return stack
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of leaf number `index` in a skeleton."""
+    """The place of leaf number ``index`` in a skeleton."""
 
     index: int
 
@@ -44,7 +44,7 @@ def map_tree(tree: Any, leaf_type: type, change: Callable[[Any], Any]) -> Any:
 
 
 def flatten(tree: Any) -> tuple[list[Tensor], Any]:
-    """Split a tree into its tensors and a skeleton that has a `Slot` in place of each."""
+    """Split a tree into its tensors and a skeleton that has a ``Slot`` in place of each."""
     leaves: list[Tensor] = []
 
     def take(leaf: Tensor) -> Slot:
@@ -55,5 +55,5 @@ def flatten(tree: Any) -> tuple[list[Tensor], Any]:
 
 
 def rebuild(skeleton: Any, leaves: Sequence[Tensor]) -> Any:
-    """Put one tensor into each `Slot` of a skeleton."""
+    """Put one tensor into each ``Slot`` of a skeleton."""
     return map_tree(skeleton, Slot, lambda slot: leaves[slot.index])

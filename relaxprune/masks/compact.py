@@ -38,7 +38,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Restored:
-    """What `restore` wrote and checked.
+    """What ``restore`` wrote and checked.
 
     Attributes:
         tensors: number of tensors, each as it was, bit by bit.
@@ -55,7 +55,7 @@ def compact(folder: Path, out: Path) -> tuple[int, int]:
     """Write a model's folder without the zeros of its weights.
 
     Args:
-        folder: what `relaxprune prune` wrote, or any other checkpoint in safetensors.
+        folder: what ``relaxprune prune`` wrote, or any other checkpoint in safetensors.
         out: new folder, outside ``folder``; it gets every other file of ``folder`` as it is. It appears when complete.
 
     Returns:
@@ -80,7 +80,7 @@ def compact(folder: Path, out: Path) -> tuple[int, int]:
 
 
 def restore(folder: Path, out: Path) -> Restored:
-    """Undo `compact`.
+    """Undo ``compact``.
 
     Args:
         folder: what ``compact`` wrote.

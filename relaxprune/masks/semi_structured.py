@@ -33,7 +33,7 @@ class Verdict:
 
 
 def check_folder(folder: Path) -> list[Verdict]:
-    """Judge every pruned matrix of a checkpoint by the rules that `torch.sparse.to_sparse_semi_structured` has.
+    """Judge every pruned matrix of a checkpoint by the rules that ``torch.sparse.to_sparse_semi_structured`` has.
 
     Two dimensions; at most two of every four consecutive entries of a row are not 0 (one of two in float32); a dtype
     and multiples of rows and columns that the backend's table of constraints has. The device is not judged.

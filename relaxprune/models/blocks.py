@@ -16,7 +16,7 @@ class BlockList:
     """The blocks that are pruned one after another.
 
     Attributes:
-        name: name of the `nn.ModuleList`; "" when the model has none and is pruned layer by layer.
+        name: name of the ``nn.ModuleList``; "" when the model has none and is pruned layer by layer.
         names: names of the blocks.
         modules: the blocks, in the order of the list.
     """
@@ -36,8 +36,8 @@ NO_BLOCKS = BlockList("", (), ())
 def find_blocks(model: nn.Module, layers: Sequence[PrunableLayer]) -> BlockList:
     """Choose the list of blocks to prune one after another.
 
-    A candidate is an `nn.ModuleList` whose every element has prunable layers, not nested in an element of another
-    candidate (experts inside a block are no blocks). Candidates inside the model's decoder (`get_decoder`, which
+    A candidate is an ``nn.ModuleList`` whose every element has prunable layers, not nested in an element of another
+    candidate (experts inside a block are no blocks). Candidates inside the model's decoder (``get_decoder``, which
     transformers models have) go first, so that a vision tower is not taken for the language model; then the one with
     the most prunable weights, then the first.
 
@@ -46,7 +46,7 @@ def find_blocks(model: nn.Module, layers: Sequence[PrunableLayer]) -> BlockList:
         layers: all its prunable layers.
 
     Returns:
-        The chosen list, or `NO_BLOCKS`.
+        The chosen list, or ``NO_BLOCKS``.
     """
     names = {module: name for name, module in model.named_modules()}
     candidates = _candidates(model, layers)

@@ -28,7 +28,7 @@ def first_line(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from ``path``; raises `RelaxPruneError` naming the file if it does not hold one."""
+    """Read a JSON object from ``path``; raises ``RelaxPruneError`` naming the file if it does not hold one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -116,7 +116,7 @@ def _missing_sentence(folder: Path, name: str) -> str:
 
 
 def check_whole(path: Path) -> int:
-    """Return the size of ``path`` in bytes; raises `RelaxPruneError` if it is empty or a git-LFS pointer."""
+    """Return the size of ``path`` in bytes; raises ``RelaxPruneError`` if it is empty or a git-LFS pointer."""
     size = path.stat().st_size
     if size == 0:
         raise RelaxPruneError(f"{path} is empty (0 bytes): fetch it again")

@@ -34,7 +34,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def check_length(model: PreTrainedModel, length: int) -> None:
-    """Raise `RelaxPruneError` if windows of ``length`` tokens are longer than the positions that ``model`` knows."""
+    """Raise ``RelaxPruneError`` if windows of ``length`` tokens are longer than the positions that ``model`` knows."""
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(known, int) and length > known:
         raise RelaxPruneError(f"length {length} exceeds the {known} positions of the model: use at most {known}")

@@ -29,7 +29,7 @@ class _Cursor:
     at: int = 0
 
     def scalar(self, letter: str) -> int | float | bool:
-        """Read one little-endian number of the given `struct` letter."""
+        """Read one little-endian number of the given ``struct`` letter."""
         value: int | float | bool = struct.unpack_from(f"<{letter}", self.data, self.at)[0]
         self.at += struct.calcsize(letter)
         return value

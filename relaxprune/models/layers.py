@@ -67,11 +67,11 @@ class PrunableLayer:
         return self.as_matrix(self.stored)
 
     def as_matrix(self, stored: Tensor) -> Tensor:
-        """Return a tensor of the shape of `stored`, such as a mask, as (rows, cols)."""
+        """Return a tensor of the shape of ``stored``, such as a mask, as (rows, cols)."""
         return stored.T if self.transposed else stored.flatten(1)
 
     def as_stored(self, matrix: Tensor) -> Tensor:
-        """Return a tensor (rows, cols) in the shape of `stored`, on the device of the weight."""
+        """Return a tensor (rows, cols) in the shape of ``stored``, on the device of the weight."""
         stored = self.stored
         return (matrix.T if self.transposed else matrix.reshape(stored.shape)).to(stored.device)
 
@@ -93,7 +93,7 @@ class PrunableLayer:
 
         Args:
             mask: (rows, cols) bool, True = kept.
-            weight: (rows, cols) as `matrix` has it, any float dtype, or None.
+            weight: (rows, cols) as ``matrix`` has it, any float dtype, or None.
 
         Raises:
             RelaxPruneError: another dtype or shape of one of them; nothing is written.
@@ -109,12 +109,12 @@ class PrunableLayer:
         if mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
             raise RelaxPruneError(
                 f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}."
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         if weight is not None and not (weight.is_floating_point() and tuple(weight.shape) == self.shape):
             raise RelaxPruneError(
                 f"the new values of {self.parameter!r} must be floats of shape {self.shape}, "
-                f"got {weight.dtype} of shape {tuple(weight.shape)}."
+                f"got {weight.dtype} of shape {tuple(weight.shape)}"
             )
 
     def columns(self, inputs: Tensor) -> Tensor:
@@ -143,11 +143,11 @@ class PrunableLayer:
 
 
 def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the vectors that a module's weight is multiplied with; see `PrunableLayer.columns`."""
+    """Return the vectors that a module's weight is multiplied with; see ``PrunableLayer.columns``."""
     if not isinstance(module, nn.Conv2d):
         return inputs
     images = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
-    # Holds (left, right, top, bottom) for every way of writing `padding`, "same" included.
+    # Holds (left, right, top, bottom) for every way of writing ``padding``, "same" included.
     margins = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = functional.pad(images, margins, mode=mode)
@@ -159,7 +159,7 @@ def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLaye
     """Sort every parameter with two or more dimensions into prunable layers and skipped ones.
 
     Returns:
-        The layers in the order of `model.named_modules()`, and the rest with a reason each. Parameters with fewer
+        The layers in the order of ``model.named_modules()``, and the rest with a reason each. Parameters with fewer
         dimensions (biases, norms) are no matrices and appear in neither.
     """
     names = _names_by_storage(model)
@@ -242,7 +242,7 @@ def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> 
 
     Args:
         kind: "include" or "exclude", for the message.
-        patterns: fnmatch patterns on module names (`*` also matches dots).
+        patterns: fnmatch patterns on module names (``*`` also matches dots).
         names: names of all prunable layers.
 
     Raises:
@@ -254,7 +254,7 @@ def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> 
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
         raise RelaxPruneError(
             f"{kind} pattern {pattern!r} matches none of the {len(names)} prunable layers; "
-            f"names look like {', '.join(map(repr, near)) or 'nothing, for there are none'}."
+            f"names look like {', '.join(map(repr, near)) or 'nothing, for there are none'}"
         )
 
 
@@ -268,7 +268,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[
 
     Args:
         model: changed in place.
-        masks: parameter name -> (rows, cols) bool, True = kept; (rows, cols) as in `PrunableLayer.matrix`.
+        masks: parameter name -> (rows, cols) bool, True = kept; (rows, cols) as in ``PrunableLayer.matrix``.
         weights: parameter name -> (rows, cols), new values of weights that moved.
 
     Raises:
@@ -280,9 +280,9 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[
     unknown = sorted(set(masks) - set(layers))
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(layers), n=3)
-        raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}.")
+        raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}")
     if bare := sorted(set(moved) - set(masks)):
-        raise RelaxPruneError(f"weights names {bare[0]!r}, for which there is no mask.")
+        raise RelaxPruneError(f"weights names {bare[0]!r}, for which there is no mask")
     for parameter, mask in masks.items():
         layers[parameter].refuse_misfit(mask, moved.get(parameter))
     for parameter, mask in masks.items():

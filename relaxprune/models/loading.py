@@ -25,7 +25,7 @@ from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_log = logging.getLogger("relaxprune")
+_logger = logging.getLogger("relaxprune")
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -41,7 +41,7 @@ class LoadOptions:
     """How to load a model.
 
     Attributes:
-        device: a `torch.device` name; None leaves the model where transformers loads it.
+        device: a ``torch.device`` name; None leaves the model where transformers loads it.
         dtype: "auto" keeps every tensor in the checkpoint's own dtype, whatever its config says, and computes in the
             one that most of it is stored in; bfloat16, float16, float32 or float64 cast all of it.
         revision: branch, tag or commit of a hub model.
@@ -73,7 +73,7 @@ class LoadedModel:
     Attributes:
         model: in evaluation mode, dense weights, on the device and in the dtype of the options.
         tokenizer: the model's own.
-        source: what `load_model` was given.
+        source: what ``load_model`` was given.
         commit: the hub commit that was read; None where there is none.
         description: JSON-ready facts for a report: kind, package, license, dtype, checkpoint_dtypes (elements of each),
             device, attn_implementation, revision, commit, unexpected_keys.
@@ -91,8 +91,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
 
     Args:
         source: a hub id (``owner/name``), a local folder, a ``.gguf`` file (dequantised to a dense model), or an alias
-            of `SOURCES` such as ``smollm2-135m``. An alias wins over a folder of that name; ``./name`` is the folder.
-        options: see `LoadOptions`. A hub token is taken from the environment variable HF_TOKEN only.
+            of ``SOURCES`` such as ``smollm2-135m``. An alias wins over a folder of that name; ``./name`` is the folder.
+        options: see ``LoadOptions``. A hub token is taken from the environment variable HF_TOKEN only.
 
     Raises:
         FileNotFoundError: ``source`` looks like a path and does not exist.
@@ -131,7 +131,7 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
         "unexpected_keys": sorted(info["unexpected_keys"]),
     }
     if info["unexpected_keys"]:
-        _log.warning("model %s: tensors that the model does not use: %s", source, _some(info["unexpected_keys"]))
+        _logger.warning("model %s: tensors that the model does not use: %s", source, _some(info["unexpected_keys"]))
     return LoadedModel(model, _load_tokenizer(source, checkpoint, options), source, checkpoint.commit, description)
 
 

@@ -1,6 +1,6 @@
 """Where a model comes from: an installed package, a local folder, a ``.gguf`` file or the hub.
 
-Every way ends in a local folder, so that one set of checks (`checkpoint.py`) sees every model before it is loaded.
+Every way ends in a local folder, so that one set of checks (``checkpoint.py``) sees every model before it is loaded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def resolve_source(source: str, *, revision: str | None, cache_dir: str | None, 
     """Return the local checkpoint behind ``source``, downloading from the hub only where nothing local fits.
 
     Args:
-        source: an alias of `SOURCES`, a folder, a ``.gguf`` file, or a hub id (``owner/name``).
+        source: an alias of ``SOURCES``, a folder, a ``.gguf`` file, or a hub id (``owner/name``).
         revision: branch, tag or commit of a hub model; an error for anything else, which has no revisions.
         cache_dir: the hub cache; None for its usual place.
         remote_code: also fetch the Python files of a hub model.

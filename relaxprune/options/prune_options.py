@@ -46,7 +46,7 @@ class PruneOptions:
         gap_tolerance: relative gap at which the convex phase of a layer ends.
         seed: random seed of the solver.
         memory_budget_bytes: bound on the solver's temporaries, None for the solver's own.
-        certify: method that proves the bound of every layer: "fw", "diagonal" or "sdp", as in `relaxprune.certify`;
+        certify: method that proves the bound of every layer: "fw", "diagonal" or "sdp", as in ``relaxprune.certify``;
             None leaves it at what the solver proves by itself.
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
@@ -90,7 +90,7 @@ class PruneOptions:
         """
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
-                raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}.")
+                raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}")
         check_start(self.start)
         check_polish(self.polish)
         check_seed(self.seed)
@@ -193,9 +193,9 @@ class Target:
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
             got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none of them"
-            raise RelaxPruneError(f"give exactly one of sparsity, pattern and polytope, got {got}.")
+            raise RelaxPruneError(f"give exactly one of sparsity, pattern and polytope, got {got}")
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}.")
+            raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}")
         if self.pattern is not None:
             NM.from_pattern(self.pattern)
         if self.sparsity is not None:
@@ -203,7 +203,7 @@ class Target:
         elif self.allocation.kind != "uniform":
             raise RelaxPruneError(
                 f"allocation {self.allocation.kind!r} shares out a sparsity, got {', '.join(given)}; leave it out or "
-                "give sparsity instead."
+                "give sparsity instead"
             )
 
     def with_counts(self, counts: Mapping[str, int]) -> Target:

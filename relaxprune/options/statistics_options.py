@@ -28,7 +28,7 @@ class StatisticsOptions:
         token_cap: a_t = min(1, token_cap · median ‖x‖² / ‖x_t‖²), so that no token weighs more than that many of the
             usual ones; the median is over the tokens of the layer that count and are not zero. None for a = 1. Takes
             one more pass.
-        shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see `shrinkage.estimate`).
+        shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see ``shrinkage.estimate``).
     """
 
     collect: str = "block"

@@ -25,7 +25,7 @@ class BlockRecord:
         masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
             where the module stores the transpose.
         layers: one report for each mask.
-        seconds: stage -> seconds spent until now, as in `PruneReport`; a run that is continued counts on from them.
+        seconds: stage -> seconds spent until now, as in ``PruneReport``; a run that is continued counts on from them.
         permutations: the orders of channels that the masks are for, empty where none was asked for.
         weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
         tuning: what tuning the block as a whole has gained, None where it was not.

@@ -109,12 +109,12 @@ class LayerReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
-        """Undo `to_dict`.
+        """Undo ``to_dict``.
 
         Raises:
             RelaxPruneError: missing or unknown keys.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(data) != names:
-            raise RelaxPruneError(f"a layer report must have exactly the keys {sorted(names)}, got {sorted(data)}.")
+            raise RelaxPruneError(f"a layer report must have exactly the keys {sorted(names)}, got {sorted(data)}")
         return cls(**data)

@@ -22,14 +22,14 @@ UNREACHED = "no batch reached it"
 
 @dataclass
 class Ledger:
-    """The books of one call of `prune_model`.
+    """The books of one call of ``prune_model``.
 
     Attributes:
         planned: number of layers to prune.
         on_event: called when blocks and layers start and end.
         stages: number of stages.
         carried: stage -> seconds of the sessions before this one.
-        the others: as in `PruneReport`.
+        the others: as in ``PruneReport``.
     """
 
     planned: int
@@ -69,7 +69,7 @@ class Ledger:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a `with` block to one of the report's stages."""
+        """Add the time of a ``with`` block to one of the report's stages."""
         start = time.perf_counter()
         try:
             yield

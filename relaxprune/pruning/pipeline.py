@@ -59,31 +59,30 @@ def prune_model(
 
     Everything is checked before the first forward pass. A layer whose solver breaks down keeps the mask that the
     solver started from, and its report's status says so. Pruned weights become +0.0; kept ones keep their bits, unless
-    `options.weights` is "refit": then they get new values. The
-    model's training flags, `use_cache`, hooks and the random state are as before when this returns or raises; after an
-    exception the blocks finished so far stay pruned.
+    ``options.weights`` is "refit": then they get new values. The model's training flags, ``use_cache``, hooks and the
+    random state are as before when this returns or raises; after an exception the blocks finished so far stay pruned.
 
     Args:
         model: any module on one device; transformers language models are pruned in their blocks only, unless
-            `options.include` says otherwise.
+            ``options.include`` says otherwise.
         batches: iterable, read once, of tensors (the model's first argument) or mappings (its keyword arguments;
-            an `attention_mask` of shape (batch, tokens) marks padding with 0, which never counts, and a
-            `decoder_attention_mask` that of an encoder-decoder model's other tokens).
-        sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
+            an ``attention_mask`` of shape (batch, tokens) marks padding with 0, which never counts, and a
+            ``decoder_attention_mask`` that of an encoder-decoder model's other tokens).
+        sparsity: fraction to prune in every row. Give exactly one of this, ``pattern`` and ``polytope``.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
         allocation: how the sparsity is shared among layers and rows: "uniform", "layer", "owl", "model", or an
-            `Allocation` with options. With "owl" and "model" a first pass over the dense model decides the layers'
+            ``Allocation`` with options. With "owl" and "model" a first pass over the dense model decides the layers'
             counts; then all layers together lose at most floor(sparsity * weights), less what no whole entry of every
             row fits into. Layers that this pass does not reach, but the blocks once pruned do, have the sparsity.
-        solver: name or instance, as for `solve`; None is "fw", and "reconstruct" where weights move.
-        options: which layers, and with how much effort; the defaults of `PruneOptions` if None.
-        recorder: keeps finished blocks; blocks that it has are applied instead of solved. A `CertificateRecorder` keeps
-            the certificates too.
+        solver: name or instance, as for ``solve``; None is "fw", and "reconstruct" where weights move.
+        options: which layers, and with how much effort; the defaults of ``PruneOptions`` if None.
+        recorder: keeps finished blocks; blocks that it has are applied instead of solved. A ``CertificateRecorder``
+            keeps the certificates too.
         on_event: called when blocks and layers start and end; its exceptions end the run.
-        **solver_options: options of the solver, as for `solve`. With `options.certify` "diagonal" or "sdp" fw's
-            `tighten` is "diagonal" unless it is given here: certificates go on from there. An instance's "none" counts
-            as not given.
+        **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp"
+            fw's ``tighten`` is "diagonal" unless it is given here: certificates go on from there. An instance's "none"
+            counts as not given.
 
     Returns:
         The report, with the masks.
@@ -119,7 +118,7 @@ def prune_model(
 
 @dataclass
 class _Run:
-    """One call of `prune_model`: what was asked for, and how it is done."""
+    """One call of ``prune_model``: what was asked for, and how it is done."""
 
     model: nn.Module
     survey: Survey
@@ -236,7 +235,7 @@ class _Run:
         if set(reports) != set(record.masks) or not set(reports) <= set(by_parameter):
             raise RelaxPruneError(
                 f"the record of block {stage.index} must have a mask and a report for layers of that block only, "
-                f"got masks of {sorted(record.masks)} and reports of {sorted(reports)}."
+                f"got masks of {sorted(record.masks)} and reports of {sorted(reports)}"
             )
         apply_permutations(self.model, record.permutations)
         self.books.permutations += record.permutations

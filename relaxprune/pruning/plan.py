@@ -33,7 +33,7 @@ class Prediction:
     """What a run is expected to take on this machine.
 
     Attributes:
-        seconds: by stage, as `PruneReport.seconds` has them; empty where `unknown` says why.
+        seconds: by stage, as ``PruneReport.seconds`` has them; empty where ``unknown`` says why.
         peak_bytes: the largest resident size of the process.
         unknown: why the time is not predicted, or "".
     """
@@ -79,14 +79,14 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """All that a run will and will not touch. `str()` gives a table.
+    """All that a run will and will not touch. ``str()`` gives a table.
 
     Attributes:
         layers: what will be pruned, if a batch reaches it.
         skipped: every other matrix, with a reason.
         blocks: name of the list of blocks, "" when the model is pruned layer by layer.
-        estimated_bytes: memory of a run, about, as `estimate_bytes` counts it.
-        polytope: what was asked for, as in `Target.to_dict`.
+        estimated_bytes: memory of a run, about, as ``estimate_bytes`` counts it.
+        polytope: what was asked for, as in ``Target.to_dict``.
         certificates: what is proven of every layer, in words; "" for what the solver proves by itself.
         model_bytes: what of the estimate is the model itself.
         prediction: time and peak memory on this machine, or None where nothing was tried.
@@ -149,13 +149,13 @@ def survey_model(
     layers, left = select_layers(model, found, blocks, options)
     if not layers:
         raise RelaxPruneError(
-            f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone."
+            f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone"
         )
     check_tunable(options.tune, layers, blocks)
     planned = []
     for layer in layers:
         if not bool(torch.isfinite(layer.stored).all()):
-            raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf.")
+            raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf")
         rows, cols = layer.shape
         keep = target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
         planned.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))

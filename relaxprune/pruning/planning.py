@@ -31,18 +31,18 @@ def plan_model(
     solver: Solver | None = None,
     batches: Iterable[Any] | None = None,
 ) -> PrunePlan:
-    """Say what `prune_model` would do; without batches nothing runs.
+    """Say what ``prune_model`` would do; without batches nothing runs.
 
     Args:
         model: any module.
-        sparsity: fraction to prune in every row. Give exactly one of this, `pattern` and `polytope`.
+        sparsity: fraction to prune in every row. Give exactly one of this, ``pattern`` and ``polytope``.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
         options: which layers, and how much memory the solver may take.
-        allocation: how the sparsity is shared, as for `prune_model`; a pass that decides it is in no prediction.
+        allocation: how the sparsity is shared, as for ``prune_model``; a pass that decides it is in no prediction.
         tokens: number of calibration tokens, for the memory estimate.
         solver: what will find the masks, to be asked whether it takes every layer; None to ask nothing.
-        batches: the calibration batches as `prune_model` takes them, to try a window, the products and a few
+        batches: the calibration batches as ``prune_model`` takes them, to try a window, the products and a few
             iterations for a few seconds, and predict time and peak memory; needs a solver.
 
     Raises:

@@ -92,7 +92,7 @@ class Trial:
 
 
 def predict(model: nn.Module, survey: Survey, batches: Sequence[Batch], trial: Trial) -> Prediction:
-    """Predict a run of `prune_model` over ``batches``, by trying it for a few seconds.
+    """Predict a run of ``prune_model`` over ``batches``, by trying it for a few seconds.
 
     One window goes through the model; each distinct shape is solved on made-up inputs for a few iterations, on some of
     its rows; the rest is multiplication.

@@ -27,7 +27,7 @@ class SkippedLayer:
     """A weight that was not pruned, and why.
 
     Attributes:
-        name: module name, or parameter name where the module has no `weight`.
+        name: module name, or parameter name where the module has no ``weight``.
         reason: a short clause.
     """
 
@@ -47,7 +47,7 @@ class PruneEvent:
         layer_index: layers finished or skipped before this event.
         layers: number of layers in the plan.
         report: the layer's report, for "layer_done".
-        seconds_elapsed: since the start of `prune_model`.
+        seconds_elapsed: since the start of ``prune_model``.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class PruneEvent:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """The result of `prune_model`.
+    """The result of ``prune_model``.
 
     Attributes:
         layers: one report per pruned layer, in the order of pruning.
@@ -70,9 +70,9 @@ class PruneReport:
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
             layers' shares, if any), statistics, solve (and judge, with Wanda's mask for comparison), propagate,
             record, total. A continued run counts the sessions before it, each until its last finished block.
-        polytope: what was asked for, as in `Target.to_dict`.
+        polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
-        options: all of `PruneOptions`, and the effective options of the solver as "solver_options".
+        options: all of ``PruneOptions``, and the effective options of the solver as "solver_options".
         propagation: "replay" (blocks were run on stored inputs), "rerun" (the whole model was run for each block) or
             "rerun: REASON" when the model has blocks that cannot be replayed.
         masks: parameter name -> (rows, cols) bool on the CPU, True = kept, of the weights in their new order.

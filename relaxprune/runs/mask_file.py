@@ -92,7 +92,7 @@ class PackedMasks(Mapping[str, Tensor]):
     """The masks of a file as ``read_masks`` gives them, each unpacked when it is asked for: to eight times its size."""
 
     def __init__(self, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Hold masks that `pack_mask` made, with the shape that each had."""
+        """Hold masks that ``pack_mask`` made, with the shape that each had."""
         self._packed, self.shapes = packed, shapes
 
     def __getitem__(self, name: str) -> Tensor:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RECORD_NAME = "relaxprune.json"
 _WORK_NAME = ".relaxprune"
 _BLOCK_KEYS = {"block", "layers", "permutations", "seconds", "tuning"}
-_log = logging.getLogger("relaxprune")
+_logger = logging.getLogger("relaxprune")
 
 
 class RunFolder:
@@ -314,5 +314,5 @@ class RunFolder:
     def _drop_unused(self, block_index: int) -> None:
         """Delete the records that no earlier step of this session used, for block ``block_index`` has none."""
         for index in sorted({*self.solved_blocks} - self._used):
-            _log.warning("block %d has no record: block %d is solved again", block_index, index)
+            _logger.warning("block %d has no record: block %d is solved again", block_index, index)
             self._block_path(index).unlink()

@@ -68,7 +68,7 @@ def durable_path(target: Path) -> Iterator[Path]:
 
 
 def sweep_scratch(folder: Path) -> None:
-    """Remove what writers that were killed left under ``folder``: files whose names are those of `durable_path`."""
+    """Remove what writers that were killed left under ``folder``: files whose names are those of ``durable_path``."""
     for path in folder.rglob(".*.part"):
         if _SCRATCH.fullmatch(path.name) and path.is_file():
             path.unlink()

@@ -1,7 +1,7 @@
 """Where calibration and evaluation text comes from, with the two kept apart at the source.
 
-A `TextSource` has two parts, "calibration" and "evaluation", which never share text: the official splits where there
-are some, otherwise a cut of one text. It yields documents; `calibration.py` cuts them into token windows.
+A ``TextSource`` has two parts, "calibration" and "evaluation", which never share text: the official splits where there
+are some, otherwise a cut of one text. It yields documents; ``calibration.py`` cuts them into token windows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from relaxprune.models.checkpoint import first_line
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 
-_log = logging.getLogger("relaxprune")
+_logger = logging.getLogger("relaxprune")
 
 Part = Literal["calibration", "evaluation"]
 
@@ -196,7 +196,7 @@ def _require_datasets(source: str) -> Any:
 def _load_split(source: str, *arguments: str, **options: Any) -> Documents:
     """Load one split through ``datasets``; scripts are never run, and a failure is one sentence."""
     datasets = _require_datasets(source)
-    _log.info("text source %s: loading %s", source, ", ".join(arguments))
+    _logger.info("text source %s: loading %s", source, ", ".join(arguments))
     try:
         # Only the environment's token is used; False stops the library from reading a stored one.
         return _Rows(datasets.load_dataset(*arguments, token=os.environ.get("HF_TOKEN") or False, **options))

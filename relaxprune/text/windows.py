@@ -60,7 +60,7 @@ class TokenWindows:
     Attributes:
         tokens: (windows, length) int64 on the CPU.
         source: what was asked for.
-        sha256: of the shape and the tokens, see `tokens_sha256`.
+        sha256: of the shape and the tokens, see ``tokens_sha256``.
         description: JSON-ready facts: source, windows, length, seed, hashes, versions.
     """
 
@@ -117,7 +117,7 @@ def calibration_windows(
     Args:
         source: "builtin", "c4", "wikitext2", the path of a text file, or "self" (sampled from ``model``).
         tokenizer: the model's; "self" uses only its start token, and takes None.
-        options: see `CalibrationOptions`.
+        options: see ``CalibrationOptions``.
         model: needed for "self" only, and left as it was.
 
     Raises:
@@ -144,7 +144,7 @@ def evaluation_windows(
     Non-overlapping, remainder dropped; ``options.windows=None`` takes all of them. ``options.seed`` is not used.
 
     Raises:
-        RelaxPruneError: as `calibration_windows`, and for "self", which holds no text out.
+        RelaxPruneError: as ``calibration_windows``, and for "self", which holds no text out.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions(windows=None)
@@ -157,10 +157,10 @@ def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource |
     """Open what windows are taken from; needs no model, so that a wrong source is refused before one is loaded.
 
     Returns:
-        The text, as `open_text` opens it; None for "self", which is sampled.
+        The text, as ``open_text`` opens it; None for "self", which is sampled.
 
     Raises:
-        RelaxPruneError: as `open_text`, and for "self" as evaluation, for it holds no text out.
+        RelaxPruneError: as ``open_text``, and for "self" as evaluation, for it holds no text out.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     if source != "self":

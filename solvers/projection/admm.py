@@ -16,7 +16,7 @@ from ..base import CHECK_EVERY, needs_weights
 from ..gap import within_gap
 from ..loop import NEGLIGIBLE, IterativeSolver, Plan, State
 
-_LOG = logging.getLogger("relaxprune")
+_logger = logging.getLogger("relaxprune")
 _LEVELS = 20  # values of ρ that the binary variant rises through
 _RISE = 3.0  # from rho / 3 to 3 rho
 _BALANCE, _FACTOR = 1.5, 1.5  # residuals further apart than this change ρ by this
@@ -61,7 +61,7 @@ class Factors:
         shifted.diagonal().add_(rho)
         factor, info = torch.linalg.cholesky_ex(shifted)
         if int(info):
-            _LOG.warning("admm: G + %g I is indefinite; %g of the diagonal is added in the solver", rho, _DAMPING)
+            _logger.warning("admm: G + %g I is indefinite; %g of the diagonal is added in the solver", rho, _DAMPING)
             shifted.diagonal().add_(_DAMPING * self.gram.diagonal())
             factor = torch.linalg.cholesky(shifted)
         return torch.cholesky_inverse(factor).mul_(rho).to(self.root.dtype)

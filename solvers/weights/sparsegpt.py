@@ -13,7 +13,7 @@ from relaxprune.problems import NM, Gram, KSparse, MaskProblem, Problem, RelaxPr
 
 from ..base import Answer, Run, Solver, Status, block_bytes, needs_weights
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger("relaxprune")
 _MATRICES = 5  # (rows, cols) float64 tensors held at once
 _TRIES = 6  # damping is raised tenfold until the Gram can be factorised
 
@@ -150,6 +150,6 @@ def upper_factor(gram: Gram, damping: float) -> Tensor | None:
             factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not int(failed):
                 if attempt:
-                    _LOG.warning("sparsegpt: a damping of %g was needed to factorise the Gram", wanted / gram.scale)
+                    _logger.warning("sparsegpt: a damping of %g was needed to factorise the Gram", wanted / gram.scale)
                 return factor
     return None

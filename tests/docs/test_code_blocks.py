@@ -11,7 +11,7 @@ import pytest
 
 from .blocks import ROOT, RUNS, SHOWS, Block, blocks, commands, pages, parse
 
-# Set-up commands change the machine and are what `make test` has just done: they are skipped by this visible rule.
+# Set-up commands change the machine and are what ``make test`` has just done: they are skipped by this visible rule.
 SET_UP = ("make", "pip", "python -m pip", "python3 -m venv", "git", "cd", "source")
 COMMAND_SECONDS = 300
 PAGES = pages()

@@ -1,4 +1,4 @@
-"""The modifier inside llm-compressor's own `oneshot`; runs in the environment of `make test-llm-compressor`."""
+"""The modifier inside llm-compressor's own ``oneshot``; runs in the environment of ``make test-llm-compressor``."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def test_mypy_finds_an_injected_error_in_each_folder(tmp_path: Path) -> None:
             file.write('\n_INJECTED: int = "not a number"\n')
     (tmp_path / "dist").mkdir()
     broken = install_clean(build_wheel(source, tmp_path / "dist"), tmp_path / "environment")
-    # With the cache of `make types`, torch and transformers are not analysed again: seconds instead of half a minute.
+    # With the cache of ``make types``, torch and transformers are not analysed again: seconds instead of half a minute.
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")),

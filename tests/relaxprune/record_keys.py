@@ -7,7 +7,7 @@ from typing import Any
 
 
 def documented_keys() -> set[str]:
-    """The keys in the tables of docs/run-folder.md under `relaxprune.json`, with the key that their heading names."""
+    """The keys in the tables of docs/run-folder.md under ``relaxprune.json``, with the key that their heading names."""
     page = (Path(__file__).parents[2] / "docs/run-folder.md").read_text(encoding="utf-8")
     keys, prefix = set(), ""
     for line in page.partition("## `relaxprune.json`")[2].partition("\n## ")[0].splitlines():

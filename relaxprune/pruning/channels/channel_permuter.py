@@ -58,7 +58,7 @@ class ChannelPermuter:
         blocks: its blocks.
         pattern: the masks' set.
         seed: of the search.
-        of_decoder: names of the layers that read the decoder's tokens, as for `StatisticsCollector`.
+        of_decoder: names of the layers that read the decoder's tokens, as for ``StatisticsCollector``.
     """
 
     model: nn.Module

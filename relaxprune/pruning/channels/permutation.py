@@ -55,5 +55,5 @@ class Permutation:
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(data) != names:
-            raise RelaxPruneError(f"a permutation must have exactly the keys {sorted(names)}, got {sorted(data)}.")
+            raise RelaxPruneError(f"a permutation must have exactly the keys {sorted(names)}, got {sorted(data)}")
         return cls(**{**data, **{name: tuple(data[name]) for name in _TUPLES}})

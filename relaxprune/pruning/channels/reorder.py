@@ -42,7 +42,7 @@ def permute(layers: Mapping[str, PrunableLayer], permutation: Permutation, *, un
     """
     for name in (permutation.layer, *permutation.producers):
         if name not in layers:
-            raise RelaxPruneError(f"the permutation of {permutation.layer!r} names {name!r}, which is no such layer.")
+            raise RelaxPruneError(f"the permutation of {permutation.layer!r} names {name!r}, which is no such layer")
     consumer, producers = layers[permutation.layer], [layers[name] for name in permutation.producers]
     columns = _order(permutation.columns, consumer.shape[1], permutation.layer, undo)
     orders = [_order(permutation.rows, producer.shape[0], producer.name, undo) for producer in producers]
@@ -58,7 +58,7 @@ def _order(numbers: tuple[int, ...], size: int, name: str, undo: bool) -> Tensor
     """Return an order as a tensor, or its inverse; refuse one that is no order of ``size`` channels."""
     order = torch.tensor(numbers, dtype=torch.int64)
     if sorted(numbers) != list(range(size)):
-        raise RelaxPruneError(f"the order of {name!r} must be one of its {size} channels, got {len(numbers)} numbers.")
+        raise RelaxPruneError(f"the order of {name!r} must be one of its {size} channels, got {len(numbers)} numbers")
     return order.argsort() if undo else order
 
 

@@ -35,9 +35,9 @@ def allocate(
     Args:
         allocation: of kind "owl" or "model".
         sparsity: of the whole model.
-        shown: the layers with their Grams, as `dense_grams` shows them; read once.
+        shown: the layers with their Grams, as ``dense_grams`` shows them; read once.
         blocks: layer name -> index of its block, None outside of the blocks.
-        sensitivity: for "model", layer name -> what a unit of its error counts, from `sensitivities`.
+        sensitivity: for "model", layer name -> what a unit of its error counts, from ``sensitivities``.
 
     Returns:
         layer name -> entries pruned of every row, for every layer that was shown (for "model": and has a

@@ -53,7 +53,7 @@ def sensitivities(
         for (layer, _), gradient in zip(pairs, gradients, strict=True):
             size = 0.0 if gradient is None else float(gradient.to(torch.float64).square().sum())
             if not size < float("inf"):
-                raise RelaxPruneError(f"the gradient at the output of layer {layer.name!r} holds NaN or Inf.")
+                raise RelaxPruneError(f"the gradient at the output of layer {layer.name!r} holds NaN or Inf")
             found[layer.name] = found.get(layer.name, 0.0) + size / layer.shape[0]
         tokens += count
         if tokens >= TOKENS and len(found) == len(layers):
@@ -63,7 +63,7 @@ def sensitivities(
 
 @contextmanager
 def _outputs(model: nn.Module, layers: Sequence[PrunableLayer]) -> Iterator[dict[str, list[Tensor]]]:
-    """Let gradients flow, and collect what the layers put out in the forward passes of a `with` block."""
+    """Let gradients flow, and collect what the layers put out in the forward passes of a ``with`` block."""
     frozen = [item for item in model.parameters() if item.is_floating_point() and not item.requires_grad]
     seen: dict[str, list[Tensor]] = {}
 
@@ -95,7 +95,7 @@ def _loss(output: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor
         return cross_entropy(scores, labels.to(scores.device), reduction="sum"), len(scores)
     leaves = [leaf for leaf in flatten(output)[0] if leaf.requires_grad]
     if not leaves:
-        raise RelaxPruneError("model must put out a tensor that depends on its weights, for allocation 'model'.")
+        raise RelaxPruneError("model must put out a tensor that depends on its weights, for allocation 'model'")
     total = leaves[0].new_zeros((), dtype=torch.float32)
     for leaf in leaves:
         signs = torch.randint(0, 2, leaf.shape, generator=generator).mul_(2).sub_(1)

@@ -1,4 +1,4 @@
-"""torch.nn.utils.prune: our methods are torch's own kind, compose with others, and hold the mask of `solve`."""
+"""torch.nn.utils.prune: our methods are torch's own kind, compose with others, and hold the mask of ``solve``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.ao.pruning: prepare, calibrate, step and squash_mask give the masks of `solve`."""
+"""torch.ao.pruning: prepare, calibrate, step and squash_mask give the masks of ``solve``."""
 
 from __future__ import annotations
 

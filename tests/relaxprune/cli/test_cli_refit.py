@@ -1,4 +1,4 @@
-"""`relaxprune solve --refit`: a mask and new weights for one layer."""
+"""``relaxprune solve --refit``: a mask and new weights for one layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-eval: plain acc on a task in a local folder, without a network, in Python and by `relaxprune eval --tasks`."""
+"""lm-eval: plain acc on a task in a local folder, without a network, in Python and by ``relaxprune eval --tasks``."""
 
 from __future__ import annotations
 

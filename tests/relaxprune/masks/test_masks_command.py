@@ -1,4 +1,4 @@
-"""`relaxprune masks`: what it says of masks, and that what it converts comes back bit by bit."""
+"""``relaxprune masks``: what it says of masks, and that what it converts comes back bit by bit."""
 
 from __future__ import annotations
 

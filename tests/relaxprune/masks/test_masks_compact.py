@@ -1,4 +1,4 @@
-"""`masks compact` and `restore`: nothing of a checkpoint is lost, and a failure leaves nothing behind."""
+"""``masks compact`` and ``restore``: nothing of a checkpoint is lost, and a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one sentence with which a `masks` command refuses."""
+    """The one sentence with which a ``masks`` command refuses."""
     capsys.readouterr()
     assert main(["masks", *map(str, words)]) == 2
     error = capsys.readouterr().err.strip()

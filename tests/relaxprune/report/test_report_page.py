@@ -1,4 +1,4 @@
-"""`relaxprune report`: what the page says, that a browser shows it, and what is refused."""
+"""``relaxprune report``: what the page says, that a browser shows it, and what is refused."""
 
 from __future__ import annotations
 
