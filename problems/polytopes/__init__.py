@@ -1,7 +1,7 @@
 """The sets of masks: each a polytope whose vertices are the feasible masks, with an exact and cheap linear oracle."""
 
 from .base import Polytope as Polytope
-from .base import polytope_from_dict as polytope_from_dict
+from .description import polytope_from_dict as polytope_from_dict
 from .face import Face as Face
 from .ksparse import KSparse as KSparse
 from .nm import NM as NM

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import RelaxPruneError
+from .selection import in_box, with_fixed
 from .vertices import block_vertices
 
 Shape = tuple[int, int]
 
 FIXED_COUNTS = ("fixed_kept", "fixed_pruned")  # what a face says of its entries in ``to_dict``
-_KINDS: dict[str, type[Polytope]] = {}
+KINDS: dict[str, type[Polytope]] = {}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Polytope(ABC):
         """Register the set under its ``kind``, so that files can name it."""
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
-            _KINDS[cls.kind] = cls
+            KINDS[cls.kind] = cls
 
     @abstractmethod
     def validate(self, shape: Shape) -> None:
@@ -209,6 +209,34 @@ class Polytope(ABC):
         masks = block_vertices(height * shape[1], cells, keep, self.is_at_most(), kept, pruned)
         return masks.view(-1, height, shape[1])
 
+    @property
+    def label(self) -> str:
+        """What sentences call the set."""
+        return self.kind
+
+    def separable(self, shape: Shape) -> bool:
+        """Tell whether every entry of a (rows, cols) mask has one count only.
+
+        Exchanges inside rows (inside groups of columns) then keep all counts.
+        """
+        cells, _ = self.cells(shape)
+        return cells.numel() == self.rows_per_block(shape) * shape[1]
+
+    def loosened(self) -> Polytope:
+        """Return the set with the same fixed entries and no counts: rows become independent.
+
+        Where the set is ``separable``, a search by exchanges over the looser set never leaves this one.
+        """
+        return AnyMask()
+
+    def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
+        """Return the set of the columns from ``start`` to ``stop`` of a (rows, cols) mask.
+
+        Masks of neighbouring parts, from the first column to the last, make up a mask of this set. None where the set
+        cannot be cut there.
+        """
+        return self if (start, stop) == (0, shape[1]) else None
+
     def rows(self, index: Tensor | slice) -> Polytope:
         """Return the set for a selection of whole coupled blocks, given by their rows."""
         return self
@@ -249,86 +277,39 @@ class Polytope(ABC):
         return (per_block if repeat == 1 else per_block.repeat_interleave(repeat)).unsqueeze(1)
 
 
-def polytope_from_dict(values: dict[str, Any]) -> Polytope:
-    """Build the set that ``Polytope.to_dict`` described.
+@dataclass(frozen=True)
+class AnyMask(Polytope):
+    """{m ∈ [0, 1]^(rows × cols)}: no counts, so that rows are independent. What every set is loosened to."""
 
-    Raises:
-        RelaxPruneError: an unknown set, wrong options, or the description of a ``Face``, which lacks its entries.
-    """
-    options = dict(values)
-    fixed = [name for name in FIXED_COUNTS if name in options]
-    if fixed:
-        raise RelaxPruneError(
-            f"polytope has {' and '.join(fixed)} as counts only, so the fixed entries are unknown: "
-            "build the set without them, and give the masks to Face"
-        )
-    kind = options.pop("kind", None)
-    if kind not in _KINDS:
-        raise RelaxPruneError(f"polytope kind is {kind!r}; known kinds are {', '.join(sorted(_KINDS))}")
-    build: Callable[..., Polytope] = _KINDS[kind]
-    try:
-        return build(**options)
-    except TypeError as error:
-        raise RelaxPruneError(f"polytope of kind {kind!r} cannot be built from {options}: {error}") from error
+    kind: ClassVar[str] = "any"
 
+    def validate(self, shape: Shape) -> None:
+        """Accept every shape."""
 
-def with_fixed(values: Tensor, kept: Tensor | None, pruned: Tensor | None, kept_value: float) -> Tensor:
-    """Return ``values`` (rows, cols) with ``kept_value`` where ``kept`` is set and its opposite where ``pruned`` is."""
-    if kept is not None:
-        values = values.masked_fill(kept, kept_value)
-    return values if pruned is None else values.masked_fill(pruned, -kept_value)
+    def kept(self, shape: Shape) -> int:
+        """Return the number of entries: all may be kept."""
+        return shape[0] * shape[1]
 
+    def is_at_most(self) -> bool:
+        """Tell that fewer entries may be kept."""
+        return True
 
-def whole_number(name: str, value: object, low: int) -> None:
-    """Raise unless ``value`` is an int of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise RelaxPruneError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    def lmo(self, gradient: Tensor) -> Tensor:
+        """Take the entries below 0."""
+        return (gradient < 0).to(gradient.dtype)
 
+    def round(self, point: Tensor) -> Tensor:
+        """Keep the entries above 0."""
+        return point > 0
 
-def smallest(scores: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` smallest entries of each row of ``scores`` (rows, n) with 1, in the dtype of ``scores``.
+    def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
+        """Tell whether the box holds up to ``tolerance``."""
+        return in_box(point.to(torch.float64), tolerance)
 
-    Exact in count; ties fall as ``torch.topk`` breaks them, as ``Polytope.lmo`` says.
-    """
-    cols = scores.shape[1]
-    if count >= cols:
-        return torch.ones_like(scores)
-    vertex = torch.zeros_like(scores)
-    if count == 0:
-        return vertex
-    # The smaller side is selected: topk's cost grows with the number selected.
-    pick = min(count, cols - count)
-    index = scores.topk(pick, dim=1, largest=pick != count, sorted=False).indices
-    vertex.scatter_(1, index, 1.0)
-    return vertex if pick == count else vertex.neg_().add_(1.0)
+    def room(self, mask: Tensor) -> Tensor:
+        """Return the pruned entries."""
+        return ~mask
 
-
-def largest_stable(scores: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` largest entries of each row of ``scores`` (rows, n) as bool; ties go to the lowest index."""
-    if count == 0 or count >= scores.shape[1]:
-        return torch.full_like(scores, count > 0, dtype=torch.bool)
-    threshold = scores.topk(count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-    above = scores > threshold
-    tied = scores == threshold
-    room = count - above.sum(dim=1, keepdim=True)
-    return above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))
-
-
-def thresholds(lines: Tensor, keep: int, at_most: bool) -> Tensor:
-    """Return the ``keep``-th smallest value of each line, at most 0 where fewer may be kept: (lines, n), expanded."""
-    if not 0 < keep < lines.shape[1]:
-        return torch.zeros_like(lines)
-    values = lines.kthvalue(keep, dim=1, keepdim=True).values
-    return (values.clamp(max=0) if at_most else values).expand_as(lines).contiguous()
-
-
-def counts_within(counts: Tensor, target: int, at_most: bool, tolerance: float) -> bool:
-    """Tell whether every count is ``target`` (at most ``target``), up to ``tolerance``."""
-    excess = counts - target
-    worst = excess.amax() if at_most else excess.abs().amax()
-    return bool(worst <= tolerance)
-
-
-def in_box(point: Tensor, tolerance: float) -> bool:
-    """Tell whether every entry lies in [0, 1] up to ``tolerance``; NaN does not."""
-    return bool(((point >= -tolerance) & (point <= 1 + tolerance)).all())
+    def with_share(self, share: float) -> Polytope:
+        """Refuse: there is no count to take a share of."""
+        raise RelaxPruneError("a set of all masks has no count to take a share of; give it one, such as KSparse(keep)")

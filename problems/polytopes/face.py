@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import check_mask
 from ..errors import RelaxPruneError
-from .base import FIXED_COUNTS, Polytope, Shape, with_fixed
+from .base import FIXED_COUNTS, Polytope, Shape
+from .selection import with_fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +42,8 @@ class Face(Polytope):
         """Raise RelaxPruneError when the fixed entries leave no feasible mask."""
         self.base.validate(shape)
         for name, entries in zip(FIXED_COUNTS, self.fixed(), strict=True):
-            if entries is None:
-                continue
-            if not isinstance(entries, Tensor):
-                raise RelaxPruneError(f"{name} must be a bool mask of shape {tuple(shape)}, got {entries!r}")
-            if entries.dtype != torch.bool or tuple(entries.shape) != tuple(shape):
-                got = f"{entries.dtype} of shape {tuple(entries.shape)}"
-                raise RelaxPruneError(f"{name} must be a bool mask of shape {tuple(shape)}, got {got}")
+            if entries is not None:
+                check_mask(name, entries, shape)
         kept, pruned = self.kept_entries, self.pruned_entries
         if kept is not None and pruned is not None and bool((kept & pruned).any()):
             raise RelaxPruneError("fixed_kept and fixed_pruned share entries, and an entry cannot be both")
@@ -56,6 +53,11 @@ class Face(Polytope):
             raise RelaxPruneError(
                 "fixed_kept and fixed_pruned leave no feasible mask: some count is exceeded or cannot be reached"
             )
+
+    @property
+    def label(self) -> str:
+        """What sentences call the base set."""
+        return self.base.label
 
     def kept(self, shape: Shape) -> int:
         """Return the number of kept entries of the base set."""
@@ -98,6 +100,14 @@ class Face(Polytope):
     def with_share(self, share: float) -> Polytope:
         """Return the base's set of that share with the same fixed entries, which are then among the first chosen."""
         return Face(self.base.with_share(share), self.kept_entries, self.pruned_entries)
+
+    def loosened(self) -> Face:
+        """Return the same fixed entries in the set of all masks."""
+        return Face(self.base.loosened(), self.kept_entries, self.pruned_entries)
+
+    def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
+        """Cut nowhere: where columns are filled evenly the fixed entries of one part may be more than its count."""
+        return self if (start, stop) == (0, shape[1]) else None
 
     def at_most_set(self) -> Face:
         """Return the same face of the base's "at most" set."""

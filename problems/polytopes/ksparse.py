@@ -8,9 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..checks import whole_number
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, thresholds, whole_number
+from .base import Polytope, Shape
 from .projection import project_capped
+from .selection import counts_within, in_box, largest_stable, smallest, thresholds
 from .threshold import nearly_smallest
 
 
@@ -105,6 +107,13 @@ class KSparse(Polytope):
     def is_at_most(self) -> bool:
         """Tell whether fewer entries may be kept."""
         return self.at_most
+
+    def on_columns(self, start: int, stop: int, shape: Shape) -> KSparse:
+        """Return the set that keeps as many as are due from ``start`` to ``stop`` when columns are filled evenly."""
+        rows, cols = shape
+        done, now = (self.keep * end // cols for end in (start, stop))
+        width = (1 if self.per == "row" else rows) * (stop - start)
+        return KSparse(min(now - done, width), self.per, self.at_most)
 
     def lmo(self, gradient: Tensor) -> Tensor:
         """Take the ``keep`` smallest entries; with ``at_most`` only those below 0."""

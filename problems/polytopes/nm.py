@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import whole_number
 from ..errors import RelaxPruneError
-from .base import Polytope, Shape, counts_within, in_box, largest_stable, smallest, thresholds, whole_number
+from .base import Polytope, Shape
 from .projection import project_capped
+from .selection import counts_within, in_box, largest_stable, smallest, thresholds
 
 _PAIRWISE_LIMIT = 8  # comparing all pairs of a group beats a selection up to about this group size
 
@@ -80,6 +82,10 @@ class NM(Polytope):
     def is_at_most(self) -> bool:
         """Tell whether fewer entries may be kept."""
         return self.at_most
+
+    def on_columns(self, start: int, stop: int, shape: Shape) -> NM | None:
+        """Return the set itself, between groups."""
+        return None if start % self.group or stop % self.group else self
 
     def lmo(self, gradient: Tensor) -> Tensor:
         """Take the ``keep`` smallest entries of each group; with ``at_most`` only those below 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import smallest
+from .selection import smallest
 
 _PASSES = 2
 _OVERSHOT = 1.5  # of the way to where the threshold is expected: to have it between two trials

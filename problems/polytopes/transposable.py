@@ -8,10 +8,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from ..checks import whole_number
 from ..errors import RelaxPruneError
 from ..precision import UNIT_ROUNDOFF
-from .base import Polytope, Shape, counts_within, in_box, whole_number, with_fixed
+from .base import Polytope, Shape
 from .nm import NM
+from .selection import counts_within, in_box, with_fixed
 from .transposable_oracle import cheapest, from_tiles, prices, to_tiles
 
 
@@ -79,6 +81,10 @@ class TransposableNM(Polytope):
     def with_share(self, share: float) -> TransposableNM:
         """Return the set with floor(share · keep); each of its masks is part of one with ``keep``."""
         return TransposableNM(int(share * self.keep + 1e-9), self.group)
+
+    def on_columns(self, start: int, stop: int, shape: Shape) -> TransposableNM | None:
+        """Return the set itself, between tiles."""
+        return None if start % self.group or stop % self.group else self
 
     def lmo(self, gradient: Tensor) -> Tensor:
         """Solve every tile's transportation problem; an infinite cost is obeyed where a mask can obey it."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Solver
 
 from .one_weight import Figures, InputGram, choice, figures_of, weight_of

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relaxprune.options.checks import check_budgets, check_seed
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.polytopes.base import whole_number
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.problems.tightening import largest_tightening
 from relaxprune.solvers import Run, make_solver

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.polytopes.base import whole_number
+from relaxprune.problems.checks import whole_number
 
 from .certificate import Estimate
 

@@ -20,8 +20,8 @@ import torch
 
 from relaxprune.models.checkpoint import first_line
 from relaxprune.models.forward import evaluating
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.problems.polytopes.base import whole_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

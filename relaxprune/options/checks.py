@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from relaxprune.problems import Problem
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver, make_solver
 from relaxprune.solvers.base import BUDGETS

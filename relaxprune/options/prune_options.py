@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from relaxprune.problems import NM, KSparse
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.problems.polytopes import Polytope
-from relaxprune.problems.polytopes.base import whole_number
 from relaxprune.solvers import Solver
 
 from .allocation import Allocation

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.problems.polytopes.base import whole_number
 
 COLLECT = ("block", "groups")
 AUTO = "auto"

@@ -15,8 +15,8 @@ import torch
 
 from relaxprune.models.forward import check_windows
 from relaxprune.options.checks import check_seed
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.problems.polytopes.base import whole_number
 
 from .corpora import Documents, Part, TextSource, open_text
 from .model_samples import sample_windows

@@ -1,0 +1,32 @@
+"""A set of masks from its description in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import RelaxPruneError
+from .base import FIXED_COUNTS, KINDS, Polytope
+
+
+def polytope_from_dict(values: dict[str, Any]) -> Polytope:
+    """Build the set that ``Polytope.to_dict`` described.
+
+    Raises:
+        RelaxPruneError: an unknown set, wrong options, or the description of a ``Face``, which lacks its entries.
+    """
+    options = dict(values)
+    fixed = [name for name in FIXED_COUNTS if name in options]
+    if fixed:
+        raise RelaxPruneError(
+            f"polytope has {' and '.join(fixed)} as counts only, so the fixed entries are unknown: "
+            "build the set without them, and give the masks to Face"
+        )
+    kind = options.pop("kind", None)
+    if kind not in KINDS:
+        raise RelaxPruneError(f"polytope kind is {kind!r}; known kinds are {', '.join(sorted(KINDS))}")
+    build: Callable[..., Polytope] = KINDS[kind]
+    try:
+        return build(**options)
+    except TypeError as error:
+        raise RelaxPruneError(f"polytope of kind {kind!r} cannot be built from {options}: {error}") from error
