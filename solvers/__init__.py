@@ -1,4 +1,10 @@
-"""How problems are solved: one backend per file, one protocol, one loop."""
+"""How problems are solved: one solver per file, one protocol, one driver over bands of rows, one loop.
+
+``base`` is the protocol; ``driver`` leads every solver over the bands of rows that fit in memory; ``loop`` iterates on
+a ``state``; ``gap`` says when it may stop; ``registry`` knows the names. The solvers are in the families
+``frank_wolfe``, ``projection``, ``exchange``, ``weights`` and ``reference``, whose ``engine`` folders hold what their
+solvers are made of.
+"""
 
 from .base import Answer as Answer
 from .base import Counts as Counts
@@ -6,25 +12,33 @@ from .base import Progress as Progress
 from .base import Run as Run
 from .base import Solver as Solver
 from .base import Status as Status
+from .driver import Band as Band
+from .driver import Driver as Driver
+from .loop import Budget as Budget
 from .loop import IterativeSolver as IterativeSolver
-from .loop import Plan as Plan
-from .loop import State as State
 from .registry import make_solver as make_solver
+from .registry import polish_names as polish_names
 from .registry import solver_class as solver_class
 from .registry import solver_distribution as solver_distribution
 from .registry import solver_names as solver_names
+from .state import FirstOrderState as FirstOrderState
+from .state import State as State
 
 __all__ = [
     "Answer",
+    "Band",
+    "Budget",
     "Counts",
+    "Driver",
+    "FirstOrderState",
     "IterativeSolver",
-    "Plan",
     "Progress",
     "Run",
     "Solver",
     "State",
     "Status",
     "make_solver",
+    "polish_names",
     "solver_class",
     "solver_distribution",
     "solver_names",

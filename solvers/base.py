@@ -17,7 +17,8 @@ from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
-_JUDGED_MATRICES = 5  # held while a mask is rounded and judged
+DTYPES = ("float32", "float64")  # what solvers that have a choice compute in
+JUDGED_MATRICES = 5  # held while a mask is rounded and judged
 BUDGETS = ("start", "max_iterations", "time_limit_s", "gap_tolerance")  # arguments of ``solve``
 
 
@@ -36,7 +37,7 @@ class Status(Enum):
 
     @property
     def failed(self) -> bool:
-        """Whether the solver broke down; the mask is then its start, which is feasible all the same."""
+        """Whether the solver broke down somewhere; the mask is its start there, which is feasible all the same."""
         return self in (Status.NOT_FINITE, Status.BACKEND_FAILED)
 
 
@@ -60,7 +61,7 @@ def needs_weights(name: str, problem: Problem) -> MaskProblem:
 
 
 def worse(one: Status, other: Status) -> Status:
-    """Return the status to report for two blocks of rows together."""
+    """Return the status to report for two bands of rows together."""
     order = list(Status)  # from best to worst
     return max(one, other, key=order.index)
 
@@ -80,29 +81,32 @@ def check_kind(name: str, value: object, example: object) -> None:
         raise RelaxPruneError(f"{name} must be {kind}, got {value!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a callback gets every ``CHECK_EVERY`` iterations, per block of rows.
+    """How far one band of rows is: what a callback gets every ``CHECK_EVERY`` iterations and at the end of each band.
 
     Attributes:
         solver: name of the solver.
-        row_block, row_blocks: which block of rows is being solved, and how many there are.
-        iteration: iterations done in this block of rows.
-        products: matrix products done in this block of rows.
-        active_blocks: coupled blocks that have not converged.
+        band: number of the band of rows being solved, from 0. A solver that goes over the rows twice, such as ``ils``
+            after a descent, counts on.
+        bands: how many there are.
+        iteration: iterations done in this band; rounds, masks or nodes where a solver counts those.
+        products: matrix products done in this band, in matrices of its shape.
+        active_blocks: coupled blocks of this band that have not converged, as far as the solver can tell; rows where a
+            search moves inside rows alone.
         seconds: since the solver started.
     """
 
     solver: str
-    row_block: int
-    row_blocks: int
+    band: int
+    bands: int
     iteration: int
-    products: int
+    products: float
     active_blocks: int
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a caller asks of one solve, the same for every solver.
 
@@ -112,7 +116,7 @@ class Run:
         deadline: ``time.monotonic()`` to stop at, or None.
         gap_tolerance: relative Frank-Wolfe gap at which a convex phase ends, or None.
         seed: for solvers that draw random numbers.
-        memory_bytes: bound on temporaries; rows are solved in blocks that fit.
+        memory_bytes: bound on temporaries; rows are solved in bands that fit.
         callback: called with a ``Progress`` now and then; it may raise to stop.
         tightening: (cols,) float64, proven by ``Gram.proven_tightening``: None for the Gram's own.
     """
@@ -136,8 +140,8 @@ class Counts:
     """What a solve cost.
 
     Attributes:
-        iterations: the most iterations any block of rows took.
-        products: full (rows, cols) @ (cols, cols) products, in whole matrices (a block of rows counts its share).
+        iterations: the most iterations any band of rows took.
+        products: full (rows, cols) @ (cols, cols) products, in whole matrices (a band of rows counts its fraction).
         swap_rounds, swaps: rounds of swap descent, and exchanges made in all.
         seconds: wall-clock time of solver and polish together.
     """
@@ -148,6 +152,13 @@ class Counts:
     swaps: int = 0
     seconds: float = 0.0
 
+    def add(self, other: Counts, fraction: float = 1.0) -> None:
+        """Add what a band took, which has this ``fraction`` of all rows."""
+        self.iterations = max(self.iterations, other.iterations)
+        self.products += other.products * fraction
+        self.swap_rounds += other.swap_rounds
+        self.swaps += other.swaps
+
     def to_dict(self) -> dict[str, float]:
         """Return the counts as plain numbers."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -155,7 +166,7 @@ class Counts:
 
 @dataclass
 class Answer:
-    """What a solver hands back; everything reported is recomputed from it.
+    """What a solver hands back, of all rows or of one band; everything reported is recomputed from it.
 
     Attributes:
         point: (rows, cols) relaxed mask to round, or a bool mask that is final.
@@ -180,20 +191,25 @@ class Solver(ABC):
     """A frozen dataclass of options with one method.
 
     ``name`` is the registry's, ``summary`` one line for listings, ``default_polish`` what ``polish="auto"`` means.
-    ``honours`` names those of ``BUDGETS`` that the solver makes use of; ``solve`` refuses any other that it is given.
+    ``honours`` names those of ``BUDGETS`` that the solver uses; ``solve`` refuses any other that it is given.
+    ``polishes`` says that it may end the masks of other solvers: it begins at a mask and never ends at a worse one.
+    ``needs_moving_weights`` says that what it lowers is the error after the kept weights were fitted again, so that it
+    polishes only where they are.
 
     The rest are promises, which the conformance suite holds a solver to: ``monotone``, that more iterations never end
     at a higher objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem
     over its own polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through
     ``Working.image``, so that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of
     all masks. Without the last, ``solve`` lets nothing but a closed gap be called OPTIMAL. ``ordered`` says that the
-    answer hangs on the order of the columns, ``own_weights`` that ``Answer.weight`` is part of the method.
+    answer depends on the order of the columns, ``own_weights`` that ``Answer.weight`` is part of the method.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     default_polish: ClassVar[str | None] = "swap"
     honours: ClassVar[frozenset[str]] = frozenset()
+    polishes: ClassVar[bool] = False
+    needs_moving_weights: ClassVar[bool] = False
     monotone: ClassVar[bool] = False
     relaxes: ClassVar[bool] = True
     only_images: ClassVar[bool] = True
@@ -212,7 +228,7 @@ class Solver(ABC):
 
     @abstractmethod
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Solve ``problem`` within the budgets of ``run``."""
+        """Solve ``problem`` within the budgets of ``run``, band by band of its rows: see ``Driver``."""
 
     def check(self, problem: Problem) -> None:
         """Raise RelaxPruneError when the solver cannot take ``problem``: what is missing, and which solvers fit."""
@@ -223,15 +239,15 @@ class Solver(ABC):
         return None
 
     def budgets(self) -> frozenset[str]:
-        """Return those of ``BUDGETS`` that the solver makes use of with these options."""
+        """Return those of ``BUDGETS`` that the solver uses with these options."""
         return self.honours
 
     def least_bytes(self, problem: Problem) -> int:
         """Return the smallest memory budget in which this solver's temporaries fit: those of one coupled block."""
-        return block_bytes(problem, _JUDGED_MATRICES)
+        return block_bytes(problem, JUDGED_MATRICES)
 
     def planned_iterations(self, max_iterations: int | None) -> int | None:
-        """Return how many iterations a block of rows will take, for predictions of time.
+        """Return how many iterations a band of rows will take, for predictions of time.
 
         0 where a solve is not a number of iterations but takes about the same time on every layer of a shape; None
         where that cannot be told.

@@ -1,80 +1,93 @@
-"""The one loop that owns budgets, checks, callbacks and history for all iterative solvers."""
+"""The one loop under every iterative solver: iterations, looks at the state, rows that leave, refining."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem, RelaxPruneError, Working
+from relaxprune.problems import Problem, Working
+from relaxprune.problems.checks import one_of
 
-from .base import (
-    CHECK_EVERY,
-    DEFAULT_MEMORY_BYTES,
-    Answer,
-    Counts,
-    Progress,
-    Run,
-    Solver,
-    Status,
-    block_bytes,
-    worse,
-)
-
-
-class State(ABC):
-    """What an iterative solver carries: its tensors have one line per row of the problem."""
-
-    @abstractmethod
-    def select(self, index: Tensor) -> None:
-        """Keep only the rows in ``index``, in place."""
-
-    @abstractmethod
-    def point(self) -> Tensor:
-        """Return the relaxed mask now, (rows, cols)."""
-
-    def finite(self) -> Tensor:
-        """Return whether the computation has stayed in the finite numbers, as a tensor of one bool.
-
-        Every floating tensor that the state holds is looked at: NaN anywhere is a failure, and so is an infinity in
-        what has a number per entry, as points and gradients have. What has one per coupled block may say "none yet" by
-        an infinity.
-        """
-        point = self.point()
-        held = [value for value in vars(self).values() if isinstance(value, Tensor) and value.is_floating_point()]
-        sound = []
-        for value in (value for value in (point, *held) if value.numel()):
-            ends = torch.stack(value.aminmax())  # one pass, and NaN comes through
-            sound.append((torch.isfinite(ends) if value.shape == point.shape else ~torch.isnan(ends)).all())
-        return torch.stack(sound).all()
-
-    def full(self) -> bool:
-        """Tell whether the state has no memory left to go on, without waiting for the device."""
-        return False
-
-    def next_phase(self) -> bool:
-        """Go on to the next phase, where there is one, once every coupled block is done with this one."""
-        return False
-
-    def may_leave(self) -> bool:
-        """Tell whether blocks that are done may leave now, or wait for the others to go on to the next phase."""
-        return True
-
-    @abstractmethod
-    def relaxed(self) -> Tensor | None:
-        """Return the relaxed mask at the end of the convex phase, (rows, cols), or None before that."""
-
+from .base import CHECK_EVERY, DTYPES, Answer, Counts, Run, Solver, Status, block_bytes, worse
+from .driver import Band, Driver
+from .state import State
 
 NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
-TIGHTENING = "tightening"  # where ``Plan.shared`` holds what tightened the relaxation
 _SCALING_MATRICES = 2
 
 S = TypeVar("S", bound=State)
+T = TypeVar("T")
+
+
+class Shared:
+    """What the bands of a run share: values that the first band to ask for one makes, by their type."""
+
+    def __init__(self) -> None:
+        self._made: dict[type, object] = {}
+
+    def get(self, kind: type[T], make: Callable[[], T]) -> T:
+        """Return the value of this type, made now unless it is there."""
+        value = self._made.get(kind)
+        if not isinstance(value, kind):
+            value = self._made[kind] = make()
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the iterations on one band of rows may take.
+
+    Attributes:
+        iterations: of the loop.
+        total: these and those of refining.
+        gap_tolerance: relative Frank-Wolfe gap at which a convex phase ends, or None.
+        memory_bytes: bound on temporaries.
+        bands: how many bands of rows the run has.
+        shared: what a solver makes once for all of them.
+        tightening: (cols,) float64, what tightens the relaxation, or None.
+    """
+
+    iterations: int
+    total: int
+    gap_tolerance: float | None
+    memory_bytes: int
+    bands: int
+    shared: Shared = field(default_factory=Shared)
+    tightening: Tensor | None = None
+
+    @classmethod
+    def of(cls, solver: IterativeSolver[Any], run: Run, bands: int = 1, shared: Shared | None = None) -> Budget:
+        """Return what ``run`` grants each of its bands."""
+        total = solver.iterations() if run.max_iterations is None else run.max_iterations
+        return cls(
+            iterations=solver.before_refining(total),
+            total=total,
+            gap_tolerance=run.gap_tolerance,
+            memory_bytes=run.memory_bytes,
+            bands=bands,
+            shared=Shared() if shared is None else shared,
+            tightening=run.tightening,
+        )
+
+
+@dataclass
+class Refined:
+    """What refining one band of rows found.
+
+    Attributes:
+        mask: (rows, cols) bool, feasible.
+        counts: what it cost; products in matrices of this band.
+        status: how it ended.
+    """
+
+    mask: Tensor
+    counts: Counts
+    status: Status
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,8 @@ class IterativeSolver(Solver, Generic[S]):
     """A solver made of ``init``, ``step`` and ``done``; the loop is here, once.
 
     CONVERGED means that ``done`` said so of every coupled block, be it when the last iteration was over; else the
-    status is ITERATION_LIMIT, or that of the budget that ended first. A ``done`` that looks at ``plan.gap_tolerance``
-    adds it to ``honours``.
+    status is ITERATION_LIMIT, or that of the budget that ended first. A solver whose ``done`` looks at
+    ``budget.gap_tolerance`` adds it to ``honours``.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``, what the iterations compute in.
@@ -97,15 +110,14 @@ class IterativeSolver(Solver, Generic[S]):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if self.dtype not in ("float32", "float64"):
-            raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
+        one_of("dtype", self.dtype, DTYPES)
 
     def working(self, problem: Problem) -> Working:
         """Return the copy of ``problem`` that the iterations compute with."""
         return problem.working(getattr(torch, self.dtype))
 
     @abstractmethod
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> S:
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> S:
         """Return the state at a feasible mask ``start`` (rows, cols), float."""
 
     @abstractmethod
@@ -119,20 +131,16 @@ class IterativeSolver(Solver, Generic[S]):
         Called every ``CHECK_EVERY`` iterations. A state with several phases is asked about the present one.
         """
 
-    @abstractmethod
-    def products(self, state: S) -> int:
-        """Return the matrix products done so far for the rows in ``state``."""
-
     def before_refining(self, iterations: int) -> int:
         """Return how many of all iterations are the loop's; the others are for ``refine``."""
         return iterations
 
-    def refine(self, problem: Problem, working: Working, point: Tensor, plan: Plan) -> Refined | None:
-        """Improve what the iterations of one block of rows ended at (rows, cols), or leave it."""
+    def refine(self, band: Band[Problem], working: Working, point: Tensor, budget: Budget) -> Refined | None:
+        """Improve what the iterations on one band ended at, ``point`` (rows, cols), or leave it."""
         return None
 
     def iterations(self) -> int:
-        """Return how many iterations a block of rows gets where the caller names no number."""
+        """Return how many iterations a band of rows gets where the caller names no number."""
         return self.default_iterations
 
     def planned_iterations(self, max_iterations: int | None) -> int | None:
@@ -152,148 +160,66 @@ class IterativeSolver(Solver, Generic[S]):
         return block_bytes(problem, self.wide())
 
     def row_budget(self, problem: Problem, run: Run) -> int:
-        """Return the bytes that ``wide`` tensors of a block of rows may take."""
+        """Return the bytes that ``wide`` tensors of a band of rows may take."""
         return run.memory_bytes
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Solve block of rows by block of rows, so that temporaries stay within the memory budget."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        started = time.monotonic()
-        pieces = list(problem.split(self.wide(), self.row_budget(problem, run)))
-        shared: dict[str, Any] = {} if run.tightening is None else {TIGHTENING: run.tightening}
-        answer, refines = Answer(run.start.to(dtype, copy=True)), False
-        for number, (part, piece) in enumerate(pieces):
-            share = (part.stop - part.start) / problem.shape[0]
-            plan = replace(Plan.of(self, run, number, len(pieces), started), shared=shared)
-            loop = _Loop(self, piece, run.start[part], plan, dtype)
-            loop.go()
-            refined = None if loop.status.failed else self.refine(piece, loop.whole, loop.out, plan)
-            if refined is not None:
-                refines = True
-                loop.take(refined, run.start[part])
-                answer.counts.swaps += refined.counts.swaps
-                answer.counts.swap_rounds += refined.counts.swap_rounds
-            loop.store(answer, part)
-            answer.counts.iterations = max(answer.counts.iterations, loop.iterations)
-            answer.counts.products += loop.row_products * share
-            answer.status = worse(answer.status, loop.status)
-        answer.tightening = shared.get(TIGHTENING)
-        if refines:  # what broke down has its start, a mask as well
-            answer.point = answer.point > 0.5
+        """Iterate on bands of rows, so that temporaries stay within the memory budget."""
+        shared = Shared()
+        driver = Driver(self.name, run, problem.split(self.wide(), self.row_budget(problem, run)))
+        answer = driver.sweep(lambda band: self._solve(band, Budget.of(self, band.run, band.count, shared)))
+        answer.tightening = run.tightening
         return answer
 
-
-@dataclass(frozen=True)
-class Plan:
-    """The budgets of one block of rows, and what all blocks of rows of a run share.
-
-    Attributes:
-        iterations: of the loop.
-        total: these and those of refining.
-        shared: empty at the start of a run; for what a solver prepares once.
-    """
-
-    iterations: int
-    total: int
-    gap_tolerance: float | None
-    deadline: float | None
-    row_block: int
-    row_blocks: int
-    started: float
-    callback: Callable[[Progress], None] | None
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
-    seed: int = 0
-    shared: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, solver: IterativeSolver[Any], run: Run, number: int, count: int, started: float) -> Plan:
-        """Share the time that is left evenly among the blocks of rows still to do."""
-        total = solver.iterations() if run.max_iterations is None else run.max_iterations
-        deadline = run.deadline
-        if deadline is not None:
-            now = time.monotonic()
-            deadline = now + max(0.0, deadline - now) / (count - number)
-        return cls(
-            solver.before_refining(total),
-            total,
-            run.gap_tolerance,
-            deadline,
-            number,
-            count,
-            started,
-            run.callback,
-            run.memory_bytes,
-            run.seed,
-        )
-
-    def report(self, solver: str, iterations: int, products: float, remaining: int) -> None:
-        """Tell the caller's callback, if there is one, how far this block of rows is."""
-        if self.callback is not None:
-            seconds = time.monotonic() - self.started
-            self.callback(
-                Progress(solver, self.row_block, self.row_blocks, iterations, int(products), remaining, seconds)
-            )
-
-
-@dataclass
-class Refined:
-    """What refining one block of rows found.
-
-    Attributes:
-        mask: (rows, cols) bool, feasible.
-        counts: what it cost; products in matrices of this block of rows.
-        status: how it ended.
-    """
-
-    mask: Tensor
-    counts: Counts
-    status: Status
+    def _solve(self, band: Band[Problem], budget: Budget) -> Answer:
+        """Iterate on one band, and refine what that came to."""
+        loop = _Loop(self, band, budget)
+        loop.go()
+        if not loop.status.failed:
+            loop.take(self.refine(band, loop.whole, loop.out, budget))
+        return loop.answer()
 
 
 class _Loop(Generic[S]):
-    """Runs one block of rows to its end; coupled blocks that converged leave the batch."""
+    """Runs one band of rows to its end; coupled blocks that converged leave the batch."""
 
-    def __init__(
-        self, solver: IterativeSolver[S], problem: Problem, start: Tensor, plan: Plan, dtype: torch.dtype
-    ) -> None:
-        self.solver, self.plan = solver, plan
-        self.whole = self.working = solver.working(problem)
-        self.rows = problem.shape[0]
-        self.state = solver.init(self.working, start.to(dtype), plan)
+    def __init__(self, solver: IterativeSolver[S], band: Band[Problem], budget: Budget) -> None:
+        self.solver, self.band, self.budget = solver, band, budget
+        self.whole = self.working = solver.working(band.problem)
+        start = band.run.start.to(getattr(torch, solver.dtype))
+        self.state = solver.init(self.working, start, budget)
+        self.rows = len(start)
         self.active = torch.arange(self.rows, device=start.device)
-        self.out = start.to(dtype, copy=True)
-        self.out_relaxed = start.to(dtype, copy=True)
+        self.out, self.out_relaxed = start.clone(), start.clone()
         self.has_relaxed = False
-        self.iterations = 0
-        self.row_products = 0.0
+        self.counts = Counts()
         self.status = Status.ITERATION_LIMIT
 
     def go(self) -> None:
         """Iterate until converged or out of budget."""
         counted = 0
-        for iteration in range(1, self.plan.iterations + 1):
+        for iteration in range(1, self.budget.iterations + 1):
             self.solver.step(self.working, self.state)
-            self.iterations = iteration
-            last = iteration == self.plan.iterations or self.state.full()
+            self.counts.iterations = iteration
+            last = iteration == self.budget.iterations or self.state.full()
             if last or iteration % CHECK_EVERY == 0:
                 finished = self.solver.done(self.working, self.state)  # which may take a product
-                products = self.solver.products(self.state)
-                self.row_products += (products - counted) * len(self.active) / self.rows
+                products = self.state.product_count
+                self.counts.products += (products - counted) * len(self.active) / self.rows
                 counted = products
-                if self._look(finished, products):
+                if self._look(finished):
                     break
         self._keep(self.active, torch.arange(len(self.active), device=self.active.device))
 
-    def _look(self, finished: Tensor, products: int) -> bool:
+    def _look(self, finished: Tensor) -> bool:
         """Check the state: finite, converged, in time. Returns whether to stop. Waits for the device once."""
-        plan = self.plan
         finite, count = torch.stack([self.state.finite().to(torch.long), finished.sum()]).tolist()
         if not finite:
             self.status = Status.NOT_FINITE
             self.active = self.active[:0]  # nothing of a broken state is kept: the start stays in the output
             return True
         remaining = len(finished) - count
-        plan.report(self.solver.name, self.iterations, products, remaining)
+        self.band.report(self.counts.iterations, self.counts.products, remaining)
         if not remaining and not self.state.next_phase():
             self.status = Status.CONVERGED
             return True
@@ -304,7 +230,7 @@ class _Loop(Generic[S]):
         # never leave alone.
         if self.state.may_leave() and len(finished) == len(self.active) and 4 * count >= len(finished):
             self._compact(finished, remaining)
-        if plan.deadline is not None and time.monotonic() >= plan.deadline:
+        if self.band.run.expired():
             self.status = Status.TIME_LIMIT
             return True
         return False
@@ -327,19 +253,18 @@ class _Loop(Generic[S]):
             self.has_relaxed = True
             self.out_relaxed[rows] = relaxed[index]
 
-    def take(self, refined: Refined, start: Tensor) -> None:
-        """Put a refined mask in place of the point that the iterations ended at, or the start where it broke down."""
-        self.out.copy_(start if refined.status.failed else refined.mask)
-        self.iterations += refined.counts.iterations
-        self.row_products += refined.counts.products
+    def take(self, refined: Refined | None) -> None:
+        """Put a refined mask in place of the point that the iterations ended at."""
+        if refined is None:
+            return
+        self.out = refined.mask
+        self.counts.iterations += refined.counts.iterations
+        self.counts.products += refined.counts.products
+        self.counts.swaps, self.counts.swap_rounds = refined.counts.swaps, refined.counts.swap_rounds
         if self.status is Status.ITERATION_LIMIT or refined.status is not Status.ITERATION_LIMIT:
             ended = Status.CONVERGED if self.status is Status.ITERATION_LIMIT else self.status
             self.status = worse(ended, refined.status)
 
-    def store(self, answer: Answer, part: slice) -> None:
-        """Put this block's rows into the whole answer."""
-        answer.point[part] = self.out
-        if self.has_relaxed:
-            if answer.relaxed is None:
-                answer.relaxed = answer.point.clone()  # a block of rows that broke down has its start there
-            answer.relaxed[part] = self.out_relaxed
+    def answer(self) -> Answer:
+        """Return what the band came to."""
+        return Answer(self.out, self.out_relaxed if self.has_relaxed else None, self.status, self.counts)

@@ -53,6 +53,11 @@ def solver_names() -> list[str]:
     return [*_BUILT_IN, *sorted(_outside())]
 
 
+def polish_names() -> list[str]:
+    """Return the names of our solvers that may end the masks of others: values of ``polish``. Imports them all."""
+    return [name for name in _BUILT_IN if solver_class(name).polishes]
+
+
 def solver_distribution(name: str) -> str | None:
     """Return the installed distribution that declares a solver; None for our own, and where none is known."""
     distribution = getattr(_outside().get(name), "dist", None)

@@ -27,8 +27,8 @@ from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, certify, solve
 from relaxprune.problems import Polytope
 from relaxprune.problems.lowered import PRECISIONS
 from relaxprune.problems.polytopes.threshold import search
-from relaxprune.solvers import Plan, Run
-from relaxprune.solvers.exchange.engine.gains import Descent
+from relaxprune.solvers import Budget, Run
+from relaxprune.solvers.exchange.engine.gains import ExchangeState
 from relaxprune.solvers.exchange.engine.pair_search import pool_search
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 
@@ -123,7 +123,7 @@ def iteration(bench: Bench, rows: int, cols: int, precision: str) -> dict[str, f
     solver = FrankWolfe(effort="fast", convex_share=0.02, precision=precision)
     solver.check_device(bench.device)
     working, start = solver.working(problem), problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.float(), Plan.of(solver, Run(start, max_iterations=1000), 0, 1, 0.0))
+    state = solver.init(working, start.float(), Budget.of(solver, Run(start=start, max_iterations=1000)))
     product = bench.seconds(lambda: working.multiplied(weight), inner=10)
     for _ in range(40):  # into the annealing phase
         solver.step(working, state)
@@ -176,7 +176,7 @@ def descent(bench: Bench, shape: tuple[int, int]) -> None:
     with bench.guarded(table, str(shape)):
         weight, gram = bench.layer(*shape)
         problem = MaskProblem(weight, gram, KSparse(shape[1] // 2))
-        state = Descent(problem.working(torch.float64), problem.polytope.round(problem.score("wanda")))
+        state = ExchangeState(problem.working(torch.float64), problem.polytope.round(problem.score("wanda")))
 
         def round_() -> int:
             moves = pool_search(state, state.everything)

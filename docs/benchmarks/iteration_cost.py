@@ -11,7 +11,7 @@ import time
 import torch
 
 from relaxprune import KSparse, MaskProblem
-from relaxprune.solvers import Plan, Run
+from relaxprune.solvers import Budget, Run
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 
 ITERATIONS = 30
@@ -27,7 +27,7 @@ def main(rows: int, cols: int) -> None:
     problem = MaskProblem(weight, gram, KSparse.from_sparsity(0.5, weight.shape))
     working, solver = problem.working(), FrankWolfe()
     start = problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.float(), Plan.of(solver, Run(start), 0, 1, 0.0))
+    state = solver.init(working, start.float(), Budget.of(solver, Run(start=start)))
     ratios = []
     for _ in range(REPEATS):  # the first in the convex phase, the others while annealing
         started = time.perf_counter()

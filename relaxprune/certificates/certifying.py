@@ -161,7 +161,7 @@ def _relaxed(
     task: _Task, problem: Problem, start: Tensor, tighten: str, tightening: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return a relaxed mask near the minimum of a relaxation, and the tightening that tightened it."""
-    run = Run(start, max_iterations=task.iterations, memory_bytes=task.memory_bytes)
+    run = Run(start=start, max_iterations=task.iterations, memory_bytes=task.memory_bytes)
     solver = make_solver("fw", anneal=False, tighten=tighten)
     answer = solver.run(problem, run if tightening is None else replace(run, tightening=tightening))
     return answer.point if answer.relaxed is None else answer.relaxed, answer.tightening
@@ -256,7 +256,7 @@ def check_enumerable(problem: Problem) -> None:
 def _exact(task: _Task, proof: Proof) -> Candidate:
     """Bound every block by the objective of its best mask, found by enumeration, less the rounding."""
     problem = task.problem
-    best = make_solver("enumerate").run(problem, Run(task.mask, memory_bytes=task.memory_bytes)).point
+    best = make_solver("enumerate").run(problem, Run(start=task.mask, memory_bytes=task.memory_bytes)).point
     value = problem.block_objective(best, task.memory_bytes)
     # The best mask's own value may be rounded more than that of the mask which was found: allow for any mask.
     slack = _ENUMERATED_SLACK * torch.cat(

@@ -114,13 +114,13 @@ def solve(
     started = time.monotonic()
     memory_bytes = memory_budget_bytes or DEFAULT_MEMORY_BYTES
     run = Run(
-        start_mask(layer, start, memory_bytes),
-        max_iterations,
-        None if time_limit_s is None else started + time_limit_s,
-        gap_tolerance,
-        seed,
-        memory_bytes,
-        callback,
+        start=start_mask(layer, start, memory_bytes),
+        max_iterations=max_iterations,
+        deadline=None if time_limit_s is None else started + time_limit_s,
+        gap_tolerance=gap_tolerance,
+        seed=seed,
+        memory_bytes=memory_bytes,
+        callback=callback,
     )
     with torch.autocast(layer.device.type, enabled=False):
         answer, mask, rounded = _masked(layer, run, chosen, polisher, throw)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems.checks import whole_number
 
-from ..base import (
-    CHECK_EVERY,
-    Answer,
-    Progress,
-    Run,
-    Solver,
-    Status,
-    block_bytes,
-    worse,
-)
+from ..base import CHECK_EVERY, Answer, Counts, Run, Solver, Status, block_bytes
+from ..driver import Band, Driver
 from .engine.descent import descend, matrices
-from .engine.local_search import MATRICES, LocalSearch, loosened, separates
+from .engine.local_search import MATRICES, LocalSearch
 
 
 @dataclass(frozen=True)
@@ -48,8 +41,8 @@ class IteratedLocalSearch(Solver):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 1:
-            raise RelaxPruneError(f"copies must be a whole number of at least 1, got {self.copies!r}")
+        super().__post_init__()
+        whole_number("copies", self.copies, 1)
 
     def check(self, problem: Problem) -> None:
         """Refuse sets in which an entry has several counts.
@@ -57,62 +50,48 @@ class IteratedLocalSearch(Solver):
         Raises:
             RelaxPruneError: exchanges inside a row would break a count, as in transposable patterns.
         """
-        if not separates(problem):
+        if not problem.polytope.separable(problem.shape):
             raise RelaxPruneError(
                 "solver 'ils' exchanges two entries of a row, which breaks counts over columns, as those of this "
-                f"{problem.polytope.to_dict()['kind']} set; 'fw' fits"
+                f"{problem.polytope.label} set; 'fw' fits"
             )
 
     def least_bytes(self, problem: Problem) -> int:
         """Return what the first descent takes of a coupled block, or the copies of one row."""
-        return max(block_bytes(problem, matrices(problem)), block_bytes(loosened(problem), MATRICES * self.copies))
+        rows = problem.over(problem.polytope.loosened())
+        return max(block_bytes(problem, matrices(problem)), block_bytes(rows, MATRICES * self.copies))
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Search from ``run.start``, block of rows by block of rows, sharing the time that is left evenly."""
-        answer = self._begin(problem, run)
-        start = answer.point.clone()
-        group = problem.polytope.group_size(problem.shape)
-        started = time.monotonic()
-        pieces = list(loosened(problem).split(MATRICES * self.copies, run.memory_bytes))
-        for number, (part, piece) in enumerate(pieces):
-            search = LocalSearch(piece, group, start[part], self.copies, run.seed + number)
-            limit, deadline = self._budget(run, len(pieces) - number)
-            movable = search.movable()
-            status, done = Status.ITERATION_LIMIT if movable else Status.CONVERGED, 0
-            while movable and done < limit:
-                search.round()
-                done += 1
-                if run.callback is not None and done % CHECK_EVERY == 0:
-                    seconds = time.monotonic() - started
-                    products, rows = int(search.products), part.stop - part.start
-                    run.callback(Progress(self.name, number, len(pieces), done, products, rows, seconds))
-                if deadline is not None and time.monotonic() >= deadline:
-                    status = Status.TIME_LIMIT
-                    break
-            if search.finite:
-                answer.point[part] = search.result()
-            else:
-                status = Status.NOT_FINITE
-            answer.status = worse(answer.status, status)
-            answer.counts.iterations = max(answer.counts.iterations, done)
-            answer.counts.swaps += search.swaps
-            answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
-        return answer
-
-    @staticmethod
-    def _begin(problem: Problem, run: Run) -> Answer:
-        """Return the start, or, where rows may trade what they keep, where swap descent leads from it."""
+        """Search from ``run.start``, or, where rows may trade what they keep, from where swap descent leads from it."""
         polytope = problem.polytope
-        if polytope.rows_per_block(problem.shape) == 1 and not polytope.is_at_most():
-            return Answer(run.start.clone())
-        answer = descend(problem, replace(run, max_iterations=None))
-        answer.counts.iterations = 0
-        return answer
+        trades = polytope.rows_per_block(problem.shape) > 1 or polytope.is_at_most()
+        descents = list(problem.split(matrices(problem), run.memory_bytes)) if trades else []
+        searches = problem.over(polytope.loosened()).split(MATRICES * self.copies, run.memory_bytes)
+        driver = Driver(self.name, run, descents, searches)
+        begun = driver.sweep(lambda band: descend(band, None))
+        begun.counts.iterations = 0
+        group = polytope.group_size(problem.shape)
+        return driver.sweep(lambda band: self._search(band, group, run.seed + band.number - len(descents)), begun)
 
-    def _budget(self, run: Run, pieces_left: int) -> tuple[float, float | None]:
-        """Return the rounds and the deadline of the next block of rows."""
-        if run.deadline is None:
-            return (self.default_iterations if run.max_iterations is None else run.max_iterations), None
-        now = time.monotonic()
-        limit = float("inf") if run.max_iterations is None else run.max_iterations
-        return limit, now + max(0.0, run.deadline - now) / pieces_left
+    def _search(self, band: Band[Problem], group: int, seed: int) -> Answer:
+        """Do rounds of exchanges in one band."""
+        search = LocalSearch(band.problem, group, band.run.start, self.copies, seed)
+        movable, limit, done = search.movable(), self._rounds(band.run), 0
+        status = Status.ITERATION_LIMIT if movable else Status.CONVERGED
+        while movable and done < limit:
+            search.round()
+            done += 1
+            if done % CHECK_EVERY == 0:
+                band.report(done, search.products)
+            if band.run.expired():
+                status = Status.TIME_LIMIT
+                break
+        if not search.finite:
+            status = Status.NOT_FINITE
+        return Answer(search.result(), status=status, counts=Counts(done, search.products, swaps=search.swaps))
+
+    def _rounds(self, run: Run) -> float:
+        """Return the most rounds of a band: where only time is limited, any number."""
+        if run.max_iterations is not None:
+            return run.max_iterations
+        return self.default_iterations if run.deadline is None else math.inf

@@ -8,6 +8,7 @@ from typing import ClassVar
 from relaxprune.problems import Problem
 
 from ..base import Answer, Run, Solver, block_bytes
+from ..driver import Driver
 from .engine.descent import descend, matrices
 
 
@@ -26,6 +27,7 @@ class Swap(Solver):
     summary: ClassVar[str] = "exact 1-swap descent from the start mask"
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    polishes: ClassVar[bool] = True
     monotone: ClassVar[bool] = True
 
     def least_bytes(self, problem: Problem) -> int:
@@ -37,5 +39,6 @@ class Swap(Solver):
         return 0
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a block of rows."""
-        return descend(problem, run)
+        """Descend from ``run.start``; ``max_iterations`` bounds the rounds of a band of rows."""
+        driver = Driver(self.name, run, problem.split(matrices(problem), run.memory_bytes))
+        return driver.sweep(lambda band: descend(band, run.max_iterations))

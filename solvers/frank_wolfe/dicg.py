@@ -9,45 +9,39 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import RelaxPruneError, Working
+from relaxprune.problems.problem import Quadratic
 
 from ..gap import within_gap
-from ..loop import IterativeSolver, Plan, State
+from ..loop import Budget, IterativeSolver
+from ..state import FirstOrderState
 from .engine.in_face import Faces, advance
 
 _WARM_STEPS = 10  # plain Frank-Wolfe steps that lead off the start, a vertex, whose face is a point
-_REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
 _MOST_ROUNDS = 16  # line searches on one product while entries reach their bounds
 
 
-class DicgState(State):
+class DicgState(FirstOrderState):
     """The relaxed mask, the half gradient carried along, and the last direction inside the face."""
 
-    def __init__(self, problem: Working, start: Tensor, plan: Plan) -> None:
+    def __init__(self, problem: Working, start: Tensor, in_face: bool, gap_tolerance: float | None) -> None:
         """Begin at ``start`` (rows, cols)."""
-        self.mask = start.clone()  # (rows, cols)
-        self.half_gradient = problem.half_gradient(start)  # (rows, cols)
+        super().__init__(problem, start)
         self.direction = torch.zeros_like(start)  # (rows, cols), the last one
         self.image = torch.zeros_like(start)  # (rows, cols), Q times it
         blocks = problem.polytope.block_count(problem.shape)
         self.conjugate = torch.zeros(blocks, dtype=torch.bool, device=start.device)  # may the last one be built on?
         self.hits = torch.zeros(blocks, dtype=torch.long, device=start.device)  # since the loop last looked
         self.faces = Faces(problem.polytope, problem.shape, start.device)
-        self.gap_tolerance = plan.gap_tolerance
+        self.in_face = in_face and self.faces.disjoint
+        self.gap_tolerance = gap_tolerance
         self.rounds = _MOST_ROUNDS
-        self.iteration, self.looked_at, self.product_count = 0, 0, 1
+        self.looked_at = 0
 
-    def point(self) -> Tensor:
-        """Return m."""
-        return self.mask
-
-    def relaxed(self) -> Tensor:
-        """Return m: the solver stays with the relaxation."""
-        return self.mask
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``, each a coupled block of its own."""
-        for name in ("mask", "half_gradient", "direction", "image", "conjugate", "hits"):
-            setattr(self, name, getattr(self, name)[index])
+    def refresh(self, problem: Quadratic) -> None:
+        """Compute the half gradient from scratch, where counts have taken what rounding left."""
+        if self.in_face:
+            self.faces.settle(self.mask)
+        super().refresh(problem)
 
 
 @dataclass(frozen=True)
@@ -88,24 +82,19 @@ class DICG(IterativeSolver[DicgState]):
         if not 0 < self.share < 1:
             raise RelaxPruneError(f"share must lie between 0 and 1, got {self.share!r}")
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> DicgState:
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> DicgState:
         """Start at a feasible mask."""
-        return DicgState(problem, start, plan)
+        return DicgState(problem, start, self.in_face, budget.gap_tolerance)
 
     def step(self, problem: Working, state: DicgState) -> None:
         """Choose a direction per coupled block and search along it."""
-        conjugate = self.in_face and state.faces.disjoint
-        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
-            if conjugate:
-                state.faces.settle(state.mask)
-            state.half_gradient = problem.half_gradient(state.mask)
-            state.product_count += 1
+        state.refresh_when_due(problem)
         polytope, half, mask = problem.polytope, state.half_gradient, state.mask
         vertex = polytope.lmo(half)
         inside = torch.zeros_like(state.conjugate)
         if state.iteration < _WARM_STEPS:
             direction = vertex - mask
-        elif not conjugate:
+        elif not state.in_face:
             direction = vertex - polytope.face_lmo(-half, mask)
         else:
             # Once a face is nearly solved its vertices cost about alike; its best one shares most entries with v.
@@ -114,7 +103,7 @@ class DICG(IterativeSolver[DicgState]):
             inside = polytope.block_sum(torch.linalg.vecdot(half, mask - away)) >= self.share * gap
             stay = polytope.to_rows(inside, mask.shape[0])
             direction = torch.where(stay, self._conjugate(problem, state), vertex - away)
-        rounds = state.rounds if conjugate and state.iteration >= _WARM_STEPS else 1
+        rounds = state.rounds if state.in_face and state.iteration >= _WARM_STEPS else 1
         moved = advance(problem, state.faces, mask, half, direction, rounds)
         state.direction, state.image = moved.direction.view(mask.shape), moved.image.view(mask.shape)
         state.conjugate = inside & (moved.hits == 0)
@@ -144,7 +133,3 @@ class DICG(IterativeSolver[DicgState]):
         state.looked_at = state.iteration
         state.hits.zero_()
         return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
-
-    def products(self, state: DicgState) -> int:
-        """Return one product at the start, one per iteration, one per refresh."""
-        return state.product_count

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
-from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.checks import one_of
 from relaxprune.problems.lowered import PRECISIONS, check_precision
 from relaxprune.problems.tightening import largest_tightening
 
-from ..base import Counts, Run, Status, block_bytes
+from ..base import Answer, Run, Status, block_bytes
+from ..driver import Band
 from ..exchange.engine.descent import group_matrices
 from ..gap import at_fixed_vertex, within_gap
-from ..loop import TIGHTENING, IterativeSolver, Plan, Refined
+from ..loop import Budget, IterativeSolver, Refined
 from .engine.annealing import Annealing, Schedule
 from .engine.refining import MATRICES, Refinement
 
 TIGHTENINGS = ("none", "diagonal")
 _LOOK_EVERY = 50  # iterations of the convex phase between looks at its gap, where no tolerance is named
 _CROSSING_ITERATIONS = 15  # about what the crossings of a round cost, in iterations of the whole
-_NEAR_ENTRIES = 2**20  # of a block of rows on a CPU: a tenth of the time of passes over larger ones is saved
+_NEAR_ENTRIES = 2**20  # of a band of rows on a CPU: a tenth of the time of passes over larger ones is saved
 _SETTLING = 0.6  # progress of the annealing before which no block has come to rest
 
 
@@ -130,16 +131,11 @@ class FrankWolfe(IterativeSolver[Annealing]):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (name != "convex_share" and value == 1):
                 raise RelaxPruneError(f"{name} must lie in [0, 1), got {value!r}")
-        if self.tighten not in TIGHTENINGS:
-            raise RelaxPruneError(f"tighten must be one of {', '.join(TIGHTENINGS)}, got {self.tighten!r}")
-        if self.precision not in PRECISIONS:
-            guess = did_you_mean(self.precision, PRECISIONS)
-            raise RelaxPruneError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}{guess}")
+        one_of("tighten", self.tighten, TIGHTENINGS)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("effort", self.effort, EFFORTS)
         if self.precision != "full" and self.dtype != "float32":
             raise RelaxPruneError(f'precision must be "full" where dtype is {self.dtype!r}, got {self.precision!r}')
-        if self.effort not in EFFORTS:
-            guess = did_you_mean(self.effort, EFFORTS)
-            raise RelaxPruneError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}{guess}")
 
     def iterations(self) -> int:
         """Return the iterations of the effort, annealing again included."""
@@ -160,11 +156,11 @@ class FrankWolfe(IterativeSolver[Annealing]):
         return max(super().wide(), MATRICES) if self.anneal else super().wide()
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what one coupled block takes, with the couplings inside groups that descents make use of."""
+        """Return what one coupled block takes, with the couplings inside groups that descents use."""
         return block_bytes(problem, self.wide() + self._of_groups(problem))
 
     def row_budget(self, problem: Problem, run: Run) -> int:
-        """Leave room for these couplings; on a CPU, keep the passes over a block of rows near its caches."""
+        """Leave room for these couplings; on a CPU, keep the passes over a band of rows near its caches."""
         budget = run.memory_bytes * self.wide() // (self.wide() + self._of_groups(problem))
         return min(budget, 8 * self.wide() * _NEAR_ENTRIES) if problem.device.type == "cpu" else budget
 
@@ -180,15 +176,18 @@ class FrankWolfe(IterativeSolver[Annealing]):
         """Return the copy whose products are in ``precision``."""
         return super().working(problem).lower(self.precision)
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> Annealing:
+    def run(self, problem: Problem, run: Run) -> Answer:
+        """Find what tightens the relaxation, once for all bands of rows, and iterate."""
+        if self.tighten == "diagonal" and run.tightening is None:
+            run = replace(run, tightening=largest_tightening(problem.prepared))
+        return super().run(problem, run)
+
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> Annealing:
         """Start at a feasible mask."""
-        tightening = None
-        if self.tighten == "diagonal" and problem.source is not None:
-            if TIGHTENING not in plan.shared:
-                plan.shared[TIGHTENING] = largest_tightening(problem.source)
-            tightening = plan.shared[TIGHTENING].to(start.dtype)
-        convex = math.ceil(self.convex_share * plan.iterations) if self.anneal else plan.iterations
-        return Annealing(problem, start, self._schedule(plan.iterations, convex, plan.gap_tolerance), tightening)
+        tightens = self.tighten == "diagonal" and budget.tightening is not None
+        tightening = budget.tightening.to(start.dtype) if tightens else None
+        convex = math.ceil(self.convex_share * budget.iterations) if self.anneal else budget.iterations
+        return Annealing(problem, start, self._schedule(budget.iterations, convex, budget.gap_tolerance), tightening)
 
     def _schedule(self, iterations: int, convex: int = 0, gap_tolerance: float | None = None) -> Schedule:
         """Return how an annealing goes."""
@@ -210,32 +209,21 @@ class FrankWolfe(IterativeSolver[Annealing]):
         blocks = problem.polytope.block_count(problem.shape)
         return torch.zeros(blocks, dtype=torch.bool, device=state.centred.device)
 
-    def products(self, state: Annealing) -> int:
-        """Return one product at the start, one per iteration, one per refresh."""
-        return state.product_count
-
     def before_refining(self, iterations: int) -> int:
         """Return the iterations of the first annealing."""
         return EFFORTS[self.effort].shared(iterations)[0] if self.anneal else iterations
 
-    def refine(self, problem: Problem, working: Working, point: Tensor, plan: Plan) -> Refined | None:
+    def refine(self, band: Band[Problem], working: Working, point: Tensor, budget: Budget) -> Refined | None:
         """Descend quickly, and anneal again as often as the effort says."""
         if not self.anneal:
             return None
-        start = problem.polytope.round(point)
-        run = Run(start, deadline=plan.deadline, seed=plan.seed, memory_bytes=plan.memory_bytes)
-        blocks = problem.polytope.block_count(problem.shape)
-
-        def report(counts: Counts) -> None:
-            plan.report(self.name, plan.iterations + counts.iterations, counts.products, blocks)
-
-        search = Refinement(problem, working, run, report)
+        search = Refinement(band, working, band.problem.polytope.round(point))
         effort = EFFORTS[self.effort]
-        for _ in range(effort.shared(plan.total)[1]):
+        for _ in range(effort.shared(budget.total)[1]):
             if search.status is not Status.CONVERGED:
                 break
             search.round(self._schedule(effort.length))
         status = search.status
-        if status is Status.CONVERGED and plan.total < effort.total():
+        if status is Status.CONVERGED and budget.total < effort.total():
             status = Status.ITERATION_LIMIT
         return Refined(search.mask, search.counts, status)

@@ -13,33 +13,19 @@ from relaxprune.problems.saliency import SALIENCIES
 
 from ..base import Answer, Run
 from ..gap import at_fixed_vertex
-from ..loop import IterativeSolver, Plan, State
+from ..loop import Budget, IterativeSolver
+from ..state import FirstOrderState
 
-_REFRESH_EVERY = 100
 
+class SparseFWState(FirstOrderState):
+    """The relaxed mask and its half gradient, and how many iterations it is to get."""
 
-class SparseFWState(State):
-    """The relaxed mask and the half gradient carried along with it."""
+    refresh_every: ClassVar[int] = 100
 
-    def __init__(self, problem: Working, start: Tensor, plan: Plan) -> None:
+    def __init__(self, problem: Working, start: Tensor, iterations: int) -> None:
         """Begin at ``start`` (rows, cols), which the first step replaces."""
-        self.mask = start.clone()
-        self.half_gradient = problem.half_gradient(start)
-        self.iteration = 0
-        self.iterations = plan.iterations
-        self.product_count = 1
-
-    def point(self) -> Tensor:
-        """Return m."""
-        return self.mask
-
-    def relaxed(self) -> Tensor:
-        """Return m: every iterate is one of the convex phase."""
-        return self.mask
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``."""
-        self.mask, self.half_gradient = self.mask[index], self.half_gradient[index]
+        super().__init__(problem, start)
+        self.iterations = iterations
 
 
 @dataclass(frozen=True)
@@ -87,15 +73,13 @@ class SparseFW(IterativeSolver[SparseFWState]):
         relaxed = polytope.at_most_set() if self.at_most else polytope
         return super().run(problem.over(Face(relaxed, fixed)), run)
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> SparseFWState:
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> SparseFWState:
         """Start anywhere; the first step has length 1."""
-        return SparseFWState(problem, start, plan)
+        return SparseFWState(problem, start, budget.iterations)
 
     def step(self, problem: Working, state: SparseFWState) -> None:
         """Step 2 / (t + 2) towards the oracle's vertex."""
-        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
-            state.half_gradient = problem.half_gradient(state.mask)
-            state.product_count += 1
+        state.refresh_when_due(problem)
         length = 2 / (state.iteration + 2)
         direction = problem.polytope.lmo(state.half_gradient).sub_(state.mask)
         state.half_gradient.add_(problem.image(direction), alpha=length)
@@ -107,7 +91,3 @@ class SparseFW(IterativeSolver[SparseFWState]):
         """Never stop before T iterations, the published rule; then say which blocks no step would move."""
         resting = at_fixed_vertex(problem, state.mask, state.half_gradient)
         return resting if state.iteration >= state.iterations else torch.zeros_like(resting)
-
-    def products(self, state: SparseFWState) -> int:
-        """Return one product at the start, one per iteration, one per refresh."""
-        return state.product_count

@@ -14,24 +14,25 @@ from relaxprune.problems.mask_problem import WorkingMask
 
 from ..base import CHECK_EVERY, needs_weights
 from ..gap import within_gap
-from ..loop import NEGLIGIBLE, IterativeSolver, Plan, State
+from ..loop import NEGLIGIBLE, Budget, IterativeSolver
+from ..state import State
 
 _logger = logging.getLogger("relaxprune")
 _LEVELS = 20  # values of ρ that the binary variant rises through
 _RISE = 3.0  # from rho / 3 to 3 rho
 _BALANCE, _FACTOR = 1.5, 1.5  # residuals further apart than this change ρ by this
-_LEAST_BYTES = 64 * 2**20  # of factors kept for the next block of rows, whatever the memory budget
+_LEAST_BYTES = 64 * 2**20  # of factors kept for the next band of rows, whatever the memory budget
 _DEAD = 1e-12  # of the mean: a smaller diagonal entry of the Gram is not divided by
 _DAMPING = 2e-3  # of the diagonal; a Gram matrix is refused when it is indefinite by more than half of it
 
 
 class Factors:
-    """The matrices ρ (G + ρI)⁻¹ of one run, in coordinates that even out the columns of G, for all its blocks of rows.
+    """The matrices ρ (G + ρI)⁻¹ of one run, in coordinates that even out the columns of G, for all its bands of rows.
 
     Args:
-        problem: the working problem of any block of rows.
+        problem: the working problem of any band of rows.
         power: columns are scaled by Diag(G)^(power/2), and the Gram to mean diagonal 1.
-        limit: the most bytes of matrices kept for the next block of rows; others are factorised again.
+        limit: the most bytes of matrices kept for the next band of rows; others are factorised again.
     """
 
     def __init__(self, problem: WorkingMask, power: float, limit: int) -> None:
@@ -68,7 +69,7 @@ class Factors:
 
 
 class Shifted:
-    """The solve with G + ρI at the present ρ of a block of rows."""
+    """The solve with G + ρI at the present ρ of a band of rows."""
 
     def __init__(self, factors: Factors) -> None:
         """Call ``set`` next."""
@@ -93,22 +94,18 @@ class Shifted:
 class AdmmState(State):
     """The mask m, the scaled dual u, and what was last judged."""
 
-    def __init__(self, problem: WorkingMask, start: Tensor, solver: Admm, plan: Plan) -> None:
+    def __init__(self, problem: WorkingMask, start: Tensor, solver: Admm, budget: Budget) -> None:
         """Begin at ``start`` (rows, cols) with a dual of zero."""
         self.binary = solver.variant == "binary"
         self.mask = start.clone()
-        if "factors" not in plan.shared:
-            limit = max(plan.memory_bytes, _LEAST_BYTES) if plan.row_blocks > 1 else 0
-            plan.shared["factors"] = Factors(problem, solver.power, limit)
-        self.shifted = Shifted(plan.shared["factors"])
+        limit = max(budget.memory_bytes, _LEAST_BYTES) if budget.bands > 1 else 0
+        self.shifted = Shifted(budget.shared.get(Factors, lambda: Factors(problem, solver.power, limit)))
         felt = problem.diagonal > NEGLIGIBLE
         self.weight = torch.where(felt, problem.weight * self.shifted.root, 0.0)  # w, (rows, cols)
         self.size = self.weight.square()  # the projection's weights
         self.dual = torch.zeros_like(self.weight)  # u
         self.rho = solver.rho
-        self.iteration, self.iterations = 0, plan.iterations
-        self.gap_tolerance = plan.gap_tolerance
-        self.product_count = 0
+        self.iterations, self.gap_tolerance = budget.iterations, budget.gap_tolerance
         self.set_rho(problem, solver.rho / _RISE if self.binary else solver.rho)
         blocks = problem.polytope.block_count(problem.shape)
         self.settled = torch.zeros(blocks, dtype=torch.bool, device=start.device)  # did the last step keep the mask?
@@ -125,11 +122,6 @@ class AdmmState(State):
     def relaxed(self) -> Tensor | None:
         """Return the relaxed mask, a projection: always feasible."""
         return None if self.binary else self.mask
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``."""
-        for name in ("mask", "weight", "size", "dual", "best", "best_value", "half_gradient", "settled"):
-            setattr(self, name, getattr(self, name)[index])
 
     def set_rho(self, problem: WorkingMask, rho: float) -> None:
         """Change ρ; the dual keeps its unscaled value."""
@@ -157,13 +149,13 @@ class Admm(IterativeSolver[AdmmState]):
     "binary" takes the exact minimiser over masks, the largest w² (2t − 1), and keeps the best mask seen. The relaxed
     ρ balances the residuals (Boyd, Parikh, Chu, Peleato and Eckstein, 2011, sections 3.1 and 3.4), and stays fixed in
     the second half. Binary masks are no convex set: there ρ rises step by step, until the mask has settled (as in ALPS:
-    Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a block, and scaled columns: Boža,
+    Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a band, and scaled columns: Boža,
     arXiv 2401.02938, which updates weights under a given mask; here weights stay and the mask is the unknown.
 
     One product per iteration and one every 10 to judge. A factorisation has the arithmetic of cols / (2 rows) products
-    and counts as so many, rounded up. "binary" takes 20, whose results serve all blocks of rows where they fit the
-    memory budget or 64 MiB (what does not fit is factorised for each block); "relaxed" takes few, but its ρ follows
-    each block of rows: only the first, and values of ρ that blocks happen to share, serve several. A Gram matrix that
+    and counts as so many, rounded up. "binary" takes 20, whose results serve all bands of rows where they fit the
+    memory budget or 64 MiB (what does not fit is factorised for each band); "relaxed" takes few, but its ρ follows
+    each band of rows: only the first, and values of ρ that bands happen to share, serve several. A Gram matrix that
     is indefinite beyond ρ is damped inside the solver, with a warning in the log.
 
     Args:
@@ -203,12 +195,12 @@ class Admm(IterativeSolver[AdmmState]):
         if self.variant == "relaxed" and not problem.polytope.projects():
             raise RelaxPruneError(
                 f"solver 'admm' with variant='relaxed' needs a projection, which a "
-                f"{problem.polytope.to_dict()['kind']} set does not have; variant='binary' and fw fit"
+                f"{problem.polytope.label} set does not have; variant='binary' and fw fit"
             )
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> AdmmState:
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> AdmmState:
         """Start at a feasible mask."""
-        return AdmmState(_masked(problem), start, self, plan)
+        return AdmmState(_masked(problem), start, self, budget)
 
     def step(self, problem: Working, state: AdmmState) -> None:
         """Solve for the residual, then for the mask, then move the dual; now and then change ρ."""
@@ -238,10 +230,6 @@ class Admm(IterativeSolver[AdmmState]):
         if not state.binary:
             return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
         return state.settled if state.iteration >= state.iterations else torch.zeros_like(state.settled)
-
-    def products(self, state: AdmmState) -> int:
-        """Return one product per iteration, one whenever a mask is judged, and what factorisations amount to."""
-        return state.product_count
 
 
 def _masked(problem: Working) -> WorkingMask:

@@ -9,51 +9,34 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
+from relaxprune.problems.problem import Quadratic
 
 from ..gap import within_gap
-from ..loop import NEGLIGIBLE, IterativeSolver, Plan, State
+from ..loop import NEGLIGIBLE, Budget, IterativeSolver
+from ..state import FirstOrderState
 
 _RAISE = 1.1  # a rejected step bound becomes this much more than the curvature that refuted it
 _LOWER = 0.7  # and is lowered to this share at a restart: the curvature met near the end may be less than the largest
-_REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
 
 
-class FistaState(State):
-    """The feasible iterate x, the extrapolated point v, and the half gradients at both, carried along."""
+class FistaState(FirstOrderState):
+    """The feasible mask x, the extrapolated point v, and the half gradients at both, carried along."""
 
-    def __init__(self, problem: Working, start: Tensor, metric: Tensor | None, plan: Plan) -> None:
+    def __init__(self, problem: Working, start: Tensor, metric: Tensor | None, gap_tolerance: float | None) -> None:
         """Begin at ``start`` (rows, cols); ``metric`` (rows, cols) is the diagonal D of the norm, None the identity."""
         self.metric = metric
-        self.iterate = start.clone()
-        self.half_gradient = problem.half_gradient(start)
-        self.ahead, self.ahead_half = self.iterate.clone(), self.half_gradient.clone()
+        super().__init__(problem, start)
+        self.ahead, self.ahead_half = self.mask.clone(), self.half_gradient.clone()
         blocks = problem.polytope.block_count(problem.shape)
         self.bound = torch.ones(blocks, dtype=start.dtype, device=start.device)  # L: Q ≼ L D along the steps taken
         self.momentum = torch.ones_like(self.bound)  # t
-        self.gap_tolerance = plan.gap_tolerance
-        self.iteration = 0
-        self.product_count = 1
+        self.gap_tolerance = gap_tolerance
 
-    def point(self) -> Tensor:
-        """Return x, a projection: always feasible."""
-        return self.iterate
-
-    def relaxed(self) -> Tensor:
-        """Return x: every iterate is one of the convex phase."""
-        return self.iterate
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``."""
-        for name in ("iterate", "half_gradient", "ahead", "ahead_half", "bound", "momentum", "metric"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value[index])
-
-    def refresh(self, problem: Working) -> None:
-        """Recompute the half gradient at x from scratch, and move the one at v by the same correction."""
-        fresh = problem.half_gradient(self.iterate)
-        self.ahead_half += fresh - self.half_gradient
-        self.half_gradient = fresh
-        self.product_count += 1
+    def refresh(self, problem: Quadratic) -> None:
+        """Compute the half gradient at x from scratch, and move the one at v by the same correction."""
+        drifted = self.half_gradient
+        super().refresh(problem)
+        self.ahead_half += self.half_gradient - drifted
 
 
 @dataclass(frozen=True)
@@ -84,21 +67,20 @@ class Fista(IterativeSolver[FistaState]):
         """Refuse a set without a projection."""
         if not problem.polytope.projects():
             raise RelaxPruneError(
-                f"solver 'fista' needs a projection, which a {problem.polytope.to_dict()['kind']} set does not have; "
+                f"solver 'fista' needs a projection, which a {problem.polytope.label} set does not have; "
                 "fw needs only its linear oracle and fits"
             )
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> FistaState:
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> FistaState:
         """Start at a feasible mask."""
         metric = None
         if self.scaled:
             metric = torch.where(problem.diagonal > NEGLIGIBLE, problem.diagonal, 0.0)
-        return FistaState(problem, start, metric, plan)
+        return FistaState(problem, start, metric, budget.gap_tolerance)
 
     def step(self, problem: Working, state: FistaState) -> None:
         """Project a gradient step from v; blocks whose curvature refutes L only raise it."""
-        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
-            state.refresh(problem)
+        state.refresh_when_due(problem)
         polytope, rows = problem.polytope, problem.shape[0]
         scale = polytope.to_rows(state.bound, rows)
         if state.metric is not None:
@@ -119,11 +101,7 @@ class Fista(IterativeSolver[FistaState]):
 
     def done(self, problem: Working, state: FistaState) -> Tensor:
         """Tell which blocks are within the gap tolerance."""
-        return within_gap(problem, state.iterate, state.half_gradient, state.gap_tolerance)
-
-    def products(self, state: FistaState) -> int:
-        """Return one product at the start, one per iteration, one per refresh."""
-        return state.product_count
+        return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
 
 
 def _scaled(values: Tensor, metric: Tensor | None) -> Tensor:
@@ -142,14 +120,14 @@ def _advance(problem: Working, state: FistaState, step: tuple[Tensor, Tensor, Te
     """
     polytope, rows = problem.polytope, problem.shape[0]
     found, half, direction = step
-    moved = found - state.iterate
+    moved = found - state.mask
     uphill = polytope.block_sum(torch.linalg.vecdot(direction, _scaled(moved, state.metric))) < 0
     following = (1 + (1 + 4 * state.momentum.square()).sqrt()) / 2
     push = polytope.to_rows(torch.where(uphill, 0.0, (state.momentum - 1) / following), rows)
     take = polytope.to_rows(fits, rows)
     state.ahead = torch.where(take, found + push * moved, state.ahead)
     state.ahead_half = torch.where(take, half + push * (half - state.half_gradient), state.ahead_half)
-    state.iterate = torch.where(take, found, state.iterate)
+    state.mask = torch.where(take, found, state.mask)
     state.half_gradient = torch.where(take, half, state.half_gradient)
     state.momentum = torch.where(fits, torch.where(uphill, 1.0, following), state.momentum)
     state.bound = torch.where(fits & uphill, _LOWER * state.bound, state.bound)

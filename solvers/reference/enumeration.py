@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.polytopes.vertices import VERTEX_LIMIT, block_vertices
 
-from ..base import Answer, Progress, Run, Solver, Status, worse
+from ..base import Answer, Counts, Run, Solver, Status
+from ..driver import Band, Driver
 from .engine.vertex_count import Block
 
 _SPARE_MATRICES = 4
@@ -51,38 +51,31 @@ class Enumerate(Solver):
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Take the best mask of each coupled block; the start where the budget ended before a better one."""
-        answer = Answer(run.start.clone(), status=Status.OPTIMAL)
         masks = _all_masks(problem).to(problem.device)
-        wanted = masks[: run.max_iterations]
-        started = time.monotonic()
-        pieces = list(problem.split(problem.shape[1] + _SPARE_MATRICES, run.memory_bytes // 2))
-        for number, (part, piece) in enumerate(pieces):
-            block = _Block(piece, run.start[part])
-            if not block.finite():
-                answer.status = Status.NOT_FINITE
-                continue
-            done = 0
-            for chunk in wanted.split(block.chunk(run.memory_bytes // 2)):
-                block.look(chunk)
-                done += len(chunk)
-                if run.callback is not None:
-                    seconds = time.monotonic() - started
-                    active = piece.polytope.block_count(piece.shape)
-                    run.callback(Progress(self.name, number, len(pieces), done, done, active, seconds))
-                if run.expired():
-                    break
-            answer.point[part] = block.best
-            answer.counts.iterations = max(answer.counts.iterations, done)
-            answer.counts.products += done * (part.stop - part.start) / problem.shape[0]
-            if done < len(masks):
-                answer.status = worse(
-                    answer.status, Status.TIME_LIMIT if done < len(wanted) else Status.ITERATION_LIMIT
-                )
-        return answer
+        driver = Driver(self.name, run, problem.split(problem.shape[1] + _SPARE_MATRICES, run.memory_bytes // 2))
+        return driver.sweep(lambda band: _look(band, masks))
 
 
-class _Block:
-    """The objectives of a run of coupled blocks at many masks, in z = 1 − m: zᵀ Q z − 2 h·z, h taken at z = 0."""
+def _look(band: Band[Problem], masks: Tensor) -> Answer:
+    """Take the best of ``masks`` (masks, height, cols) for each coupled block of a band."""
+    blocks = _Blocks(band.problem, band.run.start)
+    if not blocks.finite():
+        return Answer(band.run.start, status=Status.NOT_FINITE)
+    wanted, done = masks[: band.run.max_iterations], 0
+    for chunk in wanted.split(blocks.chunk(band.run.memory_bytes // 2)):
+        blocks.look(chunk)
+        done += len(chunk)
+        band.report(done, done, 0 if done == len(masks) else None)
+        if band.run.expired():
+            break
+    status = Status.OPTIMAL
+    if done < len(masks):
+        status = Status.TIME_LIMIT if done < len(wanted) else Status.ITERATION_LIMIT
+    return Answer(blocks.best, status=status, counts=Counts(done, done))
+
+
+class _Blocks:
+    """The objectives of some coupled blocks at many masks, in z = 1 − m: zᵀ Q z − 2 h·z, h taken at z = 0."""
 
     def __init__(self, problem: Problem, start: Tensor) -> None:
         working = problem.working(torch.float64)

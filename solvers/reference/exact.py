@@ -8,15 +8,16 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from relaxprune.problems import Gram, Problem, RelaxPruneError
+from relaxprune.problems import Gram, Problem
+from relaxprune.problems.checks import one_of
 from relaxprune.problems.tightening import largest_tightening
 
-from ..base import Answer, Progress, Run, Solver, Status, worse
-from ..exchange.engine.local_search import MATRICES, LocalSearch, loosened, separates
+from ..base import CHECK_EVERY, Answer, Counts, Run, Solver, Status
+from ..driver import Band, Driver
+from ..exchange.engine.local_search import MATRICES, LocalSearch
 from .engine.exact_backends import Limits, Proof, solve_with_daqp, solve_with_scip
-from .engine.programs import Array, BlockProgram, block_programs, refuse_more_free_than, require
+from .engine.programs import Array, BlockProgram, block_program, refuse_more_free_than, require
 
 _FREE_LIMIT = 64
 _BACKENDS = {"scip": solve_with_scip, "daqp": solve_with_daqp}
@@ -50,8 +51,8 @@ class Exact(Solver):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.backend not in _BACKENDS:
-            raise RelaxPruneError(f'backend must be "scip" or "daqp", got {self.backend!r}')
+        super().__post_init__()
+        one_of("backend", self.backend, _BACKENDS)
 
     def check(self, problem: Problem) -> None:
         """Refuse blocks of more than 64 free entries, and a backend that is not installed."""
@@ -67,54 +68,44 @@ class Exact(Solver):
         return (_MODULES[self.backend],)
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Prove block by block, sharing the time that is left evenly."""
-        started = time.monotonic()
-        answer = Answer(run.start.clone(), status=Status.OPTIMAL)
-        self._improve(problem, run, answer)
-        blocks = problem.polytope.block_count(problem.shape)
-        for number, (part, _, program) in enumerate(block_programs(problem)):
-            answer.counts.products += (part.stop - part.start) / problem.shape[0]
-            if not program.finite:
-                return Answer(run.start.clone(), status=Status.NOT_FINITE, counts=answer.counts)
-            seconds = None if run.deadline is None else (run.deadline - time.monotonic()) / (blocks - number)
-            limits = Limits(seconds, run.max_iterations, run.seed)
-            mask, status, nodes = self._prove(program, answer.point[part], limits)
-            answer.point[part] = mask
-            answer.status = worse(answer.status, status)
-            answer.counts.iterations = max(answer.counts.iterations, nodes)
-            if run.callback is not None:
-                elapsed = time.monotonic() - started
-                run.callback(Progress(self.name, number, blocks, nodes, 0, int(status is not Status.OPTIMAL), elapsed))
-        return answer
+        """Search a little for first incumbents, then prove one coupled block after the other."""
+        polytope, group = problem.polytope, problem.polytope.group_size(problem.shape)
+        rows = problem.over(polytope.loosened()).split(MATRICES * _COPIES, run.memory_bytes)
+        driver = Driver(self.name, run, rows if polytope.separable(problem.shape) else (), problem.split(1, 0))
+        begun = driver.sweep(lambda band: _improve(band, group))
+        return driver.sweep(self._prove, begun)
 
-    def _improve(self, problem: Problem, run: Run, answer: Answer) -> None:
-        """Search a little from the start: a good incumbent prunes the tree from its root."""
-        if not separates(problem):
-            return
-        group = problem.polytope.group_size(problem.shape)
-        for number, (part, piece) in enumerate(loosened(problem).split(MATRICES * _COPIES, run.memory_bytes)):
-            search = LocalSearch(piece, group, run.start[part], _COPIES, run.seed + number)
-            for _ in range(_ROUNDS):
-                if run.expired():
-                    break
-                search.round()
-            answer.point[part] = search.result()
-            answer.counts.swaps += search.swaps
-            answer.counts.products += search.products * (part.stop - part.start) / problem.shape[0]
-
-    def _prove(self, program: BlockProgram, mask: Tensor, limits: Limits) -> tuple[Tensor, Status, int]:
-        """Return the better of the incumbent and the backend's mask, how it ended, and the nodes."""
-        incumbent = program.from_mask(mask)
-        if limits.seconds is not None and limits.seconds <= 0:
-            return mask, Status.TIME_LIMIT, 0
-        if not len(incumbent):
-            return mask, Status.OPTIMAL, 0
-        proof = _BACKENDS[self.backend](program, well_conditioned(program.quadratic), incumbent, limits)
-        best = incumbent
-        found = proof.z
+    def _prove(self, band: Band[Problem]) -> Answer:
+        """Take the better of the incumbent and the backend's mask of one coupled block."""
+        mask, counts = band.run.start, Counts(products=1)
+        program = block_program(band.problem)
+        if not program.finite:
+            return Answer(mask, status=Status.NOT_FINITE, counts=counts)
+        if band.run.expired():
+            return Answer(mask, status=Status.TIME_LIMIT, counts=counts)
+        best = program.from_mask(mask)
+        if not len(best):
+            return Answer(mask, status=Status.OPTIMAL, counts=counts)
+        seconds = None if band.run.deadline is None else band.run.deadline - time.monotonic()
+        limits = Limits(seconds, band.run.max_iterations, band.run.seed)
+        proof = _BACKENDS[self.backend](program, well_conditioned(program.quadratic), best, limits)
+        found, counts.iterations = proof.z, proof.nodes
         if found is not None and program.excess(found) == 0 and program.value(found) < program.value(best):
             best = found
-        return program.put(mask, best), _judged(program, proof, best), proof.nodes
+        return Answer(program.put(mask, best), status=_judged(program, proof, best), counts=counts)
+
+
+def _improve(band: Band[Problem], group: int) -> Answer:
+    """Search a little from the start: a good incumbent prunes the tree from its root."""
+    search = LocalSearch(band.problem, group, band.run.start, _COPIES, band.run.seed + band.number)
+    for done in range(1, _ROUNDS + 1):
+        if band.run.expired():
+            break
+        search.round()
+        if done % CHECK_EVERY == 0:
+            band.report(done, search.products)
+    status = Status.OPTIMAL if search.finite else Status.NOT_FINITE  # whatever is left is the backend's to prove
+    return Answer(search.result(), status=status, counts=Counts(products=search.products, swaps=search.swaps))
 
 
 def _judged(program: BlockProgram, proof: Proof, best: Array) -> Status:

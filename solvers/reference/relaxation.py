@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.checks import one_of
 
-from ..base import BUDGETS, Answer, Progress, Run, Solver, Status, worse
-from .engine.programs import Array, BlockProgram, block_programs, refuse_more_free_than, require
+from ..base import BUDGETS, Answer, Counts, Run, Solver, Status
+from ..driver import Band, Driver
+from .engine.programs import Array, BlockProgram, block_program, refuse_more_free_than, require
 
 _logger = logging.getLogger("relaxprune")
 
@@ -70,11 +71,8 @@ class Relaxation(Solver):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.backend not in _BACKENDS:
-            raise RelaxPruneError(
-                f"backend must be one of {', '.join(_BACKENDS)}, got {self.backend!r}"
-                f"{did_you_mean(str(self.backend).upper(), _BACKENDS)}"
-            )
+        super().__post_init__()
+        one_of("backend", self.backend, _BACKENDS)
 
     def check(self, problem: Problem) -> None:
         """Refuse blocks of more than 2048 free entries, and a backend that is not installed."""
@@ -95,42 +93,34 @@ class Relaxation(Solver):
         return ("cvxpy", "highspy" if self.backend == "HIGHS" else self.backend.lower())
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Solve block by block, sharing the time that is left evenly; a block without an answer keeps its start."""
-        started = time.monotonic()
-        point = run.start.to(torch.float64)
-        answer = Answer(point)
-        blocks = problem.polytope.block_count(problem.shape)
-        seconds_name = _BACKENDS[self.backend].seconds or ""
-        for number, (part, piece, program) in enumerate(block_programs(problem)):
-            answer.counts.products += (part.stop - part.start) / problem.shape[0]
-            if not program.finite:
-                return Answer(run.start.to(torch.float64), status=Status.NOT_FINITE, counts=answer.counts)
-            if run.expired():
-                answer.status = worse(answer.status, Status.TIME_LIMIT)
-                break
-            settings, began = self._settings(run, blocks - number), time.monotonic()
-            z, word, iterations = _minimise(program, self.backend, settings) if len(program.linear) else _NOTHING
-            allowed = settings.get(seconds_name, math.inf)
-            status = _status(word, run.expired() or time.monotonic() - began >= _MOST * allowed)
-            if z is not None:
-                point[part] = program.put(point[part], z)
-                closed = _CLOSED if run.gap_tolerance is None else run.gap_tolerance
-                if status is Status.CONVERGED and _relative_gap(piece, program, z, point[part]) > closed:
-                    status = Status.ITERATION_LIMIT
-            answer.status = worse(answer.status, status)
-            answer.counts.iterations = max(answer.counts.iterations, iterations)
-            if run.callback is not None:
-                seconds = time.monotonic() - started
-                run.callback(Progress(self.name, number, blocks, iterations, 0, blocks - number - 1, seconds))
-        answer.relaxed = None if answer.status.failed else point.clone()
-        return answer
+        """Solve one coupled block after the other; one without an answer keeps its start."""
+        return Driver(self.name, run, problem.split(1, 0)).sweep(self._solve)
 
-    def _settings(self, run: Run, blocks_left: int) -> dict[str, float]:
+    def _solve(self, band: Band[Problem]) -> Answer:
+        """Solve one coupled block."""
+        point = band.run.start.to(torch.float64)
+        if band.run.expired():
+            return Answer(point, point, Status.TIME_LIMIT)
+        program, counts = block_program(band.problem), Counts(products=1)
+        if not program.finite:
+            return Answer(point, status=Status.NOT_FINITE, counts=counts)
+        settings, began = self._settings(band.run), time.monotonic()
+        z, word, counts.iterations = _minimise(program, self.backend, settings) if len(program.linear) else _NOTHING
+        allowed = settings.get(_BACKENDS[self.backend].seconds or "", math.inf)
+        status = _status(word, band.run.expired() or time.monotonic() - began >= _MOST * allowed)
+        if z is not None:
+            point = program.put(point, z)
+            closed = _CLOSED if band.run.gap_tolerance is None else band.run.gap_tolerance
+            if status is Status.CONVERGED and _relative_gap(band.problem, program, z, point) > closed:
+                status = Status.ITERATION_LIMIT
+        return Answer(point, None if status.failed else point, status, counts)
+
+    def _settings(self, run: Run) -> dict[str, float]:
         """Return the budgets of one block in the backend's words."""
         names = _BACKENDS[self.backend]
         settings: dict[str, float] = {}
         if run.deadline is not None and names.seconds is not None:
-            settings[names.seconds] = max(1e-3, (run.deadline - time.monotonic()) / blocks_left)
+            settings[names.seconds] = max(1e-3, run.deadline - time.monotonic())
         if run.max_iterations is not None and names.iterations is not None:
             settings[names.iterations] = run.max_iterations
         return settings

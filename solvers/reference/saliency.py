@@ -9,7 +9,8 @@ from torch import Tensor
 
 from relaxprune.problems import Problem
 
-from ..base import Answer, Run, Solver
+from ..base import JUDGED_MATRICES, Answer, Run, Solver
+from ..driver import Band, Driver
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,12 @@ class SaliencySolver(Solver):
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Keep the entries with the largest score, ties by the lowest column."""
-        return Answer(problem.round_parts(lambda part: self.score(problem, part), run.memory_bytes))
+
+        def rounded(band: Band[Problem]) -> Answer:
+            assert isinstance(band.rows, slice)
+            return Answer(band.problem.polytope.round(self.score(problem, band.rows)))
+
+        return Driver(self.name, run, problem.split(JUDGED_MATRICES, run.memory_bytes)).sweep(rounded)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
         """There are none."""

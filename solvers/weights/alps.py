@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from relaxprune.problems import MaskProblem
 
-from ..base import Counts, Run, Status
+from ..base import Status
+from ..driver import Band
 from .engine.weight_admm import STEPS, WeightAdmm, WeightAdmmSolver, watched
 
 _USUAL = 33  # iterations on real layers at half the weights
@@ -43,14 +44,14 @@ class Alps(WeightAdmmSolver):
         """Return how many it usually takes until supports stay."""
         return _USUAL if max_iterations is None else min(_USUAL, max_iterations)
 
-    def settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+    def settle(self, band: Band[MaskProblem]) -> tuple[WeightAdmm, Status]:
         """Iterate until the supports of some rows stay."""
-        state = self.begin(piece, None)
-        most = self.default_iterations if run.max_iterations is None else run.max_iterations
+        state = self.begin(band.problem, None)
+        most = self.default_iterations if band.run.max_iterations is None else band.run.max_iterations
         last, kept, rho = state.mask, max(1, int(state.mask.sum())), self.rho
         for iteration in range(1, most + 1):
             state.step(rho)
-            early = watched(state, iteration, run, counts)
+            early = watched(state, band)
             if early is not None:
                 return state, early
             if iteration % STEPS == 0:

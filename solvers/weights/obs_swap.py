@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
-from ..base import Answer, Run, Solver, Status, needs_weights, worse
-from ..exchange.engine.local_search import separates
+from ..base import CHECK_EVERY, Answer, Counts, Run, Solver, Status, needs_weights
+from ..driver import Band, Driver
 from .engine.obs_tableau import PAIR_TENSORS, Tableau
 
 _TOLERANCE = 1e-9  # of a row's error: below it, an exchange is not worth a move
@@ -37,6 +37,8 @@ class ObsSwap(Solver):
     summary: ClassVar[str] = "exchanges judged by the error after refitting; for weights that move"
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
+    polishes: ClassVar[bool] = True
+    needs_moving_weights: ClassVar[bool] = True
     only_images: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:
@@ -47,10 +49,10 @@ class ObsSwap(Solver):
                 "solver 'obs-swap' exchanges entries one for one, which needs exact counts, not \"at most\"; "
                 "reconstruct and alps fit"
             )
-        if not separates(problem):
+        if not problem.polytope.separable(problem.shape):
             raise RelaxPruneError(
-                f"solver 'obs-swap' moves inside rows, which a {problem.polytope.to_dict()['kind']} set does not "
-                "allow; reconstruct and alps fit"
+                f"solver 'obs-swap' moves inside rows, which a {problem.polytope.label} set does not allow; "
+                "reconstruct and alps fit"
             )
 
     def least_bytes(self, problem: Problem) -> int:
@@ -71,52 +73,58 @@ class ObsSwap(Solver):
         root = gram.diagonal.to(torch.float64).sqrt()
         size = layer.polytope.group_size(layer.shape)
         group = None if size >= layer.shape[1] else size
-        answer = Answer(run.start.clone())
-        for rows in _batches(run.start, run.memory_bytes):
-            fixed = _fixed(layer, rows)
-            table = Tableau(layer.weight[rows].to(torch.float64) * root, matrix, run.start[rows], group, fixed)
-            status = self._descend(table, rows, run, answer)
-            answer.status = worse(answer.status, status)
-        return answer
 
-    def _descend(self, table: Tableau, rows: Tensor, run: Run, answer: Answer) -> Status:
-        """Move until no exchange helps in any of ``rows`` (R,); rows that are done leave."""
-        cols = table.size
-        # A factorisation, an inverse and a product with it; then two rank-one updates of both.
-        start_cost = (table.count**3 + table.count**2 * (cols - table.count)) / cols**2
-        move_cost = 2 * table.count * cols / cols**2
-        total = len(answer.point)
-        answer.counts.products += start_cost * len(rows) / total
-        most = run.max_iterations if run.max_iterations is not None else 4 * cols
-        pool: int | None = _POOL
-        for done in range(1, most + 1):
-            helps, moves = _helpful(table, pool)
-            if pool is not None and not len(helps):  # only a look at all pairs ends a row
-                pool = None
-                helps, moves = _helpful(table, pool)
-            if not len(helps):
-                return Status.CONVERGED
-            pool = _POOL
-            table.exchange(helps, *moves)
-            answer.counts.iterations = max(answer.counts.iterations, done)
-            answer.counts.swaps += len(helps)
-            answer.counts.swap_rounds += 1
-            answer.counts.products += move_cost * len(helps) / total
-            if done % _REFRESH == 0:
-                table.refresh()
-                answer.counts.products += start_cost * len(rows) / total
-            if not bool(torch.isfinite(table.error).all()):
-                return Status.NOT_FINITE
-            answer.point[rows[helps]] = table.mask(helps)
-            if run.expired():
-                return Status.TIME_LIMIT
-        return Status.ITERATION_LIMIT
+        def descended(band: Band[MaskProblem]) -> Answer:
+            target = band.problem.weight.to(torch.float64) * root
+            return _descend(Tableau(target, matrix, band.run.start, group, _fixed(band.problem)), band)
+
+        free = layer.over(layer.polytope.loosened())  # each row alone
+        batches = _batches(run.start, run.memory_bytes)
+        return Driver(self.name, run, ((rows, free.rows(rows)) for rows in batches)).sweep(descended)
 
 
-def _helpful(table: Tableau, pool: int | None) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Return the rows that an exchange helps, (R,), and for each the places that leave and enter, and the change."""
-    change, leave, enter = table.best(pool)
-    helps = (change < -_TOLERANCE * table.error.clamp(min=0)).nonzero().squeeze(1)
+def _descend(table: Tableau, band: Band[MaskProblem]) -> Answer:
+    """Move until no exchange helps in any row of a band; rows that are done leave."""
+    cols, rows = table.size, band.problem.shape[0]
+    # A factorisation, an inverse and a product with it; then two rank-one updates of both.
+    start_cost = (table.count**3 + table.count**2 * (cols - table.count)) / cols**2
+    move_cost = 2 * table.count * cols / cols**2
+    answer = Answer(band.run.start.clone(), counts=Counts(products=start_cost))
+    answer.status = Status.ITERATION_LIMIT if table.finite() else Status.NOT_FINITE
+    counts, most = answer.counts, 4 * cols if band.run.max_iterations is None else band.run.max_iterations
+    while answer.status is Status.ITERATION_LIMIT and counts.iterations < most:
+        helps, moves = _helpful(table)
+        if not len(helps):
+            answer.status = Status.CONVERGED
+            break
+        table.exchange(helps, *moves)
+        answer.point[helps] = table.mask(helps)
+        counts.iterations += 1
+        counts.swap_rounds += 1
+        counts.swaps += len(helps)
+        counts.products += move_cost * len(helps) / rows
+        if counts.iterations % _REFRESH == 0:
+            table.refresh()
+            counts.products += start_cost
+        if not table.finite():
+            answer.status = Status.NOT_FINITE
+        elif band.run.expired():
+            answer.status = Status.TIME_LIMIT
+        elif counts.iterations % CHECK_EVERY == 0:
+            band.report(counts.iterations, counts.products, len(helps))
+    return answer
+
+
+def _helpful(table: Tableau) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return the rows that an exchange helps, (R,), and for each the places that leave and enter, and the change.
+
+    Few entries are looked at first, and only where they help no row are all: what ends a row is a look at all pairs.
+    """
+    for pool in (_POOL, None):
+        change, leave, enter = table.best(pool)
+        helps = (change < -_TOLERANCE * table.error.clamp(min=0)).nonzero().squeeze(1)
+        if len(helps):
+            break
     return helps, (leave[helps], enter[helps], change[helps])
 
 
@@ -135,13 +143,7 @@ def _batches(mask: Tensor, memory_bytes: int) -> Iterator[Tensor]:
             yield from rows.split(max(1, memory_bytes // row_bytes(mask.shape[1], count)))
 
 
-def _fixed(layer: MaskProblem, rows: Tensor) -> Tensor | None:
-    """Return the entries of ``rows`` (R,) that the problem fixes, (R, cols) bool, or None."""
-    kept, pruned = layer.polytope.fixed()
-    if kept is None and pruned is None:
-        return None
-    held = torch.zeros(len(rows), layer.shape[1], dtype=torch.bool, device=rows.device)
-    for entries in (kept, pruned):
-        if entries is not None:
-            held |= entries[rows]
-    return held
+def _fixed(problem: MaskProblem) -> Tensor | None:
+    """Return the entries that a problem fixes, (rows, cols) bool, or None."""
+    entries = [part for part in problem.polytope.fixed() if part is not None]
+    return torch.stack(entries).any(dim=0) if entries else None

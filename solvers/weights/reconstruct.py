@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from relaxprune.problems import MaskProblem, RelaxPruneError
-from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems.checks import one_of
 
-from ..base import Counts, Run, Status
+from ..base import Status
+from ..driver import Band
 from .engine.weight_admm import STEPS, WeightAdmm, WeightAdmmSolver, watched
 
 EFFORTS = {"fast": 15, "default": 24, "best": 33}  # iterations; ALPS takes about as many as best
@@ -44,23 +45,21 @@ class Reconstruct(WeightAdmmSolver):
         super().__post_init__()
         if self.rho > _END:
             raise RelaxPruneError(f"rho must be at most {_END}, where the penalty ends, got {self.rho!r}")
-        if self.effort not in EFFORTS:
-            guess = did_you_mean(self.effort, EFFORTS)
-            raise RelaxPruneError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}{guess}")
+        one_of("effort", self.effort, EFFORTS)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
         """Return those of the effort, unless they are named."""
         return EFFORTS[self.effort] if max_iterations is None else max_iterations
 
-    def settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+    def settle(self, band: Band[MaskProblem]) -> tuple[WeightAdmm, Status]:
         """Iterate on some rows while the penalty rises."""
-        state = self.begin(piece, run.start)
-        total = self.planned_iterations(run.max_iterations)
+        state = self.begin(band.problem, band.run.start)
+        total = self.planned_iterations(band.run.max_iterations)
         stairs = max(1, (total - 1) // STEPS)
         for iteration in range(total):
             state.step(self.rho * (_END / self.rho) ** min(1.0, iteration // STEPS / stairs))
-            early = watched(state, iteration + 1, run, counts)
+            early = watched(state, band)
             if early is not None:
                 return state, early
-        status = Status.CONVERGED if run.max_iterations is None else Status.ITERATION_LIMIT
+        status = Status.CONVERGED if band.run.max_iterations is None else Status.ITERATION_LIMIT
         return state, status

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems import NM, Gram, KSparse, MaskProblem, Problem, RelaxPruneError
+from relaxprune.problems import Gram, MaskProblem, Problem, RelaxPruneError
+from relaxprune.problems.checks import fraction, whole_number
 
-from ..base import Answer, Run, Solver, Status, block_bytes, needs_weights
+from ..base import Answer, Counts, Run, Solver, Status, block_bytes, needs_weights
+from ..driver import Band, Driver
 
 _logger = logging.getLogger("relaxprune")
 _MATRICES = 5  # (rows, cols) float64 tensors held at once
@@ -48,19 +50,18 @@ class SparseGPT(Solver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if not 0 <= self.damping <= 1:
-            raise RelaxPruneError(f"damping must lie in [0, 1], got {self.damping!r}")
-        if self.blocksize < 1:
-            raise RelaxPruneError(f"blocksize must be at least 1, got {self.blocksize!r}")
+        fraction("damping", self.damping)
+        whole_number("blocksize", self.blocksize, 1)
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem without weight and Gram, and a set whose counts do not go along a row."""
+        """Refuse a problem without weight and Gram, and a set that cannot be cut into columns."""
         needs_weights(self.name, problem)
-        if not isinstance(problem.polytope, (KSparse, NM)):
-            kind = type(problem.polytope).__name__
+        polytope, width = problem.polytope, min(self._width(problem), problem.shape[1])
+        fixed = any(entries is not None for entries in polytope.fixed())
+        if fixed or polytope.on_columns(0, width, problem.shape) is None:
             raise RelaxPruneError(
-                f"solver 'sparsegpt' needs a KSparse or NM set without fixed entries, got a {kind}; "
-                "reconstruct and alps take any set"
+                "solver 'sparsegpt' needs a set without fixed entries that can be cut between columns, which this "
+                f"{polytope.label} set is not; reconstruct and alps take any set"
             )
 
     def least_bytes(self, problem: Problem) -> int:
@@ -72,58 +73,55 @@ class SparseGPT(Solver):
         return 0
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Go through the columns of all rows of a block of rows; the weights come along."""
+        """Go through the columns of all rows of a band; the weights come along."""
         layer = needs_weights(self.name, problem)
         factor = upper_factor(layer.prepared, self.damping)
         if factor is None:
             return Answer(run.start, status=Status.BACKEND_FAILED)
-        answer = Answer(run.start.clone(), weight=torch.zeros(layer.shape, dtype=torch.float64, device=layer.device))
-        assert answer.weight is not None
-        for part, piece in layer.split(_MATRICES, run.memory_bytes):
-            assert isinstance(piece, MaskProblem)
-            answer.point[part], answer.weight[part] = self._sweep(piece, factor)
-        if not bool(torch.isfinite(answer.weight).all()):
-            return Answer(run.start, status=Status.NOT_FINITE)
-        answer.counts.iterations = 1
+        driver = Driver(self.name, run, layer.split(_MATRICES, run.memory_bytes))
+        answer = driver.sweep(lambda band: self._swept(band, factor))
         rows, cols = layer.shape
-        # Updates go to the right of each column: half a product. The factors: two factorisations and an inverse.
-        answer.counts.products = 0.5 + cols / rows
+        answer.counts.products += cols / rows  # the factors: two factorisations and an inverse
         return answer
 
+    def _swept(self, band: Band[MaskProblem], factor: Tensor) -> Answer:
+        """Return mask and weights of some rows, or the start and the weights there are."""
+        mask, weight = self._sweep(band.problem, factor)
+        counts = Counts(iterations=1, products=0.5)  # updates go to the right of each column
+        if bool(torch.isfinite(weight).all()):
+            return Answer(mask, counts=counts, weight=torch.where(mask, weight, 0.0))
+        unmoved = band.problem.weight.to(torch.float64)
+        return Answer(band.run.start, status=Status.NOT_FINITE, counts=counts, weight=unmoved)
+
+    def _width(self, problem: Problem) -> int:
+        """Return how many columns' masks are chosen together: those of a block, or of a group that cannot be cut."""
+        polytope, shape = problem.polytope, problem.shape
+        anywhere = polytope.on_columns(0, 1, shape) is not None
+        return self.blocksize if anywhere else polytope.group_size(shape)
+
     def _sweep(self, piece: MaskProblem, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mask and weights of some rows."""
+        """Return mask and weights of some rows; what is left of pruned weights is rounding, or NaN where all broke."""
         weight = piece.weight.to(torch.float64, copy=True)
         rows, cols = weight.shape
         mask = torch.ones(rows, cols, dtype=torch.bool, device=weight.device)
-        polytope, size = piece.polytope, self.blocksize
-        if isinstance(polytope, NM):  # a group lies inside a block
-            size = max(polytope.group, size - size % polytope.group)
+        width, size = self._width(piece), self.blocksize
+        size = max(width, size - size % width)  # what is chosen together lies inside a block
         diagonal = factor.diagonal()
         for start in range(0, cols, size):
             stop = min(start + size, cols)
             block = slice(start, stop)
-            if isinstance(polytope, KSparse):
-                chosen = _share(polytope, mask, start, stop)
-                mask[:, block] = chosen.round((weight[:, block] / diagonal[block]).square())
             errors = torch.zeros(rows, stop - start, dtype=torch.float64, device=weight.device)
             for j in range(start, stop):
-                if isinstance(polytope, NM) and j % polytope.group == 0:
-                    group = slice(j, j + polytope.group)
-                    mask[:, group] = polytope.round((weight[:, group] / diagonal[group]).square())
+                if j % width == 0:
+                    some = slice(j, min(j + width, cols))
+                    chosen = piece.polytope.on_columns(some.start, some.stop, piece.shape)
+                    assert chosen is not None
+                    mask[:, some] = chosen.round((weight[:, some] / diagonal[some]).square())
                 error = torch.where(mask[:, j], 0.0, weight[:, j] / diagonal[j])
                 weight[:, j:stop].addr_(error, factor[j, j:stop], alpha=-1)
                 errors[:, j - start] = error
             weight[:, stop:].addmm_(errors, factor[block, stop:], alpha=-1)
-        return mask, torch.where(mask, weight, 0.0)
-
-
-def _share(polytope: KSparse, mask: Tensor, start: int, stop: int) -> KSparse:
-    """Return the set of masks of the columns from ``start`` to ``stop``: in step with the share of columns done."""
-    rows, cols = mask.shape
-    height = 1 if polytope.per == "row" else rows
-    done, now = (polytope.keep * end // cols for end in (start, stop))
-    width = height * (stop - start)
-    return KSparse(min(now - done, width), polytope.per, polytope.at_most)
+        return mask, weight
 
 
 def upper_factor(gram: Gram, damping: float) -> Tensor | None:

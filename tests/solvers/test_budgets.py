@@ -114,7 +114,9 @@ def test_annealing_converges_where_no_step_would_leave_the_vertex(iterations):
 
 def test_annealing_ends_at_rest_where_columns_are_independent():
     problem = MaskProblem(torch.ones(3, 8), torch.diag(torch.arange(1.0, 9.0)), KSparse(4))
-    answer = make_solver("fw", dtype="float64").run(problem, Run(solve(problem, "wanda").mask, max_iterations=100))
+    answer = make_solver("fw", dtype="float64").run(
+        problem, Run(start=solve(problem, "wanda").mask, max_iterations=100)
+    )
     assert answer.status is Status.CONVERGED and answer.point.tolist() == [[0.0] * 4 + [1.0] * 4] * 3
 
 

@@ -60,10 +60,10 @@ def test_the_callback_hears_every_ten_iterations_of_every_block():
     heard: list[Progress] = []
     budget = least_memory(problem, "sparsefw")
     solution = solve(problem, "sparsefw", max_iterations=35, memory_budget_bytes=budget, callback=heard.append)
-    blocks = heard[0].row_blocks
-    assert blocks == SHAPE[0] and {item.row_block for item in heard} == set(range(blocks))
+    blocks = heard[0].bands
+    assert blocks == SHAPE[0] and {item.band for item in heard} == set(range(blocks))
     for block in range(blocks):
-        mine = [item for item in heard if item.row_block == block]
+        mine = [item for item in heard if item.band == block]
         assert [item.iteration for item in mine] == [10, 20, 30, 35]
         assert all(item.solver == "sparsefw" and item.active_blocks in (0, 1) for item in mine)
         assert [item.products for item in mine] == sorted(item.products for item in mine)

@@ -164,7 +164,7 @@ def test_an_instance_is_used_as_it_is():
         (None, {}, "solver must be a name or a Solver instance, got NoneType"),
         ("sparsefw", {"alhpa": 0.5}, "solver 'sparsefw' has no option 'alhpa'; did you mean 'alpha'?"),
         ("wanda", {"power": 1.0}, "solver 'wanda' has no option 'power' (its options are none)"),
-        ("fw", {"dtype": "float16"}, 'dtype must be "float32" or "float64", got'),
+        ("fw", {"dtype": "float16"}, "dtype must be one of float32, float64, got"),
         ("fw", {"momentum": 1.0}, "momentum must lie in [0, 1)"),
         ("fw", {"momentum": float("nan")}, "momentum must be a finite number"),
         ("fw", {"smoothing": -0.1}, "smoothing must lie in [0, 1)"),

@@ -69,8 +69,9 @@ def test_iterations_wait_at_most_once_in_ten(name, effort, precision, device):
     heard, active = [(0, 0)], []
 
     def hear(progress):
-        heard.append((progress.iteration, waits.count))
-        active.append(progress.active_blocks)
+        if progress.solver == "fw":  # its polish reports as well
+            heard.append((progress.iteration, waits.count))
+            active.append(progress.active_blocks)
 
     with Waits() as waits:
         solution = solve(problem, effort=effort, precision=precision, callback=hear)

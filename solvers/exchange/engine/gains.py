@@ -43,7 +43,7 @@ class Moves:
         return len(self.gain) if self.length is None else int(self.length.sum())
 
 
-class Descent:
+class ExchangeState:
     """Masks, half gradients and objectives of a batch of rows, kept consistent under exchanges.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relaxprune.problems import Polytope
 
-from .gains import Descent, Moves
+from .gains import ExchangeState, Moves
 
 _MOST = 128  # masks of a group, or of a tile
 _COMBINED = 4096  # ways to give every row of a tile a mask
@@ -50,7 +50,7 @@ class GroupMasks:
             mask[list(chosen)] = 1.0
         return cls(masks.to(coupling.device), coupling)
 
-    def change(self, descent: Descent, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def change(self, state: ExchangeState, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change by every mask in every group of ``rows`` (R,), and by every entry alone.
 
         Entries that stay cancel out of a change up to rounding: it finds the best mask, and is no proof of a gain.
@@ -58,10 +58,10 @@ class GroupMasks:
         Returns:
             (R, groups, V), +∞ where not allowed, and (R, groups, group), 0 where not allowed.
         """
-        prune, restore = descent.single_gains(rows)
+        prune, restore = state.single_gains(rows)
         coupling = self.coupling[rows]
         form = coupling.shape[:3]
-        now = descent.mask[rows].view(form).to(coupling.dtype)
+        now = state.mask[rows].view(form).to(coupling.dtype)
         single = torch.where(now > 0, prune.view(form), restore.view(form))
         blocked = torch.isinf(single)
         single = single.masked_fill(blocked, 0.0)
@@ -70,7 +70,7 @@ class GroupMasks:
         constant = ((single + off) * now).sum(dim=2, keepdim=True)
         change: Tensor = (single * (1 - 2 * now) - 2 * off) @ self.masks.T
         change.add_(self.alone[rows]).add_(constant)
-        if descent.fixed_kept is not None or descent.fixed_pruned is not None:
+        if state.fixed_kept is not None or state.fixed_pruned is not None:
             ways = blocked.to(now.dtype)
             moved = (ways * (1 - 2 * now)) @ self.masks.T + (ways * now).sum(dim=2, keepdim=True)
             change.masked_fill_(moved > 0.5, torch.inf)
@@ -79,13 +79,13 @@ class GroupMasks:
         return change, single
 
 
-def mask_search(descent: Descent, rows: Tensor, groups: GroupMasks) -> Moves:
+def mask_search(state: ExchangeState, rows: Tensor, groups: GroupMasks) -> Moves:
     """Return the change of one group's mask that helps most in each of ``rows``, as exchanges inside that group."""
-    change, single = groups.change(descent, rows)
+    change, single = groups.change(state, rows)
     best, index = change.min(dim=2)  # of each group
     chosen = best.argmin(dim=1)
     masks = groups.masks[index.gather(1, chosen.unsqueeze(1)).squeeze(1)]
-    return _exchanges(descent, rows, groups, chosen, masks, single)
+    return _exchanges(state, rows, groups, chosen, masks, single)
 
 
 def tile_masks(groups: GroupMasks, keep: int) -> Tensor | None:
@@ -103,37 +103,37 @@ def tile_masks(groups: GroupMasks, keep: int) -> Tensor | None:
 
 
 def tile_mask_search(
-    descent: Descent, bands: Tensor, groups: GroupMasks, tiles: Tensor
+    state: ExchangeState, blocks: Tensor, groups: GroupMasks, tiles: Tensor
 ) -> tuple[Tensor, Moves, Tensor]:
-    """Return the change of one tile's mask that helps most in each of ``bands`` (B,), where one does.
+    """Return the change of one tile's mask that helps most in each of ``blocks`` (B,), where one does.
 
     Args:
-        descent: the masks.
-        bands: (B,) indices of bands of ``group`` rows.
+        state: the masks.
+        blocks: (B,) indices of coupled blocks.
         groups: the masks of a tile's row.
         tiles: (T, group) from ``tile_masks``.
 
     Returns:
-        The rows (R,), their exchanges, and the bands that have any.
+        The rows (R,), their exchanges, and the blocks that have any.
     """
     group = tiles.shape[1]
-    rows = (bands.unsqueeze(1) * group + torch.arange(group, device=bands.device)).flatten()
-    change, single = groups.change(descent, rows)
-    change = change.unflatten(0, (-1, group))  # (B, group, tiles of a band, masks)
+    rows = (blocks.unsqueeze(1) * group + torch.arange(group, device=blocks.device)).flatten()
+    change, single = groups.change(state, rows)
+    change = change.unflatten(0, (-1, group))  # (B, group, tiles of a block, masks)
     total = sum(change[:, row][:, :, tiles[:, row]] for row in range(group))
     assert isinstance(total, Tensor)
     index = total.flatten(1).argmin(dim=1)
     chosen = (index // len(tiles)).repeat_interleave(group)  # of each row
     masks = groups.masks[tiles[index % len(tiles)].flatten()]
-    moves = _exchanges(descent, rows, groups, chosen, masks, single)
-    tolerance = descent.tolerance().view(-1, group).sum(dim=1)[bands]
+    moves = _exchanges(state, rows, groups, chosen, masks, single)
+    tolerance = state.tolerance().view(-1, group).sum(dim=1)[blocks]
     helps = moves.gain.view(-1, group).sum(dim=1) < -tolerance
     each = helps.repeat_interleave(group)
-    return rows[each], moves.take(each), bands[helps]
+    return rows[each], moves.take(each), blocks[helps]
 
 
 def _exchanges(
-    descent: Descent, rows: Tensor, groups: GroupMasks, chosen: Tensor, masks: Tensor, single: Tensor
+    state: ExchangeState, rows: Tensor, groups: GroupMasks, chosen: Tensor, masks: Tensor, single: Tensor
 ) -> Moves:
     """Return the exchanges that give group ``chosen`` (R,) of ``rows`` (R,) the mask ``masks`` (R, group).
 
@@ -141,7 +141,7 @@ def _exchanges(
     """
     size = masks.shape[1]
     first = (chosen * size).unsqueeze(1)
-    mask, now = masks > 0, descent.mask[rows].gather(1, first + torch.arange(size, device=rows.device))
+    mask, now = masks > 0, state.mask[rows].gather(1, first + torch.arange(size, device=rows.device))
     sign = mask.to(single.dtype) - now.to(single.dtype)
     off = groups.coupling[rows, chosen]
     off = off - torch.diag_embed(off.diagonal(dim1=1, dim2=2))

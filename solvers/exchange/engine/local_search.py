@@ -10,31 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Face, KSparse, Problem
+from relaxprune.problems import Problem
 
-from .gains import Descent
+from .gains import ExchangeState
 from .pair_search import group_search, pool_search
 
 MATRICES = 14  # (rows, cols) float64 tensors held at once, per copy
 _STRENGTHS = (2, 4, 8, 16)  # pairs exchanged by a kick
 _EASY = 16  # entries that are about equally likely to be drawn
 _POWER = 2  # how much less likely dearer entries are
-
-
-def loosened(problem: Problem) -> Problem:
-    """Return the problem with the same fixed entries and no counts: rows become independent.
-
-    Exchanges inside rows (inside groups) keep every count, so a search over this set never leaves the real one.
-    """
-    anything = KSparse(problem.shape[1], at_most=True)
-    kept, pruned = problem.polytope.fixed()
-    return problem.over(anything if kept is None and pruned is None else Face(anything, kept, pruned))
-
-
-def separates(problem: Problem) -> bool:
-    """Tell whether every entry has one count only, so that exchanges inside rows (inside groups) keep all counts."""
-    cells, _ = problem.polytope.cells(problem.shape)
-    return cells.numel() == problem.polytope.rows_per_block(problem.shape) * problem.shape[1]
 
 
 @dataclass
@@ -63,37 +47,37 @@ class LocalSearch:
         # Copy c of row r is line c · rows + r.
         line = torch.arange(self.rows, device=mask.device).repeat(copies)
         self.working = problem.working(torch.float64).select(line)
-        self.descent = Descent(self.working, mask[line])
-        self.best_mask = self.descent.mask.clone()
-        self.best_half = self.descent.half_gradient.clone()
-        self.best = self.descent.objective.clone()  # (lines,)
+        self.state = ExchangeState(self.working, mask[line])
+        self.best_mask = self.state.mask.clone()
+        self.best_half = self.state.half_gradient.clone()
+        self.best = self.state.objective.clone()  # (lines,)
         self.coupling = self.working.group_coupling(group) if group < mask.shape[1] else None
-        self.everything = self.descent.everything
+        self.everything = self.state.everything
         self.products = float(copies)
         self.swaps = 0
 
     def movable(self) -> bool:
         """Tell whether any exchange exists: exchanges keep what there is to move, so the answer stays."""
-        descent = self.descent
-        free_kept, free_pruned = descent.mask, ~descent.mask
-        if descent.fixed_kept is not None:
-            free_kept = free_kept & ~descent.fixed_kept
-        if descent.fixed_pruned is not None:
-            free_pruned = free_pruned & ~descent.fixed_pruned
+        state = self.state
+        free_kept, free_pruned = state.mask, ~state.mask
+        if state.fixed_kept is not None:
+            free_kept = free_kept & ~state.fixed_kept
+        if state.fixed_pruned is not None:
+            free_pruned = free_pruned & ~state.fixed_pruned
         form = (len(self.everything), -1, self.group)
         return bool((free_kept.view(form).any(dim=2) & free_pruned.view(form).any(dim=2)).any())
 
     def round(self) -> None:
         """Do one exchange in every line that has a helpful one; judge and kick the others."""
-        descent = self.descent
+        state = self.state
         if self.coupling is None:
-            moves = pool_search(descent, self.everything)
+            moves = pool_search(state, self.everything)
         else:
-            moves = group_search(descent, self.everything, self.coupling)
-        helps = moves.gain < -descent.tolerance()
+            moves = group_search(state, self.everything, self.coupling)
+        helps = moves.gain < -state.tolerance()
         lines = helps.nonzero().squeeze(1)
         if len(lines):
-            descent.apply(lines, moves.take(lines))
+            state.apply(lines, moves.take(lines))
             self.swaps += len(lines)
         ended = (~helps).nonzero().squeeze(1)
         if len(ended):
@@ -103,7 +87,7 @@ class LocalSearch:
     @property
     def finite(self) -> bool:
         """Whether every line's objective is a finite number now."""
-        return bool(torch.isfinite(self.best).all() and torch.isfinite(self.descent.objective).all())
+        return bool(torch.isfinite(self.best).all() and torch.isfinite(self.state.objective).all())
 
     def result(self) -> Tensor:
         """Return the best mask of each row over its copies, the descent under way included: (rows, cols) bool."""
@@ -113,18 +97,18 @@ class LocalSearch:
 
     def _judge(self, lines: Tensor) -> None:
         """Record the masks of ``lines`` that beat the best of their copy."""
-        descent = self.descent
-        better = descent.objective[lines] < self.best[lines] - descent.tolerance()[lines]
+        state = self.state
+        better = state.objective[lines] < self.best[lines] - state.tolerance()[lines]
         won = lines[better]
-        self.best[won] = descent.objective[won]
-        self.best_mask[won] = descent.mask[won]
-        self.best_half[won] = descent.half_gradient[won]
+        self.best[won] = state.objective[won]
+        self.best_mask[won] = state.mask[won]
+        self.best_half[won] = state.half_gradient[won]
 
     def _kick(self, lines: Tensor) -> None:
         """Return ``lines`` to their best mask with some random pairs exchanged; half gradients are made afresh."""
         # The draw below reads single gains at the best mask, so the descent goes back there first.
-        self.descent.mask[lines] = mask = self.best_mask[lines]
-        self.descent.half_gradient[lines] = self.best_half[lines]
+        self.state.mask[lines] = mask = self.best_mask[lines]
+        self.state.half_gradient[lines] = self.best_half[lines]
         kick = self._draw(lines)
         row = torch.arange(len(lines), device=lines.device).unsqueeze(1).expand_as(kick.valid)[kick.valid]
         mask[row, kick.prune[kick.valid]] = False
@@ -133,9 +117,9 @@ class LocalSearch:
         point = mask.to(torch.float64)
         half_gradient = part.half_gradient(point)
         self.products += len(lines) / self.rows
-        self.descent.mask[lines] = mask
-        self.descent.half_gradient[lines] = half_gradient
-        self.descent.objective[lines] = part.row_value(point, half_gradient)
+        self.state.mask[lines] = mask
+        self.state.half_gradient[lines] = half_gradient
+        self.state.objective[lines] = part.row_value(point, half_gradient)
 
     def _draw(self, lines: Tensor) -> Kick:
         """Draw 2, 4, 8 or 16 pairs of entries that are not fixed, each pair within a group.
@@ -143,7 +127,7 @@ class LocalSearch:
         Entries race: the cheaper it is to move one, the likelier it is drawn. Uniform draws mostly move entries that
         the descent at once moves back.
         """
-        left, right = (self._race(gain) for gain in self.descent.single_gains(lines))
+        left, right = (self._race(gain) for gain in self.state.single_gains(lines))
         pick = torch.randint(len(_STRENGTHS), (len(lines), 1), generator=self.generator, device=left.device)
         pairs = torch.tensor(_STRENGTHS, device=left.device)[pick]
         if self.group == left.shape[1]:

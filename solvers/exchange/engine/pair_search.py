@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .gains import Descent, Moves
+from .gains import ExchangeState, Moves
 
 _SEVERAL = 4  # exchanges of a row made in one round
 _POOL = 16  # candidates per side in the quick search
 _PAIRS = 2**17  # pairs evaluated at once in the exact search: small enough for a processor's cache
 
 
-def pool_search(descent: Descent, rows: Tensor) -> Moves:
+def pool_search(state: ExchangeState, rows: Tensor) -> Moves:
     """Return good exchanges for each of ``rows``: the cheapest entries to prune with the cheapest to restore."""
-    gains = descent.single_gains(rows)
+    gains = state.single_gains(rows)
     size = min(_POOL, gains[0].shape[1])
     left, right = (side.topk(size, dim=1, largest=False, sorted=False).indices for side in gains)
-    change = _pair_changes(descent, rows, left, right, gains)
+    change = _pair_changes(state, rows, left, right, gains)
     found = []
     for _ in range(min(_SEVERAL, size)):  # the best pairs that share no column
         gain, index = change.flatten(1).min(dim=1)
@@ -28,35 +28,35 @@ def pool_search(descent: Descent, rows: Tensor) -> Moves:
         change.scatter_(1, line.unsqueeze(2).expand(-1, 1, size), torch.inf)
         change.scatter_(2, column.unsqueeze(1).expand(-1, size, 1), torch.inf)
     gain, prune, restore = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
-    return _best_prefix(descent, rows, gain, prune, restore)
+    return _best_prefix(state, rows, gain, prune, restore)
 
 
-def exact_search(descent: Descent, rows: Tensor) -> Moves:
+def exact_search(state: ExchangeState, rows: Tensor) -> Moves:
     """Return an exchange that helps for each of ``rows``, if any of ALL pairs does, without looking at most pairs.
 
     With ρ a bound on their correlation, 2 |Q_up| ≤ ρ_u q_u + ρ_p q_p, so a pair helps only if
     (a_u − ρ_u q_u) + (b_p − ρ_p q_p) is negative: the two sides separate, and most columns drop out at once. Pairs of
     neighbouring columns are looked at one by one; all others are bounded by the smaller correlations outside.
     """
-    gains = descent.single_gains(rows)
-    moves = _near_search(descent, rows, gains)
+    gains = state.single_gains(rows)
+    moves = _near_search(state, rows, gains)
     # Any exchange that helps will do, so the dearer half is for the rows without one.
-    rest = (moves.gain >= -descent.tolerance()[rows]).nonzero().squeeze(1)
+    rest = (moves.gain >= -state.tolerance()[rows]).nonzero().squeeze(1)
     if len(rest):
-        far = _far_search(descent, rows[rest], (gains[0][rest], gains[1][rest]))
+        far = _far_search(state, rows[rest], (gains[0][rest], gains[1][rest]))
         moves.gain[rest], moves.prune[rest], moves.restore[rest] = far.gain, far.prune, far.restore
     return moves
 
 
-def _near_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+def _near_search(state: ExchangeState, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
     """Return the best exchange of each of ``rows`` among all pairs of a column and one of its neighbours."""
-    neighbours = descent.problem.neighbours.index
-    kept = descent.mask[rows]
+    neighbours = state.problem.neighbours.index
+    kept = state.mask[rows]
     alone = torch.where(kept, *gains)  # (R, cols)
     gain = alone.new_zeros(len(rows))
     chosen = torch.zeros(len(rows), 2, dtype=torch.long, device=rows.device)
     for partner in neighbours.T.contiguous():  # (cols,): one neighbour of every column
-        change = descent.problem.coupling_with(rows, partner).mul_(-2)
+        change = state.problem.coupling_with(rows, partner).mul_(-2)
         change += alone
         change += alone[:, partner]
         change.masked_fill_(kept == kept[:, partner], torch.inf)
@@ -68,11 +68,11 @@ def _near_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -
     return Moves(gain, torch.where(first_kept, one, other), torch.where(first_kept, other, one))
 
 
-def _far_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+def _far_search(state: ExchangeState, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
     """Return the best exchange of each of ``rows`` among the pairs that the bound outside neighbours leaves open."""
-    slack = descent.problem.neighbours.rest * descent.problem.diagonal[rows]
+    slack = state.problem.neighbours.rest * state.problem.diagonal[rows]
     low_prune, low_restore = gains[0] - slack, gains[1] - slack
-    limit = -descent.tolerance()[rows].unsqueeze(1)
+    limit = -state.tolerance()[rows].unsqueeze(1)
     left_ok = low_prune + low_restore.amin(dim=1, keepdim=True) < limit
     right_ok = low_restore + low_prune.amin(dim=1, keepdim=True) < limit
     moves = Moves(low_prune.new_zeros(len(rows)), torch.zeros_like(rows), torch.zeros_like(rows))
@@ -82,7 +82,7 @@ def _far_search(descent: Descent, rows: Tensor, gains: tuple[Tensor, Tensor]) ->
     for part, left_size, right_size in _batches(order, left_count[order].tolist(), right_count[order].tolist()):
         left = low_prune[part].topk(left_size, dim=1, largest=False, sorted=False).indices
         right = low_restore[part].topk(right_size, dim=1, largest=False, sorted=False).indices
-        best = _best_pair(descent, rows[part], left, right, (gains[0][part], gains[1][part]))
+        best = _best_pair(state, rows[part], left, right, (gains[0][part], gains[1][part]))
         moves.gain[part], moves.prune[part], moves.restore[part] = best.gain, best.prune, best.restore
     return moves
 
@@ -101,31 +101,31 @@ def _batches(order: Tensor, left: list[int], right: list[int]) -> Iterator[tuple
         start = stop
 
 
-def group_search(descent: Descent, rows: Tensor, coupling: Tensor) -> Moves:
+def group_search(state: ExchangeState, rows: Tensor, coupling: Tensor) -> Moves:
     """Return the best exchange inside a group for each of ``rows``, over all pairs of all groups.
 
     Args:
-        descent: the masks.
+        state: the masks.
         rows: (R,) indices.
         coupling: (rows, groups, group, group), Q inside groups.
     """
-    prune, restore = descent.single_gains(rows)
+    prune, restore = state.single_gains(rows)
     _, groups, group, _ = coupling.shape
     left, right = prune.view(-1, groups, group, 1), restore.view(-1, groups, 1, group)
     change = (left + right - 2 * coupling[rows]).flatten(2)  # (R, groups, group * group)
     best, index = change.min(dim=2)  # of each group
     gain, chosen = best.topk(min(_SEVERAL, groups), dim=1, largest=False)
     index = index.gather(1, chosen)
-    return _best_prefix(descent, rows, gain, chosen * group + index // group, chosen * group + index % group)
+    return _best_prefix(state, rows, gain, chosen * group + index // group, chosen * group + index % group)
 
 
-def _best_prefix(descent: Descent, rows: Tensor, gain: Tensor, prune: Tensor, restore: Tensor) -> Moves:
+def _best_prefix(state: ExchangeState, rows: Tensor, gain: Tensor, prune: Tensor, restore: Tensor) -> Moves:
     """Return as many of each row's exchanges, in order, as are best together.
 
     Two exchanges d_i = e_restore − e_prune made together change the objective by the sum of their gains + 2 d_iᵀ Q d_j.
 
     Args:
-        descent: the masks.
+        state: the masks.
         rows: (R,) indices.
         gain: (R, B) change by each exchange alone, +∞ where there is none.
         prune: (R, B) columns, all different in a row.
@@ -133,15 +133,15 @@ def _best_prefix(descent: Descent, rows: Tensor, gain: Tensor, prune: Tensor, re
     """
     size = gain.shape[1]
     columns = torch.cat([restore, prune], dim=1)
-    coupling = descent.problem.coupling(rows, columns, columns).view(-1, 2, size, 2, size)
+    coupling = state.problem.coupling(rows, columns, columns).view(-1, 2, size, 2, size)
     together = coupling[:, 0, :, 0] + coupling[:, 1, :, 1] - coupling[:, 0, :, 1] - coupling[:, 1, :, 0]
     total, last = (gain + 2 * together.triu(1).sum(dim=1)).cumsum(dim=1).min(dim=1)
     return Moves(total, prune, restore, last + 1)
 
 
-def _best_pair(descent: Descent, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
+def _best_pair(state: ExchangeState, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
     """Evaluate ``left`` (R, K) x ``right`` (R, L) candidates and return the best of each row."""
-    gain, index = _pair_changes(descent, rows, left, right, gains).flatten(1).min(dim=1)
+    gain, index = _pair_changes(state, rows, left, right, gains).flatten(1).min(dim=1)
     width = right.shape[1]
     return Moves(
         gain,
@@ -150,10 +150,12 @@ def _best_pair(descent: Descent, rows: Tensor, left: Tensor, right: Tensor, gain
     )
 
 
-def _pair_changes(descent: Descent, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]) -> Tensor:
+def _pair_changes(
+    state: ExchangeState, rows: Tensor, left: Tensor, right: Tensor, gains: tuple[Tensor, Tensor]
+) -> Tensor:
     """Return the change by pruning each of ``left`` (R, K) and restoring each of ``right`` (R, L): (R, K, L)."""
     prune, restore = gains
-    change = descent.problem.coupling(rows, left, right).mul_(-2)
+    change = state.problem.coupling(rows, left, right).mul_(-2)
     change += prune.gather(1, left).unsqueeze(2)
     change += restore.gather(1, right).unsqueeze(1)
     return change

@@ -1,4 +1,4 @@
-"""Annealed Frank-Wolfe on one block of rows: its state, its step and its line search."""
+"""Annealed Frank-Wolfe on one band of rows: its state, its step and its line search."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from relaxprune.problems.problem import Quadratic
 
-from ...loop import State
+from ...state import GradientState
 
 _ITERATIONS_PER_MOMENTUM = 300
 _MEAN_WEIGHT = 3  # iterate k weighs about k^2 in the mean
 _FULL_FROM = 0.9  # progress of the annealing from which no product is in a lower precision
-_REFRESH_EVERY = 50  # iterations between half gradients computed from scratch, against drift
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Schedule:
     gap_tolerance: float | None = None
 
 
-class Annealing(State):
+class Annealing(GradientState):
     """The relaxed mask m as m − ½, the half gradient of f_θ carried along, and the target of the steps.
 
     Args:
@@ -61,12 +60,13 @@ class Annealing(State):
         tilt: Tensor | None = None,
     ) -> None:
         """Compute the half gradient at the start."""
+        super().__init__(problem, start)  # from here on it is that of f_theta
         self.centred = start - 0.5  # (rows, cols)
-        self.half_gradient = problem.half_gradient(start)  # of f_theta, (rows, cols)
         self.target = self.centred.clone()  # running mean of vertices, minus ½
         # Weighted mean of the convex phase's iterates: the better tangent point.
         self.mean: Tensor | None = self.centred.clone()
-        self.tightening, self.concave, self.tilt, self.schedule = tightening, concave, tilt, schedule
+        self.tightening = None if tightening is None else tightening.unsqueeze(0)  # (1, cols)
+        self.concave, self.tilt, self.schedule = concave, tilt, schedule
         if tilt is not None:
             self.half_gradient += tilt
         self.theta: float | Tensor = 0.0
@@ -75,11 +75,9 @@ class Annealing(State):
             self._anneal_to(problem, 0.0)
         self.smooth = self.half_gradient.clone()  # running mean of half gradients
         self.hint: Tensor | None = None  # of the oracle
-        self.iteration = 0
         self.iterations, self.convex = schedule.iterations, schedule.convex
         self.gap_tolerance = schedule.gap_tolerance
         self.end_of_convex: Tensor | None = None
-        self.product_count = 1
         self.exact = True  # whether no product of a lower precision is in the half gradient
 
     def point(self) -> Tensor:
@@ -89,22 +87,6 @@ class Annealing(State):
     def relaxed(self) -> Tensor | None:
         """Return the mean iterate of the convex phase, up to now while that lasts."""
         return self.end_of_convex if self.mean is None else self.mean + 0.5
-
-    def select(self, index: Tensor) -> None:
-        """Keep the rows in ``index``; a block of several rows never leaves alone, so the hint has a line per row."""
-        for name in (
-            "centred",
-            "mean",
-            "half_gradient",
-            "smooth",
-            "target",
-            "end_of_convex",
-            "concave",
-            "tilt",
-            "hint",
-        ):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value[index])
 
     def may_leave(self) -> bool:
         """Tell whether this is the last phase."""
@@ -132,24 +114,22 @@ class Annealing(State):
         """Return what θ multiplies, (rows, cols)."""
         return problem.diagonal if self.concave is None else self.concave
 
-    def _refresh(self, problem: Quadratic) -> None:
-        """Recompute the half gradient from scratch."""
-        self.half_gradient = problem.half_gradient(self.point())
+    def refresh(self, problem: Quadratic) -> None:
+        """Compute the half gradient of f_θ from scratch."""
+        super().refresh(problem)
         _add_scaled(self.half_gradient, self._concave(problem), self.centred, -self.theta)
         if self.tilt is not None:
             self.half_gradient.add_(self.tilt, alpha=1 - self.progress)
-        self.product_count += 1
         self.exact = True
 
     def make_exact(self, problem: Quadratic) -> None:
         """Recompute the half gradient where products of a lower precision are in it, so that it can be judged by."""
         if not self.exact:
-            self._refresh(problem)
+            self.refresh(problem)
 
     def step(self, problem: Quadratic) -> None:
         """Take one Frank-Wolfe step, raising θ first when annealing."""
-        if self.iteration and self.iteration % _REFRESH_EVERY == 0:
-            self._refresh(problem)
+        self.refresh_when_due(problem)
         smoothing = momentum = 0.0
         if self.iteration >= self.convex:
             if self.mean is not None:
@@ -190,7 +170,7 @@ class Annealing(State):
 
 
 def _add_scaled(total: Tensor, diagonal: Tensor, values: Tensor, factor: float | Tensor) -> None:
-    """Add factor · diagonal ∘ values (rows, cols) to ``total``, in place; the factor is a number or (cols,)."""
+    """Add factor · diagonal ∘ values (rows, cols) to ``total``, in place; the factor is a number or (1, cols)."""
     if isinstance(factor, Tensor):
         total.addcmul_(diagonal * factor, values)
     elif factor:

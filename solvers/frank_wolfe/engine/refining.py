@@ -8,7 +8,6 @@ had: a crossing of two solutions, as in memetic search (Moscato, 1989).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, Working
 
-from ...base import CHECK_EVERY, Counts, Run, Status, worse
-from ...exchange.engine.descent import Search
-from ...exchange.engine.gains import Descent
-from ...exchange.engine.local_search import separates
+from ...base import CHECK_EVERY, Counts, Status, worse
+from ...driver import Band
+from ...exchange.engine.descent import Descent
+from ...exchange.engine.gains import ExchangeState
 from .annealing import Annealing, Schedule
 from .restricted import Entries, can_restrict
 
@@ -32,31 +31,31 @@ _CROSSING = 50  # iterations of each
 
 
 class Refinement:
-    """The best masks of one block of rows so far, and rounds that improve them.
+    """The best masks of one band of rows so far, and rounds that improve them.
 
     Args:
-        problem: the problem of these rows.
-        working: its copy that annealing computes with.
-        run: its start, seed, deadline and memory budget are heeded.
-        report: called with the counts so far every ``CHECK_EVERY`` iterations.
+        band: the rows; what has been reported of them counts on.
+        working: the copy of their problem that annealing computes with.
+        start: (rows, cols) bool, feasible.
 
     Attributes:
+        counts: what it cost; products in matrices of this band.
         status: CONVERGED, or what ended the search early; NOT_FINITE where a computation broke down.
     """
 
-    def __init__(
-        self, problem: Problem, working: Working, run: Run, report: Callable[[Counts], None] = lambda counts: None
-    ) -> None:
+    def __init__(self, band: Band[Problem], working: Working, start: Tensor) -> None:
         """Descend from the start."""
-        self.problem, self.working, self.run, self.report = problem, working, run, report
-        self.generator = torch.Generator().manual_seed(run.seed)  # on the host: alike on every device
+        self.band, self.problem, self.working = band, band.problem, working
+        self.before = band.iteration, band.products
+        self.generator = torch.Generator().manual_seed(band.run.seed)  # on the host: alike on every device
         self.counts = Counts()
         self.status = Status.CONVERGED
         self.stale = False  # whether noise on the diagonal led most rows to the same mask again, as in short ones
-        self.height = problem.polytope.rows_per_block(problem.shape)
+        polytope, shape = self.problem.polytope, self.problem.shape
+        self.height = polytope.rows_per_block(shape)
         # Entries of one row can be looked at alone where its counts are its own.
-        self.crosses = self.height == 1 and separates(problem) and can_restrict(problem.polytope)
-        self.best = self._descended(problem, run.start)
+        self.crosses = self.height == 1 and polytope.separable(shape) and can_restrict(polytope)
+        self.best = self._descended(self.problem, start)
         self.others: list[Tensor] = []  # (rows, cols) bool each
 
     @property
@@ -88,12 +87,12 @@ class Refinement:
         # Lines of like size go together, as many as fit in memory.
         lines = lines[differs[lines].sum(dim=1).argsort(stable=True)]
         differs = differs[lines]
-        for part in Entries.batches(self.problem, differs, _COPIES, self.run.memory_bytes):
+        for part in Entries.batches(self.problem, differs, _COPIES, self.band.run.memory_bytes):
             self._cross(lines[part], differs[part])
 
     def _expired(self) -> bool:
         """Tell whether the deadline has passed or a computation broke down."""
-        if self.run.expired():
+        if self.band.run.expired():
             self.status = worse(self.status, Status.TIME_LIMIT)
         return self.status is not Status.CONVERGED
 
@@ -110,7 +109,8 @@ class Refinement:
                 self.counts.products += state.product_count - counted
                 self.counts.iterations += (number - 1) % CHECK_EVERY + 1
                 counted = state.product_count
-                self.report(self.counts)
+                iterations, products = self.before
+                self.band.report(iterations + self.counts.iterations, products + self.counts.products, self.blocks)
                 if self._expired() and number < schedule.iterations:
                     return None
         if not bool(state.finite()):
@@ -151,15 +151,17 @@ class Refinement:
         drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32)
         return drawn.to(self.working.diagonal)
 
-    def _descended(self, problem: Problem, mask: Tensor) -> Descent:
+    def _descended(self, problem: Problem, mask: Tensor) -> ExchangeState:
         """Return where a quick descent leads from ``mask``, of some rows."""
-        search = Search(problem, mask, replace(self.run, max_iterations=None), self.counts, quick=True)
-        search.descend()
-        self.status = worse(self.status, search.status)
-        self.counts.products += search.products * problem.shape[0] / self.problem.shape[0]
-        return search.descent
+        descent = Descent(problem, replace(self.band.run, start=mask, max_iterations=None), quick=True)
+        descent.descend()
+        self.status = worse(self.status, descent.status)
+        self.counts.swaps += descent.counts.swaps
+        self.counts.swap_rounds += descent.counts.swap_rounds
+        self.counts.products += descent.counts.products * problem.shape[0] / self.problem.shape[0]
+        return descent.state
 
-    def _keep(self, found: Descent, lines: Tensor) -> Tensor:
+    def _keep(self, found: ExchangeState, lines: Tensor) -> Tensor:
         """Take what ``found`` has for ``lines`` (R,), whole coupled blocks, where its objective is lower: (R,) bool."""
         best = self.best
         change = (found.objective - best.objective[lines]).view(-1, self.height).sum(dim=1)

@@ -11,7 +11,7 @@ from relaxprune.problems import NM, Face, KSparse, Polytope, Problem, Working
 from relaxprune.problems.polytopes.base import Shape
 from relaxprune.problems.problem import Quadratic
 
-from ...exchange.engine.gains import Descent
+from ...exchange.engine.gains import ExchangeState
 
 _TENSORS = 16  # (copies, n) held at once for each line, beside three (n, n)
 _FILL = 4  # entries a side besides those asked for
@@ -66,14 +66,14 @@ class Entries:
     """Which entries of some lines to look at: those wanted, and the cheapest others of their kind.
 
     Args:
-        descent: the masks.
+        state: the masks.
         lines: (R,) indices.
         wanted: (R, cols) bool, entries that may move; as many kept as pruned in each group that shares a count.
     """
 
-    def __init__(self, descent: Descent, lines: Tensor, wanted: Tensor) -> None:
-        self.descent, self.lines = descent, lines
-        polytope, shape = descent.problem.polytope, descent.problem.shape
+    def __init__(self, state: ExchangeState, lines: Tensor, wanted: Tensor) -> None:
+        self.state, self.lines = state, lines
+        polytope, shape = state.problem.polytope, state.problem.shape
         self.group = polytope.group_size(shape)
         self.columns, self.polytope = (
             self._of_rows(wanted) if self.group == shape[1] else self._of_groups(wanted, polytope)
@@ -106,9 +106,9 @@ class Entries:
 
     def _of_rows(self, wanted: Tensor) -> tuple[Tensor, Polytope]:
         """Choose as many kept as pruned entries of each line."""
-        gains = self.descent.single_gains(self.lines)
+        gains = self.state.single_gains(self.lines)
         most = min(int(torch.isfinite(gain).sum(dim=1).min()) for gain in gains)
-        half = min(int(wanted.sum(dim=1).max()) // 2 + _FILL, widest(self.descent.problem.shape) // 2, most)
+        half = min(int(wanted.sum(dim=1).max()) // 2 + _FILL, widest(self.state.problem.shape) // 2, most)
         order = [torch.where(wanted & torch.isfinite(gain), -torch.inf, gain) for gain in gains]
         chosen = [gain.topk(half, dim=1, largest=False, sorted=False).indices for gain in order]
         return torch.cat(chosen, dim=1), KSparse(half)
@@ -116,10 +116,10 @@ class Entries:
     def _of_groups(self, wanted: Tensor, polytope: Polytope) -> tuple[Tensor, Polytope]:
         """Choose whole groups of each line."""
         form = (len(self.lines), -1, self.group)
-        prune, restore = (gain.view(form).amin(dim=2) for gain in self.descent.single_gains(self.lines))
+        prune, restore = (gain.view(form).amin(dim=2) for gain in self.state.single_gains(self.lines))
         inside = wanted.view(form).any(dim=2)
         count = int(inside.sum(dim=1).max()) + _FILL
-        count = min(count, max(1, widest(self.descent.problem.shape) // self.group), inside.shape[1])
+        count = min(count, max(1, widest(self.state.problem.shape) // self.group), inside.shape[1])
         groups = torch.where(inside, -torch.inf, prune + restore).topk(count, dim=1, largest=False).indices
         columns = groups.unsqueeze(2) * self.group + torch.arange(self.group, device=wanted.device)
         columns = columns.flatten(1)
@@ -132,9 +132,9 @@ class Entries:
 
     def problem(self, working: Working, copies: int) -> Restricted:
         """Return the problem of these entries in the dtype of ``working``."""
-        descent, dtype = self.descent, working.diagonal.dtype
+        state, dtype = self.state, working.diagonal.dtype
         matrix = working.coupling(self.lines, self.columns, self.columns)
-        half = descent.half_gradient[self.lines].gather(1, self.columns).to(dtype)
+        half = state.half_gradient[self.lines].gather(1, self.columns).to(dtype)
         line = torch.arange(len(self.lines), device=self.lines.device).repeat_interleave(copies)
-        mask = descent.mask[self.lines].gather(1, self.columns).to(dtype)
+        mask = state.mask[self.lines].gather(1, self.columns).to(dtype)
         return Restricted(matrix, half, mask, self.polytope.rows(line), copies)

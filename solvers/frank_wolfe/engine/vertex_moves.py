@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
+from relaxprune.problems.problem import Quadratic
 
 from ...base import Run
 from ...gap import within_gap
-from ...loop import IterativeSolver, Plan, State
+from ...loop import Budget, IterativeSolver
+from ...state import FirstOrderState
 from .active_set import FIRST_SLOTS, ActiveSet
-
-_REFRESH_EVERY = 50  # iterations between points and half gradients computed from scratch, against drift
 
 
 @dataclass
@@ -38,36 +38,31 @@ class Move:
     scale: Tensor
 
 
-class ActiveSetState(State):
+class ActiveSetState(FirstOrderState):
     """The relaxed mask, its active set, and the half gradient carried along."""
 
-    def __init__(self, problem: Working, start: Tensor, plan: Plan, limit: int) -> None:
+    def __init__(self, problem: Working, start: Tensor, limit: int, gap_tolerance: float | None) -> None:
         """Begin at the vertex ``start`` (rows, cols)."""
-        self.mask = start.clone()
-        self.half_gradient = problem.half_gradient(start)
+        super().__init__(problem, start)
         self.blocks = problem.polytope.block_count(problem.shape)
         self.active = ActiveSet(start.reshape(self.blocks, -1), limit)
-        self.gap_tolerance = plan.gap_tolerance
-        self.iteration, self.product_count = 0, 1
+        self.gap_tolerance = gap_tolerance
         self.outgrown = False
 
     def full(self) -> bool:
         """Tell whether the active set has no room for another vertex."""
         return self.outgrown
 
-    def point(self) -> Tensor:
-        """Return m."""
-        return self.mask
-
-    def relaxed(self) -> Tensor:
-        """Return m: the solver stays with the relaxation."""
-        return self.mask
-
     def select(self, index: Tensor) -> None:
         """Keep the rows in ``index``, each a coupled block of its own."""
-        self.mask, self.half_gradient = self.mask[index], self.half_gradient[index]
+        super().select(index)
         self.active.select(index)
         self.blocks = len(index)
+
+    def refresh(self, problem: Quadratic) -> None:
+        """Compute point and half gradient from scratch."""
+        self.mask = self.active.point().view(self.mask.shape)
+        super().refresh(problem)
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
             )
 
     def row_budget(self, problem: Problem, run: Run) -> int:
-        """Bound a block of rows by its active set too, which may gain a vertex in every iteration."""
+        """Bound a band of rows by its active set too, which may gain a vertex in every iteration."""
         iterations = self.default_iterations if run.max_iterations is None else run.max_iterations
         entries = self.active_bytes // max(FIRST_SLOTS, iterations + 2)
         return min(run.memory_bytes, 8 * self.wide() * entries)
@@ -117,16 +112,13 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
             vertex: (blocks, entries), the oracle's answer to it.
         """
 
-    def init(self, problem: Working, start: Tensor, plan: Plan) -> ActiveSetState:
+    def init(self, problem: Working, start: Tensor, budget: Budget) -> ActiveSetState:
         """Start at a feasible mask, the only active vertex."""
-        return ActiveSetState(problem, start, plan, self.active_bytes)
+        return ActiveSetState(problem, start, self.active_bytes, budget.gap_tolerance)
 
     def step(self, problem: Working, state: ActiveSetState) -> None:
         """Search exactly along the chosen move and shift the weights; those that reach 0 leave the set."""
-        if state.iteration and state.iteration % _REFRESH_EVERY == 0:
-            state.mask = state.active.point().view(state.mask.shape)
-            state.half_gradient = problem.half_gradient(state.mask)
-            state.product_count += 1
+        state.refresh_when_due(problem)
         half = state.half_gradient.view(state.blocks, -1)
         move = self.choose(state, half, problem.polytope.lmo(state.half_gradient).view(state.blocks, -1))
         image = problem.image(move.direction.view(state.mask.shape)).view(state.blocks, -1)
@@ -145,10 +137,6 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
         """Tell which blocks are within the gap tolerance."""
         state.active.trim()
         return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
-
-    def products(self, state: ActiveSetState) -> int:
-        """Return one product at the start, one per iteration, one per refresh."""
-        return state.product_count
 
 
 def shift(weights: Tensor, move: Move, step: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -80,17 +79,8 @@ class BlockProgram:
         return flat.view(mask.shape)
 
 
-def block_programs(problem: Problem) -> Iterator[tuple[slice, Problem, BlockProgram]]:
-    """Yield the rows, the problem and the program of each coupled block: one product for all of them together."""
-    height = problem.polytope.rows_per_block(problem.shape)
-    for top in range(0, problem.shape[0], height):
-        part = slice(top, top + height)
-        piece = problem.rows(part) if height < problem.shape[0] else problem
-        yield part, piece, _program(piece)
-
-
-def _program(piece: Problem) -> BlockProgram:
-    """Write down one coupled block."""
+def block_program(piece: Problem) -> BlockProgram:
+    """Write down the problem of one coupled block."""
     working, (rows, cols), polytope = piece.working(torch.float64), piece.shape, piece.polytope
     lines = torch.arange(rows, device=piece.device)
     columns = torch.arange(cols, device=piece.device).expand(rows, cols)

@@ -58,6 +58,10 @@ class Tableau:
         self.room = 1.0 - (cross * self.coupling).sum(dim=1)  # s
         self.error = (self.right * self.target).sum(dim=1) - (self.value * side).sum(dim=1)  # (R,)
 
+    def finite(self) -> bool:
+        """Tell whether the errors of all rows that could be factorised are finite numbers. Waits for the device."""
+        return bool((torch.isfinite(self.error) | ~self.good).all())
+
     def best(self, pool: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the change of the best exchange of each row, (R,), and its places in support and complement.
 

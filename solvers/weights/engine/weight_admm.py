@@ -9,16 +9,18 @@ NeurIPS 2024). A penalty that stays for a few iterations has its inverse made on
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Gram, MaskProblem, Polytope, Problem, RelaxPruneError
+from relaxprune.problems.checks import fraction, one_of
 
 from ...base import (
     CHECK_EVERY,
+    DTYPES,
     Answer,
     Counts,
     Run,
@@ -26,8 +28,8 @@ from ...base import (
     Status,
     block_bytes,
     needs_weights,
-    worse,
 )
+from ...driver import Band, Driver
 
 STEPS = 3  # iterations between changes of the penalty
 _MATRICES = 8  # (rows, cols) float64 tensors held at once
@@ -49,7 +51,7 @@ def conditional_variances(gram: Gram) -> Tensor:
 
 
 class WeightAdmm:
-    """The state of one block of rows.
+    """The state of one band of rows.
 
     Input j is scaled by sqrt(G_jj) times its conditional variance to the power ``balance`` / 2, and H then to a mean
     diagonal of 1.
@@ -84,7 +86,7 @@ class WeightAdmm:
             self.masked = torch.where(mask, self.masked, 0.0)
         self.dual = torch.zeros_like(self.masked)  # U
         self.rho = 0.0
-        self.products = 0.0
+        self.iteration, self.products = 0, 0.0
 
     def step(self, rho: float) -> None:
         """Solve for V from D, take the mask, move the dual."""
@@ -96,6 +98,7 @@ class WeightAdmm:
         self.mask = self.polytope.round(wanted.square())
         self.masked = torch.where(self.mask, wanted, 0.0)
         self.dual.add_(free.sub_(self.masked), alpha=rho)
+        self.iteration += 1
         self.products += 1
 
     def _penalise(self, rho: float) -> None:
@@ -118,21 +121,14 @@ class WeightAdmm:
         return bool(torch.isfinite(self.masked).all() & torch.isfinite(self.dual).all())
 
 
-def watched(state: WeightAdmm, iteration: int, run: Run, counts: Counts) -> Status | None:
-    """Return what ends a block of rows, looked at every few iterations, or None; counts what it took.
-
-    Args:
-        state: the block.
-        iteration: done so far.
-        run: whose deadline counts.
-        counts: of the whole solve; ``iterations`` is raised to ``iteration``.
-    """
-    counts.iterations = max(counts.iterations, iteration)
-    if iteration % CHECK_EVERY:
+def watched(state: WeightAdmm, band: Band[MaskProblem]) -> Status | None:
+    """Report how far a band is and return what ends it, or None; every few iterations."""
+    if state.iteration % CHECK_EVERY:
         return None
     if not state.finite():
         return Status.NOT_FINITE
-    return Status.TIME_LIMIT if run.expired() else None
+    band.report(state.iteration, state.products)
+    return Status.TIME_LIMIT if band.run.expired() else None
 
 
 @dataclass(frozen=True)
@@ -156,15 +152,13 @@ class WeightAdmmSolver(Solver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if not 0 <= self.damping <= 1:
-            raise RelaxPruneError(f"damping must lie in [0, 1], got {self.damping!r}")
+        fraction("damping", self.damping)
         if not 1e-3 <= self.rho <= 1e6:
             raise RelaxPruneError(f"rho must lie in [1e-3, 1e6], got {self.rho!r}")
-        if self.dtype not in ("float32", "float64"):
-            raise RelaxPruneError(f'dtype must be "float32" or "float64", got {self.dtype!r}')
+        one_of("dtype", self.dtype, DTYPES)
 
     @abstractmethod
-    def settle(self, piece: MaskProblem, run: Run, counts: Counts) -> tuple[WeightAdmm, Status]:
+    def settle(self, band: Band[MaskProblem]) -> tuple[WeightAdmm, Status]:
         """Iterate on some rows, ``watched``; return what they came to, and how they ended."""
 
     def check(self, problem: Problem) -> None:
@@ -180,16 +174,14 @@ class WeightAdmmSolver(Solver):
         return WeightAdmm(piece, self.damping, self.balance, getattr(torch, self.dtype), mask)
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Solve block of rows by block of rows; what broke down keeps its start."""
+        """Solve band by band of rows; what broke down keeps its start, and its weights."""
         layer = needs_weights(self.name, problem)
-        weight = layer.weight.to(torch.float64, copy=True)
-        answer = Answer(run.start.clone(), weight=weight)
-        for part, piece in layer.split(_MATRICES, run.memory_bytes):
-            state, status = self.settle(piece, replace(run, start=run.start[part]), answer.counts)
-            if not state.finite():
-                status = Status.NOT_FINITE
-            if not status.failed:
-                answer.point[part], weight[part] = state.mask, state.weight()
-            answer.counts.products += state.products * (part.stop - part.start) / layer.shape[0]
-            answer.status = worse(answer.status, status)
-        return answer
+        return Driver(self.name, run, layer.split(_MATRICES, run.memory_bytes)).sweep(self._solve)
+
+    def _solve(self, band: Band[MaskProblem]) -> Answer:
+        """Iterate on one band."""
+        state, status = self.settle(band)
+        if not state.finite():
+            status = Status.NOT_FINITE
+        weight = band.problem.weight.to(torch.float64) if status.failed else state.weight()
+        return Answer(state.mask, status=status, counts=Counts(state.iteration, state.products), weight=weight)

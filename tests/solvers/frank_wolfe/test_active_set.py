@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from relaxprune import KSparse, MaskProblem, Status, solve
 from relaxprune.problems import RelaxPruneError
-from relaxprune.solvers import Plan, Run
+from relaxprune.solvers import Budget, Run
 from relaxprune.solvers.frank_wolfe.away_step import AwayStep
 from relaxprune.solvers.frank_wolfe.blended_pairwise import BlendedPairwise
 from relaxprune.solvers.frank_wolfe.engine.active_set import ActiveSet
@@ -30,7 +30,7 @@ def steps(problem: MaskProblem, solver: ActiveSetSolver, iterations: int):
     """Take the solver's steps one by one and yield the working problem and the state after each."""
     working = problem.working(torch.float64)
     start = problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.double(), Plan.of(solver, Run(start, max_iterations=iterations), 0, 1, 0.0))
+    state = solver.init(working, start.double(), Budget.of(solver, Run(start=start, max_iterations=iterations)))
     yield working, state
     for iteration in range(1, iterations + 1):
         solver.step(working, state)
@@ -126,7 +126,7 @@ def test_a_start_far_from_the_face_of_the_minimum_is_dropped():
     for kind in SOLVERS:
         solver = kind(dtype="float64")
         working = problem.working(torch.float64)
-        state = solver.init(working, worst.double(), Plan.of(solver, Run(worst, max_iterations=300), 0, 1, 0.0))
+        state = solver.init(working, worst.double(), Budget.of(solver, Run(start=worst, max_iterations=300)))
         for _ in range(300):
             solver.step(working, state)
         held = (state.active.vertices == worst).all(dim=2) & (state.active.weights > 0)

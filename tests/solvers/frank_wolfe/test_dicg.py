@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from relaxprune import KSparse, MaskProblem, Status, solve
 from relaxprune.problems import RelaxPruneError
 from relaxprune.problems.polytopes.transposable import TransposableNM
-from relaxprune.solvers import Plan, Run
+from relaxprune.solvers import Budget, Run
 from relaxprune.solvers.frank_wolfe.dicg import DICG
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from relaxprune.solving.solving import least_memory
@@ -26,7 +26,7 @@ def steps(problem: MaskProblem, solver: DICG, iterations: int):
     """Take the solver's steps one by one and yield the working problem and the state after each."""
     working = problem.working(torch.float64)
     start = problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.double(), Plan.of(solver, Run(start, max_iterations=iterations), 0, 1, 0.0))
+    state = solver.init(working, start.double(), Budget.of(solver, Run(start=start, max_iterations=iterations)))
     for iteration in range(1, iterations + 1):
         solver.step(working, state)
         if iteration % 10 == 0:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaxprune import NM, KSparse, MaskProblem, Status, solve
-from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
+from relaxprune.solvers import Budget, IterativeSolver, Run, make_solver
 from relaxprune.solving.solving import least_memory
 from tests.conftest import LONG
 from tests.counting import counted
@@ -31,7 +31,7 @@ def steps(problem: MaskProblem, iterations: int, **options):
     assert isinstance(solver, IterativeSolver)
     working = problem.working(torch.float64)
     start = problem.polytope.round(problem.score("wanda"))
-    plan = Plan.of(solver, Run(start, max_iterations=iterations), 0, 1, 0.0)
+    plan = Budget.of(solver, Run(start=start, max_iterations=iterations))
     state = solver.init(working, start.double(), plan)
     for _ in range(iterations):
         before = state.point()

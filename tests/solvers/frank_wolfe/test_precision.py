@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relaxprune import NM, KSparse, MaskProblem, QuadraticProblem, RelaxPruneError, solve
 from relaxprune.problems import lowered
 from relaxprune.problems.lowered import Lowered, check_precision
-from relaxprune.solvers import Plan, Run
+from relaxprune.solvers import Budget, Run
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from tests.counting import counted
 from tests.layers import correlated_gram
@@ -105,7 +105,7 @@ def test_a_device_rounds_both_factors_and_nothing_else(device):
 def test_the_end_of_an_annealing_is_not_lowered(monkeypatch):
     problem, solver = problem_of(), FrankWolfe(effort="fast", precision="bf16")
     working, start = solver.working(problem), problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.float(), Plan.of(solver, Run(start), 0, 1, 0.0))
+    state = solver.init(working, start.float(), Budget.of(solver, Run(start=start)))
     progress, product = [], Lowered.product
 
     def noted(self, left):
@@ -123,8 +123,8 @@ def test_the_end_of_an_annealing_is_not_lowered(monkeypatch):
 def test_what_ends_a_phase_is_judged_without_lowered_products():
     problem, solver = problem_of(), FrankWolfe(anneal=False, precision="bf16")
     working, start = solver.working(problem), problem.polytope.round(problem.score("wanda"))
-    run = Run(start, gap_tolerance=0.5)
-    state = solver.init(working, start.float(), Plan.of(solver, run, 0, 1, 0.0))
+    run = Run(start=start, gap_tolerance=0.5)
+    state = solver.init(working, start.float(), Budget.of(solver, run))
     for _ in range(10):
         solver.step(working, state)
     before = state.half_gradient

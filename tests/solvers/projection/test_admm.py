@@ -16,7 +16,7 @@ from relaxprune import (
     TransposableNM,
     solve,
 )
-from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
+from relaxprune.solvers import Budget, IterativeSolver, Run, make_solver
 from relaxprune.solvers.projection import admm as module
 from relaxprune.solving.solving import least_memory
 from tests import tiles
@@ -37,7 +37,7 @@ def states(problem: MaskProblem, iterations: int, **options):
     assert isinstance(solver, IterativeSolver)
     working = problem.working(torch.float64)
     start = problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.double(), Plan.of(solver, Run(start, max_iterations=iterations), 0, 1, 0.0))
+    state = solver.init(working, start.double(), Budget.of(solver, Run(start=start, max_iterations=iterations)))
     for _ in range(iterations):
         solver.step(working, state)
         yield working, state

@@ -14,7 +14,7 @@ from relaxprune import (
     solve,
 )
 from relaxprune.problems.polytopes.transposable import TransposableNM
-from relaxprune.solvers import IterativeSolver, Plan, Run, make_solver
+from relaxprune.solvers import Budget, IterativeSolver, Run, make_solver
 from relaxprune.solving.solving import least_memory
 from tests.conftest import LONG
 from tests.counting import broken_at, counted
@@ -31,7 +31,7 @@ def states(problem: MaskProblem, iterations: int, **options):
     assert isinstance(solver, IterativeSolver)
     working = problem.working(torch.float64)
     start = problem.polytope.round(problem.score("wanda"))
-    state = solver.init(working, start.double(), Plan.of(solver, Run(start, max_iterations=iterations), 0, 1, 0.0))
+    state = solver.init(working, start.double(), Budget.of(solver, Run(start=start, max_iterations=iterations)))
     for _ in range(iterations):
         solver.step(working, state)
         yield working, state
@@ -69,7 +69,7 @@ def test_every_iterate_is_feasible_and_the_carried_gradients_are_true(name, fixe
     problem, _ = layer(name, fixed=fixed)
     for working, state in states(problem, 60):
         assert problem.polytope.contains(state.point(), 1e-9)
-        assert torch.allclose(state.half_gradient, working.half_gradient(state.iterate), atol=1e-9)
+        assert torch.allclose(state.half_gradient, working.half_gradient(state.mask), atol=1e-9)
         assert torch.allclose(state.ahead_half, working.half_gradient(state.ahead), atol=1e-9)
 
 

@@ -1,0 +1,171 @@
+"""The one driver of bands of rows under every solver: time, progress, costs, and what becomes of a band that broke."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from relaxprune.problems import Problem
+
+from .base import Answer, Progress, Run, Status, worse
+
+P = TypeVar("P", bound=Problem)
+Q = TypeVar("Q", bound=Problem)
+Rows = slice | Tensor  # of a band: a slice, or (R,) indices
+
+
+@dataclass(kw_only=True)
+class Band(Generic[P]):
+    """Rows that are solved together, and what the caller grants them.
+
+    Attributes:
+        problem: the problem of these rows.
+        rows: which rows of the whole they are.
+        run: their own: their start, and a deadline that leaves every other band as much time.
+        number: of the band, from 0.
+        count: of all bands.
+        solver: name of the solver, for ``report``.
+        started: ``time.monotonic()`` when the solver started, for ``report``.
+        iteration, products, active_blocks: what ``report`` was told last.
+    """
+
+    problem: P
+    rows: Rows
+    run: Run
+    number: int
+    count: int
+    solver: str
+    started: float
+    iteration: int = field(default=0, init=False)
+    products: float = field(default=0.0, init=False)
+    active_blocks: int = field(init=False)
+    _told: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with every coupled block at work."""
+        self.active_blocks = self.problem.polytope.block_count(self.problem.shape)
+
+    def report(self, iteration: int, products: float, active_blocks: int | None = None) -> None:
+        """Tell the caller's callback, if there is one, how far these rows are.
+
+        Args:
+            iteration: iterations done.
+            products: matrix products done, in matrices of this band.
+            active_blocks: coupled blocks that have not converged; None for as many as last time.
+        """
+        self.iteration, self.products, self._told = iteration, products, True
+        if active_blocks is not None:
+            self.active_blocks = active_blocks
+        if self.run.callback is not None:
+            self.run.callback(
+                Progress(
+                    solver=self.solver,
+                    band=self.number,
+                    bands=self.count,
+                    iteration=iteration,
+                    products=products,
+                    active_blocks=self.active_blocks,
+                    seconds=time.monotonic() - self.started,
+                )
+            )
+
+    def close(self, answer: Answer) -> None:
+        """Report the end, unless the solver has."""
+        if not self._told or self.iteration < answer.counts.iterations:
+            settled = answer.status in (Status.OPTIMAL, Status.CONVERGED)
+            self.report(answer.counts.iterations, answer.counts.products, 0 if settled else None)
+
+
+class Driver(Generic[P]):
+    """Leads a solver over the bands of a problem, in one sweep over the rows or in several.
+
+    Every band gets an even share of the time that is left when it begins. Its answer goes into the whole one: costs in
+    whole matrices, the worst status. A band that broke down keeps what it began with, and the others what they came to.
+
+    Args:
+        solver: its name.
+        run: what the caller asks of all rows.
+        *sweeps: the bands of each sweep, as rows and the problem of these rows. No row is in two bands of a sweep.
+    """
+
+    def __init__(self, solver: str, run: Run, *sweeps: Iterable[tuple[Rows, P]]) -> None:
+        """Count the bands."""
+        self.solver, self.run = solver, run
+        self.sweeps = [list(sweep) for sweep in sweeps]
+        self.number, self.count = 0, sum(len(sweep) for sweep in self.sweeps)
+        self.started = time.monotonic()
+
+    def sweep(self, solve: Callable[[Band[P]], Answer], begun: Answer | None = None) -> Answer:
+        """Solve the bands of the next sweep and return the answer of all rows.
+
+        Args:
+            solve: solves one band.
+            begun: what the sweep before came to, where this one begins; None begins at the start of the run.
+        """
+        bands = self.sweeps.pop(0)
+        if begun is None:
+            begun = Answer(self.run.start, status=Status.OPTIMAL if bands else Status.CONVERGED)
+        whole = _Whole(begun)
+        bands.reverse()
+        while bands:  # what a band has cached goes with it
+            rows, problem = bands.pop()
+            band = self._band(rows, problem, begun.point[rows])
+            answer = solve(band)
+            band.close(answer)
+            whole.put(band, answer)
+        return whole.answer()
+
+    def _band(self, rows: Rows, problem: P, start: Tensor) -> Band[P]:
+        """Return the next band, with its share of the time."""
+        deadline = self.run.deadline
+        if deadline is not None:
+            now = time.monotonic()
+            deadline = now + max(0.0, deadline - now) / (self.count - self.number)
+        band = Band(
+            problem=problem,
+            rows=rows,
+            run=replace(self.run, start=start, deadline=deadline),
+            number=self.number,
+            count=self.count,
+            solver=self.solver,
+            started=self.started,
+        )
+        self.number += 1
+        return band
+
+
+class _Whole:
+    """The answer of all rows while it grows; the first band that has a tensor decides its dtype."""
+
+    def __init__(self, begun: Answer) -> None:
+        self.begun, self.status, self.counts = begun, begun.status, replace(begun.counts)
+        self.point: Tensor | None = None
+        self.relaxed: Tensor | None = None
+        self.weight: Tensor | None = None
+
+    def put(self, band: Band[Q], answer: Answer) -> None:
+        """Take in the answer of one band."""
+        if not answer.status.failed:
+            self.point = self._with(self.point, band, answer.point)
+        if answer.relaxed is not None:
+            self.relaxed = self._with(self.relaxed, band, answer.relaxed)
+        if answer.weight is not None:
+            self.weight = self._with(self.weight, band, answer.weight)
+        self.counts.add(answer.counts, band.problem.shape[0] / self.begun.point.shape[0])
+        self.status = worse(self.status, answer.status)
+
+    def answer(self) -> Answer:
+        """Return what the bands came to together."""
+        point = self.begun.point.clone() if self.point is None else self.point
+        return Answer(point, self.relaxed, self.status, self.counts, self.begun.tightening, self.weight)
+
+    def _with(self, whole: Tensor | None, band: Band[Q], part: Tensor) -> Tensor:
+        """Put the rows of a band into a tensor of all rows, which holds what was begun with elsewhere."""
+        if whole is None:
+            whole = self.begun.point.to(part.dtype, copy=True)
+        whole[band.rows] = part
+        return whole
