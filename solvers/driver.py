@@ -108,7 +108,7 @@ class Driver(Generic[P]):
         """
         bands = self.sweeps.pop(0)
         if begun is None:
-            begun = Answer(self.run.start, status=Status.OPTIMAL if bands else Status.CONVERGED)
+            begun = Answer(self.run.start, status=Status.OPTIMAL)  # the best: what the bands end with is no better
         whole = _Whole(begun)
         bands.reverse()
         while bands:  # what a band has cached goes with it

@@ -21,7 +21,7 @@ class AwayStep(ActiveSetSolver):
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; gaps below about 1e-4 need the latter.
-        active_bytes: bound on the stored vertices of a block of rows, one byte an entry.
+        active_bytes: bound on the stored vertices of a band of rows, one byte an entry.
     """
 
     name: ClassVar[str] = "afw"

@@ -51,8 +51,8 @@ class Effort:
         """Return all iterations."""
         return self.iterations + self.rounds * self.length
 
-    def shared(self, iterations: int) -> tuple[int, int]:
-        """Return the iterations of the first annealing, and the rounds after it, of some iterations in all."""
+    def divided(self, iterations: int) -> tuple[int, int]:
+        """Divide some iterations into those of the first annealing and a number of rounds after it."""
         rounds = max(0, iterations - self.iterations) // self.length if self.length else 0
         return iterations - rounds * self.length, rounds
 
@@ -144,7 +144,7 @@ class FrankWolfe(IterativeSolver[Annealing]):
     def planned_iterations(self, max_iterations: int | None) -> int:
         """Return all iterations, and what crossings come to."""
         total = super().planned_iterations(max_iterations) or 0
-        rounds = EFFORTS[self.effort].shared(total)[1] if self.anneal else 0
+        rounds = EFFORTS[self.effort].divided(total)[1] if self.anneal else 0
         return total + rounds * _CROSSING_ITERATIONS
 
     def polisher(self) -> str | None:
@@ -211,7 +211,7 @@ class FrankWolfe(IterativeSolver[Annealing]):
 
     def before_refining(self, iterations: int) -> int:
         """Return the iterations of the first annealing."""
-        return EFFORTS[self.effort].shared(iterations)[0] if self.anneal else iterations
+        return EFFORTS[self.effort].divided(iterations)[0] if self.anneal else iterations
 
     def refine(self, band: Band[Problem], working: Working, point: Tensor, budget: Budget) -> Refined | None:
         """Descend quickly, and anneal again as often as the effort says."""
@@ -219,7 +219,7 @@ class FrankWolfe(IterativeSolver[Annealing]):
             return None
         search = Refinement(band, working, band.problem.polytope.round(point))
         effort = EFFORTS[self.effort]
-        for _ in range(effort.shared(budget.total)[1]):
+        for _ in range(effort.divided(budget.total)[1]):
             if search.status is not Status.CONVERGED:
                 break
             search.round(self._schedule(effort.length))

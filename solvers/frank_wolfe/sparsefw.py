@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Face, Problem, RelaxPruneError, Working
+from relaxprune.problems.checks import one_of
 from relaxprune.problems.saliency import SALIENCIES
 
 from ..base import Answer, Run
@@ -62,8 +63,7 @@ class SparseFW(IterativeSolver[SparseFWState]):
             raise RelaxPruneError(
                 f"alpha is the share of kept weights to fix and must lie in [0, 1], got {self.alpha!r}"
             )
-        if self.saliency not in SALIENCIES:
-            raise RelaxPruneError(f"saliency must be one of {', '.join(SALIENCIES)}, got {self.saliency!r}")
+        one_of("saliency", self.saliency, SALIENCIES)
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Fix the most salient weights and run on the face that is left."""

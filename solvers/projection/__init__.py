@@ -1,1 +1,4 @@
-"""Methods that project onto the polytope: one solver per file."""
+"""Methods that project onto the polytope.
+
+Solvers: ``fista`` (accelerated projected gradient) and ``admm`` (alternating directions on residual and mask).
+"""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
+from relaxprune.problems.checks import fraction, one_of
 from relaxprune.problems.mask_problem import WorkingMask
 
 from ..base import CHECK_EVERY, needs_weights
@@ -178,12 +179,10 @@ class Admm(IterativeSolver[AdmmState]):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if self.variant not in ("binary", "relaxed"):
-            raise RelaxPruneError(f'variant must be "binary" or "relaxed", got {self.variant!r}')
+        one_of("variant", self.variant, ("binary", "relaxed"))
         if not 1e-6 <= self.rho <= 1e6:
             raise RelaxPruneError(f"rho must lie in [1e-6, 1e6], got {self.rho!r}")
-        if not 0 <= self.power <= 1:
-            raise RelaxPruneError(f"power must lie in [0, 1], got {self.power!r}")
+        fraction("power", self.power)
 
     def budgets(self) -> frozenset[str]:
         """Only the relaxation has a gap to end at."""

@@ -1,1 +1,6 @@
-"""What the other solvers are measured against: exact methods, referees and one-shot scores, one per file."""
+"""What the other solvers are measured against.
+
+Solvers: ``exact`` (branch and bound), ``enumeration`` (every mask), ``relaxation`` (an outside convex solver) and
+``saliency`` (one-shot scores). Engines: ``programs`` and ``exact_backends`` of the first and third, ``vertex_count`` of
+the second.
+"""

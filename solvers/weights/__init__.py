@@ -1,1 +1,6 @@
-"""Solvers that move the kept weights: one per file; what they share is in ``engine/``."""
+"""Solvers that move the kept weights.
+
+Solvers: ``reconstruct`` and ``alps`` (ADMM on the weights), ``sparsegpt`` (column by column) and ``obs_swap``
+(exchanges judged after refitting). Engines: ``weight_admm`` of the first two, ``obs_tableau`` of the last, and
+``least_squares``, the best weights on a mask, for whoever refits.
+"""

@@ -25,10 +25,10 @@ class SparseGPT(Solver):
     """SparseGPT (Frantar and Alistarh, ICML 2023, algorithm 1), at exact counts.
 
     With U the upper Cholesky factor of (G + damping · mean(diag G) · I)⁻¹, column j's weights outside the mask are set
-    to zero and w_j / U_jj · U_j,j: is taken off the columns from j on. Masks are chosen block by block of columns, from
+    to zero and w_j / U_jj · U_j,j: is taken off the columns from j on. Masks are chosen some columns at a time, from
     weights as they are then, by the least w² / U_jj²; in N:M groups when the group begins.
 
-    The published code takes the smallest scores of a whole block of rows and columns. Here every count of the problem's
+    The published code takes the smallest scores of many rows and columns together. Here every count of the problem's
     set is met: of a row's count each block takes its share, and with ``KSparse(per="layer")`` rows of a block share.
 
     Args:
@@ -57,11 +57,11 @@ class SparseGPT(Solver):
         """Refuse a problem without weight and Gram, and a set that cannot be cut into columns."""
         needs_weights(self.name, problem)
         polytope, width = problem.polytope, min(self._width(problem), problem.shape[1])
-        fixed = any(entries is not None for entries in polytope.fixed())
-        if fixed or polytope.on_columns(0, width, problem.shape) is None:
+        free = all(entries is None for entries in polytope.fixed()) and not polytope.counts_columns()
+        if not free or polytope.on_columns(0, width, problem.shape) is None:
             raise RelaxPruneError(
-                "solver 'sparsegpt' needs a set without fixed entries that can be cut between columns, which this "
-                f"{polytope.label} set is not; reconstruct and alps take any set"
+                "solver 'sparsegpt' needs a set without fixed entries and without counts along columns, which can be "
+                f"cut between columns, and this {polytope.label} set is none; reconstruct and alps take any set"
             )
 
     def least_bytes(self, problem: Problem) -> int:

@@ -20,7 +20,7 @@ from ...driver import Band
 from ...exchange.engine.descent import Descent
 from ...exchange.engine.gains import ExchangeState
 from .annealing import Annealing, Schedule
-from .restricted import Entries, can_restrict
+from .restricted import Entries
 
 MATRICES = 26  # (rows, cols) float64 tensors held at once
 _NOISE = 0.2  # of the diagonal, standard deviation
@@ -54,7 +54,7 @@ class Refinement:
         polytope, shape = self.problem.polytope, self.problem.shape
         self.height = polytope.rows_per_block(shape)
         # Entries of one row can be looked at alone where its counts are its own.
-        self.crosses = self.height == 1 and polytope.separable(shape) and can_restrict(polytope)
+        self.crosses = self.height == 1 and polytope.separable(shape)
         self.best = self._descended(self.problem, start)
         self.others: list[Tensor] = []  # (rows, cols) bool each
 

@@ -57,11 +57,6 @@ def widest(shape: Shape) -> int:
     return min(_WIDEST, max(_NARROW, shape[1] // 4))
 
 
-def can_restrict(polytope: Polytope) -> bool:
-    """Tell whether some entries of a row make a set of a kind known here."""
-    return isinstance(polytope.base if isinstance(polytope, Face) else polytope, (KSparse, NM))
-
-
 class Entries:
     """Which entries of some lines to look at: those wanted, and the cheapest others of their kind.
 
@@ -123,8 +118,7 @@ class Entries:
         groups = torch.where(inside, -torch.inf, prune + restore).topk(count, dim=1, largest=False).indices
         columns = groups.unsqueeze(2) * self.group + torch.arange(self.group, device=wanted.device)
         columns = columns.flatten(1)
-        base = polytope.base if isinstance(polytope, Face) else polytope
-        assert isinstance(base, NM)
+        base = NM(polytope.cells((1, self.group))[1], self.group, at_most=polytope.is_at_most())
         kept, pruned = (
             None if entries is None else entries[self.lines].gather(1, columns) for entries in polytope.fixed()
         )

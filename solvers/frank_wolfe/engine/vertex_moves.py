@@ -70,7 +70,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
     """Frank-Wolfe variants that store the vertices they combine: a subclass chooses the move.
 
     One matrix product per iteration, and one pass over the active vertices, which soon costs more: for small and middle
-    problems, and as reference. ``active_bytes`` bounds the vertices of a block of rows, one byte an entry: rows are
+    problems, and as reference. ``active_bytes`` bounds the vertices of a band of rows, one byte an entry: rows are
     split so that a vertex per iteration fits, and only a coupled block too large for that can end in MEMORY_LIMIT.
     """
 

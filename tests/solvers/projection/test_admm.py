@@ -274,7 +274,7 @@ def test_a_problem_without_weight_and_gram_is_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"variant": "both"}, 'variant must be "binary" or "relaxed", got \'both\''),
+        ({"variant": "both"}, "variant must be one of binary, relaxed, got 'both'"),
         ({"rho": 0.0}, "rho must lie in"),
         ({"rho": float("nan")}, "rho must be a finite number"),
         ({"power": 2.0}, "power must lie in [0, 1], got 2.0"),
