@@ -79,6 +79,10 @@ class SparseFW(IterativeSolver[SparseFWState]):
         if self.saliency not in SALIENCIES:
             raise RelaxPruneError(f"saliency must be one of {', '.join(SALIENCIES)}, got {self.saliency!r}")
 
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that has no such saliency."""
+        problem.check_saliency(self.saliency)
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Fix the most salient weights and run on the face that is left."""
         polytope = problem.polytope

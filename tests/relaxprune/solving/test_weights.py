@@ -110,7 +110,7 @@ def test_no_bound_exceeds_the_optimum_on_hard_grams(kind, seed):
     except RelaxPruneError:
         problem = ReconstructionProblem(weight, gram, KSparse(3), damping=1e-2)
     certificate = certify_weights(problem, torch.zeros(problem.shape), iterations=30)
-    noise = 1e-9 * problem.surrogate.dense_energy
+    noise = 1e-9 * problem.mask_problem.dense_energy
     for low, best in zip(certificate.block_lower_bound.tolist(), best_rows(problem), strict=True):
         assert low <= best + noise
     solution = solve(problem)
@@ -217,7 +217,7 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: solve(problem_of(KSparse(6)).surrogate, polish="obs-swap"), "give a ReconstructionProblem"),
+        (lambda: solve(problem_of(KSparse(6)).mask_problem, polish="obs-swap"), "give a ReconstructionProblem"),
         (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "obs-swap"), "reconstruct and alps fit"),
         (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "sparsegpt"), "needs a KSparse or NM set"),
         (lambda: solve(problem_of(KSparse(6)), effort="bst"), "did you mean 'best'"),
@@ -226,7 +226,7 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
         (lambda: solve(problem_of(KSparse(6)), dtype="float16"), 'dtype must be "float32" or "float64"'),
         (lambda: solve(problem_of(KSparse(6)), rho=5.0), "rho must be at most 1.0"),
         (lambda: solve(problem_of(KSparse(6)), "sparsegpt", blocksize=0), "blocksize must be at least 1"),
-        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "makes no use"),
+        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "does not use"),
         (lambda: solve(QuadraticProblem(torch.eye(4), torch.zeros(1, 4), KSparse(2)), "alps"), "fw and fista"),
     ],
 )
