@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_finite, check_floats, check_mask
-from .errors import RelaxPruneError, did_you_mean
+from .errors import RelaxPruneError
 from .gram import Gram, PsdProof
 from .polytopes import Face, Polytope
 from .polytopes.base import Shape
@@ -219,12 +219,12 @@ class Problem(BaseProblem):
             RelaxPruneError: as ``check_saliency``.
         """
 
-    def check_saliency(self, name: str) -> None:
-        """Raise RelaxPruneError where a problem of this kind has no saliency of this name."""
+    def check_saliency(self, name: str, asker: str = "score", remedy: str = "ask for what it has") -> None:
+        """Raise RelaxPruneError, in a sentence about ``asker``, where a problem of this kind has no such saliency."""
         if name not in self.saliencies:
             raise RelaxPruneError(
-                f"a {type(self).__name__} has no saliency {name!r}, only {', '.join(self.saliencies)}"
-                f"{did_you_mean(name, self.saliencies)}; solvers that need none, such as fw, fit"
+                f"{asker} needs the saliency {name!r}, which a {type(self).__name__} does not have (it has "
+                f"{', '.join(self.saliencies)}); {remedy}"
             )
 
     def round_parts(self, values: Callable[[slice], Tensor], memory_bytes: int) -> Tensor:

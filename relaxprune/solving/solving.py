@@ -155,5 +155,5 @@ def start_mask(problem: Problem, start: str | Tensor | None, memory_bytes: int =
         one = torch.ones(1, 1, device=problem.device).expand(problem.shape)
         return problem.round_parts(one.__getitem__, memory_bytes)
     name = problem.default_start if start == AUTO else start
-    problem.check_saliency(name)
+    problem.check_saliency(name, "start", 'leave it at "auto"')
     return problem.round_parts(lambda part: problem.score(name, rows=part), memory_bytes)

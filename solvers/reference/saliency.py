@@ -21,7 +21,7 @@ class SaliencySolver(Solver):
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that has no such saliency."""
-        problem.check_saliency(self.name)
+        problem.check_saliency(self.name, f"solver {self.name!r}", "fw and fista need none and fit")
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Keep the entries with the largest score, ties by the lowest column."""

@@ -105,9 +105,11 @@ def test_a_saliency_that_a_problem_does_not_have_is_refused() -> None:
     assert "relative_error" not in repr(default) and "relative error" not in default._repr_html_()
     assert torch.equal(solve(problem, start="savings").mask, default.mask)
     for solver in ("wanda", "ria", "magnitude", "sparsefw"):
-        with pytest.raises(RelaxPruneError, match=r"a QuadraticProblem has no saliency .*, only savings; .* fw, fit"):
+        with pytest.raises(RelaxPruneError, match=r"needs the saliency .* a QuadraticProblem .* savings\); fw"):
             solve(problem, solver)
-    with pytest.raises(RelaxPruneError, match="has no saliency 'wanda'"):
+    with pytest.raises(RelaxPruneError, match="start needs the saliency 'wanda'"):
         solve(problem, start="wanda")
-    with pytest.raises(RelaxPruneError, match="a MaskProblem has no saliency 'savings', only magnitude, wanda, ria"):
+    with pytest.raises(
+        RelaxPruneError, match=r"start needs the saliency 'savings'.*\(it has magnitude, wanda, ria\); leave it"
+    ):
         solve(small(), start="savings")
