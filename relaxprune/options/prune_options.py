@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -62,8 +62,6 @@ class PruneOptions(SolveOptions):
     correct: float = 0.0
     tune: int = 0
 
-    starts: ClassVar[tuple[str, ...]] = (AUTO, *SALIENCIES)
-
     def __post_init__(self) -> None:
         """Refuse values that would only fail once the first layer is solved.
 
@@ -72,13 +70,17 @@ class PruneOptions(SolveOptions):
                 of range, or certify_rows where no method takes them.
         """
         super().__post_init__()
-        if isinstance(self.start, Tensor):
-            raise RelaxPruneError("start must be a name or None for a model, whose layers differ, got a mask")
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}")
         self._check_certify()
         self._check_weights()
+
+    def _check_start(self) -> None:
+        """Raise RelaxPruneError for a name that no layer knows, and for a mask, which fits one layer at most."""
+        start = "a mask" if isinstance(self.start, Tensor) else self.start
+        if start is not None:
+            one_of("start", start, (AUTO, *SALIENCIES), " or None")
 
     @property
     def moves(self) -> bool:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from torch import Tensor
 
-from relaxprune.problems import Problem
+from relaxprune.problems import MaskProblem, Problem, QuadraticProblem
 from relaxprune.problems.checks import check_seed, one_of, positive_number, whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.problems.quadratic_problem import QuadraticProblem
-from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver, make_solver, solver_class
 from relaxprune.solvers.base import BUDGETS, DEFAULT_MEMORY_BYTES
 
@@ -62,12 +60,9 @@ class SolveOptions:
     seed: int = 0
     memory_budget_bytes: int | None = _budget(positive_number)
 
-    starts: ClassVar[tuple[str, ...]] = (AUTO, *SALIENCIES, *QuadraticProblem.saliencies)  # the names known
-
     def __post_init__(self) -> None:
-        """Check every field; a mask to start from is checked once there is a problem."""
-        if not isinstance(self.start, Tensor) and self.start is not None:
-            one_of("start", self.start, self.starts, ", a mask or None")
+        """Check every field."""
+        self._check_start()
         if self.polish is not None:
             one_of("polish", self.polish, (AUTO, *POLISHES), " or None")
         check_seed(self.seed)
@@ -75,6 +70,12 @@ class SolveOptions:
             value = getattr(self, item.name)
             if value is not None and "check" in item.metadata:
                 item.metadata["check"](item.name, value)
+
+    def _check_start(self) -> None:
+        """Raise RelaxPruneError for a name that no problem knows; a mask is checked once there is a problem."""
+        if self.start is not None and not isinstance(self.start, Tensor):
+            known = (AUTO, *MaskProblem.saliencies, *QuadraticProblem.saliencies)
+            one_of("start", self.start, known, ", a mask or None")
 
     def updated(self, words: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """Return these options with those of ``words`` that are fields, and the other words: a solver's own options."""
