@@ -7,12 +7,22 @@ from dataclasses import fields
 import pytest
 import torch
 
-from relaxprune import KSparse, MaskProblem, QuadraticProblem, RelaxPruneError, SolveOptions, solve
+from relaxprune import (
+    KSparse,
+    MaskProblem,
+    QuadraticProblem,
+    ReconstructionProblem,
+    RelaxPruneError,
+    SolveError,
+    SolveOptions,
+    solve,
+)
 from relaxprune.adapters.one_weight import choice
 from relaxprune.cli.compare import CompareGroup
 from relaxprune.cli.option_groups import SolverGroup
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.solve_options import solver_of
+from relaxprune.problems import BaseProblem
 from relaxprune.solvers import make_solver
 from relaxprune.solving.comparison import ComparisonOptions, compare
 
@@ -115,3 +125,19 @@ def test_a_saliency_that_a_problem_does_not_have_is_refused() -> None:
         RelaxPruneError, match=r"start needs the saliency 'savings'.*\(it has magnitude, wanda, ria\); leave it"
     ):
         solve(small(), start="savings")
+
+
+def test_every_problem_says_what_a_solver_sees_and_whether_weights_move() -> None:
+    kept = small()
+    moved = ReconstructionProblem(kept.weight, kept.prepared, kept.polytope)
+    assert kept.mask_problem is kept and not kept.moves_weights
+    assert moved.moves_weights and torch.equal(moved.mask_problem.weight, kept.weight)
+    assert all(isinstance(problem, BaseProblem) for problem in (kept, moved))
+    with pytest.raises(RelaxPruneError, match='polish "obs-swap" is for weights that move'):
+        solve(kept, polish="obs-swap")
+    with pytest.raises(RelaxPruneError, match="problem must be a Problem such as MaskProblem, got str"):
+        solve("a problem")
+
+
+def test_a_failed_solve_is_an_error_of_both_kinds() -> None:
+    assert issubclass(SolveError, RelaxPruneError) and issubclass(SolveError, FloatingPointError)
