@@ -8,6 +8,7 @@
 """
 
 from .errors import RelaxPruneError as RelaxPruneError
+from .errors import SolveError as SolveError
 from .gram import Gram as Gram
 from .mask_problem import MaskProblem as MaskProblem
 from .polytopes import NM as NM
@@ -16,22 +17,27 @@ from .polytopes import KSparse as KSparse
 from .polytopes import Polytope as Polytope
 from .polytopes import TransposableNM as TransposableNM
 from .polytopes import polytope_from_dict as polytope_from_dict
+from .problem import BaseProblem as BaseProblem
 from .problem import Problem as Problem
-from .problem import Working as Working
 from .quadratic_problem import QuadraticProblem as QuadraticProblem
 from .reconstruction_problem import ReconstructionProblem as ReconstructionProblem
+from .working import Quadratic as Quadratic
+from .working import Working as Working
 
 __all__ = [
     "NM",
+    "BaseProblem",
     "Face",
     "Gram",
     "KSparse",
     "MaskProblem",
     "Polytope",
     "Problem",
+    "Quadratic",
     "QuadraticProblem",
     "ReconstructionProblem",
     "RelaxPruneError",
+    "SolveError",
     "TransposableNM",
     "Working",
     "polytope_from_dict",

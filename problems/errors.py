@@ -1,4 +1,4 @@
-"""The one exception for input that cannot be right."""
+"""The exceptions: input that cannot be right, and a solve that failed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from difflib import get_close_matches
 
 class RelaxPruneError(ValueError):
     """Bad input, in one sentence that names the argument, what it got and what would be right."""
+
+
+class SolveError(RelaxPruneError, FloatingPointError):
+    """A solver broke down on input that could be right; the sentence is the advice of the ``Status`` it ended with."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from copy import copy
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .errors import RelaxPruneError
-from .gram import Gram, PsdProof
+from .gram import Gram
 from .neighbours import Neighbours
-from .polytopes import Face, Polytope
-from .polytopes.base import Shape
+from .polytopes import Polytope
 from .precision import UNIT_ROUNDOFF, product64, row_blocks
-from .problem import Problem, Working
-from .saliency import saliency
-from .unchanged import Unchanged
+from .problem import Problem
+from .saliency import SALIENCIES, saliency
+from .working import Working
 
 _BAND_ENTRIES = 2**18
 _RANGE = 1e-280, 1e280  # of w² G_jj: far enough inside of float64 that no rounding allowance underflows
@@ -41,6 +40,10 @@ class MaskProblem(Problem):
         RelaxPruneError: sizes, dtypes or values that cannot be right.
     """
 
+    names: ClassVar[tuple[str, str]] = ("weight", "gram")
+    saliencies: ClassVar[tuple[str, ...]] = SALIENCIES
+    default_start: ClassVar[str] = "wanda"
+
     def __init__(
         self,
         weight: Tensor,
@@ -51,50 +54,18 @@ class MaskProblem(Problem):
         fixed_pruned: Tensor | None = None,
     ) -> None:
         """Check the input; see the class."""
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
-            got = (
-                f"{weight.dtype} of shape {tuple(weight.shape)}"
-                if isinstance(weight, Tensor)
-                else type(weight).__name__
-            )
-            raise RelaxPruneError(f"weight must be a float tensor of shape (rows, cols), got {got}")
-        if 0 in weight.shape:
-            raise RelaxPruneError(f"weight must have at least one row and one column, got {tuple(weight.shape)}")
-        if not bool(torch.isfinite(weight).all()):
-            raise RelaxPruneError("weight holds NaN or Inf")
-        if not isinstance(polytope, Polytope):
-            raise RelaxPruneError(f"polytope must be a Polytope such as KSparse or NM, got {type(polytope).__name__}")
-        self.prepared: Gram = gram if isinstance(gram, Gram) else Gram(gram)
-        if self.prepared.cols != weight.shape[1]:
-            raise RelaxPruneError(
-                f"gram is {self.prepared.cols} x {self.prepared.cols}, but weight has {weight.shape[1]} columns"
-            )
-        if self.prepared.matrix.device != weight.device:
-            raise RelaxPruneError(f"gram is on {self.prepared.matrix.device}, but weight is on {weight.device}")
-        _check_range(weight, self.prepared.diagonal)
-        if fixed_kept is not None or fixed_pruned is not None:
-            polytope = Face(polytope, fixed_kept, fixed_pruned)
-        self.weight: Tensor = weight.detach()
-        self.polytope: Polytope = polytope
-        polytope.validate(self.shape)
-        self._unchanged = Unchanged(weight=self.weight, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
-        _ = self.prepared.proof  # a Gram that is clearly not PSD is refused here, before any long work
+        super().__init__(weight, gram, polytope, fixed_kept, fixed_pruned)
+        _check_range(self.weight, self.prepared.diagonal)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, (rows, cols)."""
+        return self.term
 
     @property
     def gram(self) -> Tensor:
         """The Gram matrix, (cols, cols) float32 or float64."""
         return self.prepared.matrix
-
-    @property
-    def shape(self) -> Shape:
-        """(rows, cols) of the weight."""
-        rows, cols = self.weight.shape
-        return int(rows), int(cols)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weight lives."""
-        return self.weight.device
 
     @cached_property
     def dense_energy(self) -> float:
@@ -114,12 +85,6 @@ class MaskProblem(Problem):
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return zᵀ Q z per row, (rows,) float64; half the gradient is −Q z."""
         return ((point.to(torch.float64) - 1) * half_gradient).sum(dim=1)
-
-    @property
-    def proof(self) -> PsdProof:
-        """The Gram's: Diag(w) (G + τ Diag(G)) Diag(w) is PSD where G + τ Diag(G) is."""
-        self._unchanged.check()
-        return self.prepared.proof
 
     @property
     def diagonal(self) -> Tensor:
@@ -170,21 +135,6 @@ class MaskProblem(Problem):
         """Return the copy in which every coupled block has mean diagonal 1."""
         return WorkingMask.of(self, dtype)
 
-    def rows(self, index: slice | Tensor) -> Self:
-        """Return the problem of a run of whole coupled blocks; checks are not repeated."""
-        return self._unchecked(self.weight[index], self.polytope.rows(index))
-
-    def over(self, polytope: Polytope) -> Self:
-        """Return the same objective over another polytope; checks of the weight and the Gram are not repeated."""
-        return self._unchecked(self.weight, polytope)
-
-    def _unchecked(self, weight: Tensor, polytope: Polytope) -> Self:
-        """Build a problem from parts that were checked already."""
-        part = object.__new__(type(self))
-        part.prepared, part.weight, part.polytope = self.prepared, weight, polytope
-        part._unchanged = self._unchanged
-        return part
-
 
 def _check_range(weight: Tensor, diagonal: Tensor) -> None:
     """Refuse weights (rows, cols) whose energies w² G_jj leave float64; only float64 can hold such."""
@@ -210,14 +160,14 @@ class WorkingMask(Working):
     """
 
     def __init__(
-        self, weight: Tensor, gram: Tensor, diagonal: Tensor, polytope: Polytope, prepared: Gram | None = None
+        self, weight: Tensor, gram: Tensor, diagonal: Tensor, polytope: Polytope, source: Gram | None = None
     ) -> None:
         """Take the scaled tensors, and the Gram that knows its neighbours; use ``of``."""
         self.weight = weight  # (rows, cols)
         self.gram = gram  # (cols, cols)
         self.diagonal = diagonal  # (rows, cols)
         self.polytope = polytope
-        self.prepared = prepared
+        self.source = source
 
     @classmethod
     def of(cls, problem: MaskProblem, dtype: torch.dtype) -> WorkingMask:
@@ -285,4 +235,4 @@ class WorkingMask(Working):
     @property
     def neighbours(self) -> Neighbours:
         """The most correlated columns of each column, from the Gram alone."""
-        return Neighbours.of(self.gram) if self.prepared is None else self.prepared.neighbours
+        return Neighbours.of(self.gram) if self.source is None else self.source.neighbours

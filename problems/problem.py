@@ -1,146 +1,42 @@
-"""What a solver sees of a problem: a quadratic over a polytope, one independent quadratic per row."""
+"""What is asked: masks of a polytope at which a quadratic is least, with weights that stay or move."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from copy import copy
-from typing import Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from .checks import check_finite, check_floats, check_mask
+from .errors import RelaxPruneError
 from .gram import Gram, PsdProof
-from .lowered import Lowered
-from .neighbours import Neighbours
-from .polytopes import Polytope
+from .polytopes import Face, Polytope
 from .polytopes.base import Shape
 from .precision import row_blocks
+from .unchanged import Unchanged
+from .working import Working
 
-_JUDGE_BYTES = 256 * 2**20
+_JUDGE_BYTES = 256 * 2**20  # of temporaries while masks or weights are judged
 _JUDGE_MATRICES = 5
 
 
-class Quadratic(ABC):
-    """A quadratic over a polytope, one per row: what a step of Frank-Wolfe needs.
+class BaseProblem(ABC):
+    """Find a mask of a polytope; where ``moves_weights``, new values for the weights that it keeps as well.
 
-    Written for a relaxed mask m as f(m) = quadratic, whose half gradient is affine in m with the linear part Q (one
-    symmetric matrix per row). For any θ the annealed objective f_θ(m) = f(m) + θ Σ q m (1 − m), with q = diag(Q),
-    equals f on every mask and has the quadratic part Q − θ Diag(q).
+    An answer is a mask (rows, cols), or weights (rows, cols) that are 0 outside of one. Everything that is reported of
+    it is computed in float64.
     """
 
     polytope: Polytope
-    diagonal: Tensor  # (rows, cols): q, the diagonal of every row's Q
-    lowered: Lowered | None = None  # what ``image`` multiplies by in place of the matrix; see ``Working.lower``
-
-    @property
-    def source(self) -> Gram | None:
-        """What every row's Q is made of, unscaled; None where a solver made the problem up."""
-        return getattr(self, "prepared", None)
-
-    @abstractmethod
-    def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return Q applied to a direction (rows, cols): the one matrix product of an iteration."""
-
-    def full(self) -> Self:
-        """Return the same quadratic without ``Working.lower``: every product in the dtype of its tensors."""
-        return self
-
-    @abstractmethod
-    def half_gradient(self, point: Tensor) -> Tensor:
-        """Return half the gradient of f at a relaxed mask (rows, cols), computed from scratch."""
-
-    @property
-    def shape(self) -> Shape:
-        """(rows, cols)."""
-        rows, cols = self.diagonal.shape
-        return int(rows), int(cols)
-
-
-class Working(Quadratic):
-    """The normalised copy of a problem that solvers compute with, in their own dtype; Q itself is never formed."""
-
-    @abstractmethod
-    def matrix_of_products(self) -> Tensor:
-        """Return what ``image`` multiplies by, (cols, cols)."""
-
-    def lower(self, precision: str) -> Self:
-        """Return a copy whose ``image`` alone computes in a lower precision; half gradients do not."""
-        part = copy(self)
-        part.lowered = None if precision == "full" else Lowered.of(self.matrix_of_products(), precision)
-        return part
-
-    def full(self) -> Self:
-        """Return the copy whose every product is in the dtype of its tensors."""
-        return self if self.lowered is None else self.lower("full")
-
-    def multiplied(self, left: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return ``left`` (rows, cols) times the matrix of products."""
-        return (
-            torch.mm(left, self.matrix_of_products(), out=out) if self.lowered is None else self.lowered.product(left)
-        )
-
-    @abstractmethod
-    def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
-        """Return f at ``point`` per row (rows,) from the half gradient of f (θ = 0) there, without a product."""
-
-    @abstractmethod
-    def summed(self, mask: Tensor) -> Tensor:
-        """Return which entries of a mask (R, cols) the sums of a half gradient go over; the others add exact zeros."""
-
-    def constant_size(self) -> Tensor | float:
-        """Return what a half gradient adds to these sums, in magnitude: (rows, cols), or a number for all."""
-        return 0.0
-
-    @abstractmethod
-    def select(self, index: Tensor) -> Self:
-        """Return the working problem of the rows in ``index`` (rows that converged leave the batch)."""
-
-    @abstractmethod
-    def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Return entries of Q: for each of ``rows`` (R,) its entries at columns ``left`` (R, K) x ``right`` (R, L)."""
-
-    @abstractmethod
-    def coupling_with(self, rows: Tensor, partner: Tensor) -> Tensor:
-        """Return, for each of ``rows`` (R,) and every column, the entry of Q at its ``partner`` (cols,): (R, cols)."""
-
-    @abstractmethod
-    def coupling_sum(self, rows: Tensor, columns: Tensor, factors: Tensor) -> Tensor:
-        """Return Σ_b factors_b Q[columns_b] for each of ``rows`` (R,).
-
-        Args:
-            rows: (R,) indices.
-            columns: (R, B) lines of Q.
-            factors: (R, B).
-
-        Returns:
-            (R, cols).
-        """
-
-    @abstractmethod
-    def group_coupling(self, group: int) -> Tensor:
-        """Return Q inside groups of consecutive columns: (rows, cols / group, group, group)."""
-
-    @property
-    @abstractmethod
-    def neighbours(self) -> Neighbours:
-        """The most correlated columns: |Q_ij| ≤ ρ sqrt(Q_ii Q_jj) for every row, with the ρ that it gives."""
-
-
-class Problem(ABC):
-    """Minimise a quadratic over the masks of a polytope.
-
-    ``objective`` and everything else that is reported is computed in float64; ``working`` hands solvers a normalised
-    copy in a faster dtype.
-    """
-
-    polytope: Polytope
-    prepared: Gram  # what every row's Q is made of
+    prepared: Gram  # what every row's quadratic is made of
+    moves_weights: ClassVar[bool]
 
     @property
     @abstractmethod
     def shape(self) -> Shape:
-        """(rows, cols) of a mask."""
+        """(rows, cols) of an answer."""
 
     @property
     @abstractmethod
@@ -149,8 +45,105 @@ class Problem(ABC):
 
     @property
     @abstractmethod
-    def reference(self) -> float:
-        """The objective that relative errors are divided by, float64."""
+    def reference(self) -> float | None:
+        """The objective that relative errors are divided by, float64; None where there is no natural one."""
+
+    @property
+    @abstractmethod
+    def mask_problem(self) -> Problem:
+        """The mask problem that a solver sees."""
+
+    @abstractmethod
+    def block_objective(self, answer: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
+        """Return the objective of each coupled block at an answer (rows, cols): (blocks,) float64."""
+
+    def objective(self, answer: Tensor, memory_bytes: int = _JUDGE_BYTES) -> float:
+        """Return the objective at an answer (rows, cols), in float64."""
+        return float(self.block_objective(answer, memory_bytes).sum())
+
+    def relative(self, objective: float) -> float | None:
+        """Return ``objective`` / ``reference``: the share of the layer's output energy that is lost."""
+        return None if self.reference is None else relative_error(objective, self.reference)
+
+    def relative_error(self, answer: Tensor) -> float | None:
+        """Return the objective at an answer (rows, cols) / ``reference``; None without a reference."""
+        return self.relative(self.objective(answer))
+
+
+class Problem(BaseProblem):
+    """Minimise a quadratic over the masks of a polytope: what a solver sees.
+
+    Rows share a matrix, and each has a term of its own. ``working`` hands solvers a normalised copy in a faster dtype.
+
+    Args:
+        term: (rows, cols), what rows have of their own, any float dtype.
+        matrix: (cols, cols), what they share, as a tensor or a prepared ``Gram``.
+        polytope: the set of masks.
+        fixed_kept: (rows, cols) bool, entries that every mask keeps, or None.
+        fixed_pruned: (rows, cols) bool, entries that every mask prunes, or None.
+
+    Raises:
+        RelaxPruneError: sizes, dtypes or values that cannot be right.
+    """
+
+    moves_weights: ClassVar[Literal[False]] = False
+    names: ClassVar[tuple[str, str]]  # what sentences call the term and the matrix
+    saliencies: ClassVar[tuple[str, ...]]  # the scores that a problem of this kind has
+    default_start: ClassVar[str]  # that of them whose mask a solve starts from
+
+    def __init__(
+        self,
+        term: Tensor,
+        matrix: Tensor | Gram,
+        polytope: Polytope,
+        fixed_kept: Tensor | None = None,
+        fixed_pruned: Tensor | None = None,
+    ) -> None:
+        """Check the input; see the class."""
+        name, shared = self.names
+        check_floats(name, term)
+        if not isinstance(polytope, Polytope):
+            raise RelaxPruneError(f"polytope must be a Polytope such as KSparse or NM, got {type(polytope).__name__}")
+        self.term: Tensor = term.detach()
+        self.prepared: Gram = matrix if isinstance(matrix, Gram) else Gram(matrix, shared)
+        cols = self.prepared.cols
+        if cols != term.shape[1]:
+            raise RelaxPruneError(f"{shared} is {cols} x {cols}, but {name} has {term.shape[1]} columns")
+        if self.prepared.matrix.device != term.device:
+            raise RelaxPruneError(f"{shared} is on {self.prepared.matrix.device}, but {name} is on {term.device}")
+        check_finite(name, term)
+        if fixed_kept is not None or fixed_pruned is not None:
+            polytope = Face(polytope, fixed_kept, fixed_pruned)
+        self.polytope: Polytope = polytope
+        polytope.validate(self.shape)
+        self._unchanged = Unchanged(**{name: self.term}, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
+        _ = self.prepared.proof  # a matrix that is clearly not PSD is refused here, before any long work
+
+    @property
+    def mask_problem(self) -> Self:
+        """The problem itself."""
+        return self
+
+    @property
+    def shape(self) -> Shape:
+        """(rows, cols) of a mask."""
+        rows, cols = self.term.shape
+        return int(rows), int(cols)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the problem's tensors live."""
+        return self.term.device
+
+    @property
+    def proof(self) -> PsdProof:
+        """What is proven of the curvature: Q + shift · Diag(q) is positive semidefinite for every row, as the matrix.
+
+        Raises:
+            RelaxPruneError: a tensor was changed in place since it was checked.
+        """
+        self._unchanged.check()
+        return self.prepared.proof
 
     @abstractmethod
     def half_gradient(self, point: Tensor) -> Tensor:
@@ -159,11 +152,6 @@ class Problem(ABC):
     @abstractmethod
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return the objective per row, (rows,) float64, from the half gradient at ``point``."""
-
-    @property
-    @abstractmethod
-    def proof(self) -> PsdProof:
-        """What is proven of the curvature: Q + shift · Diag(q) is positive semidefinite for every row."""
 
     @property
     @abstractmethod
@@ -203,17 +191,41 @@ class Problem(ABC):
     def working(self, dtype: torch.dtype = torch.float32) -> Working:
         """Return the normalised copy that solvers compute with."""
 
-    @abstractmethod
     def rows(self, index: slice | Tensor) -> Self:
-        """Return the problem of a run of whole coupled blocks, sharing what rows share."""
+        """Return the problem of a run of whole coupled blocks, sharing what rows share; nothing is checked again."""
+        return self._replaced(term=self.term[index], polytope=self.polytope.rows(index))
 
-    @abstractmethod
     def over(self, polytope: Polytope) -> Self:
         """Return the same objective over another polytope, for relaxations and restrictions inside a solver."""
+        return self._replaced(polytope=polytope)
+
+    def _replaced(self, **parts: Any) -> Self:
+        """Return a copy with other parts, unchecked, to which nothing that was computed of these comes along."""
+        copied = object.__new__(type(self))
+        for name in ("term", "prepared", "polytope", "_unchanged"):
+            setattr(copied, name, parts.get(name, getattr(self, name)))
+        return copied
 
     @abstractmethod
     def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
-        """Return a saliency by name, of all or some rows, float64: what warm starts and one-shot solvers round."""
+        """Return one of ``saliencies``, of all or some rows, float64: what warm starts and one-shot solvers round.
+
+        Args:
+            name: which.
+            power: RIA's exponent.
+            rows: which rows.
+
+        Raises:
+            RelaxPruneError: as ``check_saliency``.
+        """
+
+    def check_saliency(self, name: str, asker: str = "score", remedy: str = "ask for what it has") -> None:
+        """Raise RelaxPruneError, in a sentence about ``asker``, where a problem of this kind has no such saliency."""
+        if name not in self.saliencies:
+            raise RelaxPruneError(
+                f"{asker} needs the saliency {name!r}, which a {type(self).__name__} does not have (it has "
+                f"{', '.join(self.saliencies)}); {remedy}"
+            )
 
     def round_parts(self, values: Callable[[slice], Tensor], memory_bytes: int) -> Tensor:
         """Round values to a feasible mask, some coupled blocks at a time.
@@ -230,14 +242,23 @@ class Problem(ABC):
             mask[part] = piece.polytope.round(values(part))
         return mask
 
+    def check_mask(self, mask: object, name: str = "mask", memory_bytes: int = _JUDGE_BYTES) -> None:
+        """Raise RelaxPruneError, which calls it ``name``, unless ``mask`` is a feasible (rows, cols) bool mask."""
+        given = check_mask(name, mask, self.shape, self.device)
+        if not self.feasible(given, memory_bytes):
+            raise RelaxPruneError(
+                f"{name} must lie in {self.polytope!r}, but its counts do not: it keeps {int(given.sum())} of "
+                f"{given.numel()} entries"
+            )
+
     def feasible(self, mask: Tensor, memory_bytes: int = _JUDGE_BYTES) -> bool:
         """Tell whether a mask (rows, cols) lies in the polytope."""
         return all(piece.polytope.contains(mask[part]) for part, piece in self.split(_JUDGE_MATRICES, memory_bytes))
 
-    def block_objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
+    def block_objective(self, answer: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
         """Return the objective of each coupled block at a mask or relaxed mask: (blocks,) float64."""
         pieces = [
-            problem.polytope.block_sum(problem.row_value(point[part], problem.half_gradient(point[part])))
+            problem.polytope.block_sum(problem.row_value(answer[part], problem.half_gradient(answer[part])))
             for part, problem in self.split(_JUDGE_MATRICES, memory_bytes)
         ]
         return torch.cat(pieces)
@@ -258,14 +279,11 @@ class Problem(ABC):
             part = slice(blocks.start * height, blocks.stop * height)
             yield part, self.rows(part)
 
-    def objective(self, point: Tensor, memory_bytes: int = _JUDGE_BYTES) -> float:
-        """Return the objective at a mask or relaxed mask, in float64."""
-        return float(self.block_objective(point, memory_bytes).sum())
-
     def gradient(self, point: Tensor) -> Tensor:
         """Return the gradient at a mask or relaxed mask: (rows, cols) float64."""
         return 2 * self.half_gradient(point.to(torch.float64))
 
-    def relative_error(self, point: Tensor) -> float:
-        """Return objective / reference: for masks, the share of the layer's output energy that is lost."""
-        return self.objective(point) / self.reference if self.reference > 0 else 0.0
+
+def relative_error(objective: float, reference: float) -> float:
+    """Return ``objective`` / ``reference``, 0 where nothing can be lost."""
+    return objective / reference if reference > 0 else 0.0

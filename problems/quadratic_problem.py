@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .errors import RelaxPruneError
-from .gram import Gram, PsdProof
+from .checks import check_floats
+from .gram import Gram
 from .neighbours import Neighbours
-from .polytopes import Face, Polytope
-from .polytopes.base import Shape
+from .polytopes import Polytope
 from .precision import UNIT_ROUNDOFF, product64
-from .problem import Problem, Working
-from .unchanged import Unchanged
+from .problem import Problem
+from .working import Working
 
 
 class QuadraticProblem(Problem):
@@ -35,6 +34,10 @@ class QuadraticProblem(Problem):
         RelaxPruneError: sizes, dtypes or values that cannot be right.
     """
 
+    names: ClassVar[tuple[str, str]] = ("linear", "quadratic")
+    saliencies: ClassVar[tuple[str, ...]] = ("savings",)
+    default_start: ClassVar[str] = "savings"
+
     def __init__(
         self,
         quadratic: Tensor | Gram,
@@ -45,52 +48,18 @@ class QuadraticProblem(Problem):
         fixed_pruned: Tensor | None = None,
     ) -> None:
         """Check the input; see the class."""
-        if not isinstance(linear, Tensor) or linear.dim() not in (1, 2) or not linear.is_floating_point():
-            got = f"{linear.dtype} of shape {tuple(linear.shape)}" if isinstance(linear, Tensor) else repr(linear)
-            raise RelaxPruneError(f"linear must be a float tensor of shape (n,) or (rows, n), got {got}")
-        if 0 in linear.shape:
-            raise RelaxPruneError(f"linear must have at least one row and one column, got {tuple(linear.shape)}")
-        if not isinstance(polytope, Polytope):
-            raise RelaxPruneError(f"polytope must be a Polytope such as KSparse or NM, got {type(polytope).__name__}")
-        self.prepared: Gram = quadratic if isinstance(quadratic, Gram) else Gram(quadratic, "quadratic")
-        self.linear: Tensor = linear.detach().reshape(-1, linear.shape[-1])
-        if self.prepared.cols != self.linear.shape[1]:
-            raise RelaxPruneError(
-                f"quadratic is {self.prepared.cols} x {self.prepared.cols}, "
-                f"but linear has {self.linear.shape[1]} columns"
-            )
-        if self.prepared.matrix.device != linear.device:
-            raise RelaxPruneError(f"quadratic is on {self.prepared.matrix.device}, but linear is on {linear.device}")
-        if not bool(torch.isfinite(linear).all()):
-            raise RelaxPruneError("linear holds NaN or Inf")
-        if fixed_kept is not None or fixed_pruned is not None:
-            polytope = Face(polytope, fixed_kept, fixed_pruned)
-        self.polytope: Polytope = polytope
-        polytope.validate(self.shape)
-        self._unchanged = Unchanged(linear=self.linear, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
-        _ = self.prepared.proof
+        check_floats("linear", linear, (1, 2), "(n,) or (rows, n)")
+        super().__init__(linear.reshape(-1, linear.shape[-1]), quadratic, polytope, fixed_kept, fixed_pruned)
 
     @property
-    def shape(self) -> Shape:
-        """(rows, n)."""
-        rows, cols = self.linear.shape
-        return int(rows), int(cols)
+    def linear(self) -> Tensor:
+        """The linear term, (rows, n)."""
+        return self.term
 
     @property
-    def device(self) -> torch.device:
-        """Where the linear term lives."""
-        return self.linear.device
-
-    @property
-    def reference(self) -> float:
-        """0: there is no natural objective to divide by, so relative errors are reported as 0."""
-        return 0.0
-
-    @property
-    def proof(self) -> PsdProof:
-        """The proof of Q itself."""
-        self._unchanged.check()
-        return self.prepared.proof
+    def reference(self) -> None:
+        """None: there is no natural objective to divide by."""
+        return None
 
     @property
     def diagonal(self) -> Tensor:
@@ -118,7 +87,8 @@ class QuadraticProblem(Problem):
         return 8 * self.terms() * UNIT_ROUNDOFF * total
 
     def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
-        """Return what selecting each entry alone saves, −(Q_jj + linear_j), whatever saliency is asked for."""
+        """Return ``"savings"``, what selecting each entry alone saves: −(Q_jj + linear_j)."""
+        self.check_saliency(name)
         return -(self.diagonal[rows] + self.linear[rows].to(torch.float64))
 
     def working(self, dtype: torch.dtype = torch.float32) -> WorkingQuadratic:
@@ -127,32 +97,17 @@ class QuadraticProblem(Problem):
         matrix = (self.prepared.matrix / scale).to(dtype)
         return WorkingQuadratic(matrix, (self.linear.to(torch.float64) / scale).to(dtype), self.polytope, self.prepared)
 
-    def rows(self, index: slice | Tensor) -> Self:
-        """Return the problem of a run of whole coupled blocks."""
-        return self._unchecked(self.linear[index], self.polytope.rows(index))
-
-    def over(self, polytope: Polytope) -> Self:
-        """Return the same objective over another polytope."""
-        return self._unchecked(self.linear, polytope)
-
-    def _unchecked(self, linear: Tensor, polytope: Polytope) -> Self:
-        """Build a problem from parts that were checked already."""
-        part = object.__new__(type(self))
-        part.prepared, part.linear, part.polytope = self.prepared, linear, polytope
-        part._unchanged = self._unchanged
-        return part
-
 
 class WorkingQuadratic(Working):
     """A ``QuadraticProblem`` in a solver's dtype and of order one."""
 
-    def __init__(self, matrix: Tensor, linear: Tensor, polytope: Polytope, prepared: Gram) -> None:
+    def __init__(self, matrix: Tensor, linear: Tensor, polytope: Polytope, source: Gram) -> None:
         """Take the scaled tensors, and Q itself, which knows its neighbours."""
         self.matrix = matrix  # (n, n)
         self.linear = linear  # (rows, n)
         self.polytope = polytope
         self.diagonal = matrix.diagonal().expand(linear.shape)  # (rows, n)
-        self.prepared = prepared
+        self.source: Gram = source
 
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """Return Q d."""
@@ -207,4 +162,4 @@ class WorkingQuadratic(Working):
     @property
     def neighbours(self) -> Neighbours:
         """The most correlated entries of each entry."""
-        return self.prepared.neighbours
+        return self.source.neighbours

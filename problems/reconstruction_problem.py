@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from .checks import check_finite, check_floats, described, number
 from .errors import RelaxPruneError
 from .gram import Gram
 from .mask_problem import MaskProblem
 from .polytopes import Polytope
 from .polytopes.base import Shape
 from .precision import UNIT_ROUNDOFF, product64, row_blocks
+from .problem import BaseProblem
 
 _NOT_JOINT = 1e-4  # of the energies: a residual below minus it is no rounding of float32 moments
 _BAND_BYTES = 256 * 2**20
 _JUDGE_MATRICES = 4  # (rows, cols) float64 tensors held while judging
 
 
-class ReconstructionProblem:
+class ReconstructionProblem(BaseProblem):
     """Minimise f(V) = trace((W − V) G (W − V)ᵀ) over weights V that are 0 outside a mask of a polytope.
 
     With ``cross`` C = E[x x̃ᵀ] the layer reads x in the dense model and x̃ in the pruned one, ``gram`` is E[x̃ x̃ᵀ], and
@@ -41,6 +44,8 @@ class ReconstructionProblem:
             problem would be unbounded.
     """
 
+    moves_weights: ClassVar[Literal[True]] = True
+
     def __init__(
         self,
         weight: Tensor,
@@ -52,8 +57,7 @@ class ReconstructionProblem:
         damping: float = 0.0,
     ) -> None:
         """Check the input; see the class."""
-        if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < float("inf"):
-            raise RelaxPruneError(f"damping must be a number of at least 0, got {damping!r}")
+        number("damping", damping, 0)
         read = gram if isinstance(gram, Gram) else Gram(gram)
         self.damping = float(damping)
         self.prepared: Gram = read.damped(self.damping)
@@ -85,7 +89,7 @@ class ReconstructionProblem:
         return self.weight.device
 
     @cached_property
-    def surrogate(self) -> MaskProblem:
+    def mask_problem(self) -> MaskProblem:
         """The mask problem of the target: its objective is f of the masked target, less the residual."""
         return MaskProblem(self.target, self.prepared, self.polytope)
 
@@ -135,23 +139,17 @@ class ReconstructionProblem:
         rounding = 16 * (self.shape[1] + 8) * UNIT_ROUNDOFF * (self.row_energy + self._ridge_energy)
         return self.polytope.block_sum(self.residual - rounding).clamp(min=0.0)
 
-    def block_objective(self, weight: Tensor) -> Tensor:
+    def block_objective(self, answer: Tensor, memory_bytes: int = _BAND_BYTES) -> Tensor:
         """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""
-        return self.polytope.block_sum(_energy(self.target, self.prepared.matrix, weight) + self.residual)
-
-    def objective(self, weight: Tensor) -> float:
-        """Return f at weights V (rows, cols), float64."""
-        return float(self.block_objective(weight).sum())
-
-    def relative_error(self, weight: Tensor) -> float:
-        """Return f(V) / trace(W G_dense Wᵀ)."""
-        return self.objective(weight) / self.reference if self.reference > 0 else 0.0
+        return self.polytope.block_sum(
+            _energy(self.target, self.prepared.matrix, answer, memory_bytes=memory_bytes) + self.residual
+        )
 
 
-def _energy(values: Tensor, matrix: Tensor, less: Tensor | None = None) -> Tensor:
+def _energy(values: Tensor, matrix: Tensor, less: Tensor | None = None, memory_bytes: int = _BAND_BYTES) -> Tensor:
     """Return v M vᵀ of each row v of ``values`` − ``less`` (rows, cols), some rows at a time: (rows,) float64."""
     parts = []
-    for part in row_blocks(values.shape[0], 8 * _JUDGE_MATRICES * values.shape[1], _BAND_BYTES):
+    for part in row_blocks(values.shape[0], 8 * _JUDGE_MATRICES * values.shape[1], memory_bytes):
         wide = values[part].to(torch.float64)
         if less is not None:
             wide = wide - less[part].to(torch.float64)
@@ -172,13 +170,12 @@ def _check_cross(cross: Tensor | None, dense_gram: Tensor | None, dense: MaskPro
     for name, matrix in (("cross", cross), ("dense_gram", dense_gram)):
         if matrix is None:
             continue
-        if not isinstance(matrix, Tensor) or tuple(matrix.shape) != (cols, cols) or not matrix.is_floating_point():
-            got = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else repr(matrix)
-            raise RelaxPruneError(f"{name} must be a float tensor of shape {(cols, cols)}, got {got}")
+        check_floats(name, matrix, form=str((cols, cols)))
+        if tuple(matrix.shape) != (cols, cols):
+            raise RelaxPruneError(f"{name} must be a float tensor of shape {(cols, cols)}, got {described(matrix)}")
         if matrix.device != dense.device:
             raise RelaxPruneError(f"{name} is on {matrix.device}, but weight is on {dense.device}")
-        if not bool(torch.isfinite(matrix).all()):
-            raise RelaxPruneError(f"{name} holds NaN or Inf")
+        check_finite(name, matrix)
 
 
 def _target(weight: Tensor, cross: Tensor, gram: Gram, ridge: float) -> Tensor:

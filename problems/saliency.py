@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .errors import RelaxPruneError, did_you_mean
+from .checks import one_of
 
 Saliency = Literal["magnitude", "wanda", "ria"]
 SALIENCIES: tuple[str, ...] = get_args(Saliency)
@@ -39,10 +39,7 @@ def saliency(
     norm = gram_diagonal.to(torch.float64)
     if name == "wanda":
         return magnitude * norm.sqrt()
-    if name != "ria":
-        raise RelaxPruneError(
-            f"saliency is {name!r}; known ones are {', '.join(SALIENCIES)}{did_you_mean(name, SALIENCIES)}"
-        )
+    one_of("saliency", name, SALIENCIES)
     column = magnitude.sum(dim=0) if column_sums is None else column_sums
     row = magnitude.sum(dim=1, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny

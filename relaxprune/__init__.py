@@ -18,49 +18,64 @@ if not (_HERE := Path(__file__).parent).joinpath("problems").is_dir():
 
 if TYPE_CHECKING:
     from relaxprune.problems import NM as NM
+    from relaxprune.problems import Gram as Gram
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
+    from relaxprune.problems import Polytope as Polytope
+    from relaxprune.problems import Problem as Problem
     from relaxprune.problems import QuadraticProblem as QuadraticProblem
     from relaxprune.problems import ReconstructionProblem as ReconstructionProblem
     from relaxprune.problems import RelaxPruneError as RelaxPruneError
+    from relaxprune.problems import SolveError as SolveError
     from relaxprune.problems import TransposableNM as TransposableNM
+    from relaxprune.solvers import Progress as Progress
+    from relaxprune.solvers import Solver as Solver
 
     from .certificates import Certificate as Certificate
     from .certificates import certify as certify
     from .evaluation.perplexity import perplexity as perplexity
     from .models.loading import load_model as load_model
+    from .options.solve_options import SolveOptions as SolveOptions
     from .pruning.pipeline import prune_model as prune_model
     from .pruning.planning import plan_model as plan_model
     from .pruning.prune_report import PruneReport as PruneReport
+    from .solving.comparison import compare as compare
     from .solving.refitting import Refit as Refit
     from .solving.refitting import refit as refit
     from .solving.solution import Solution as Solution
     from .solving.solution import Status as Status
     from .solving.solving import available_solvers as available_solvers
-    from .solving.solving import check_solver as check_solver
     from .solving.solving import solve as solve
 
+# The same names for who runs the package: a test holds the two lists to each other.
 _HOME = {
+    "Gram": "relaxprune.problems",
     "KSparse": "relaxprune.problems",
     "MaskProblem": "relaxprune.problems",
     "NM": "relaxprune.problems",
+    "Polytope": "relaxprune.problems",
+    "Problem": "relaxprune.problems",
     "QuadraticProblem": "relaxprune.problems",
     "ReconstructionProblem": "relaxprune.problems",
     "RelaxPruneError": "relaxprune.problems",
+    "SolveError": "relaxprune.problems",
     "TransposableNM": "relaxprune.problems",
+    "Progress": "relaxprune.solvers",
+    "Solver": "relaxprune.solvers",
     "Certificate": "relaxprune.certificates",
     "certify": "relaxprune.certificates",
     "perplexity": "relaxprune.evaluation.perplexity",
     "load_model": "relaxprune.models.loading",
+    "SolveOptions": "relaxprune.options.solve_options",
     "plan_model": "relaxprune.pruning.planning",
     "prune_model": "relaxprune.pruning.pipeline",
     "PruneReport": "relaxprune.pruning.prune_report",
+    "compare": "relaxprune.solving.comparison",
     "Refit": "relaxprune.solving.refitting",
     "refit": "relaxprune.solving.refitting",
     "Solution": "relaxprune.solving.solution",
     "Status": "relaxprune.solving.solution",
     "available_solvers": "relaxprune.solving.solving",
-    "check_solver": "relaxprune.solving.solving",
     "solve": "relaxprune.solving.solving",
 }
 

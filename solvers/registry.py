@@ -88,7 +88,7 @@ def solver_class(name: str) -> type[Solver]:
     return found
 
 
-def make_solver(solver: str | Solver, **options: Any) -> Solver:
+def make_solver(solver: str | Solver, /, **options: Any) -> Solver:
     """Return a solver instance from a name and options, or the instance given.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..checks import whole_number
+from ..checks import fraction, one_of, whole_number
 from ..errors import RelaxPruneError
 from .base import Polytope, Shape
 from .projection import project_capped
@@ -22,8 +22,7 @@ def pruned_count(size: int, sparsity: float) -> int:
     Raises:
         RelaxPruneError: ``sparsity`` is not in [0, 1].
     """
-    if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool) or not 0 <= sparsity <= 1:
-        raise RelaxPruneError(f"sparsity is the pruned fraction and must lie in [0, 1], got {sparsity!r}")
+    fraction("sparsity", sparsity)
     return int(size * sparsity + 1e-9)
 
 
@@ -49,8 +48,7 @@ class KSparse(Polytope):
     def __post_init__(self) -> None:
         """Check the options that need no shape."""
         whole_number("keep", self.keep, 0)
-        if self.per not in ("row", "layer"):
-            raise RelaxPruneError(f'per must be "row" or "layer", got {self.per!r}')
+        one_of("per", self.per, ("row", "layer"))
 
     @classmethod
     def from_sparsity(

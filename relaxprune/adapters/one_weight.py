@@ -6,8 +6,7 @@ What every adapter needs and ``prune_model`` has its own way of: there, layers s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from inspect import signature
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 
 from relaxprune.inputs.gram_accumulator import GramAccumulator
 from relaxprune.models.layers import PLAIN_DTYPES, PrunableLayer, columns_of, layer_kind
-from relaxprune.options.checks import OBS_SWAP, check_budgets, check_seed, check_start, refuse_ignored
 from relaxprune.options.prune_options import Target
+from relaxprune.options.solve_options import SolveOptions, solver_of
 from relaxprune.problems import MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes.ksparse import pruned_count
 from relaxprune.solvers import Solver
 from relaxprune.solving.solution import Solution
-from relaxprune.solving.solving import check_solver, solve
+from relaxprune.solving.solving import solve
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class Choice:
 
     Attributes:
         target: how much.
-        solver: a name or an instance, as for ``solve``.
-        options: further arguments of ``solve``: budgets, seed, the options of the solver named.
+        solver: what chooses them.
+        options: start, polish, budgets, seed, memory.
     """
 
     target: Target
-    solver: str | Solver = "fw"
-    options: dict[str, Any] = field(default_factory=dict)
+    solver: Solver
+    options: SolveOptions
 
     def solution(self, layer: PrunableLayer, gram: Tensor, pruned: Tensor | None = None) -> Solution:
         """Return what ``solve`` gives for one weight.
@@ -53,7 +52,7 @@ class Choice:
         """
         fixed = None if pruned is None or not bool(pruned.any()) else layer.as_matrix(pruned)
         polytope = self.target.polytope_of(layer.parameter, layer.shape)
-        return solve(MaskProblem(layer.matrix(), gram, polytope, fixed_pruned=fixed), self.solver, **self.options)
+        return solve(MaskProblem(layer.matrix(), gram, polytope, fixed_pruned=fixed), self.solver, options=self.options)
 
 
 def choice(
@@ -65,35 +64,21 @@ def choice(
         sparsity: fraction pruned of every row.
         pattern: ``"N:M"``, KEEP N of every M consecutive columns; exactly one of the two.
         solver: a name or an instance, as for ``solve``.
-        options: further arguments of ``solve``.
+        options: further arguments of ``solve``: fields of ``SolveOptions``, and options of the solver named.
 
     Raises:
         RelaxPruneError: not exactly one amount, an unknown solver, or options that ``solve`` would refuse.
     """
-    options = {} if options is None else options
-    _check_options(solver, options)
+    words = {} if options is None else options
+    if not isinstance(words, Mapping):
+        raise RelaxPruneError(f"options must be arguments of solve by name, got {words!r}")
+    asked, own = SolveOptions().updated(words)
+    chosen = solver_of(solver, own)
+    asked.check_for(chosen)
+    asked.check_moves(False)
     if sparsity is not None:
         pruned_count(0, sparsity)  # refuses what is no number
-    return Choice(Target(sparsity, pattern), solver, dict(options))
-
-
-def _check_options(solver: str | Solver, options: Mapping[str, Any]) -> None:
-    """Raise RelaxPruneError for what ``solve`` refuses whatever the problem: its own arguments and the solver's."""
-    try:
-        asked = signature(solve).bind_partial(None, solver, **options)
-    except TypeError as error:
-        raise RelaxPruneError(f"options must be arguments of solve by name, got {options!r}: {error}") from error
-    asked.apply_defaults()
-    given = asked.arguments
-    chosen = check_solver(solver, **given["solver_options"])
-    check_seed(given["seed"])
-    budgets = given["max_iterations"], given["time_limit_s"], given["gap_tolerance"]
-    check_budgets(*budgets, given["memory_budget_bytes"])
-    if not isinstance(given["start"], Tensor):
-        check_start(given["start"])
-    refuse_ignored(chosen, given["polish"], given["start"], *budgets)
-    if given["polish"] == OBS_SWAP:
-        raise RelaxPruneError('polish "obs-swap" is for weights that move, which they do not here: use "swap"')
+    return Choice(Target(sparsity, pattern), chosen, asked)
 
 
 def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") -> PrunableLayer:
@@ -151,7 +136,7 @@ class Figures:
 
     tokens: int
     objective: float
-    relative_error: float
+    relative_error: float | None
     lower_bound: float
     relative_gap: float
     status: str

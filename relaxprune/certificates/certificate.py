@@ -13,7 +13,6 @@ from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
-from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.support.markup import piece
 
 from .underestimator import METHODS, Bound, Proof, tangent_bound
@@ -127,18 +126,6 @@ class Certificate:
 def relative(gap: float, objective: float) -> float:
     """Return ``gap`` / abs(``objective``), 0 for a zero objective."""
     return gap / abs(objective) if objective else 0.0
-
-
-def check_mask(problem: Problem, mask: Tensor, name: str, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
-    """Raise unless ``mask`` is a feasible bool mask of the problem."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
-        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise RelaxPruneError(f"{name} must be a bool mask of shape {problem.shape}, got {got}")
-    if not problem.feasible(mask, memory_bytes):
-        kept = int(mask.sum())
-        raise RelaxPruneError(
-            f"{name} must lie in {problem.polytope!r}, but its counts do not: it keeps {kept} of {mask.numel()} entries"
-        )
 
 
 def build(

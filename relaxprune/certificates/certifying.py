@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from relaxprune.options.checks import check_budgets, check_seed
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.checks import whole_number
+from relaxprune.problems.checks import check_seed, positive_number, whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.problems.tightening import largest_tightening
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solving.solution import Solution
 
-from .certificate import Certificate, assemble, check_mask
+from .certificate import Certificate, assemble
 from .combining import Candidate, best_of
 from .row_sampling import chosen_rows, extrapolated, row_count
 from .sdp.row_bound import DenseRow, dense_rows, least_bytes
@@ -79,10 +79,12 @@ def certify(
     check_limits(method, rows, time_limit_s)
     hint = mask if isinstance(mask, Solution) else None
     values = mask.mask if isinstance(mask, Solution) else mask
-    check_mask(problem, values, "mask", memory_budget_bytes)
+    problem.check_mask(values, "mask", memory_budget_bytes)
     whole_number("max_iterations", max_iterations, 1)
     check_seed(seed)
-    check_budgets(None, time_limit_s, None, memory_budget_bytes)
+    positive_number("memory_budget_bytes", memory_budget_bytes)
+    if time_limit_s is not None:
+        positive_number("time_limit_s", time_limit_s)
     if method == "exact":
         check_enumerable(problem)
     least = least_bytes(problem.shape[1])
@@ -130,7 +132,7 @@ def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
     problem = task.problem
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
     relaxed = None if hint is None else hint.relaxed_mask
-    tightening = None if hint is None or relaxed is None else hint.mask_certificate.proof.tightening
+    tightening = None if hint is None or relaxed is None else cast("Certificate", hint.certificate).proof.tightening
     if tightening is not None:
         tightening = problem.prepared.proven_tightening(
             tightening

@@ -27,7 +27,7 @@ def exact_bounds(problem: ReconstructionProblem, memory_bytes: int) -> Tensor:
     Raises:
         RelaxPruneError: a coupled block has more than 2^20 masks, or the Gram is singular or nearly so.
     """
-    check_enumerable(problem.surrogate)
+    check_enumerable(problem.mask_problem)
     tightening = separable(problem.prepared)
     if tightening is None:
         raise RelaxPruneError(

@@ -78,7 +78,7 @@ class Perspective:
         aᵀ c grows by at most |a|ᵀ δ + δᵀ (H − D)⁻¹ δ, and H − D is at least a thousandth of D.
         """
         tightening, target = self.tightening, self.target[rows]
-        polytope = self.problem.surrogate.rows(rows).polytope if self.splits else self.problem.polytope
+        polytope = self.problem.mask_problem.rows(rows).polytope if self.splits else self.problem.polytope
         cols = target.shape[1]
         slope = point @ self.matrix - point * tightening
         dearer = (tightening * target + slope).square() / tightening
@@ -95,7 +95,7 @@ class Perspective:
 
     def bounds(self, point: Tensor, memory_bytes: int) -> Tensor:
         """Return the bound of each coupled block at a (rows, cols), (blocks,), some rows at a time."""
-        pieces = self.problem.surrogate.split(MATRICES, memory_bytes)
+        pieces = self.problem.mask_problem.split(MATRICES, memory_bytes)
         parts = [self.bound(point[rows], rows)[0] for rows, _ in pieces]
         return torch.cat(parts) + self.problem.residual_of_blocks()
 

@@ -178,7 +178,7 @@ def _perspective(problem: ReconstructionProblem, iterations: int, memory_bytes: 
     dual = Perspective(problem)
     at_zero = dual.bounds(point, memory_bytes)
     finder = Perspective(problem, torch.float32)
-    for rows, _ in problem.surrogate.split(MATRICES, memory_bytes):
+    for rows, _ in problem.mask_problem.split(MATRICES, memory_bytes):
         point[rows] = raised(finder, rows, iterations)
     found = dual.bounds(point, memory_bytes)
     better = problem.polytope.to_rows(found > at_zero, len(point))

@@ -11,22 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .endings import door, interruptible, tell
-from .option_groups import PatternGroup, Seed, with_groups
+from .option_groups import BudgetGroup, PatternGroup, Seed, with_groups
 
 if TYPE_CHECKING:
-    from relaxprune.solving.comparison import Comparison, Row
+    from relaxprune.solving.comparison import Comparison, ComparisonRow
 
 
 @dataclass(frozen=True)
-class CompareGroup:
-    """Which solvers are compared, and what each of them is given."""
+class CompareGroup(BudgetGroup):
+    """Which solvers are compared, and what each of them is asked."""
 
     solvers: Annotated[str, typer.Option(help="all, or names with commas between them.")] = "all"
-    start: Annotated[str, typer.Option(help="Starting mask: wanda, ria, magnitude or none.")] = "wanda"
-    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, none, or auto (by solver).")] = "auto"
-    max_iterations: Annotated[int | None, typer.Option(help="Iterations per solver, all phases together.")] = None
-    gap_tolerance: Annotated[float | None, typer.Option(help="Relative gap that ends the convex phase.")] = None
-    time_limit: Annotated[float | None, typer.Option(help="Seconds per solve.")] = None
 
     @property
     def names(self) -> list[str] | None:
@@ -45,7 +40,7 @@ def compare_solvers(
     seed: Seed = 0,
 ) -> int:
     """Solve one layer by several solvers: objective, bound, gap, status and cost in one table."""
-    from relaxprune.solving.comparison import CompareSettings, compare
+    from relaxprune.solving.comparison import ComparisonOptions, compare
     from relaxprune.solving.comparison_plot import require_matplotlib
     from relaxprune.support.outputs import refuse_output_folder
 
@@ -57,18 +52,10 @@ def compare_solvers(
         require_matplotlib()
     if out is not None:
         refuse_output_folder(out)
-    settings = CompareSettings(
-        start=None if how.start == "none" else how.start,
-        polish=None if how.polish == "none" else how.polish,
-        max_iterations=how.max_iterations,
-        time_limit_s=how.time_limit,
-        gap_tolerance=how.gap_tolerance,
-        seed=seed,
-        curves=draw,
-    )
+    options = ComparisonOptions(**vars(how.options(seed)), curves=draw)
     with interruptible():
         problem = read_problem(file, target, device)
-        comparison = compare(problem, how.names, settings, _show if sys.stderr.isatty() else None)
+        comparison = compare(problem, how.names, options=options, on_row=_show if sys.stderr.isatty() else None)
     print(comparison)
     if out is not None:
         with door():
@@ -76,7 +63,7 @@ def compare_solvers(
     return _exit_code(comparison, named=how.names is not None)
 
 
-def _show(row: Row) -> None:
+def _show(row: ComparisonRow) -> None:
     """Say that a solver is done, to people who wait."""
     print(f"{row.solver}: {row.status}", file=sys.stderr)
 

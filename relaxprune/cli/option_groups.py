@@ -21,6 +21,7 @@ from .endings import bad_input
 if TYPE_CHECKING:
     from relaxprune.options.allocation import Allocation
     from relaxprune.options.prune_options import Target
+    from relaxprune.options.solve_options import SolveOptions
     from relaxprune.options.statistics_options import StatisticsOptions
 
     from .output import Output
@@ -134,29 +135,43 @@ class AllocationGroup:
 
 
 @dataclass(frozen=True)
-class SolverGroup:
+class BudgetGroup:
+    """What is asked of a solver, whichever it is; fields are named as in ``SolveOptions``."""
+
+    start: Annotated[str, typer.Option(help="Starting mask: auto (wanda), wanda, ria, magnitude or none.")] = "auto"
+    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, obs-swap, none, or auto (by solver).")] = (
+        "auto"
+    )
+    max_iterations: Annotated[int | None, typer.Option(help="Iterations per layer, all phases together.")] = None
+    gap_tolerance: Annotated[float | None, typer.Option(help="Relative gap that ends the convex phase.")] = None
+    time_limit_s: Annotated[float | None, typer.Option("--time-limit", help="Seconds per layer.")] = None
+
+    def options(self, seed: int) -> SolveOptions:
+        """Return what is asked, checked."""
+        from relaxprune.options.solve_options import SolveOptions
+
+        asked = {item.name: getattr(self, item.name) for item in fields(BudgetGroup)}
+        # "none" is how a command line says None.
+        return SolveOptions(seed=seed, **{name: None if value == "none" else value for name, value in asked.items()})
+
+
+@dataclass(frozen=True)
+class SolverGroup(BudgetGroup):
     """Which solver finds the masks, and how long it may take."""
 
     solver: Annotated[
         str | None, typer.Option(help="Solver; `relaxprune solvers` lists them. fw by default; --refit: reconstruct.")
     ] = None
-    start: Annotated[str, typer.Option(help="Starting mask: wanda, ria, magnitude or none.")] = "wanda"
-    polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, obs-swap, none, or auto (by solver).")] = (
-        "auto"
-    )
     effort: Annotated[
         str | None, typer.Option(help="How long fw looks: fast, default or best; short for --option effort=…")
     ] = None
-    max_iterations: Annotated[int | None, typer.Option(help="Iterations per layer, all phases together.")] = None
-    gap_tolerance: Annotated[float | None, typer.Option(help="Relative gap that ends the convex phase.")] = None
-    time_limit: Annotated[float | None, typer.Option(help="Seconds per layer.")] = None
     option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A solver's own option; may be repeated.")] = (
         field(default_factory=list)
     )
 
     def named(self, moves: bool = False) -> str:
         """Return the solver's name; ``moves`` says whether weights may move."""
-        from relaxprune.options.checks import default_solver
+        from relaxprune.options.solve_options import default_solver
 
         return default_solver(moves) if self.solver is None else self.solver
 
@@ -164,16 +179,6 @@ class SolverGroup:
     def words(self) -> list[str]:
         """The solver's own options, ``--effort`` included, as KEY=VALUE."""
         return [*self.option, *([] if self.effort is None else [f"effort={self.effort}"])]
-
-    @property
-    def start_name(self) -> str | None:
-        """The starting mask's name, None for no start."""
-        return None if self.start == "none" else self.start
-
-    @property
-    def polish_name(self) -> str | None:
-        """The polish's name, None for no polish; ``"auto"`` leaves it to the solver."""
-        return None if self.polish == "none" else self.polish
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def read_tensors(file: Path, device: str | None, optional: tuple[str, ...] = ())
     from safetensors import SafetensorError, safe_open
 
     from relaxprune import RelaxPruneError
-    from relaxprune.options.checks import check_device
+    from relaxprune.problems.checks import check_device
 
     place = check_device(device or "cpu")
     if not file.is_file():

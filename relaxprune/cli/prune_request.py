@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_tuning import check_batches
 from relaxprune.pruning.channels.channel_permuter import check_permute
 from relaxprune.pruning.layer_certificates import solver_for
-from relaxprune.solvers import Solver, solver_distribution
-from relaxprune.solving.solving import check_solver
+from relaxprune.solvers import Solver, make_solver, solver_distribution
 from relaxprune.text.windows import CalibrationOptions, open_source
 
 from .endings import door
@@ -86,7 +85,7 @@ class PruneRequest:
     def solver(self) -> Solver:
         """The solver as ``prune_model`` takes it from its name and options."""
         given = self.solver_options
-        return solver_for(self.certify.certify, check_solver(self.solver_name, **given), given)
+        return solver_for(self.certify.certify, make_solver(self.solver_name, **given), given)
 
     @property
     def distributions(self) -> tuple[str, ...]:
@@ -97,7 +96,7 @@ class PruneRequest:
     @property
     def polish(self) -> str | None:
         """The polish's name or None, with ``auto`` resolved to what the solver wants, so that it is recorded."""
-        return self.solver.polisher() if self.how.polish == "auto" else self.how.polish_name
+        return self.solver.polisher() if self.how.polish == "auto" else self.how.options(self.run.seed).polish
 
     @property
     def windows(self) -> CalibrationOptions:
@@ -109,14 +108,9 @@ class PruneRequest:
     def options(self) -> PruneOptions:
         """The options of ``prune_model``."""
         return PruneOptions(
+            **vars(replace(self.how.options(self.run.seed), polish=self.polish)),
             include=tuple(self.layers.include),
             exclude=tuple(self.layers.exclude),
-            start=self.how.start_name,
-            polish=self.polish,
-            max_iterations=self.how.max_iterations,
-            time_limit_s=self.how.time_limit,
-            gap_tolerance=self.how.gap_tolerance,
-            seed=self.run.seed,
             certify=self.certify.certify,
             certify_rows=self.certify.certify_rows,
             statistics=self.statistics.options,

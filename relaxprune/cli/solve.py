@@ -70,7 +70,7 @@ def solve_file(
     from .solver_options import parse_options
 
     target, solver = how_much.target, how.named(moving.refit)
-    options = parse_options(solver, how.words)
+    own, asked = parse_options(solver, how.words), how.options(seed)
     moving.check()
     files = {"--out": out, "--certificate": certificate, "--weight-out": moving.weight_out}
     _check_files({name: path for name, path in files.items() if path is not None})
@@ -78,18 +78,7 @@ def solve_file(
     with interruptible():
         problem = read_moving(file, target, device, moving) if moving.refit else read_problem(file, target, device)
         proof.check(problem)
-        solution = solve(
-            problem,
-            solver,
-            start=how.start_name,
-            polish=how.polish_name,
-            max_iterations=how.max_iterations,
-            time_limit_s=how.time_limit,
-            gap_tolerance=how.gap_tolerance,
-            seed=seed,
-            throw=False,
-            **options,
-        )
+        solution = solve(problem, solver, options=asked, throw=False, **own)
         proven = proof.of(problem, solution, seed)
     facts = _facts(problem, solution, proven, seed)
     shown = ("sparsity", "objective", "kept_objective", "relative_error", "lower_bound", "relative_gap", "status")
@@ -162,7 +151,7 @@ class _Proof:
         if moves and self.kept:
             raise bad_input("--certificate keeps proofs of masks whose weights stay; leave it out with --refit")
         if self.method == "exact":
-            check_enumerable(problem if isinstance(problem, MaskProblem) else problem.surrogate)
+            check_enumerable(problem if isinstance(problem, MaskProblem) else problem.mask_problem)
 
     def of(
         self, problem: MaskProblem | ReconstructionProblem, solution: Solution, seed: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.solving.solving import check_solver
+from relaxprune.solvers import make_solver
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -47,19 +47,19 @@ def parse_options(solver: str, words: Sequence[str]) -> dict[str, Any]:
         RelaxPruneError: for an unknown solver or option (with a suggestion), a word without ``=``, an option given
             twice, or a value of another type.
     """
-    known = option_types(check_solver(solver))
+    known = option_types(make_solver(solver))
     options: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             raise RelaxPruneError(f"--option {word!r} must have the form KEY=VALUE")
         if key not in known:
-            check_solver(solver, **{key: text})  # names the options there are
+            make_solver(solver, **{key: text})  # names the options there are
             raise RelaxPruneError(f"option {key!r} of solver {solver!r} cannot be given on the command line")
         if key in options:
             raise RelaxPruneError(f"--option {key!r} is given twice; give it once")
         options[key] = _parse(key, text, known[key])
-    check_solver(solver, **options)
+    make_solver(solver, **options)
     return options
 
 

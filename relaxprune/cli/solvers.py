@@ -12,7 +12,8 @@ def solvers(
     name: Annotated[str | None, typer.Argument(help="A solver, to list its options.")] = None,
 ) -> None:
     """List the solvers, or the options of one of them."""
-    from relaxprune.solving.solving import available_solvers, check_solver
+    from relaxprune.solvers import make_solver
+    from relaxprune.solving.solving import available_solvers
 
     from .solver_options import option_types
 
@@ -22,7 +23,7 @@ def solvers(
         for solver, line in known.items():
             print(f"{solver:<{width}}  {line}")
         return
-    instance = check_solver(name)
+    instance = make_solver(name)
     print(f"{name}: {available_solvers().get(name, '')}")
     types = option_types(instance)
     for field in fields(instance):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from relaxprune.options.checks import check_device
+from relaxprune.problems.checks import check_device
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 
 from .checkpoint import check_config, check_weights, first_line, weight_files

@@ -6,7 +6,6 @@ loses at most floor(sparsity · weights), and as many as whole entries per row a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.checks import one_of, positive_number
+from relaxprune.problems.errors import RelaxPruneError
 
 ALLOCATIONS = ("uniform", "layer", "owl", "model")
 MEASURED = ("owl", "model")  # what a pass over the dense model decides
@@ -49,26 +49,21 @@ class Allocation:
     spread: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown kind, and options that it makes no use of.
+        """Refuse an unknown kind, and options that it does not use.
 
         Raises:
             RelaxPruneError: naming the argument.
         """
-        if self.kind not in ALLOCATIONS:
-            raise RelaxPruneError(
-                f"allocation must be one of {', '.join(ALLOCATIONS)}, got {self.kind!r}"
-                f"{did_you_mean(str(self.kind), ALLOCATIONS)}"
-            )
+        one_of("allocation", self.kind, ALLOCATIONS)
         for name, kind in _OPTIONS.items():
             value = getattr(self, name)
             if value is None:
                 continue
             if kind != self.kind:
                 raise RelaxPruneError(
-                    f"{name} is {value!r}, of which allocation {self.kind!r} makes no use; it is for {kind!r}"
+                    f"{name} is {value!r}, which allocation {self.kind!r} does not use; it is for {kind!r}"
                 )
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise RelaxPruneError(f"{name} must be a positive number, got {value!r}")
+            positive_number(name, value)
 
     @classmethod
     def of(cls, allocation: str | Allocation) -> Allocation:

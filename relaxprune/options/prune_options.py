@@ -6,22 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from relaxprune.problems import NM, KSparse
-from relaxprune.problems.checks import whole_number
-from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.checks import fraction, one_of, whole_number
+from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
-from relaxprune.solvers import Solver
+from relaxprune.problems.saliency import SALIENCIES
 
 from .allocation import Allocation
-from .checks import (
-    DEFAULT_START,
-    OBS_SWAP,
-    check_budgets,
-    check_polish,
-    check_seed,
-    check_start,
-    refuse_ignored,
-)
+from .solve_options import AUTO, SolveOptions
 from .statistics_options import StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
@@ -30,22 +24,16 @@ _DAMPING = 0.03
 _SDP_ROWS = 32
 
 
-@dataclass(frozen=True)
-class PruneOptions:
-    """Choices of a run that do not depend on the solver.
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(SolveOptions):
+    """What one may ask of a pruning run: of every solve as in ``SolveOptions``, per layer, and of the run as a whole.
+
+    A mask is no start here, and a run whose ``time_limit_s`` is reached cannot be repeated to the bit.
 
     Attributes:
         include: fnmatch patterns on module names; only matching layers are pruned, also ones that are left alone by
             default (output head, layers outside of the blocks). Empty for the default.
         exclude: fnmatch patterns on module names to leave alone.
-        start: mask that the solver starts from: "wanda", "ria", "magnitude" or None.
-        polish: "swap" to end every mask 1-swap optimal, "obs-swap" for that after refitting, None to keep it as
-            rounded, "auto" for what suits the solver.
-        max_iterations: cap per layer, None for the solver's own.
-        time_limit_s: seconds per layer; a run with a limit that is reached is not reproducible.
-        gap_tolerance: relative gap at which the convex phase of a layer ends.
-        seed: random seed of the solver.
-        memory_budget_bytes: bound on the solver's temporaries, None for the solver's own.
         certify: method that proves the bound of every layer: "fw", "diagonal" or "sdp", as in ``relaxprune.certify``;
             None leaves it at what the solver proves by itself.
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
@@ -65,13 +53,6 @@ class PruneOptions:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    start: str | None = DEFAULT_START
-    polish: str | None = "auto"
-    max_iterations: int | None = None
-    time_limit_s: float | None = None
-    gap_tolerance: float | None = None
-    seed: int = 0
-    memory_budget_bytes: int | None = None
     certify: str | None = None
     certify_rows: int | None = None
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
@@ -88,15 +69,18 @@ class PruneOptions:
             RelaxPruneError: patterns given as one string, an unknown start, polish or certify, a number out
                 of range, or certify_rows where no method takes them.
         """
+        super().__post_init__()
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}")
-        check_start(self.start)
-        check_polish(self.polish)
-        check_seed(self.seed)
-        check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, self.memory_budget_bytes)
         self._check_certify()
         self._check_weights()
+
+    def _check_start(self) -> None:
+        """Raise RelaxPruneError for a name that no layer knows, and for a mask, which fits one layer at most."""
+        start = "a mask" if isinstance(self.start, Tensor) else self.start
+        if start is not None:
+            one_of("start", start, (AUTO, *SALIENCIES), " or None")
 
     @property
     def moves(self) -> bool:
@@ -110,21 +94,16 @@ class PruneOptions:
 
     def _check_weights(self) -> None:
         """Raise RelaxPruneError for an unknown choice, or one that certificates do not go with."""
-        if self.weights not in WEIGHTS:
-            raise RelaxPruneError(
-                f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}"
-                f"{did_you_mean(str(self.weights), WEIGHTS)}"
-            )
-        given = self.damping
-        if given is not None:
-            if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given <= 1:
-                raise RelaxPruneError(f"damping must lie in [0, 1], got {given!r}")
+        one_of("weights", self.weights, WEIGHTS)
+        self.check_moves(self.moves)
+        if self.damping is not None:
+            fraction("damping", self.damping)
             if not self.moves:
                 raise RelaxPruneError(
-                    f'damping is {given}, of which weights="keep" makes no use; leave it out or set weights to "refit"'
+                    f'damping is {self.damping}, which weights="keep" does not use; leave it out or set weights to '
+                    '"refit"'
                 )
-        if isinstance(self.correct, bool) or not isinstance(self.correct, (int, float)) or not 0 <= self.correct <= 1:
-            raise RelaxPruneError(f"correct must lie in [0, 1], got {self.correct!r}")
+        fraction("correct", self.correct)
         whole_number("tune", self.tune, 0)
         beside = f"correct {self.correct}" if self.correct else f"tune {self.tune}" if self.tune else ""
         if beside and (self.permute or not self.moves):
@@ -135,33 +114,24 @@ class PruneOptions:
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
                 'weights="refit", where every layer has its own bound'
             )
-        if not self.moves and self.polish == OBS_SWAP:
-            raise RelaxPruneError('polish "obs-swap" is for weights that move: set weights to "refit", or use "swap"')
 
     def _check_certify(self) -> None:
-        """Raise RelaxPruneError for an unknown method, or rows that it makes no use of."""
-        if self.certify is not None and self.certify not in CERTIFY_METHODS:
-            raise RelaxPruneError(
-                f"certify must be one of {', '.join(CERTIFY_METHODS)} or None, got {self.certify!r}"
-                f"{did_you_mean(str(self.certify), CERTIFY_METHODS)}"
-            )
+        """Raise RelaxPruneError for an unknown method, or rows that it does not use."""
+        if self.certify is not None:
+            one_of("certify", self.certify, CERTIFY_METHODS, " or None")
         if self.certify_rows is None:
             return
         whole_number("certify_rows", self.certify_rows, 1)
         if self.certify in (None, "fw"):
             raise RelaxPruneError(
-                f"certify_rows is {self.certify_rows}, of which certify={self.certify!r} makes no use; leave it out "
-                "or set certify to diagonal or sdp"
+                f"certify_rows is {self.certify_rows}, which certify={self.certify!r} does not use; leave it out or "
+                "set certify to diagonal or sdp"
             )
 
     @property
     def rows_to_certify(self) -> int | None:
         """The number of rows that a layer's certificate draws, None for all."""
         return _SDP_ROWS if self.certify == "sdp" and self.certify_rows is None else self.certify_rows
-
-    def check_for(self, solver: Solver) -> None:
-        """Raise RelaxPruneError for a budget or start of which ``solver`` makes no use."""
-        refuse_ignored(solver, self.polish, self.start, self.max_iterations, self.time_limit_s, self.gap_tolerance)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from relaxprune.problems.checks import whole_number
-from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.problems.checks import fraction, one_of, positive_number, whole_number
+from relaxprune.problems.errors import RelaxPruneError
 
 COLLECT = ("block", "groups")
 AUTO = "auto"
@@ -42,15 +41,12 @@ class StatisticsOptions:
         Raises:
             RelaxPruneError: naming the option.
         """
-        if self.collect not in COLLECT:
-            guess = did_you_mean(str(self.collect), COLLECT)
-            raise RelaxPruneError(f"collect must be one of {', '.join(COLLECT)}, got {self.collect!r}{guess}")
+        one_of("collect", self.collect, COLLECT)
         whole_number("skip_tokens", self.skip_tokens, 0)
-        if self.token_cap is not None and not (_is_number(self.token_cap) and 0 < self.token_cap < math.inf):
-            raise RelaxPruneError(f"token_cap must be a positive number or None, got {self.token_cap!r}")
-        share = self.shrinkage
-        if share != AUTO and not (isinstance(share, (int, float)) and _is_number(share) and 0 <= share <= 1):
-            raise RelaxPruneError(f'shrinkage must be a number from 0 to 1 or "auto", got {share!r}')
+        if self.token_cap is not None:
+            positive_number("token_cap", self.token_cap)
+        if self.shrinkage != AUTO:
+            fraction("shrinkage", self.shrinkage, ' or be "auto"')
 
     def check_for(self, batches: int) -> None:
         """Raise RelaxPruneError where a number of batches is too few for the shrinkage to be estimated from."""
@@ -59,8 +55,3 @@ class StatisticsOptions:
                 f'shrinkage "auto" compares even with odd batches and needs at least 2, got {batches}; give smaller '
                 "batches or a number"
             )
-
-
-def _is_number(value: object) -> bool:
-    """Return whether ``value`` is a number; True is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

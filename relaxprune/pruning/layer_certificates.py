@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container
 from dataclasses import replace
+from typing import cast
 
 from relaxprune.certificates.sdp.row_bound import least_bytes
 from relaxprune.options.prune_options import PruneOptions
@@ -43,7 +44,7 @@ def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptio
     if options.certify is None:
         return None
     if options.certify == "fw" and solution.relaxed_mask is not None:
-        return solution.mask_certificate
+        return cast("Certificate", solution.certificate)
     return certify(
         problem,
         solution,

@@ -14,8 +14,8 @@ from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.problems import Gram, MaskProblem, ReconstructionProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
+from relaxprune.problems.problem import relative_error
 from relaxprune.solvers import Solver
-from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solving.solution import Solution
 from relaxprune.solving.solving import solve, start_mask
 
@@ -81,7 +81,7 @@ class MaskSolver:
         """
         matrix = inputs.gram.matrix
         weight = layer.matrix().to(matrix.device)
-        memory = self.options.memory_budget_bytes or DEFAULT_MEMORY_BYTES
+        memory = self.options.memory_bytes
         try:
             polytope = self.target.polytope_of(layer.name, layer.shape)
             if self.options.moves:
@@ -127,19 +127,7 @@ class MaskSolver:
 
     def _solution(self, problem: MaskProblem | ReconstructionProblem) -> Solution:
         """Solve with the options of the run."""
-        options = self.options
-        return solve(
-            problem,
-            self.solver,
-            start=options.start,
-            polish=options.polish,
-            max_iterations=options.max_iterations,
-            time_limit_s=options.time_limit_s,
-            gap_tolerance=options.gap_tolerance,
-            seed=options.seed,
-            memory_budget_bytes=options.memory_budget_bytes,
-            throw=False,
-        )
+        return solve(problem, self.solver, options=self.options, throw=False)
 
 
 def _kept(problem: MaskProblem, solution: Solution, memory_bytes: int) -> tuple[float, float]:
@@ -175,8 +163,8 @@ def _judged(
         "kept_objective": solution.kept_objective,
         "corrected": corrected,
         "residual": residual,
-        "wanda_relative_error": wanda / energy if energy > 0 else 0.0,
-        "relative_error": solution.relative_error,
+        "wanda_relative_error": relative_error(wanda, energy),
+        "relative_error": relative_error(solution.objective, energy),
         "relaxed_objective": solution.relaxed_objective,
         "unrounded_objective": solution.unrounded_objective,
         "rounded_objective": solution.rounded_objective,

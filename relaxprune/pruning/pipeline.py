@@ -17,14 +17,13 @@ from relaxprune.inputs.stages import Agenda, Propagation, Rerun, Stage, block_pr
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import decoder_layers
 from relaxprune.options.allocation import Allocation
-from relaxprune.options.checks import default_solver
 from relaxprune.options.prune_options import PruneOptions as PruneOptions
 from relaxprune.options.prune_options import Target as Target
+from relaxprune.options.solve_options import default_solver
 from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
-from relaxprune.solvers import Solver
-from relaxprune.solving.solving import check_solver
+from relaxprune.solvers import Solver, make_solver
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .block_tuning import BlockTuner, check_batches, check_replayed, tunable
@@ -93,7 +92,7 @@ def prune_model(
     options = options or PruneOptions()
     target = Target(sparsity, pattern, polytope, Allocation.of(allocation))
     named = default_solver(options.moves) if solver is None else solver
-    chosen = solver_for(options.certify, check_solver(named, **solver_options), solver_options)
+    chosen = solver_for(options.certify, make_solver(named, **solver_options), solver_options)
     options.check_for(chosen)
     check_permute(options, target)
     survey = survey_model(model, target, options, solver=chosen)

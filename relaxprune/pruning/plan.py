@@ -13,7 +13,6 @@ from relaxprune.inputs.batches import refuse_unsupported
 from relaxprune.models.blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
 from relaxprune.models.layers import PrunableLayer, check_patterns, find_layers, matches
 from relaxprune.options.allocation import MEASURED
-from relaxprune.options.checks import polisher_of, refuse_small
 from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.options.statistics_options import AUTO
 from relaxprune.problems import Gram, MaskProblem
@@ -181,8 +180,7 @@ def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Targ
     """
     for device in {layer.weight.device for layer in layers}:
         solver.check_device(device)
-    budget, polisher = options.memory_budget_bytes, polisher_of(options.polish, solver)
-    if type(solver).check is Solver.check and budget is None:
+    if type(solver).check is Solver.check and options.memory_budget_bytes is None:
         return
     firsts: dict[tuple[int, int], PrunableLayer] = {}
     for layer in layers:
@@ -193,7 +191,7 @@ def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Targ
         problem = MaskProblem(weight, gram, target.polytope_of(layer.name, (rows, cols)))
         try:
             solver.check(problem)
-            refuse_small(budget, problem, solver, polisher)
+            options.check_memory(problem, solver)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} of shape {(rows, cols)}: {error}") from error
 

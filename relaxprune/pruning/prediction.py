@@ -16,7 +16,6 @@ from relaxprune.inputs.gram_accumulator import CHUNK_TOKENS, GramAccumulator
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.models.blocks import NO_BLOCKS
 from relaxprune.models.layers import PrunableLayer
-from relaxprune.options.checks import polisher_of
 from relaxprune.options.prune_options import PruneOptions, Target
 from relaxprune.problems import Gram
 from relaxprune.solvers import Solver
@@ -69,7 +68,7 @@ class Trial:
             return self.timed(lambda: MaskSolver(self.target, solver, options).solve(tried, inputs, 0))
 
         solve(self.solver, _FEW, None)  # what a first call costs alone
-        polisher = polisher_of(self.options.polish, self.solver)
+        polisher = self.options.polisher(self.solver)
         if planned <= _MORE:
             seconds = solve(self.solver, planned or None, self.options.polish)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
-from relaxprune.options.checks import DEFAULT_START, check_budgets, check_polish, check_seed, check_start
+from relaxprune.options.solve_options import SolveOptions
 from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.problems.errors import did_you_mean
 from relaxprune.solvers import Solver, make_solver, solver_names
 from relaxprune.solvers.base import BUDGETS
 
@@ -25,30 +26,24 @@ _HALVINGS = 6  # points on a solver's curve before its last one; together they c
 _logger = logging.getLogger("relaxprune")
 
 
-@dataclass(frozen=True)
-class CompareSettings:
-    """What every solver of a comparison is given; the fields are the arguments of ``solve``.
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(SolveOptions):
+    """What every solver of a comparison is asked.
 
-    A solver gets only what it makes use of (``Solver.budgets()``); its row names what it was spared.
+    A solver gets only what it uses (``Solver.budgets()``); its row names what it was spared.
 
-    ``curves`` adds, for every iterative solver, whole solves at smaller iteration budgets: the points of a plot.
+    Attributes:
+        curves: add, for every iterative solver, whole solves at smaller iteration budgets: the points of a plot.
     """
 
-    start: str | Tensor | None = DEFAULT_START
-    polish: str | None = "auto"
-    max_iterations: int | None = None
-    time_limit_s: float | None = None
-    gap_tolerance: float | None = None
-    seed: int = 0
     curves: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse what every solver would refuse, before it fills a table with refusals."""
-        if not isinstance(self.start, Tensor):
-            check_start(self.start)
-        check_polish(self.polish)
-        check_seed(self.seed)
-        check_budgets(self.max_iterations, self.time_limit_s, self.gap_tolerance, None)
+    def taken_by(self, solver: Solver) -> tuple[SolveOptions, tuple[str, ...]]:
+        """Return what a solver is asked, and which budgets were given that it does not use."""
+        honoured = solver.budgets()
+        taken = {item.name: getattr(self, item.name) for item in fields(SolveOptions)}
+        taken = {name: value for name, value in taken.items() if name in honoured or name not in BUDGETS}
+        return SolveOptions(**taken), tuple(name for name in self.given() if name not in honoured)
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One solver's line of the table.
 
     Attributes:
@@ -80,11 +75,11 @@ class Row:
         status: how it ended; ``REFUSED`` for a problem that it cannot take, ``ERROR`` for one on which it broke.
         message: the reason, where there is no answer; the status's advice otherwise.
         result: the last point, or None where there is no answer.
-        relative_error: objective / reference, or None where there is no answer.
+        relative_error: objective / reference, or None where there is no answer or no reference.
         curve: points of whole solves with growing budgets, ``result`` the last of them.
         options: the solver's effective options.
         failed: whether it broke.
-        unused: settings of the comparison that the solver makes no use of.
+        unused: what the comparison asks that the solver does not use.
     """
 
     solver: str
@@ -98,7 +93,7 @@ class Row:
     unused: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, solution: Solution, unused: tuple[str, ...]) -> Row:
+    def of(cls, solution: Solution, unused: tuple[str, ...]) -> ComparisonRow:
         """Take the numbers of a solution."""
         point = Point.of(solution)
         return cls(
@@ -120,7 +115,7 @@ class Comparison:
 
     problem: dict[str, Any]
     settings: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
 
     @property
     def best_objective(self) -> float | None:
@@ -151,7 +146,7 @@ class Comparison:
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         if self.best_objective is not None and self.best_lower_bound is not None:
             text.append(f"best objective {self.best_objective:.6g}, best bound {self.best_lower_bound:.6g}")
-        text += [f"{row.solver}: makes no use of {', '.join(row.unused)}" for row in self.rows if row.unused]
+        text += [f"{row.solver}: does not use {', '.join(row.unused)}" for row in self.rows if row.unused]
         text += [f"{row.solver}: {row.message}" for row in self.rows if row.result is None]
         return "\n".join(line.rstrip() for line in text)
 
@@ -159,24 +154,31 @@ class Comparison:
 def compare(
     problem: Problem,
     solvers: Sequence[str] | None = None,
-    settings: CompareSettings | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    *,
+    options: ComparisonOptions | None = None,
+    on_row: Callable[[ComparisonRow], None] | None = None,
+    **words: Any,
 ) -> Comparison:
     """Solve one problem by several solvers.
 
     Args:
         problem: the problem.
         solvers: names; None takes every solver that the registry knows.
-        settings: what each of them is given.
+        options: what each of them is asked.
         on_row: called with each row as soon as it is there.
+        **words: fields of ``ComparisonOptions``, which count for more than ``options``.
 
     Returns:
         A Comparison; a solver that refuses the problem, or breaks, has a row that says so.
 
     Raises:
-        RelaxPruneError: no solver is named, one is named twice or is unknown; before any work.
+        RelaxPruneError: no solver is named, one is named twice or is unknown, or an argument cannot be right; before
+            any work.
     """
-    settings = settings or CompareSettings()
+    options, unknown = (options or ComparisonOptions()).updated(words)
+    for word in unknown:
+        guess = did_you_mean(word, [item.name for item in fields(options)])
+        raise RelaxPruneError(f"{word!r} is no argument of compare, which gives all solvers the same{guess}")
     names = solver_names() if solvers is None else list(solvers)
     if not names or len(set(names)) != len(names):
         raise RelaxPruneError(f"solvers must name at least one solver, each once, got {', '.join(names) or 'none'}")
@@ -185,36 +187,38 @@ def compare(
             make_solver(name)  # raises, with the closest name
     rows = []
     for name in names:
-        rows.append(_row(problem, name, settings))
+        rows.append(_row(problem, name, options))
         if on_row is not None:
             on_row(rows[-1])
     rows.sort(key=lambda row: float("inf") if row.result is None else row.result.objective)
     described = {"shape": list(problem.shape), "polytope": problem.polytope.to_dict(), "reference": problem.reference}
-    given = {**vars(settings), "start": settings.start if not isinstance(settings.start, Tensor) else "a mask"}
+    given = {**vars(options), "start": "a mask" if isinstance(options.start, Tensor) else options.start}
     return Comparison(described, given, tuple(rows))
 
 
-def _row(problem: Problem, name: str, settings: CompareSettings) -> Row:
+def _row(problem: Problem, name: str, options: ComparisonOptions) -> ComparisonRow:
     """Solve by one solver, and again with smaller budgets for its curve."""
     try:
-        taken, unused = _shared(make_solver(name), settings)
-        row = Row.of(solve(problem, name, **taken), unused)
+        taken, unused = options.taken_by(make_solver(name))
+        row = ComparisonRow.of(solve(problem, name, options=taken, throw=False), unused)
     except RelaxPruneError as error:
-        return Row(name, REFUSED, str(error))
+        return ComparisonRow(name, REFUSED, str(error))
     except Exception as error:  # a backend may raise anything: its row tells, and the others go on
         _logger.info("solver %s broke", name, exc_info=True)
-        return Row(name, BROKE, f"{type(error).__name__}: {error}", failed=True)
-    return row if not settings.curves or row.failed else _with_curve(problem, row, taken)
+        return ComparisonRow(name, BROKE, f"{type(error).__name__}: {error}", failed=True)
+    return row if not options.curves or row.failed else _with_curve(problem, row, taken)
 
 
-def _with_curve(problem: Problem, row: Row, taken: dict[str, Any]) -> Row:
+def _with_curve(problem: Problem, row: ComparisonRow, taken: SolveOptions) -> ComparisonRow:
     """Add whole solves with halved iteration budgets: what the solver really gives for less time."""
     assert row.result is not None
-    if "max_iterations" not in taken:
+    if "max_iterations" not in make_solver(row.solver).budgets():
         return row
     budgets = sorted({row.result.iterations >> halving for halving in range(1, _HALVINGS + 1)} - {0})
     try:
-        solutions = [solve(problem, row.solver, **{**taken, "max_iterations": budget}) for budget in budgets]
+        solutions = [
+            solve(problem, row.solver, options=replace(taken, max_iterations=budget), throw=False) for budget in budgets
+        ]
     except Exception as error:  # the row's own answer stands; the curve is told to be missing
         _logger.info("solver %s broke on a smaller budget", row.solver, exc_info=True)
         return replace(row, message=f"{row.message} (no curve: {type(error).__name__}: {error})")
@@ -222,18 +226,7 @@ def _with_curve(problem: Problem, row: Row, taken: dict[str, Any]) -> Row:
     return replace(row, curve=(*(Point.of(one) for one in solutions if not one.status.failed), row.result))
 
 
-def _shared(solver: Solver, settings: CompareSettings) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the arguments of ``solve`` that the solver takes, and the names of given budgets that it does not."""
-    honoured, budgets = solver.budgets(), {name: getattr(settings, name) for name in BUDGETS}
-    taken = {name: value for name, value in budgets.items() if name in honoured}
-    # A tensor has no single truth value to compare by, and is never the default.
-    defaults = {name: getattr(CompareSettings, name) for name in BUDGETS}
-    changed = [name for name, value in budgets.items() if isinstance(value, Tensor) or value != defaults[name]]
-    unused = tuple(name for name in changed if name not in honoured)
-    return {**taken, "polish": settings.polish, "seed": settings.seed, "throw": False}, unused
-
-
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ComparisonRow) -> tuple[str, ...]:
     """Return a row's cells as text."""
     if row.result is None:
         return (row.solver, "-", "-", "-", "-", row.status, "-", "-")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relaxprune.options.checks import check_budgets
 from relaxprune.problems import RelaxPruneError
+from relaxprune.problems.checks import check_mask, positive_number
+from relaxprune.problems.problem import relative_error
 from relaxprune.problems.reconstruction_problem import ReconstructionProblem
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solvers.weights.engine.least_squares import LeastSquares
@@ -56,12 +57,8 @@ def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: 
     """
     if not isinstance(problem, ReconstructionProblem):
         raise RelaxPruneError(f"problem must be a ReconstructionProblem, got {type(problem).__name__}")
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != problem.shape:
-        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise RelaxPruneError(f"mask must be a bool tensor of shape {problem.shape}, got {got}")
-    if mask.device != problem.device:
-        raise RelaxPruneError(f"mask is on {mask.device}, but the problem is on {problem.device}")
-    check_budgets(None, None, None, memory_budget_bytes)
+    check_mask("mask", mask, problem.shape, problem.device)
+    positive_number("memory_budget_bytes", memory_budget_bytes)
     return fit(problem, mask, memory_budget_bytes)
 
 
@@ -73,7 +70,7 @@ def fit(problem: ReconstructionProblem, mask: Tensor, memory_bytes: int, start: 
     return Refit(
         weight=weight,
         objective=objective,
-        relative_error=objective / problem.reference if problem.reference > 0 else 0.0,
+        relative_error=relative_error(objective, problem.reference),
         kept_objective=problem.objective(torch.where(mask, problem.weight, 0.0)),
         damping=found.damping,
         residual=found.residual,

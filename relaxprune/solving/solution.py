@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from relaxprune.problems import RelaxPruneError
 from relaxprune.solvers.base import Counts, Status
 from relaxprune.support.markup import piece
 
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relaxprune.certificates import Certificate, WeightCertificate
+
+    AnyCertificate: TypeAlias = Certificate | WeightCertificate
 
 __all__ = ["Counts", "Solution", "Status"]
 
@@ -26,8 +27,8 @@ class Solution:
     Attributes:
         mask: (rows, cols) bool, exactly feasible; True = kept.
         objective: f(mask), float64, recomputed from the mask.
-        relative_error: objective / f(0), the share of the layer's output energy that is lost; 0 where f(0) is not
-            positive.
+        relative_error: objective / f(0), the share of the layer's output energy that is lost, 0 where there is none;
+            None for a ``QuadraticProblem``, which has no natural objective to divide by.
         certificate: the proof behind ``lower_bound``, recomputed from the problem.
         block_objective: (blocks,) float64, the objective of each coupled block.
         relaxed_mask: (rows, cols), the end of the convex phase, comparable with the bound; None for one-shot solvers.
@@ -46,8 +47,8 @@ class Solution:
 
     mask: Tensor
     objective: float
-    relative_error: float
-    certificate: Certificate | WeightCertificate
+    relative_error: float | None
+    certificate: AnyCertificate
     block_objective: Tensor
     relaxed_mask: Tensor | None
     relaxed_objective: float | None
@@ -60,17 +61,6 @@ class Solution:
     polish: str | None
     weight: Tensor | None = None
     kept_objective: float | None = None
-
-    @property
-    def mask_certificate(self) -> Certificate:
-        """The certificate of a solution whose weights stay.
-
-        Raises:
-            RelaxPruneError: they moved.
-        """
-        if self.weight is not None:
-            raise RelaxPruneError("the solution's weights moved: its certificate is of them, not of a mask alone")
-        return cast("Certificate", self.certificate)
 
     @property
     def lower_bound(self) -> float:
@@ -119,8 +109,9 @@ class Solution:
 
     def __repr__(self) -> str:
         """Show the numbers, not the tensors."""
+        relative = "" if self.relative_error is None else f"relative_error={self.relative_error:.4g}, "
         return (
-            f"Solution(solver={self.solver!r}, objective={self.objective:.6g}, "
-            f"relative_error={self.relative_error:.4g}, lower_bound={self.lower_bound:.6g}, "
+            f"Solution(solver={self.solver!r}, objective={self.objective:.6g}, {relative}"
+            f"lower_bound={self.lower_bound:.6g}, "
             f"relative_gap={self.relative_gap:.3g}, status={self.status.name})"
         )

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from relaxprune.models.forward import check_windows
-from relaxprune.options.checks import check_seed
-from relaxprune.problems.checks import whole_number
+from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
 from .corpora import Documents, Part, TextSource, open_text

@@ -65,6 +65,10 @@ class SparseFW(IterativeSolver[SparseFWState]):
             )
         one_of("saliency", self.saliency, SALIENCIES)
 
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that has no such saliency."""
+        problem.check_saliency(self.saliency, f"solver {self.name!r}", "fw and fista need none and fit")
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Fix the most salient weights and run on the face that is left."""
         polytope = problem.polytope

@@ -20,6 +20,10 @@ class SaliencySolver(Solver):
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"time_limit_s"})
 
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that has no such saliency."""
+        problem.check_saliency(self.name, f"solver {self.name!r}", "fw and fista need none and fit")
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Keep the entries with the largest score, ties by the lowest column."""
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("relaxprune.solvers", 1),
     ("relaxprune.certificates", 2),
     ("relaxprune.solving.solution", 2),
-    ("relaxprune.options.checks", 2),
+    ("relaxprune.options.solve_options", 2),
     ("relaxprune.solving.comparison", 4),
     ("relaxprune.solving.comparison_plot", 4),
     ("relaxprune.solving", 3),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
 import types
+from pathlib import Path
 
 import pytest
+
+import relaxprune
 
 from .repository import importable, packages
 
@@ -37,3 +41,12 @@ def test_every_offered_name_is_there(name: str) -> None:
 def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+def test_what_a_type_checker_reads_is_what_is_loaded() -> None:
+    read = {}
+    for node in ast.walk(ast.parse(Path(relaxprune.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and any(alias.asname for alias in node.names):
+            home = f"relaxprune.{node.module}" if node.level else node.module
+            read |= {alias.asname: home for alias in node.names}
+    assert read == relaxprune._HOME

@@ -34,7 +34,7 @@ def changed(row: int, column: int, value: float) -> torch.Tensor:
         ({"linear": torch.ones(2, 4, device="meta")}, "quadratic is on cpu, but linear is on meta"),
         ({"linear": torch.ones(2, 4).int()}, "linear must be a float tensor of shape (n,) or (rows, n), got"),
         ({"linear": torch.ones(1, 2, 4)}, "linear must be a float tensor of shape (n,) or (rows, n), got"),
-        ({"linear": [1.0]}, "linear must be a float tensor of shape (n,) or (rows, n), got [1.0]"),
+        ({"linear": [1.0]}, "linear must be a float tensor of shape (n,) or (rows, n), got list"),
         ({"linear": torch.full((2, 4), float("inf"))}, "linear holds NaN or Inf"),
         ({"linear": torch.ones(0, 4)}, "linear must have at least one row and one column, got (0, 4)"),
         ({"polytope": 2}, "polytope must be a Polytope such as KSparse or NM, got int"),

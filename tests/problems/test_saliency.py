@@ -49,5 +49,5 @@ def test_zero_rows_columns_and_dead_inputs_score_a_number(name):
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion():
-    with pytest.raises(RelaxPruneError, match=r"saliency is 'wandda'.*did you mean 'wanda'"):
+    with pytest.raises(RelaxPruneError, match=r"saliency must be one of magnitude.*did you mean 'wanda'"):
         saliency("wandda", torch.ones(2, 2), torch.ones(2))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError, available_solvers, check_solver, solve
+from relaxprune import KSparse, MaskProblem, RelaxPruneError, available_solvers, solve
 from relaxprune.cli.option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
 from relaxprune.cli.prune_run import PruneRequest
 from relaxprune.problems import Problem
@@ -125,7 +125,7 @@ def test_what_a_run_records_of_the_packages_that_a_solver_depends_on(tmp_path, m
 def test_its_name_is_suggested_too(outside):
     outside(("last", "Last"))
     with pytest.raises(RelaxPruneError, match="did you mean 'last'"):
-        check_solver("lasst")
+        make_solver("lasst")
 
 
 @pytest.mark.parametrize("points", [[("fw", "Last")], [("last", "Last"), ("last", "Last")]])
@@ -139,16 +139,16 @@ def test_a_name_cannot_be_declared_twice(outside, points):
 def test_what_is_not_a_solver_is_refused(outside):
     outside(("number", "number"))
     with pytest.raises(RelaxPruneError, match=r"solver 'number' must be a subclass of .*Solver with a name, got 3"):
-        check_solver("number")
+        make_solver("number")
 
 
 def test_an_instance_is_used_as_it_is():
     solver = make_solver("ria", power=1.0)
-    assert check_solver(solver) is solver
+    assert make_solver(solver) is solver
     problem = MaskProblem(torch.randn(3, 6), torch.eye(6), KSparse(2))
     assert torch.equal(solve(problem, solver).mask, solve(problem, "ria", power=1.0).mask)
     with pytest.raises(RelaxPruneError, match="solver is an instance, which carries its own options; got power"):
-        check_solver(solver, power=0.5)
+        make_solver(solver, power=0.5)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_an_instance_is_used_as_it_is():
 )
 def test_what_cannot_be_right_is_refused_in_one_sentence(name, options, words):
     with pytest.raises(RelaxPruneError) as refused:
-        check_solver(name, **options)
+        make_solver(name, **options)
     message = str(refused.value)
     assert words in message and "\n" not in message
     assert "not supported between" not in message, "Python's words, not the user's"

@@ -14,6 +14,7 @@ from relaxprune.options.allocation import Allocation, ErrorCurve, equal_marginal
 from relaxprune.problems import Gram, KSparse, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes.ksparse import pruned_count
+from relaxprune.problems.problem import relative_error
 from relaxprune.problems.saliency import saliency
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from relaxprune.solving.solving import solve
@@ -75,7 +76,7 @@ def error_curve(layer: PrunableLayer, gram: Gram, sensitivity: float) -> ErrorCu
         for count in counts:
             problem = MaskProblem(weight, gram, KSparse(cols - count))
             quick = solve(problem, FrankWolfe(effort="fast"), max_iterations=ITERATIONS, polish=None, throw=False)
-            errors.append(quick.relative_error)
+            errors.append(relative_error(quick.objective, problem.reference))
         energy = MaskProblem(whole, gram, KSparse(cols)).dense_energy
     except RelaxPruneError as error:
         raise RelaxPruneError(f"layer {layer.name!r}: {error}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relaxprune.problems.problem import Quadratic
+from relaxprune.problems.working import Quadratic
 
 from ...state import GradientState
 

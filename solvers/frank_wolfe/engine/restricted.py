@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relaxprune.problems import NM, Face, KSparse, Polytope, Problem, Working
 from relaxprune.problems.polytopes.base import Shape
-from relaxprune.problems.problem import Quadratic
+from relaxprune.problems.working import Quadratic
 
 from ...exchange.engine.gains import ExchangeState
 
@@ -31,7 +31,7 @@ class Restricted(Quadratic):
     """
 
     def __init__(self, matrix: Tensor, half_gradient: Tensor, mask: Tensor, polytope: Polytope, copies: int) -> None:
-        self.matrix, self.polytope, self.copies = matrix, polytope, copies
+        self.matrix, self.polytope, self.copies, self.source = matrix, polytope, copies, None
         self.half, self.mask = (part.repeat_interleave(copies, dim=0) for part in (half_gradient, mask))
         self.diagonal = matrix.diagonal(dim1=1, dim2=2).repeat_interleave(copies, dim=0)
 

@@ -153,8 +153,8 @@ def test_roles_share_a_line():
         ({"certify": "exact"}, "fw, diagonal, sdp"),
         ({"certify": "sdp", "certify_rows": 0}, "certify_rows must be a whole number of at least 1"),
         ({"certify": "sdp", "certify_rows": 2.5}, "whole number"),
-        ({"certify": "fw", "certify_rows": 4}, "makes no use"),
-        ({"certify_rows": 4}, "makes no use"),
+        ({"certify": "fw", "certify_rows": 4}, "does not use"),
+        ({"certify_rows": 4}, "does not use"),
     ],
 )
 def test_wrong_values_are_refused(values, words):

@@ -103,7 +103,7 @@ def test_recorded_blocks_are_written_as_they_were():
         ({"weights": "refitt"}, "weights must be one of keep, refit, got 'refitt'; did you mean 'refit'"),
         ({"weights": "refit", "damping": -1.0}, r"damping must lie in \[0, 1\]"),
         ({"weights": "refit", "certify": "fw"}, "certify is 'fw', which proves bounds of masks whose weights stay"),
-        ({"damping": 0.5}, 'weights="keep" makes no use'),
+        ({"damping": 0.5}, 'weights="keep" does not use'),
         ({"polish": "obs-swap"}, 'set weights to "refit"'),
     ],
 )

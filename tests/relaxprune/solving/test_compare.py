@@ -16,7 +16,7 @@ from relaxprune.cli import main
 from relaxprune.problems import Problem
 from relaxprune.solvers import Answer, Run, Solver, registry, solver_names
 from relaxprune.solving import comparison_plot
-from relaxprune.solving.comparison import CompareSettings, Comparison, compare
+from relaxprune.solving.comparison import Comparison, ComparisonOptions, compare
 
 matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="the plot needs matplotlib: pip install 'relaxprune[report]'"
@@ -93,7 +93,7 @@ def test_rows_are_ordered_by_objective_and_failures_stay(problem: MaskProblem, t
 def test_a_curve_is_made_of_whole_solves(problem: MaskProblem) -> None:
     from relaxprune import solve
 
-    comparison = compare(problem, ["fw", "wanda"], CompareSettings(max_iterations=40, curves=True))
+    comparison = compare(problem, ["fw", "wanda"], options=ComparisonOptions(max_iterations=40, curves=True))
     by_name = {row.solver: row for row in comparison.rows}
     curve = by_name["fw"].curve
     assert curve[-1] == by_name["fw"].result and len(curve) > 3 and len(by_name["wanda"].curve) == 1

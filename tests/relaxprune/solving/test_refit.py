@@ -45,7 +45,7 @@ def test_the_weights_are_those_of_least_squares(polytope, direct, monkeypatch):
     monkeypatch.setattr(least_squares, "DIRECT_COLUMNS", direct)
     weight, inputs = data()
     problem = ReconstructionProblem(weight, inputs.T @ inputs / len(inputs), polytope)
-    mask = solve(problem.surrogate, "wanda").mask
+    mask = solve(problem.mask_problem, "wanda").mask
     found = refit(problem, mask)
     expected = best(inputs, inputs @ weight.T, mask)
     assert torch.allclose(found.weight, expected, rtol=1e-5, atol=1e-5)
@@ -67,7 +67,7 @@ def test_cross_terms_aim_at_the_dense_output():
         cross=dense.T @ inputs / count,
         dense_gram=dense.T @ dense / count,
     )
-    mask = solve(problem.surrogate, effort="fast").mask
+    mask = solve(problem.mask_problem, effort="fast").mask
     expected = best(inputs, dense @ weight.T, mask)
     found = refit(problem, mask)
     assert torch.allclose(found.weight, expected, atol=1e-8)
@@ -85,7 +85,7 @@ def test_damping_is_part_of_the_objective():
     moved = 0.1 * Draw(4).normal(6, 16).double()
     expected = ((moved @ gram) * moved).sum() + ridge * moved.square().sum()
     assert problem.objective(weight + moved) == pytest.approx(float(expected), rel=1e-10)
-    mask = solve(problem.surrogate, "wanda").mask
+    mask = solve(problem.mask_problem, "wanda").mask
     stacked = torch.cat([inputs / len(inputs) ** 0.5, ridge**0.5 * torch.eye(16).double()])
     assert torch.allclose(refit(problem, mask).weight, best(stacked, stacked @ weight.T, mask), atol=1e-8)
 
@@ -100,7 +100,7 @@ def test_never_worse_and_never_nan_on_hard_grams(kind, seed):
     except RelaxPruneError as error:
         assert "damping" in str(error)
         problem = ReconstructionProblem(weight, gram, KSparse(4), damping=1e-3)
-    mask = solve(problem.surrogate, "wanda").mask
+    mask = solve(problem.mask_problem, "wanda").mask
     found = refit(problem, mask)
     assert bool(torch.isfinite(found.weight).all())
     noise = 1e-6 * problem.reference
@@ -123,7 +123,7 @@ def test_a_singular_support_is_damped_and_says_so():
 def test_rows_in_blocks_give_the_same():
     weight, inputs = data(rows=20)
     problem = ReconstructionProblem(weight, inputs.T @ inputs, KSparse(8))
-    mask = solve(problem.surrogate, "wanda").mask
+    mask = solve(problem.mask_problem, "wanda").mask
     whole, split = (refit(problem, mask, memory_budget_bytes=budget) for budget in (2**30, 1))
     assert torch.allclose(whole.weight, split.weight, atol=1e-12)
 
@@ -161,7 +161,7 @@ def test_an_indefinite_gram_is_refused_unless_damped():
 def test_a_mask_that_does_not_fit_is_refused():
     problem = ReconstructionProblem(torch.ones(2, 4), torch.eye(4), KSparse(2))
     for mask in (torch.ones(2, 4), torch.ones(1, 4, dtype=torch.bool), None):
-        with pytest.raises(RelaxPruneError, match=r"mask must be a bool tensor of shape \(2, 4\)"):
+        with pytest.raises(RelaxPruneError, match=r"mask must be a bool mask of shape \(2, 4\)"):
             refit(problem, mask)
     with pytest.raises(RelaxPruneError, match="problem must be a ReconstructionProblem, got MaskProblem"):
         refit(MaskProblem(torch.ones(2, 4), torch.eye(4), KSparse(2)), torch.ones(2, 4, dtype=torch.bool))

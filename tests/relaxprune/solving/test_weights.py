@@ -20,6 +20,7 @@ from relaxprune import (
     QuadraticProblem,
     ReconstructionProblem,
     RelaxPruneError,
+    SolveError,
     Status,
     TransposableNM,
     refit,
@@ -110,7 +111,7 @@ def test_no_bound_exceeds_the_optimum_on_hard_grams(kind, seed):
     except RelaxPruneError:
         problem = ReconstructionProblem(weight, gram, KSparse(3), damping=1e-2)
     certificate = certify_weights(problem, torch.zeros(problem.shape), iterations=30)
-    noise = 1e-9 * problem.surrogate.dense_energy
+    noise = 1e-9 * problem.mask_problem.dense_energy
     for low, best in zip(certificate.block_lower_bound.tolist(), best_rows(problem), strict=True):
         assert low <= best + noise
     solution = solve(problem)
@@ -217,7 +218,7 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: solve(problem_of(KSparse(6)).surrogate, polish="obs-swap"), "give a ReconstructionProblem"),
+        (lambda: solve(problem_of(KSparse(6)).mask_problem, polish="obs-swap"), "give a ReconstructionProblem"),
         (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "obs-swap"), "reconstruct and alps fit"),
         (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "sparsegpt"), "cut between columns"),
         (lambda: solve(problem_of(KSparse(6)), effort="bst"), "did you mean 'best'"),
@@ -226,7 +227,7 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
         (lambda: solve(problem_of(KSparse(6)), dtype="float16"), "dtype must be one of float32, float64"),
         (lambda: solve(problem_of(KSparse(6)), rho=5.0), "rho must be at most 1.0"),
         (lambda: solve(problem_of(KSparse(6)), "sparsegpt", blocksize=0), "blocksize must be at least 1"),
-        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "makes no use"),
+        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "does not use"),
         (lambda: solve(QuadraticProblem(torch.eye(4), torch.zeros(1, 4), KSparse(2)), "alps"), "fw and fista"),
     ],
 )
@@ -292,6 +293,6 @@ def test_moments_that_do_not_belong_together_are_refused():
 def test_weights_that_the_dtype_does_not_hold_are_a_failure():
     gram = 0.9 * torch.ones(4, 4, dtype=torch.float64) + 0.1 * torch.eye(4, dtype=torch.float64)
     problem = ReconstructionProblem(torch.full((1, 4), 6e4).half(), gram, KSparse(1))
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(SolveError, match="left the finite numbers"):
         solve(problem)
     assert solve(problem, throw=False).status is Status.NOT_FINITE

@@ -225,7 +225,7 @@ def check_monotone(case: Case, name: str) -> None:
     """With ``monotone``: neither the start nor fewer iterations ever give a better point than more iterations do."""
     if not solver_class(name).monotone:
         return
-    start = case.problem.polytope.round(case.problem.score("wanda"))
+    start = case.problem.polytope.round(case.problem.score(case.problem.default_start))
     values = [case.value(start)]
     for budget in (1, 2, 5, 10, 20, 40):
         solution = attempt(case, name, polish=None, max_iterations=budget, dtype="float64")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from relaxprune import available_solvers, check_solver
+from relaxprune import available_solvers
 from relaxprune.cli import main
-from relaxprune.solvers import solver_class, solver_names
+from relaxprune.solvers import make_solver, solver_class, solver_names
 from tests.docs.blocks import ROOT, Block, blocks
 
 from .account import ACCOUNT
@@ -78,7 +78,7 @@ def test_it_is_found_and_listed(outside: list[str], capsys: pytest.CaptureFixtur
     assert known[-len(outside) :] == sorted(outside), "ours come first"
     for name in outside:
         assert solver_class(name).name == name and available_solvers()[name] == solver_class(name).summary
-        assert check_solver(name).options() == check_solver(name).options()
+        assert make_solver(name).options() == make_solver(name).options()
     assert main(["solvers"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == known

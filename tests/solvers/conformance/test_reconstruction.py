@@ -149,7 +149,7 @@ def test_no_exact_bound_exceeds_the_optimum(kind: str, seed: int) -> None:
     except RelaxPruneError as refusal:
         assert "damping" in str(refusal)
         return
-    noise = 1e-9 * problem.surrogate.dense_energy
+    noise = 1e-9 * problem.mask_problem.dense_energy
     for low, best in zip(exact.block_lower_bound.tolist(), least(problem, supports), strict=True):
         assert low <= best + noise
 

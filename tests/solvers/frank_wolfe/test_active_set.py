@@ -157,7 +157,7 @@ def test_a_vertex_that_is_active_keeps_its_slot():
 @given(seed=SEEDS)
 def test_hard_problems_end_feasible_and_no_worse_than_the_start(kind, seed):
     case = random_case(seed, sets=(kind,))
-    start = case.problem.objective(case.problem.polytope.round(case.problem.score("wanda")))
+    start = case.problem.objective(case.problem.polytope.round(case.problem.score(case.problem.default_start)))
     solution = solve(case.problem, SOLVERS[seed % 3](dtype="float64"), max_iterations=60)
     assert case.rule.feasible(solution.mask), case.label
     assert violation(case.rule, solution.relaxed_mask) <= 1e-8, case.label

@@ -140,7 +140,7 @@ def test_sets_with_overlapping_counts_take_pairwise_steps():
 def test_hard_problems_end_feasible_and_no_worse_than_the_start(kind, seed):
     case = random_case(seed, sets=(kind,))
     solution = solve(case.problem, EXACT, max_iterations=60)
-    start = case.problem.objective(case.problem.polytope.round(case.problem.score("wanda")))
+    start = case.problem.objective(case.problem.polytope.round(case.problem.score(case.problem.default_start)))
     noise = 1e-12 * magnitude(case.problem.weight, case.problem.gram)
     assert case.rule.feasible(solution.mask), case.label
     assert violation(case.rule, solution.relaxed_mask) <= 1e-8, case.label

@@ -104,7 +104,7 @@ def test_a_device_rounds_both_factors_and_nothing_else(device):
 
 def test_the_end_of_an_annealing_is_not_lowered(monkeypatch):
     problem, solver = problem_of(), FrankWolfe(effort="fast", precision="bf16")
-    working, start = solver.working(problem), problem.polytope.round(problem.score("wanda"))
+    working, start = solver.working(problem), problem.polytope.round(problem.score(problem.default_start))
     state = solver.init(working, start.float(), Budget.of(solver, Run(start=start)))
     progress, product = [], Lowered.product
 
@@ -122,7 +122,7 @@ def test_the_end_of_an_annealing_is_not_lowered(monkeypatch):
 
 def test_what_ends_a_phase_is_judged_without_lowered_products():
     problem, solver = problem_of(), FrankWolfe(anneal=False, precision="bf16")
-    working, start = solver.working(problem), problem.polytope.round(problem.score("wanda"))
+    working, start = solver.working(problem), problem.polytope.round(problem.score(problem.default_start))
     run = Run(start=start, gap_tolerance=0.5)
     state = solver.init(working, start.float(), Budget.of(solver, run))
     for _ in range(10):

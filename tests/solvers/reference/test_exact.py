@@ -119,7 +119,7 @@ def test_out_of_time_keeps_the_best_mask_found(backend):
 
 def test_node_limit_and_daqps_lack_of_one():
     problem = problem_of("row", False)
-    with pytest.raises(RelaxPruneError, match="max_iterations is 3, of which solver 'exact' makes no use"):
+    with pytest.raises(RelaxPruneError, match="max_iterations is 3, which solver 'exact' does not use"):
         solve(problem, Exact("daqp"), max_iterations=3)
     assert solve(large_problem(), Exact(), max_iterations=1).status is Status.ITERATION_LIMIT
 

@@ -64,7 +64,7 @@ def test_budgets():
     assert few.status is Status.ITERATION_LIMIT and few.stats.iterations <= 2
     late = solve(problem, Relaxation(), time_limit_s=1e-9)
     assert late.status is Status.TIME_LIMIT and rule.feasible(late.mask)
-    with pytest.raises(RelaxPruneError, match="max_iterations is 2, of which solver 'cvxpy' makes no use"):
+    with pytest.raises(RelaxPruneError, match="max_iterations is 2, which solver 'cvxpy' does not use"):
         solve(problem, Relaxation("HIGHS"), max_iterations=2)
 
 

@@ -142,8 +142,8 @@ def test_shares_are_rounded_where_the_fraction_is_largest() -> None:
     ("options", "words"),
     [
         ({"kind": "modle"}, "allocation must be one of.*did you mean 'model'"),
-        ({"kind": "owl", "max_sparsity": 0.9}, "max_sparsity is 0.9, of which allocation 'owl' makes no use"),
-        ({"kind": "model", "spread": 0.1}, "spread is 0.1, of which allocation 'model' makes no use"),
+        ({"kind": "owl", "max_sparsity": 0.9}, "max_sparsity is 0.9, which allocation 'owl' does not use"),
+        ({"kind": "model", "spread": 0.1}, "spread is 0.1, which allocation 'model' does not use"),
         ({"kind": "owl", "outliers": 0.0}, "outliers must be a positive number"),
         ({"kind": "model", "max_sparsity": float("nan")}, "max_sparsity must be a positive number"),
     ],

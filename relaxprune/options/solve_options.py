@@ -1,0 +1,159 @@
+"""What one may ask of a solve, whatever the solver: one value, checked once, wherever a solve is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Self
+
+from torch import Tensor
+
+from relaxprune.problems import MaskProblem, Problem, QuadraticProblem
+from relaxprune.problems.checks import check_seed, one_of, positive_number, whole_number
+from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.solvers import Solver, make_solver, solver_class
+from relaxprune.solvers.base import BUDGETS, DEFAULT_MEMORY_BYTES
+
+AUTO = "auto"
+OBS_SWAP = "obs-swap"
+POLISHES = ("swap", OBS_SWAP)
+
+
+def _budget(check: Callable[[str, object], None]) -> Any:
+    """Return a field that is None where nothing is asked, and is checked by ``check(name, value)`` otherwise."""
+    return field(default=None, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions:
+    """What one may ask of a solve; the fields are arguments of ``solve``.
+
+    Attributes:
+        start: mask that the solver starts from: ``"wanda"``, ``"ria"``, ``"magnitude"``, a feasible (rows, cols) bool
+            mask, or None (the first columns). ``"auto"`` is the problem's own: ``"wanda"``, and ``"savings"`` for a
+            ``QuadraticProblem``.
+        polish: ``"swap"`` descends to a 1-swap optimum after rounding; None leaves the rounded mask; ``"auto"`` is swap
+            for solvers of the relaxation and None for one-shot masks and published methods. Where weights may move,
+            ``"obs-swap"`` exchanges by the error after refitting.
+        max_iterations: iterations of both phases together; None takes the solver's default.
+        time_limit_s: seconds for solver and polish together, looked at every 10 iterations; preparing, judging and the
+            certificate of a free bound come on top.
+        gap_tolerance: relative Frank-Wolfe gap that ends the convex phase.
+        seed: for solvers that draw random numbers.
+        memory_budget_bytes: bound on temporaries, at least ``least_memory``, within which rows are solved and judged in
+            blocks; None for 1 GiB. The problem, the mask and the relaxed masks in the solver's dtype, each of the size
+            of the weight, come on top; so do up to 256 MiB for f(0), once per problem; and (cols, cols) matrices in
+            float64: two to prove the curvature of a Gram, then a copy of it where it is not in the dtype computed in
+            (the polish's is float64), and four for ``admm``, besides the factors that it keeps between blocks of rows
+            (the budget's size, or 64 MiB).
+
+    Raises:
+        RelaxPruneError: an unknown start or polish, or a number out of range.
+    """
+
+    start: str | Tensor | None = AUTO
+    polish: str | None = AUTO
+    max_iterations: int | None = _budget(partial(whole_number, low=1))
+    time_limit_s: float | None = _budget(positive_number)
+    gap_tolerance: float | None = _budget(positive_number)
+    seed: int = 0
+    memory_budget_bytes: int | None = _budget(positive_number)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        self._check_start()
+        if self.polish is not None:
+            one_of("polish", self.polish, (AUTO, *POLISHES), " or None")
+        check_seed(self.seed)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and "check" in item.metadata:
+                item.metadata["check"](item.name, value)
+
+    def _check_start(self) -> None:
+        """Raise RelaxPruneError for a name that no problem knows; a mask is checked once there is a problem."""
+        if self.start is not None and not isinstance(self.start, Tensor):
+            known = (AUTO, *MaskProblem.saliencies, *QuadraticProblem.saliencies)
+            one_of("start", self.start, known, ", a mask or None")
+
+    def updated(self, words: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Return these options with those of ``words`` that are fields, and the other words: a solver's own options."""
+        own = {item.name for item in fields(self)}
+        taken = {name: value for name, value in words.items() if name in own}
+        return replace(self, **taken), {name: value for name, value in words.items() if name not in own}
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bound on temporaries in bytes."""
+        return self.memory_budget_bytes or DEFAULT_MEMORY_BYTES
+
+    def polisher(self, solver: Solver) -> Solver | None:
+        """Return the solver that polishes after rounding, or None."""
+        name = solver.polisher() if self.polish == AUTO else self.polish
+        return None if name is None or solver.name == name else make_solver(name)
+
+    def check_for(self, solver: Solver) -> None:
+        """Raise RelaxPruneError for a budget or start that ``solver`` does not use; a polish uses the time limit."""
+        honoured = solver.budgets() | ({"time_limit_s"} if self.polisher(solver) is not None else set())
+        for name in self.given():
+            if name not in honoured:
+                value = getattr(self, name)
+                what = "a mask" if isinstance(value, Tensor) else repr(value)
+                taken = ", ".join(budget for budget in BUDGETS if budget in honoured) or "none"
+                raise RelaxPruneError(
+                    f"{name} is {what}, which solver {solver.name!r} does not use; leave it out "
+                    f"(of {', '.join(BUDGETS)} it takes {taken})"
+                )
+
+    def given(self) -> list[str]:
+        """Return those of ``BUDGETS`` that are not left at their defaults."""
+        defaults = {item.name: item.default for item in fields(self)}
+        # A tensor has no single truth value to compare by, and is never the default.
+        values = {name: getattr(self, name) for name in BUDGETS}
+        return [name for name, value in values.items() if isinstance(value, Tensor) or value != defaults[name]]
+
+    def check_moves(self, moves_weights: bool) -> None:
+        """Raise RelaxPruneError for a polish that exchanges by the error after refitting where weights stay."""
+        if self.polish == OBS_SWAP and not moves_weights:
+            raise RelaxPruneError(
+                'polish "obs-swap" is for weights that move: give a ReconstructionProblem, for a model set weights to '
+                '"refit", or use "swap"'
+            )
+
+    def check_memory(self, problem: Problem, solver: Solver) -> None:
+        """Raise RelaxPruneError for a memory budget in which one coupled block does not fit; None is never refused."""
+        least, name = self.least_memory(problem, solver)
+        if self.memory_budget_bytes is not None and self.memory_budget_bytes < least:
+            raise RelaxPruneError(
+                f"memory_budget_bytes is {self.memory_budget_bytes}, but {name!r} needs at least {least} for one block "
+                f"of rows that share a count in a problem of shape {problem.shape}"
+            )
+
+    def least_memory(self, problem: Problem, solver: Solver) -> tuple[int, str]:
+        """Return the smallest memory budget that solver and polish fit in, and the name of the one that needs it."""
+        polisher = self.polisher(solver)
+        return max((one.least_bytes(problem), one.name) for one in (solver, polisher) if one is not None)
+
+
+def default_solver(moves_weights: bool) -> str:
+    """Return the solver that is meant where none is named."""
+    return "reconstruct" if moves_weights else "fw"
+
+
+def solver_of(solver: str | Solver, own: Mapping[str, Any]) -> Solver:
+    """Return a solver from its name and own options, or the instance given.
+
+    Args:
+        solver: a name or an instance.
+        own: words that are no fields of ``SolveOptions``.
+
+    Raises:
+        RelaxPruneError: an unknown name or word, with the closest that would be right, or options beside an instance.
+    """
+    options = [item.name for item in fields(solver_class(solver))] if isinstance(solver, str) else []
+    for word in own:
+        guess = did_you_mean(word, [item.name for item in fields(SolveOptions)])
+        if guess and not did_you_mean(word, options):
+            raise RelaxPruneError(f"{word!r} is neither an argument nor an option of the solver{guess}")
+    return make_solver(solver, **own)
