@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.runs.finished_run import read_finished_run
+from relaxprune.solving.comparison_plot import require_matplotlib
 from relaxprune.support.durable import write_json, write_text
 from relaxprune.support.outputs import refuse_output_file
 
 from .content import KIND, run_content
-from .drawing import require_matplotlib
-from .finished_run import read_run
 from .page import render
 from .sections import run_page
 from .side_by_side import comparison_content, comparison_page
@@ -44,7 +44,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     if page.suffix.lower() not in (".html", ".htm"):
         raise RelaxPruneError(f"--out must name a file that ends in .html, got {str(page)!r}")
     require_matplotlib()
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_finished_run(folder) for folder in folders]
     if len(runs) > 1 and (bare := [run for run in runs if not run.layers]):
         raise RelaxPruneError(f"run folder {str(bare[0].path)!r} pruned no layer: there is nothing to compare")
     refuse_foreign(page)

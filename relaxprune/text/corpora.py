@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from relaxprune.models.checkpoint import first_line
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.support.sentences import first_line
 
 _logger = logging.getLogger("relaxprune")
 
