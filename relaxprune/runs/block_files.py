@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from relaxprune.support.json_files import Maybe, Values, misfit
 from .mask_file import read_mask_file, write_masks
 from .weight_files import WeightFiles
 
+_NAME = re.compile(r"[0-9]{5,}\.safetensors")
 _SHAPE = {"block": int, "layers": [dict], "permutations": [dict], "seconds": Values(float), "tuning": Maybe(dict)}
 
 
@@ -33,8 +35,18 @@ class BlockFiles:
 
     @property
     def solved(self) -> list[int]:
-        """Indices of the blocks that are recorded, ascending; files of other names are none of ours."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if path.stem.isdecimal())
+        """Indices of the blocks that are recorded, ascending."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if _NAME.fullmatch(path.name))
+
+    def refuse_strays(self) -> None:
+        """Refuse files that no run has put there.
+
+        Raises:
+            RelaxPruneError: naming the first.
+        """
+        strays = sorted(path for path in self.folder.glob("*.safetensors") if not _NAME.fullmatch(path.name))
+        if strays:
+            raise RelaxPruneError(f"{str(strays[0])!r} is no file of this run: move it elsewhere, or delete it")
 
     def path(self, block: int) -> Path:
         """Return the path of a block's file."""

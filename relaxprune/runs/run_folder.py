@@ -102,6 +102,7 @@ class RunFolder:
             if folder.finished:
                 folder._progress.remove()  # left by a process that was killed right after it had written the record
                 return folder
+            folder._progress.blocks.refuse_strays()
         folder._begin(model, tokenizer)
         return folder
 

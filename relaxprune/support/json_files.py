@@ -110,31 +110,31 @@ def read_document(path: Path, form: JsonFormat) -> dict[str, Any]:
         raise RelaxPruneError(f"{str(path)!r} has schema version {found!r}, this relaxprune reads {form.version}")
     wrong = misfit(content, {"schema_version": int, **form.shape})
     if wrong:
-        raise damaged(repr(str(path)), f"{wrong} is missing or not of its kind", form.advice)
+        raise damaged(repr(str(path)), f"{wrong!r} is missing or not of its kind", form.advice)
     return content
 
 
-def misfit(value: Any, shape: Any, name: str = "it") -> str | None:
+def misfit(value: Any, shape: Any, name: str = "") -> str | None:
     """Return the name of the first part of a JSON value that does not have its shape, None where all have.
 
     Args:
         value: what JSON gave.
         shape: a type or a tuple of them; a list with one shape, for a list of such; a dict, for an object with at least
             these keys; ``Values`` or ``Maybe``.
-        name: how the value is called.
+        name: the dotted name of the value, "" for the whole.
     """
     if isinstance(shape, Maybe):
         return None if value is None else misfit(value, shape.shape, name)
     kind = list if isinstance(shape, list) else dict if isinstance(shape, Values | Mapping) else shape
     if not is_kind(value, kind):
-        return name
+        return name or "the whole"
     parts: list[tuple[Any, Any, str]] = []
     if isinstance(shape, list):
         parts = [(item, shape[0], f"{name}[{place}]") for place, item in enumerate(value)]
     elif isinstance(shape, Values):
-        parts = [(item, shape.shape, f"{name}.{key}") for key, item in value.items()]
+        parts = [(item, shape.shape, _dotted(name, key)) for key, item in value.items()]
     elif isinstance(shape, Mapping):
-        parts = [(value.get(key), part, f"{name}.{key}") for key, part in shape.items()]
+        parts = [(value.get(key), part, _dotted(name, key)) for key, part in shape.items()]
     return next(filter(None, (misfit(*part) for part in parts)), None)
 
 
@@ -144,6 +144,11 @@ def is_kind(value: Any, kind: type | tuple[type, ...]) -> bool:
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def _dotted(name: str, key: str) -> str:
+    """Return the name of an entry of an object."""
+    return f"{name}.{key}" if name else key
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,12 +8,15 @@ _MOST_LETTERS = 300
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text without its full stop, or the name of its class if it has no text."""
+    """Return the first line of an error's text without its full stop, or the name of its class if it has no text.
+
+    A first line that ends with a colon has the second one behind it.
+    """
     # One of a decoder's arguments is everything that it was to decode.
     text = str(error) if isinstance(error, UnicodeError) else " ".join(str(arg) for arg in error.args)
-    if not text.strip():
-        return type(error).__name__
-    return text.strip().splitlines()[0].rstrip(".")[:_MOST_LETTERS]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return said.rstrip(".")[:_MOST_LETTERS]
 
 
 def damaged(what: str, reason: str, advice: str = "") -> RelaxPruneError:
