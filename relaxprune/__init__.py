@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .pruning.pipeline import prune_model as prune_model
     from .pruning.planning import plan_model as plan_model
     from .pruning.prune_report import PruneReport as PruneReport
-    from .report import write_report as write_report
+    from .report.writing import write_report as write_report
     from .runs.mask_file import read_masks as read_masks
     from .runs.mask_file import write_masks as write_masks
     from .solving.refitting import Refit as Refit
@@ -63,7 +63,7 @@ _HOME = {
     "plan_model": "relaxprune.pruning.planning",
     "prune_model": "relaxprune.pruning.pipeline",
     "PruneReport": "relaxprune.pruning.prune_report",
-    "write_report": "relaxprune.report",
+    "write_report": "relaxprune.report.writing",
     "read_masks": "relaxprune.runs.mask_file",
     "write_masks": "relaxprune.runs.mask_file",
     "Refit": "relaxprune.solving.refitting",
