@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.runs.finished_run import read_finished_run
 from relaxprune.solving.comparison_plot import require_matplotlib
 from relaxprune.support.durable import write_json, write_text
+from relaxprune.support.json_files import read_json
 from relaxprune.support.outputs import refuse_output_file
 
 from .content import KIND, run_content
@@ -75,7 +75,8 @@ def refuse_foreign(path: Path) -> None:
 def _ours(path: Path) -> bool:
     """Say whether a file is a report, or the JSON of one."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return _MARK in text[:2000] if path.suffix != ".json" else json.loads(text).get("kind") == KIND
-    except (ValueError, AttributeError):
+        if path.suffix == ".json":
+            return read_json(path).get("kind") == KIND
+        return _MARK in path.read_text(encoding="utf-8")[:2000]
+    except ValueError:  # no text, or no JSON object
         return False

@@ -7,7 +7,7 @@ The checksum has no key: it finds damage, not malice, so that readers still chec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,17 +190,6 @@ def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Return the SHA-256 over the metadata (less ``sha256``) and the tensors."""
     described = {key: value for key, value in metadata.items() if key != "sha256"}
     return checksum(sorted(tensors.items()), json.dumps(described, sort_keys=True).encode())
-
-
-def check_names(found: Collection[str], wanted: Collection[str], what: str) -> None:
-    """Refuse a file that lacks a tensor.
-
-    Raises:
-        RelaxPruneError: naming the first.
-    """
-    missing = sorted(set(wanted) - set(found))
-    if missing:
-        raise RelaxPruneError(f"{what} has no tensor {missing[0]!r}")
 
 
 def _told(what: str, read: Callable[[], T]) -> T:

@@ -16,6 +16,8 @@ from transformers import LlamaForCausalLM
 
 from relaxprune.cli import main
 from relaxprune.masks.compact import compact
+from relaxprune.models.loading import load_model
+from relaxprune.problems import RelaxPruneError
 from relaxprune.runs.mask_file import write_masks
 from relaxprune.runs.problem_file import LayerProblem, write_problem_file
 
@@ -108,6 +110,17 @@ COMMANDS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "record": ("run/relaxprune.json", lambda place: ["report", str(place / "run")]),
     "evaluations": ("run/evaluation.json", lambda place: ["report", str(place / "run")]),
 }
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_no_file_breaks_loading(good: Path, tmp_path: Path, name: str) -> None:
+    for seed in range(TRIES // 4):
+        place = shutil.copytree(good / "source", tmp_path / str(seed))
+        damage(place / name, random.Random(f"{name} {seed}"))
+        try:
+            load_model(str(place))
+        except RelaxPruneError as error:
+            assert "\n" not in str(error), f"seed {seed}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
