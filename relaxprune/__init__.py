@@ -34,11 +34,15 @@ if TYPE_CHECKING:
     from .certificates import Certificate as Certificate
     from .certificates import certify as certify
     from .evaluation.perplexity import perplexity as perplexity
+    from .models.loading import LoadOptions as LoadOptions
     from .models.loading import load_model as load_model
     from .options.solve_options import SolveOptions as SolveOptions
     from .pruning.pipeline import prune_model as prune_model
     from .pruning.planning import plan_model as plan_model
     from .pruning.prune_report import PruneReport as PruneReport
+    from .report.writing import write_report as write_report
+    from .runs.mask_file import read_masks as read_masks
+    from .runs.mask_file import write_masks as write_masks
     from .solving.comparison import compare as compare
     from .solving.refitting import Refit as Refit
     from .solving.refitting import refit as refit
@@ -46,6 +50,9 @@ if TYPE_CHECKING:
     from .solving.solution import Status as Status
     from .solving.solving import available_solvers as available_solvers
     from .solving.solving import solve as solve
+    from .text.windows import CalibrationOptions as CalibrationOptions
+    from .text.windows import calibration_windows as calibration_windows
+    from .text.windows import evaluation_windows as evaluation_windows
 
 # The same names for who runs the package: a test holds the two lists to each other.
 _HOME = {
@@ -65,18 +72,25 @@ _HOME = {
     "Certificate": "relaxprune.certificates",
     "certify": "relaxprune.certificates",
     "perplexity": "relaxprune.evaluation.perplexity",
+    "LoadOptions": "relaxprune.models.loading",
     "load_model": "relaxprune.models.loading",
     "SolveOptions": "relaxprune.options.solve_options",
     "plan_model": "relaxprune.pruning.planning",
     "prune_model": "relaxprune.pruning.pipeline",
     "PruneReport": "relaxprune.pruning.prune_report",
     "compare": "relaxprune.solving.comparison",
+    "write_report": "relaxprune.report.writing",
+    "read_masks": "relaxprune.runs.mask_file",
+    "write_masks": "relaxprune.runs.mask_file",
     "Refit": "relaxprune.solving.refitting",
     "refit": "relaxprune.solving.refitting",
     "Solution": "relaxprune.solving.solution",
     "Status": "relaxprune.solving.solution",
     "available_solvers": "relaxprune.solving.solving",
     "solve": "relaxprune.solving.solving",
+    "CalibrationOptions": "relaxprune.text.windows",
+    "calibration_windows": "relaxprune.text.windows",
+    "evaluation_windows": "relaxprune.text.windows",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems.problem import Quadratic
+from relaxprune.problems.working import Quadratic
 
 
 class State(ABC):

@@ -42,7 +42,7 @@ def _refuse(group: TextGroup | TaskGroup, why: str) -> None:
 def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
     """Print the perplexity on held-out windows."""
     from relaxprune.evaluation.perplexity import perplexity
-    from relaxprune.runs.evaluations import measured, record_evaluation, run_folder_of
+    from relaxprune.runs.evaluation_file import evaluation_of, record_evaluation, run_folder_of
     from relaxprune.runs.fingerprint import weights_sha256
     from relaxprune.text.windows import CalibrationOptions, evaluation_windows, open_source
 
@@ -63,7 +63,7 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
         # Said before it is kept: a folder that cannot be written must not cost the answer.
         print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source), flush=True)
         if folder is not None:
-            kept = measured(model, folder, result, tokens, weights_sha256(loaded.model))
+            kept = evaluation_of(model, folder, result, tokens, weights_sha256(loaded.model))
             with door():
                 record_evaluation(folder, kept)
             print(f"kept in {folder}, method {kept.method}")

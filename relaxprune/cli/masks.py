@@ -22,11 +22,12 @@ NewFolder = Annotated[Path, typer.Argument(help="Output folder, new or empty.")]
 @masks_app.command("stats")
 def stats(source: Source) -> None:
     """Show sparsity and N:M pattern of every mask."""
-    from relaxprune.masks.statistics import describe, masks_of
+    from relaxprune.masks.mask_statistics import describe
     from relaxprune.pruning.prune_report import table
+    from relaxprune.runs.mask_file import open_mask_file
 
-    with interruptible():
-        found = [describe(name, mask) for name, mask in masks_of(source).items()]
+    with interruptible(), door():
+        found = [describe(name, mask) for name, mask in open_mask_file(source)[0].items()]
     head = ("parameter", "shape", "sparsity", "row kept", "column kept", "empty rows", "empty columns", "pattern")
     lines: list[tuple[object, ...]] = [head]
     for item in found:
@@ -47,11 +48,11 @@ def stats(source: Source) -> None:
 def diff(first: Source, second: Source) -> int:
     """Compare two sets of masks of the same weights."""
     from relaxprune.masks.difference import compare_masks
-    from relaxprune.masks.statistics import masks_of
     from relaxprune.pruning.prune_report import table
+    from relaxprune.runs.mask_file import open_mask_file
 
-    with interruptible():
-        found = compare_masks(masks_of(first), masks_of(second))
+    with interruptible(), door():
+        found = compare_masks(open_mask_file(first)[0], open_mask_file(second)[0])
     lines: list[tuple[object, ...]] = [
         ("parameter", "both keep", "first only", "second only", "jaccard", "unequal rows")
     ]
@@ -69,17 +70,14 @@ def diff(first: Source, second: Source) -> int:
 @masks_app.command("export")
 def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors file to write.")]) -> None:
     """Write the masks as bool tensors, True = kept."""
-    from safetensors.torch import save
-
-    from relaxprune.masks.statistics import masks_of
-    from relaxprune.support.durable import write_bytes
+    from relaxprune.runs.mask_file import read_masks
+    from relaxprune.support.container import write_tensors
     from relaxprune.support.outputs import refuse_output_file
 
     refuse_output_file(out)
-    with interruptible():
-        masks = masks_of(source)
-        with door():
-            write_bytes(out, save({name: mask.contiguous() for name, mask in masks.items()}))
+    with interruptible(), door():
+        masks = read_masks(source)
+        write_tensors(out, masks)
     print(f"{out}: {len(masks)} bool tensors, True = kept")
 
 

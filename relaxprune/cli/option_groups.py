@@ -186,7 +186,7 @@ class CalibrationGroup:
     """The text on which a layer's error is measured while its mask is chosen."""
 
     calibration: Annotated[
-        str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4, wikitext2, or self (sampled).")
+        str, typer.Option(metavar="SOURCE", help="builtin, self (sampled), a corpus such as c4, or a text file.")
     ] = "builtin"
     windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
@@ -197,7 +197,7 @@ class TextGroup:
     """The held-out text of a perplexity; None where it is not given."""
 
     text: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="builtin (default), a text file, c4 or wikitext2.")
+        str | None, typer.Option(metavar="SOURCE", help="builtin (default), a corpus such as c4, or a text file.")
     ] = None
     windows: Annotated[int | None, typer.Option(help="Number of windows; 20 by default.")] = None
     length: Annotated[int | None, typer.Option(help="Tokens per window, at least 2; 512 by default.")] = None

@@ -12,7 +12,6 @@ import typer
 
 from .endings import bad_input, door, interruptible, tell
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
-from .problem_file import read_tensors
 
 if TYPE_CHECKING:
     from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
@@ -60,11 +59,9 @@ def solve_file(
     seed: Seed = 0,
 ) -> int:
     """Solve one layer: a file with ``weight`` and ``gram`` gives a mask and a proven bound."""
-    from safetensors.torch import save
-
     from relaxprune.runs.mask_file import write_masks
     from relaxprune.solving.solving import solve
-    from relaxprune.support.durable import write_bytes
+    from relaxprune.support.container import write_tensors
 
     from .notices import status_notice
     from .solver_options import parse_options
@@ -100,7 +97,7 @@ def solve_file(
         print(f"{'written':<15} {out}")
     if moving.weight_out is not None and solution.weight is not None:
         with door():
-            write_bytes(moving.weight_out, save({"weight": solution.weight.cpu().contiguous()}))
+            write_tensors(moving.weight_out, {"weight": solution.weight})
         print(f"{'new weight':<15} {moving.weight_out}")
     if out is None:
         print(f"{'written':<15} no mask: --out FILE keeps it")
@@ -180,25 +177,29 @@ class _Proof:
 def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
     """Read ``weight`` and ``gram`` and put the polytope around them."""
     from relaxprune import MaskProblem
+    from relaxprune.runs.problem_file import read_problem_file
 
-    tensors = read_tensors(file, device)
-    rows, cols = tensors["weight"].shape
-    return MaskProblem(tensors["weight"], tensors["gram"], target.polytope_of("weight", (rows, cols)))
+    with door():
+        layer = read_problem_file(file, device)
+    rows, cols = layer.weight.shape
+    return MaskProblem(layer.weight, layer.gram, target.polytope_of("weight", (rows, cols)))
 
 
 def read_moving(file: Path, target: Target, device: str | None, moving: MovingGroup) -> ReconstructionProblem:
     """Read the same, and ``cross`` and ``dense_gram`` if they are there, for weights that move."""
     from relaxprune import ReconstructionProblem
     from relaxprune.options.prune_options import PruneOptions
+    from relaxprune.runs.problem_file import read_problem_file
 
-    tensors = read_tensors(file, device, ("cross", "dense_gram"))
-    rows, cols = tensors["weight"].shape
+    with door():
+        layer = read_problem_file(file, device)
+    rows, cols = layer.weight.shape
     return ReconstructionProblem(
-        tensors["weight"],
-        tensors["gram"],
+        layer.weight,
+        layer.gram,
         target.polytope_of("weight", (rows, cols)),
-        cross=tensors.get("cross"),
-        dense_gram=tensors.get("dense_gram"),
+        cross=layer.cross,
+        dense_gram=layer.dense_gram,
         damping=PruneOptions(weights="refit", damping=moving.damping).ridge,
     )
 

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .endings import interruptible, tell
+from .endings import door, interruptible, tell
 from .option_groups import with_groups
-from .problem_file import read_layer
 
 
 @with_groups
@@ -23,13 +22,15 @@ def verify_file(
     from relaxprune.certificates.certificate_file import load_certificate
     from relaxprune.certificates.verify.verification import CertificateError
     from relaxprune.problems import polytope_from_dict
+    from relaxprune.runs.problem_file import read_problem_file
 
     with interruptible():
         found, description = load_certificate(certificate)
-        weight, gram = read_layer(problem, None)
+        with door():
+            read = read_problem_file(problem)
         layer = MaskProblem(
-            weight,
-            gram,
+            read.weight,
+            read.gram,
             polytope_from_dict(description["polytope"]),
             fixed_kept=description["fixed_kept"],
             fixed_pruned=description["fixed_pruned"],

@@ -66,8 +66,8 @@ def perplexity(
         The result; cross-entropies are taken in float32, or float64 if the logits are.
 
     Raises:
-        TypeError: ``tokens`` is not an integer tensor.
-        RelaxPruneError: the tokens do not fit the model, or a window's loss is not finite (it names the window).
+        RelaxPruneError: the tokens are no integer tensor or do not fit the model, or a window's loss is not finite (it
+            names the window).
     """
     check_tokens(model, tokens)
     windows, length = tokens.shape

@@ -11,33 +11,46 @@ byte. Files written before they were recorded come back with every tensor bit by
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from relaxprune.models.checkpoint import first_line
-from relaxprune.models.tensor_files import checked_weights, open_weights
+from relaxprune.models.checkpoint import checked_weights, weight_file
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.runs.mask_file import pack_mask, unpack_mask
+from relaxprune.support.container import (
+    TensorFormat,
+    metadata_json,
+    open_tensors,
+    read_container,
+    write_container,
+    write_data,
+    write_tensors,
+)
 from relaxprune.support.durable import file_sha256
+from relaxprune.support.json_files import Values, misfit
 from relaxprune.support.new_folder import copy_others, new_folder
+from relaxprune.support.sentences import damaged
+from relaxprune.support.tensor_bits import as_integers, checksum
 
-FORMAT = "relaxprune.compact"
-SCHEMA_VERSION = "1"
 SUFFIX = ".compact.safetensors"
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# The checksum is over what comes back, so that the container has none of its own.
+COMPACT_FILE = TensorFormat(
+    kind="compact checkpoint",
+    name="relaxprune.compact",
+    keys=("source", "metadata", "shapes", "sha256"),
+    sealed=False,
+)
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoreResult:
     """What ``restore`` wrote and checked.
 
     Attributes:
@@ -79,7 +92,7 @@ def compact(folder: Path, out: Path) -> tuple[int, int]:
     return before, after
 
 
-def restore(folder: Path, out: Path) -> Restored:
+def restore(folder: Path, out: Path) -> RestoreResult:
     """Undo ``compact``.
 
     Args:
@@ -100,10 +113,11 @@ def restore(folder: Path, out: Path) -> Restored:
         for file in files:
             tensors, described = _read_compact(file)
             name = file.relative_to(folder).with_name(Path(described["source"]).name)
-            written = exact if _write_source(file, tensors, described, _new_file(staging / name)) else tensors_only
+            _refuse_taken(staging / name)
+            written = exact if _write_source(file, tensors, described, staging / name) else tensors_only
             written.append(name.as_posix())
             count += len(tensors)
-    return Restored(count, exact, tensors_only)
+    return RestoreResult(count, exact, tensors_only)
 
 
 def _compact_name(name: str) -> str:
@@ -114,45 +128,41 @@ def _compact_name(name: str) -> str:
 def _write_compact(folder: Path, name: str, target: Path) -> None:
     """Write the compact form of one weight file."""
     source = folder / name
-    tensors, metadata = _read(source)
+    with open_tensors(source, weight_file(source)) as file:
+        tensors, header = file.tensors(), file.header
     shapes = {key: list(tensor.shape) for key, tensor in tensors.items() if _shrinks(tensor)}
     shapes = {key: shape for key, shape in shapes.items() if not tensors.keys() & _parts(key)}
     packed = {key: tensor for key, tensor in tensors.items() if key not in shapes}
     for key in shapes:
         flat = tensors[key].reshape(-1)
-        mask = _bits(flat) != 0
+        mask = as_integers(flat) != 0
         packed[f"{key}.values"], packed[f"{key}.mask"] = flat[mask], pack_mask(mask)
     described = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
         "source": name,
-        "metadata": json.dumps(metadata, sort_keys=True),
+        "metadata": json.dumps(dict(header.metadata), sort_keys=True),
         "shapes": json.dumps(shapes, sort_keys=True),
-        "sha256": _checksum(tensors),
-        "header": _header(source),
+        "sha256": checksum(sorted(tensors.items())),
+        "header": header.text,
         "file_sha256": file_sha256(source),
     }
-    _save(packed, _new_file(target), described)
+    _refuse_taken(target)
+    write_container(target, COMPACT_FILE, packed, described)
 
 
 def _read_compact(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors that a compact file stands for, checked, and its metadata."""
-    packed, described = _read(file)
-    if described.get("format") != FORMAT or described.get("schema_version") != SCHEMA_VERSION:
-        raise RelaxPruneError(f"{str(file)!r} is no compact checkpoint of version {SCHEMA_VERSION}")
-    lacking = {"source", "metadata", "shapes", "sha256"} - described.keys()
-    if lacking:
-        raise RelaxPruneError(f"{str(file)!r} is damaged: its metadata lacks {', '.join(sorted(lacking))}")
+    packed, described = read_container(file, COMPACT_FILE)
     if _compact_name(Path(described["source"]).name) != file.name:
         raise RelaxPruneError(
             f"{str(file)!r} is renamed or damaged: it says that it stands for {described['source']!r}"
         )
+    shapes = metadata_json(described, "shapes", file, COMPACT_FILE)
     try:
-        whole = _unpack(packed, json.loads(described["shapes"]))
+        whole = _unpack(packed, shapes)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise RelaxPruneError(f"{str(file)!r} is damaged: its tensors do not fit together") from error
-    if _checksum(whole) != described["sha256"]:
-        raise RelaxPruneError(f"{str(file)!r} is damaged: its checksum does not match its content")
+        raise damaged(repr(str(file)), "its tensors do not fit together") from error
+    if checksum(sorted(whole.items())) != described["sha256"]:
+        raise damaged(repr(str(file)), "its checksum does not match its content")
     return whole, described
 
 
@@ -163,67 +173,38 @@ def _write_source(file: Path, tensors: Mapping[str, Tensor], described: Mapping[
         Whether it is that one byte for byte; False where only its tensors were recorded.
     """
     header = described.get("header", "").encode()
+    if not header:
+        metadata = metadata_json(described, "metadata", file, COMPACT_FILE)
+        if misfit(metadata, Values(str)):
+            raise damaged(repr(str(file)), "the metadata that it keeps is not of its kind")
+        write_tensors(target, tensors, metadata)
+        return False
     try:
-        metadata = {str(key): str(value) for key, value in json.loads(described["metadata"]).items()}
-        places = json.loads(header or "{}")
+        places = json.loads(header)
         places.pop("__metadata__", None)
         ordered = [tensors[name] for name in sorted(places, key=lambda name: places[name]["data_offsets"])]
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise RelaxPruneError(f"{str(file)!r} is damaged: its tensors do not fit its header") from error
-    if not header:
-        _save(tensors, target, metadata)
-        return False
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(repr(str(file)), "its tensors do not fit its header") from error
     with target.open("wb") as written:
-        written.write(len(header).to_bytes(8, "little") + header)
-        for tensor in ordered:
-            written.write(_raw(tensor))
+        write_data(written, len(header).to_bytes(8, "little") + header, ordered)
     if file_sha256(target) != described.get("file_sha256"):
-        raise RelaxPruneError(f"{str(file)!r} is damaged: what it restores is not the file that it was made of")
+        raise damaged(repr(str(file)), "what it restores is not the file that it was made of")
     return True
 
 
-def _new_file(path: Path) -> Path:
-    """Create an empty file, with the permissions of any file of the user's.
+def _refuse_taken(path: Path) -> None:
+    """Refuse a file that another one was copied to.
 
     Raises:
         RelaxPruneError: there is one.
     """
     if path.exists():
         raise RelaxPruneError(f"two files would become {path.name!r}: rename the one that holds no weights")
-    path.touch()
-    return path
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors to a file that is there, whose permissions stay."""
-    mode = path.stat().st_mode
-    try:
-        save_file(dict(tensors), path, metadata or None)
-    except SafetensorError as error:
-        raise RelaxPruneError(f"{path.name!r} cannot be written: {first_line(error)}") from error
-    path.chmod(mode)
-
-
-def _header(path: Path) -> str:
-    """Return the header of a safetensors file that the library reads, as it stands there."""
-    with path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little")).decode()
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file."""
-    with open_weights(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """View a tensor's entries as integers of the same size: only +0.0 is 0."""
-    return tensor if tensor.dtype == torch.bool else tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _shrinks(tensor: Tensor) -> bool:
     """Tell whether values and bits take less than the tensor."""
-    values = int((_bits(tensor.reshape(-1)) != 0).sum())
+    values = int((as_integers(tensor.reshape(-1)) != 0).sum())
     return tensor.dim() >= 2 and values * tensor.element_size() + tensor.numel() / 8 < tensor.nbytes
 
 
@@ -232,28 +213,16 @@ def _parts(name: str) -> set[str]:
     return {f"{name}.values", f"{name}.mask"}
 
 
-def _unpack(packed: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """Return the tensors as they were."""
+def _unpack(packed: Mapping[str, Tensor], shapes: Any) -> dict[str, Tensor]:
+    """Return the tensors as they were; raises ValueError before it makes one that its bits do not cover."""
+    if misfit(shapes, Values([int])):
+        raise ValueError("no shapes")
     owned = {part for name in shapes for part in _parts(name)}
     whole = {name: tensor for name, tensor in packed.items() if name not in owned}
     for name, shape in shapes.items():
         values = packed[f"{name}.values"]
-        flat = torch.zeros(math.prod(shape), dtype=values.dtype)
-        _bits(flat)[unpack_mask(packed[f"{name}.mask"], (len(flat),))] = _bits(values)
+        mask = unpack_mask(packed[f"{name}.mask"], (math.prod(shape),))
+        flat = torch.zeros(len(mask), dtype=values.dtype)
+        as_integers(flat)[mask] = as_integers(values)
         whole[name] = flat.reshape(shape)
     return whole
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_raw(tensor))
-    return digest.hexdigest()
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    """View a tensor's bytes, as safetensors stores them."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
-from relaxprune.models.tensor_files import checked_weights, open_weights
+from relaxprune.models.checkpoint import checked_weights, weight_file
+from relaxprune.support.container import open_tensors
 
 BACKENDS = {"CUTLASS": SparseSemiStructuredTensorCUTLASS, "cuSPARSELt": SparseSemiStructuredTensorCUSPARSELT}
 
@@ -45,12 +46,13 @@ def check_folder(folder: Path) -> list[Verdict]:
     Raises:
         RelaxPruneError: no weights in safetensors, or damaged ones.
     """
-    found = []
+    found: list[Verdict] = []
     for file in checked_weights(folder):
-        with open_weights(folder / file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                stored = tensors.get_tensor(name)
-                if stored.dim() >= 2 and int((stored == 0).sum()) >= stored.numel() / 10:
+        with open_tensors(folder / file, weight_file(folder / file)) as tensors:
+            for name in tensors:
+                stored = tensors.tensor(name)
+                zeros = stored.numel() - int(_kept(stored).sum())
+                if stored.dim() >= 2 and stored.numel() and zeros >= stored.numel() / 10:
                     found.append(judge(name, stored))
     return found
 
@@ -71,6 +73,11 @@ def judge(name: str, stored: Tensor) -> Verdict:
         else:
             accepted.append(backend)
     keep, group = (1, 2) if stored.dtype == torch.float32 else (2, 4)
-    if shape[1] % group or int((stored != 0).reshape(shape[0], -1, group).sum(dim=2).max()) > keep:
+    if shape[1] % group or int(_kept(stored).reshape(shape[0], -1, group).sum(dim=2).max()) > keep:
         return Verdict(name, dtype, shape, (), f"its rows are not {keep}:{group}, which {dtype} wants")
     return Verdict(name, dtype, shape, tuple(accepted), "; ".join(reasons))
+
+
+def _kept(stored: Tensor) -> Tensor:
+    """Return where a tensor is not 0; torch does not compare all types of one byte."""
+    return (stored.float() if stored.is_floating_point() and stored.element_size() == 1 else stored) != 0

@@ -44,12 +44,11 @@ def check_windows(tokens: object) -> None:
     """Check that ``tokens`` are token windows, of whatever model.
 
     Raises:
-        TypeError: not an integer tensor.
-        RelaxPruneError: not two-dimensional, or empty.
+        RelaxPruneError: not an integer tensor, not two-dimensional, or empty.
     """
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         got = tokens.dtype if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens should be an integer tensor of shape (windows, length), got {got}")
+        raise RelaxPruneError(f"tokens should be an integer tensor of shape (windows, length), got {got}")
     if tokens.dim() != 2 or tokens.numel() == 0:
         raise RelaxPruneError(f"tokens should have shape (windows, length), both at least 1, got {tuple(tokens.shape)}")
 
@@ -62,9 +61,8 @@ def check_tokens(model: PreTrainedModel, tokens: torch.Tensor) -> None:
         tokens: (windows, length) integer ids.
 
     Raises:
-        TypeError: not an integer tensor.
-        RelaxPruneError: not two-dimensional, empty, too long, or ids outside the vocabulary (on a GPU, those would only
-            show up as a device-side assertion).
+        RelaxPruneError: not an integer tensor, not two-dimensional, empty, too long, or ids outside the vocabulary (on
+            a GPU, those would only show up as a device-side assertion).
     """
     check_windows(tokens)
     check_length(model, tokens.shape[1])

@@ -14,10 +14,10 @@ from math import prod
 from pathlib import Path
 
 from relaxprune.problems.errors import RelaxPruneError
-
-from .checkpoint import check_whole
+from relaxprune.support.tensor_header import check_not_empty
 
 _STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 4  # that of ggml
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -70,16 +70,17 @@ def check_gguf(path: Path) -> tuple[Counter[str], str | None]:
     Raises:
         RelaxPruneError: the file is empty, a git-LFS pointer, no GGUF file, or shorter than its header declares.
     """
-    size = check_whole(path)
+    what = f"model file {str(path)!r}"
+    size = check_not_empty(path, what, "fetch it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
-            raise RelaxPruneError(f"{path} is no GGUF file: it does not start with the letters GGUF")
+            raise RelaxPruneError(f"{what} is no GGUF file: it does not start with the letters GGUF")
         try:
             expected, counts, licence = _walk(_Cursor(data, 4))
-        except (struct.error, KeyError, ValueError) as error:
-            raise RelaxPruneError(f"{path} is truncated or corrupt: its header ends after {size} bytes") from error
+        except (struct.error, KeyError, ValueError, OverflowError, RecursionError) as error:
+            raise RelaxPruneError(f"{what} is truncated or corrupt: its header ends after {size} bytes") from error
     if size < expected:
-        raise RelaxPruneError(f"{path} is truncated: {size} bytes of {expected}; fetch it again")
+        raise RelaxPruneError(f"{what} is truncated: {size} bytes of {expected}; fetch it again")
     return counts, licence
 
 
@@ -96,7 +97,10 @@ def _walk(cursor: _Cursor) -> tuple[int, Counter[str], str | None]:
     end, counts = 0, Counter[str]()
     for _ in range(tensors):
         cursor.skip_string()
-        shape = [cursor.count() for _ in range(cursor.count("I"))]
+        dimensions = cursor.count("I")
+        if dimensions > _MAX_DIMENSIONS:
+            raise ValueError("more dimensions than a tensor can have")
+        shape = [cursor.count() for _ in range(dimensions)]
         stored = GGMLQuantizationType(cursor.count("I"))
         counts[stored.name] += prod(shape)
         block, block_bytes = GGML_QUANT_SIZES[stored]

@@ -15,10 +15,10 @@ import torch
 
 from relaxprune.problems.checks import check_device
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.support.sentences import first_line
 
-from .checkpoint import check_config, check_weights, first_line, weight_files
+from .checkpoint import check_config, check_depth, count_elements, weight_files, weight_headers
 from .gguf_file import check_gguf
-from .sources import SOURCES as SOURCES
 from .sources import Checkpoint, resolve_source
 from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("relaxprune")
 
-_DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,9 @@ def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], str | None]:
     if checkpoint.gguf_file is not None:
         return check_gguf(checkpoint.folder / checkpoint.gguf_file)
     check_config(checkpoint.folder)
-    return check_weights(checkpoint.folder, weight_files(checkpoint.folder)), _card_licence(checkpoint)
+    headers = weight_headers(checkpoint.folder, weight_files(checkpoint.folder))
+    check_depth(checkpoint.folder, headers)
+    return count_elements(headers), _card_licence(checkpoint)
 
 
 def _card_licence(checkpoint: Checkpoint) -> str | None:
@@ -188,7 +184,7 @@ def _load(
     try:
         # Its declared type leaves out the pair that output_loading_info=True gives.
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # whatever transformers, a model's own code or its files raise
         raise RelaxPruneError(f"model {source!r} could not be loaded: {_reason(error, options)}") from error
     model, info = loaded
     if getattr(model, "hf_quantizer", None) is not None:
@@ -207,7 +203,7 @@ def _load_tokenizer(source: str, checkpoint: Checkpoint, options: LoadOptions) -
         arguments["gguf_file"] = checkpoint.gguf_file
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), **arguments)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # as above; tokenizers raises plain Exceptions
         reason = _reason(error, options)
         raise RelaxPruneError(f"tokenizer of model {source!r} could not be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

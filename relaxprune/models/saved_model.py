@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.support.durable import move_into
+from relaxprune.support.tensor_bits import as_integers
 
 from .layers import find_layers
 from .stored_dtypes import keep_stored_dtypes
@@ -23,11 +23,9 @@ from .stored_dtypes import keep_stored_dtypes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 @dataclass(frozen=True)
-class Verification:
+class ReloadCheck:
     """What the reload of a saved model confirmed.
 
     Attributes:
@@ -41,21 +39,6 @@ class Verification:
     pruned_layers: int
     pruned_weights: int
     tied_groups: int
-
-
-def install_files(staging: Path, folder: Path) -> list[str]:
-    """Move every file under ``staging`` to the same place under ``folder``, each durably.
-
-    Returns:
-        The files' paths relative to ``folder``, sorted.
-    """
-    moved = []
-    for source in sorted(path for path in staging.rglob("*") if path.is_file()):
-        relative = source.relative_to(staging)
-        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        move_into(source, (folder / relative).parent)
-        moved.append(relative.as_posix())
-    return moved
 
 
 def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None:
@@ -77,7 +60,7 @@ def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None
         raise RelaxPruneError(f"the model's configuration or tokenizer cannot be saved: {reason}") from error
 
 
-def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> Verification:
+def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> ReloadCheck:
     """Reload a saved model from disk and compare it with the one in memory and with the masks.
 
     Args:
@@ -109,7 +92,7 @@ def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str,
     groups = tied_groups(model)
     if tied_groups(reloaded) != groups:
         raise RelaxPruneError(f"saved model {str(folder)!r} does not tie the weights that the model ties")
-    return Verification(len(meant), len(masks), pruned, len(groups))
+    return ReloadCheck(len(meant), len(masks), pruned, len(groups))
 
 
 def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
@@ -124,7 +107,7 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
     """Say whether two tensors have the same dtype, shape and bits (so NaN equals NaN, and 0.0 differs from -0.0)."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
-    return torch.equal(_bits(first), _bits(second))
+    return torch.equal(as_integers(first), as_integers(second))
 
 
 def _confirm_zeros(name: str, weight: Tensor | None, mask: Tensor) -> int:
@@ -133,13 +116,7 @@ def _confirm_zeros(name: str, weight: Tensor | None, mask: Tensor) -> int:
         found = "is no prunable parameter" if weight is None else f"has shape {tuple(weight.shape)}"
         raise RelaxPruneError(f"{name!r} {found} in the saved model, its mask has shape {tuple(mask.shape)}")
     pruned = ~mask
-    wrong = int((_bits(weight)[pruned] != 0).sum())
+    wrong = int((as_integers(weight)[pruned] != 0).sum())
     if wrong:
         raise RelaxPruneError(f"{name!r} has {wrong} weights that its mask prunes and that are not +0.0 on disk")
     return int(pruned.sum())
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """View a tensor's entries as integers of the same size, on the CPU."""
-    dense = tensor.detach().cpu().contiguous()
-    return dense if dense.dtype == torch.bool else dense.view(_BITS[dense.element_size()])

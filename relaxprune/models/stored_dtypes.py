@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.container import TensorFile, open_tensors
+from relaxprune.support.tensor_header import DTYPES
 
-from .checkpoint import read_safetensors_header, weight_files
+from .checkpoint import weight_file, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FLOAT_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+FLOAT_DTYPES = {name: DTYPES[name] for name in ("BF16", "F16", "F32", "F64")}
 
 
 def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[str] = ()) -> int:
@@ -39,8 +41,6 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
     Raises:
         RelaxPruneError: a tensor of another dtype cannot be found in the model under its stored name.
     """
-    from safetensors import safe_open
-
     state = model.state_dict(keep_vars=True)
     compute = {name: tensor.dtype for name, tensor in state.items()}
     # Not model.dtype, which is that of the first parameter: a class may force some to float32.
@@ -50,12 +50,12 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
     common = entries.most_common(1)[0][0]
     put_back: set[int] = set()
     for file in weight_files(folder):
-        names = _cast(folder / file, state, model.base_model_prefix, unused, common)
-        with safe_open(folder / file, framework="pt") as tensors:
+        with open_tensors(folder / file, weight_file(folder / file)) as tensors:
+            names = _cast(tensors, state, model.base_model_prefix, unused, common)
             for stored, name in names.items():
                 tensor = state[name]
                 # Tied names lead to one tensor, which may be stored more than once.
-                tensor.data = tensors.get_tensor(stored).to(tensor.device)
+                tensor.data = tensors.tensor(stored).to(tensor.device)
                 put_back.add(id(tensor))
     for module in model.modules():
         own = {**module._parameters, **module._buffers}
@@ -66,19 +66,19 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
 
 
 def _cast(
-    file: Path, state: dict[str, Tensor], prefix: str, unused: Collection[str], common: torch.dtype
+    file: TensorFile, state: dict[str, Tensor], prefix: str, unused: Collection[str], common: torch.dtype
 ) -> dict[str, str]:
     """Return the tensors of a file that were cast: stored name -> name in the model."""
     names: dict[str, str] = {}
-    for stored, facts in read_safetensors_header(file).items():
-        dtype = FLOAT_DTYPES.get(facts["dtype"])
+    for stored, entry in file.header.tensors.items():
+        dtype = FLOAT_DTYPES.get(entry.dtype)
         if dtype is None or stored in unused:
             continue
         forms = (stored, f"{prefix}.{stored}", stored.removeprefix(f"{prefix}."))
-        name = next((form for form in forms if form in state and state[form].shape == tuple(facts["shape"])), None)
+        name = next((form for form in forms if form in state and state[form].shape == entry.shape), None)
         if name is None and dtype != common:
             raise RelaxPruneError(
-                f"{file} stores {stored!r} as {facts['dtype']}, unlike most of its tensors, and the model has no "
+                f"{file.what} stores {stored!r} as {entry.dtype}, unlike most of its tensors, and the model has no "
                 "tensor of that name and shape to keep it in: convert the checkpoint to one dtype"
             )
         if name is not None and state[name].dtype != dtype:

@@ -8,11 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 import relaxprune
+from relaxprune.masks.density import density, grid
 from relaxprune.models.layer_roles import role_of
 from relaxprune.pruning.prune_report import LayerReport
-
-from ..masks.density import density, grid
-from .finished_run import Run
+from relaxprune.runs.finished_run import FinishedRun
 
 SCHEMA_VERSION = 1
 KIND = "relaxprune.report"
@@ -29,7 +28,7 @@ _ENERGIES = {
 }
 
 
-def run_content(run: Run, *, masks: bool = True) -> dict[str, Any]:
+def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
     """Return everything that a report says of one run, as plain JSON values; of its masks, where that is asked for."""
     report, fingerprint = run.record["report"], run.record["fingerprint"]
     return {
@@ -60,7 +59,7 @@ def run_content(run: Run, *, masks: bool = True) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: FinishedRun) -> dict[str, Any]:
     """Return the numbers that a reader wants first."""
     layers, notes = run.layers, run.record["notes"]
     entries = sum(layer.rows * layer.cols for layer in layers)
@@ -105,11 +104,11 @@ def layer_content(layer: LayerReport) -> dict[str, Any]:
         "seconds": layer.seconds,
         "certificate_seconds": layer.certificate_seconds,
         "products": layer.products,
-        "phases": phases(layer),
+        "phases": phase_ratios(layer),
     }
 
 
-def worst_masks(run: Run) -> list[dict[str, Any]]:
+def worst_masks(run: FinishedRun) -> list[dict[str, Any]]:
     """Return the shares that some masks keep in cells of a grid: of each role the layer with the largest error."""
     worst: dict[str, LayerReport] = {}
     for layer in run.layers:
@@ -125,7 +124,7 @@ def worst_masks(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def phases(layer: LayerReport) -> dict[str, float | None]:
+def phase_ratios(layer: LayerReport) -> dict[str, float | None]:
     """Return the objective at the end of each phase over that of Wanda's mask; None for a phase there was not.
 
     Solvers keep no history of their iterations; these are the objectives that they state, each taken in float64.

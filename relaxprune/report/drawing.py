@@ -9,8 +9,6 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
-from relaxprune.solving.comparison_plot import require_matplotlib as require_matplotlib
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import relaxprune
-from relaxprune.support.markup import table as html_table
+from relaxprune.support.markup import html_table
 
 from .style import STYLE
 from .template import PAGE
@@ -68,7 +68,7 @@ def picture(svg: str, caption: str) -> Picture:
     return Picture(Markup(svg), caption)
 
 
-def table(title: str, head: Sequence[object], rows: Sequence[Sequence[object]], folded: bool = False) -> Table:
+def page_table(title: str, head: Sequence[object], rows: Sequence[Sequence[object]], folded: bool = False) -> Table:
     """Return a table of plain values; every cell is escaped."""
     return Table(title, Markup(html_table(rows, head, title)), folded)
 

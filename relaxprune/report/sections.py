@@ -11,7 +11,7 @@ from relaxprune.support.markup import number
 
 from . import figures
 from .content import flat
-from .page import Group, Page, Section, picture, table
+from .page import Group, Page, Section, page_table, picture
 
 Content = Mapping[str, Any]
 _MOST_NAMES = 4  # that a line names
@@ -20,7 +20,7 @@ _MOST_NAMES = 4  # that a line names
 def run_page(content: Content) -> Page:
     """Return the page of one run."""
     tuning = [tuned] if content["tunings"] else []
-    shown = (quality, layers, phases, *tuning, masks, cost) if content["layers"] else ()
+    shown = (quality, layers, convergence, *tuning, masks, cost) if content["layers"] else ()
     return Page(
         title=f"Pruning {content['summary']['base_model'] or content['run']}",
         lead=[lead(content["summary"])],
@@ -77,12 +77,13 @@ def quality(content: Content) -> Section:
     drawn = figures.role_bars(series, "roles", "Mean relative error by role and method", "relative error")
     folder = shlex.quote(content["folder"])
     caption = "Relative error by method, mean by role. No mask with this sparsity or pattern can be below the bound."
+    numbers = page_table("Mean relative error by role", head, body, folded=True)
     return Section(
         "quality",
         "Perplexity and error",
         groups=[
             perplexity_group(content["perplexity"]),
-            Group("Error", [picture(drawn, caption)], [table("Mean relative error by role", head, body, folded=True)]),
+            Group("Error", [picture(drawn, caption)], [numbers]),
         ],
         text=[] if content["perplexity"] else [
             f"Perplexity was not measured. To add it to this report: relaxprune eval {folder}, and for the model "
@@ -103,7 +104,7 @@ def perplexity_group(results: Sequence[Content]) -> Group:
         drawn.append(picture(figures.perplexity_bars(rows, f"perplexity{place}"), caption))
     head = ("method", "perplexity", "windows", "length", "text", "model")
     body = [[item[key] for key in head] for item in results]
-    return Group("Perplexity" if results else "", drawn, [table("Perplexity", head, body)] if results else [])
+    return Group("Perplexity" if results else "", drawn, [page_table("Perplexity", head, body)] if results else [])
 
 
 def layers(content: Content) -> Section:
@@ -126,11 +127,11 @@ def layers(content: Content) -> Section:
     head = ("layer", "shape", "sparsity", "error", "Wanda's", "ratio", "gap", "status", "seconds")
     keys = ("sparsity", "relative_error", "wanda_relative_error", "wanda_ratio", "relative_gap", "status", "seconds")
     body = [(item["name"], f"{item['rows']}x{item['cols']}", *(item[key] for key in keys)) for item in items]
-    numbers = table(f"All {len(items)} layers", head, body, folded=True)
+    numbers = page_table(f"All {len(items)} layers", head, body, folded=True)
     return Section("layers", "Error and proven gap by layer", groups=[Group("", drawn, [numbers])])
 
 
-def phases(content: Content) -> Section:
+def convergence(content: Content) -> Section:
     """How the objective went from Wanda's mask to the final one."""
     drawn = figures.phase_lines(content["layers"], "phases")
     caption = "Mean by role. Dotted: what is proven to be out of reach of every mask; a bound below 0 is drawn at 0."
@@ -153,7 +154,7 @@ def tuned(content: Content) -> Section:
         "held out. The errors, gaps and objectives of layers on this page are from before their block was tuned."
     )
     body = [tuple(item[key] for key in keys) for item in content["tunings"]]
-    return Section("tuned", "Blocks tuned as a whole", [text], [Group("", [], [table("By block", head, body)])])
+    return Section("tuned", "Blocks tuned as a whole", [text], [Group("", [], [page_table("By block", head, body)])])
 
 
 def masks(content: Content) -> Section:
@@ -206,7 +207,7 @@ def cost(content: Content) -> Section:
     ]
     total = stages.get("total") or 0.0
     body = [(stage, spent, f"{spent / total:.1%}" if total else "–") for stage, spent in stages.items()]
-    numbers = table("Seconds by stage", ("stage", "seconds", "share"), body)
+    numbers = page_table("Seconds by stage", ("stage", "seconds", "share"), body)
     machine = content["summary"]["machine"]
     return Section("cost", "Cost", [f"{machine}."] if machine else [], [Group("", drawn, [numbers])])
 
@@ -222,10 +223,10 @@ def skipped(content: Content) -> Section:
         (reason, len(names), ", ".join(names) if len(names) <= _MOST_NAMES else f"{names[0]} to {names[-1]}")
         for reason, names in reasons.items()
     ]
-    tables = [table("Not pruned, and why", ("why", "number", "which"), body)]
+    tables = [page_table("Not pruned, and why", ("why", "number", "which"), body)]
     if any(len(names) > _MOST_NAMES for names in reasons.values()):
         every = [(name, reason) for reason, names in reasons.items() for name in names]
-        tables.append(table(f"All {len(every)}", ("which", "why"), every, folded=True))
+        tables.append(page_table(f"All {len(every)}", ("which", "why"), every, folded=True))
     return Section("skipped", "Not pruned", groups=[Group("", [], tables)])
 
 
@@ -240,8 +241,8 @@ def repeat(content: Content) -> Section:
         [f"Finished {facts['finished']}. Runs with equal fingerprints give the same masks, bit for bit, on one kind of "
          "machine."],
         [Group("", [], [
-            table("Fingerprint", ("key", "value"), leaves, folded=True),
-            table("Files", ("file", "bytes", "SHA-256"), files, folded=True),
+            page_table("Fingerprint", ("key", "value"), leaves, folded=True),
+            page_table("Files", ("file", "bytes", "SHA-256"), files, folded=True),
         ])],
         [str(facts["command"])],
     )  # fmt: skip

@@ -7,13 +7,13 @@ from typing import Any
 
 import relaxprune
 from relaxprune.masks.difference import compare_masks
-from relaxprune.runs.evaluations import DENSE
+from relaxprune.runs.evaluation_file import DENSE
+from relaxprune.runs.finished_run import FinishedRun
 from relaxprune.support.markup import number
 
 from . import figures
 from .content import KIND, SCHEMA_VERSION, flat, run_content
-from .finished_run import Run
-from .page import Group, Page, Picture, Section, picture, table
+from .page import Group, Page, Picture, Section, page_table, picture
 from .sections import amount, written
 
 Content = Mapping[str, Any]
@@ -49,16 +49,17 @@ _METRICS = {
 }
 
 
-def comparison_content(runs: Sequence[Run]) -> dict[str, Any]:
+def comparison_content(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Return everything that a comparison says, as plain JSON values."""
     names = labels([run.name for run in runs])
+    named = dict(zip(names, runs, strict=True))
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         "relaxprune": relaxprune.__version__,
-        "runs": {name: run_content(run, masks=False) for name, run in zip(names, runs, strict=True)},
-        "perplexity": common_perplexity(dict(zip(names, runs, strict=True))),
-        "differences": differences({name: run.record["fingerprint"] for name, run in zip(names, runs, strict=True)}),
+        "runs": {name: run_content(run, masks=False) for name, run in named.items()},
+        "perplexity": common_perplexity(named),
+        "differences": differing_settings({name: run.record["fingerprint"] for name, run in named.items()}),
         "overlap": [
             {"run": name, "with": names[0], **compare_masks(runs[0].masks, run.masks).to_dict()}
             for name, run in zip(names[1:], runs[1:], strict=True)
@@ -77,7 +78,7 @@ def labels(names: Sequence[str]) -> list[str]:
     return found
 
 
-def differences(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def differing_settings(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the settings that are not the same in all runs: dotted name -> run -> value, None where it has none."""
     leaves = {name: flat(value) for name, value in fingerprints.items()}
     keys = dict.fromkeys(key for found in leaves.values() for key in found)
@@ -85,7 +86,7 @@ def differences(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: row for key, row in values.items() if any(item != next(iter(row.values())) for item in row.values())}
 
 
-def common_perplexity(runs: Mapping[str, Run]) -> dict[str, Any] | None:
+def common_perplexity(runs: Mapping[str, FinishedRun]) -> dict[str, Any] | None:
     """Return the perplexities of the runs' models on the text on which all were evaluated; None if there is none."""
     found = {name: {item.tokens_sha256: item for item in run.evaluations if item.own} for name, run in runs.items()}
     first = next(iter(found.values()))
@@ -97,7 +98,7 @@ def common_perplexity(runs: Mapping[str, Run]) -> dict[str, Any] | None:
     return None
 
 
-def _dense(runs: Collection[Run], sha256: str) -> float | None:
+def _dense(runs: Collection[FinishedRun], sha256: str) -> float | None:
     """Return the perplexity of the weights that all of the runs pruned, None where it was not measured."""
     if len({run.record["fingerprint"]["model"]["weights_sha256"] for run in runs}) > 1:
         return None
@@ -158,7 +159,7 @@ def _summary(runs: Mapping[str, Content], perplexity: Content | None) -> Section
         drawn = figures.run_bars(perplexity["values"], "perplexity", "perplexity")
         dense = "" if perplexity["dense"] is None else f" Before pruning: {number(perplexity['dense'])}."
         bars.insert(0, picture(drawn, f"{perplexity['where']}.{dense}"))
-    tables = [table("Summary", ("", *runs), rows)]
+    tables = [page_table("Summary", ("", *runs), rows)]
     measured = [
         (name, item["method"], item["perplexity"], item["windows"], item["length"], item["text"])
         for name, run in runs.items()
@@ -166,7 +167,7 @@ def _summary(runs: Mapping[str, Content], perplexity: Content | None) -> Section
     ]
     if measured:
         head = ("recorded in", "method", "perplexity", "windows", "length", "text")
-        tables.append(table("Every perplexity; they compare on the same text and windows", head, measured))
+        tables.append(page_table("Every perplexity; they compare on the same text and windows", head, measured))
     return Section("summary", "Summary", text, [Group("", bars, tables)])
 
 
@@ -179,7 +180,7 @@ def _settings(found: Content, names: Sequence[str]) -> Section:
         "settings",
         "Settings that differ",
         ["All others are equal. Errors of runs with other calibration text or statistics do not compare."],
-        [Group("", [], [table("Settings that differ", ("setting", *names), rows)])],
+        [Group("", [], [page_table("Settings that differ", ("setting", *names), rows)])],
     )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def _overlap(found: Sequence[Content]) -> Section:
     head = ("masks of", "and of", "layers in both", "kept by both / by either", "same entries")
     rows = [(item["with"], item["run"], len(item["layers"]), item["jaccard"], item["agreement"]) for item in found]
     text = "Of the weights that either mask keeps, the share that both keep; the share of entries on which they agree."
-    return Section("overlap", "Overlap of the masks", [text], [Group("", [], [table("Overlap", head, rows)])])
+    return Section("overlap", "Overlap of the masks", [text], [Group("", [], [page_table("Overlap", head, rows)])])
 
 
 def _cost(runs: Mapping[str, Content]) -> Section:

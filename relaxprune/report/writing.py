@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.runs.finished_run import read_finished_run
+from relaxprune.solving.comparison_plot import require_matplotlib
 from relaxprune.support.durable import write_json, write_text
+from relaxprune.support.json_files import read_json
 from relaxprune.support.outputs import refuse_output_file
 
 from .content import KIND, run_content
-from .drawing import require_matplotlib
-from .finished_run import read_run
 from .page import render
 from .sections import run_page
 from .side_by_side import comparison_content, comparison_page
@@ -44,7 +44,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     if page.suffix.lower() not in (".html", ".htm"):
         raise RelaxPruneError(f"--out must name a file that ends in .html, got {str(page)!r}")
     require_matplotlib()
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_finished_run(folder) for folder in folders]
     if len(runs) > 1 and (bare := [run for run in runs if not run.layers]):
         raise RelaxPruneError(f"run folder {str(bare[0].path)!r} pruned no layer: there is nothing to compare")
     refuse_foreign(page)
@@ -75,7 +75,8 @@ def refuse_foreign(path: Path) -> None:
 def _ours(path: Path) -> bool:
     """Say whether a file is a report, or the JSON of one."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return _MARK in text[:2000] if path.suffix != ".json" else json.loads(text).get("kind") == KIND
-    except (ValueError, AttributeError):
+        if path.suffix == ".json":
+            return read_json(path).get("kind") == KIND
+        return _MARK in path.read_text(encoding="utf-8")[:2000]
+    except ValueError:  # no text, or no JSON object
         return False

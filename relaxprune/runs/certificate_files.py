@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from relaxprune.models.saved_model import install_files
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.support.durable import sync_folder
+from relaxprune.support.durable import install_files, sync_folder
 
 if TYPE_CHECKING:
     from relaxprune.certificates import Certificate

@@ -1,12 +1,11 @@
 """What decides a run's result, as plain JSON values: two runs with equal fingerprints give the same masks.
 
 A run folder keeps the fingerprint from its start; ``--resume`` computes it anew and refuses if anything differs,
-because blocks solved under other conditions must not be mixed (see ``differences`` for how the refusal is worded).
+because blocks solved under other conditions must not be mixed (see ``changes`` for how the refusal is worded).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from relaxprune.support.tensor_bits import checksum
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -63,12 +64,6 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Return a dense tensor's bytes, row-major, without a copy where it lies contiguous on the CPU."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
 def weights_sha256(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = None) -> str:
     """Return the SHA-256 over name, dtype, shape and bytes of every parameter and buffer that is saved with the model.
 
@@ -79,16 +74,11 @@ def weights_sha256(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = 
     Returns:
         The digest in hexadecimal; it does not depend on the device or the order of the modules.
     """
-    digest = hashlib.sha256()
-    state = model.state_dict()
-    for name in sorted(state):
-        tensor = state[name].to((dtypes or {}).get(name, state[name].dtype))
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
+    state, wanted = model.state_dict(), dtypes or {}
+    return checksum((name, state[name].to(wanted.get(name, state[name].dtype))) for name in sorted(state))
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Name every leaf in which two fingerprints differ.
 
     Args:
@@ -104,7 +94,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "
         name = f"{prefix}{key}"
         old, new = then.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{name}.")
+            found += changes(old, new, f"{name}.")
         elif old != new:
             found.append(f"{name} was {json.dumps(old)} and is now {json.dumps(new)}")
     return found

@@ -9,24 +9,26 @@ To read it without relaxprune: ``numpy.unpackbits(packed, axis=-1, count=cols, b
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.support.durable import write_bytes
+from relaxprune.support.container import TensorFormat, metadata_json, read_container, write_container
+from relaxprune.support.json_files import is_kind
 
 MASKS_NAME = "masks.safetensors"  # in a run folder
-FORMAT = "relaxprune.masks"
-SCHEMA_VERSION = "1"
+MASK_FILE = TensorFormat(
+    kind="mask file",
+    name="relaxprune.masks",
+    keys=("shapes", "extra"),
+    hint=" (bool tensors that `masks export` wrote are for other programs)",
+)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -36,7 +38,15 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Unpack uint8 ``(..., ceil(cols / 8))`` into a bool mask of ``shape`` ``(..., cols)`` on the CPU."""
+    """Unpack uint8 ``(..., ceil(cols / 8))`` into a bool mask of ``shape`` ``(..., cols)`` on the CPU.
+
+    Raises:
+        RelaxPruneError: ``packed`` is not what ``pack_mask`` makes of a mask of this shape.
+    """
+    if not _fits(packed, shape):
+        raise RelaxPruneError(
+            f"a packed mask of {packed.dtype} and shape {tuple(packed.shape)} does not fit a mask of shape {shape}"
+        )
     bits = np.unpackbits(packed.cpu().numpy(), axis=-1, count=shape[-1], bitorder="little")
     return torch.from_numpy(bits.astype(np.bool_))
 
@@ -53,30 +63,26 @@ def write_masks(path: str | Path, masks: Mapping[str, Tensor], extra: Any = None
         The checksum, in hexadecimal, as the file's metadata has it.
 
     Raises:
-        TypeError: if a mask is not a bool tensor with at least one dimension.
+        RelaxPruneError: if a mask is not a bool tensor with at least one dimension.
         OSError: if the file cannot be written.
     """
     for name, mask in masks.items():
         if mask.dtype != torch.bool or mask.ndim == 0:
-            raise TypeError(f"mask {name!r} must be a bool tensor, got {mask.dtype} of shape {tuple(mask.shape)}")
-    packed = {name: pack_mask(masks[name]) for name in sorted(masks)}
+            raise RelaxPruneError(f"mask {name!r} must be a bool tensor, got {mask.dtype} of shape {tuple(mask.shape)}")
     shapes = {name: list(masks[name].shape) for name in sorted(masks)}
     metadata = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
         "shapes": json.dumps(shapes, sort_keys=True),
         "extra": json.dumps(extra, sort_keys=True, allow_nan=False),
     }
-    metadata["sha256"] = _checksum(packed, metadata)
-    write_bytes(Path(path), _in_order(save(packed, metadata)))
-    return metadata["sha256"]
+    packed = {name: pack_mask(masks[name]) for name in sorted(masks)}
+    return write_container(Path(path), MASK_FILE, packed, metadata)["sha256"]
 
 
 def read_masks(path: str | Path) -> dict[str, Tensor]:
-    """Read a mask file and verify its checksum.
+    """Read the masks of a run folder or of a mask file, and verify their checksum.
 
     Args:
-        path: a file that ``write_masks`` made.
+        path: a folder that ``relaxprune prune`` wrote, or a file that ``write_masks`` made.
 
     Returns:
         Parameter name to bool mask ``(..., cols)`` on the CPU, True = kept.
@@ -109,61 +115,28 @@ class PackedMasks(Mapping[str, Tensor]):
 
 
 def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], Any]:
-    """Read a mask file as ``read_masks`` does, with the ``extra`` value that was written beside the masks."""
+    """Read masks as ``read_masks`` does, with the ``extra`` value that was written beside them."""
     masks, extra = open_mask_file(path)
     return dict(masks), extra
 
 
 def open_mask_file(path: str | Path) -> tuple[PackedMasks, Any]:
-    """Read a mask file as ``read_mask_file`` does, and leave the masks packed until they are asked for."""
+    """Read masks as ``read_mask_file`` does, and leave them packed until they are asked for."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"mask file {str(path)!r} does not exist")
-    packed, metadata = _read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise RelaxPruneError(
-            f"{str(path)!r} is not a mask file: its metadata must say format {FORMAT!r} (bool tensors "
-            "that `masks export` wrote are for other programs)"
-        )
-    if metadata.get("schema_version") != SCHEMA_VERSION:
-        raise RelaxPruneError(
-            f"mask file {str(path)!r} has schema version {metadata.get('schema_version')!r}, "
-            f"this relaxprune reads {SCHEMA_VERSION!r}"
-        )
-    if _checksum(packed, metadata) != metadata.get("sha256"):
-        raise RelaxPruneError(f"mask file {str(path)!r} is damaged: its checksum does not match its content")
-    shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-    return PackedMasks(packed, shapes), json.loads(metadata["extra"])
+    file = path / MASKS_NAME if path.is_dir() else path
+    packed, metadata = read_container(file, MASK_FILE)
+    shapes = metadata_json(metadata, "shapes", file, MASK_FILE)
+    extra = metadata_json(metadata, "extra", file, MASK_FILE)
+    if not isinstance(shapes, dict) or set(shapes) != set(packed):
+        raise RelaxPruneError(f"{MASK_FILE.describe(file)} is damaged: it does not state the shapes of its masks")
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not _fits(packed[name], shape):
+            raise RelaxPruneError(f"{MASK_FILE.describe(file)} is damaged: mask {name!r} is not of the shape it states")
+    return PackedMasks(packed, {name: tuple(shape) for name, shape in shapes.items()}), extra
 
 
-def _in_order(data: bytes) -> bytes:
-    """Sort the header of a safetensors file: the library writes its metadata in an order that changes from run to run.
-
-    The file starts with the header's length, 8 bytes, little-endian; the header is JSON, padded with spaces to a
-    multiple of 8; offsets in it count from its end.
-    """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[end:]
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read every tensor and the metadata of a safetensors file, or say that it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, dict(file.metadata() or {})
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise RelaxPruneError(f"mask file {str(path)!r} is damaged or truncated: {error}") from error
-
-
-def _checksum(packed: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 over the metadata (less ``sha256``) and every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    described = {key: value for key, value in metadata.items() if key != "sha256"}
-    digest.update(json.dumps(described, sort_keys=True).encode())
-    for name in sorted(packed):
-        tensor = packed[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _fits(packed: Tensor, shape: Sequence[Any]) -> bool:
+    """Tell whether a packed mask is one of a mask of ``shape``."""
+    if not shape or not all(is_kind(size, int) and size >= 0 for size in shape):
+        return False
+    return packed.dtype == torch.uint8 and tuple(packed.shape) == (*shape[:-1], -(-shape[-1] // 8))

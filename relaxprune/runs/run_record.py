@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from relaxprune.models.saved_model import Verification
+from relaxprune.models.saved_model import ReloadCheck
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.prune_report import PruneReport
+from relaxprune.support.durable import file_sha256
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document
+from relaxprune.support.sentences import damaged
 
-SCHEMA_VERSION = 1
+RECORD_NAME = "relaxprune.json"
+_TUNING = {name: float for name in ("error_before", "error_after", "held_out_before", "held_out_after", "seconds")}
+RECORD = JsonFormat(
+    version=1,
+    shape={
+        "finished": Maybe(str),
+        "notes": {
+            "command": Maybe(str),
+            "base_model": Maybe(str),
+            "license": Maybe(str),
+            "notices": [str],
+            "machine": Maybe(str),
+            "peak_memory_bytes": Maybe(int),
+        },
+        "fingerprint": {"model": {"weights_sha256": str}, "settings": {"polytope": Maybe(dict)}},
+        # What came later than the first version may be missing.
+        "report": {
+            "solver": str,
+            "layers": [dict],
+            "seconds": Maybe(Values(float)),
+            "roles": Maybe([dict]),
+            "permutations": Maybe([dict]),
+            "tunings": Maybe([{"block": int, "epochs": int, **_TUNING}]),
+            "skipped": Maybe([{"name": str, "reason": str}]),
+        },
+        "verification": dict,
+        "files": Values({"bytes": int, "sha256": str}),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +69,11 @@ class RunNotes:
 
 
 def run_record(
-    fingerprint: Mapping[str, Any], report: PruneReport, notes: RunNotes, verification: Verification
+    fingerprint: Mapping[str, Any], report: PruneReport, notes: RunNotes, verification: ReloadCheck
 ) -> dict[str, Any]:
     """Return the content of ``relaxprune.json``, less the list of files, as plain JSON values."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": RECORD.version,
         "finished": now(),
         "notes": asdict(notes),
         "fingerprint": dict(fingerprint),
@@ -53,21 +83,43 @@ def run_record(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read ``relaxprune.json`` (or a run's ``run.json``) and check its schema version.
+    """Read ``relaxprune.json``, or that of a run's folder.
 
     Raises:
         FileNotFoundError: if there is no such file.
         RelaxPruneError: if it is damaged or of another schema version.
     """
     path = Path(path)
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = record["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RelaxPruneError(f"{str(path)!r} is damaged: it is not the JSON that relaxprune writes") from error
-    if found != SCHEMA_VERSION:
-        raise RelaxPruneError(f"{str(path)!r} has schema version {found!r}, this relaxprune reads {SCHEMA_VERSION}")
+    file = path / RECORD_NAME if path.is_dir() else path
+    record = read_document(file, RECORD)
+    for name in record["files"]:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
+            raise damaged(repr(str(file)), f"it lists {name!r}, which is no file of its folder")
     return record
+
+
+def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of files of a folder, by their names."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
+    }
+
+
+def verify_files(folder: Path) -> int:
+    """Compare every file of a finished run with the SHA-256 that ``relaxprune.json`` has for it.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        RelaxPruneError: naming the first file that is missing or differs.
+    """
+    files = read_record(folder)["files"]
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != facts["sha256"]:
+            raise RelaxPruneError(f"{str(path)!r} is missing or is not the file that the finished run wrote")
+    return len(files)
 
 
 def now() -> str:

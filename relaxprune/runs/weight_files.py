@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.support.durable import write_bytes
+from relaxprune.support.container import TensorFormat, open_tensors, read_container, write_container
+
+WEIGHT_FILE = TensorFormat(kind="weight file", name="relaxprune.weights")
 
 
 class WeightFiles:
@@ -26,7 +26,7 @@ class WeightFiles:
     def save(self, block: int, weights: Mapping[str, Tensor]) -> None:
         """Keep a block's weights, (rows, cols) each, durably: whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._path(block), save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        write_container(self._path(block), WEIGHT_FILE, weights, {})
 
     def load(self, block: int, names: Iterable[str]) -> dict[str, Tensor]:
         """Return a block's weights.
@@ -36,8 +36,8 @@ class WeightFiles:
         """
         path = self._path(block)
         try:
-            weights = load_file(path)
-        except (OSError, SafetensorError) as error:
+            weights = _read(path)
+        except (OSError, RelaxPruneError) as error:
             raise RelaxPruneError(f"{str(path)!r} cannot be read: delete the record of block {block}") from error
         if set(weights) != set(names):
             raise RelaxPruneError(f"{str(path)!r} is not of the layers of block {block}: delete its record")
@@ -45,3 +45,11 @@ class WeightFiles:
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:05d}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read one file; the first ones had no metadata, and so no checksum."""
+    with open_tensors(path, WEIGHT_FILE.describe(path)) as file:
+        if not file.header.metadata:
+            return file.tensors()
+    return read_container(path, WEIGHT_FILE)[0]

@@ -111,6 +111,21 @@ def move_into(source: Path, folder: Path) -> Path:
     return target
 
 
+def install_files(staging: Path, folder: Path) -> list[str]:
+    """Move every file under ``staging`` to the same place under ``folder``, each durably.
+
+    Returns:
+        The files' paths relative to ``folder``, sorted.
+    """
+    moved = []
+    for source in sorted(path for path in staging.rglob("*") if path.is_file()):
+        relative = source.relative_to(staging)
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        move_into(source, (folder / relative).parent)
+        moved.append(relative.as_posix())
+    return moved
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

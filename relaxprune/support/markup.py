@@ -19,7 +19,7 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "") -> str:
+def html_table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "") -> str:
     """Return an HTML table; every cell is escaped, the first column is at the left and the others at the right."""
     lines = [f"<caption>{escape(caption)}</caption>"] if caption else []
     if head:
@@ -56,7 +56,7 @@ def piece(title: str, rows: Iterable[Sequence[object]], lines: Iterable[tuple[st
     drawn = "".join(
         f"<div>{escape(label)}<br>{svg}</div>" for label, values in lines if (svg := sparkline(values, label))
     )
-    return f"<div><strong>{escape(title)}</strong>{table(rows)}{drawn}</div>"
+    return f"<div><strong>{escape(title)}</strong>{html_table(rows)}{drawn}</div>"
 
 
 def _row(cells: Sequence[object], tag: str) -> str:

@@ -1,7 +1,8 @@
 """Where calibration and evaluation text comes from, with the two kept apart at the source.
 
 A ``TextSource`` has two parts, "calibration" and "evaluation", which never share text: the official splits where there
-are some, otherwise a cut of one text. It yields documents; ``calibration.py`` cuts them into token windows.
+are some, otherwise a cut of one text. It yields documents; ``windows.py`` cuts them into token windows. A new source is
+a function here and its line in ``CORPORA``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from relaxprune.models.checkpoint import first_line
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.support.sentences import first_line
 
 _logger = logging.getLogger("relaxprune")
 
@@ -55,8 +56,8 @@ def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) 
     """Return the text source of a name or a path; nothing is downloaded before its documents are asked for.
 
     Args:
-        source: "builtin" (English from the standard library), "c4" or "wikitext2" (both through ``datasets``), or
-            the path of a UTF-8 text file. A name wins over a file; write ``./name`` for the file.
+        source: a name in ``CORPORA``, such as "builtin" (English from the standard library) or "c4" (through
+            ``datasets``), or the path of a UTF-8 text file. A name wins over a file; write ``./name`` for the file.
         held_out: share of a builtin or file text, at its end, kept for evaluation: 0 for none, 1 for all.
         besides: names that the caller takes besides, for the message about an unknown one.
 
@@ -66,11 +67,8 @@ def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) 
     """
     if not 0 <= held_out <= 1:
         raise RelaxPruneError(f"held_out should be a share between 0 and 1, got {held_out}")
-    if source == "builtin":
-        return _builtin(held_out)
-    if source in _DATASETS:
-        _require_datasets(source)
-        return _DATASETS[source]()
+    if source in CORPORA:
+        return CORPORA[source](held_out)
     path = Path(source).expanduser()
     if path.is_file():
         return _text_file(source, path, held_out)
@@ -78,7 +76,7 @@ def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) 
         raise RelaxPruneError(f"text source {source!r} is a folder: give a text file")
     if "/" in source or os.sep in source or path.suffix:
         raise FileNotFoundError(f"text source {source!r} looks like a file, but there is no such file")
-    known = ["builtin", *_DATASETS, *besides]
+    known = [*CORPORA, *besides]
     hint = did_you_mean(source, known)
     raise RelaxPruneError(f"text source {source!r} is no text file and none of: {', '.join(known)}{hint}")
 
@@ -139,8 +137,9 @@ def _text_file(source: str, path: Path, held_out: float) -> TextSource:
     return _single_text(source, text, held_out, {"text": path.name})
 
 
-def _wikitext2() -> TextSource:
+def _wikitext2(_held_out: float) -> TextSource:
     """WikiText-2 (raw), official train and test splits, rows joined by blank lines as the pruning papers do."""
+    _require_datasets("wikitext2")
     splits: dict[Part, str] = {"calibration": "train", "evaluation": "test"}
 
     def documents(part: Part) -> Documents:
@@ -151,8 +150,9 @@ def _wikitext2() -> TextSource:
     return TextSource("wikitext2", documents, facts)
 
 
-def _c4() -> TextSource:
+def _c4(_held_out: float) -> TextSource:
     """C4: one window each from documents of the first training shard; evaluation on the joined start of validation."""
+    _require_datasets("c4")
     files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
 
     def documents(part: Part) -> Documents:
@@ -166,7 +166,8 @@ def _c4() -> TextSource:
     return TextSource("c4", documents, facts)
 
 
-_DATASETS: dict[str, Callable[[], TextSource]] = {"c4": _c4, "wikitext2": _wikitext2}
+CORPORA: dict[str, Callable[[float], TextSource]] = {"builtin": _builtin, "c4": _c4, "wikitext2": _wikitext2}
+"""Name -> opens it, given the share of one text that is kept for evaluation (official splits need none)."""
 
 
 @dataclass(frozen=True)

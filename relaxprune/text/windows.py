@@ -17,11 +17,14 @@ from relaxprune.models.forward import check_windows
 from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
-from .corpora import Documents, Part, TextSource, open_text
+from .corpora import CORPORA, Documents, Part, TextSource, open_text
 from .model_samples import sample_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SELF = "self"
+"""The source that is sampled from the model."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class CalibrationOptions:
     """Which windows to take.
 
     Attributes:
-        windows: how many; None for all that there are (not for "c4" and "self", which have no useful end).
+        windows: how many; None for all that there are (not for sources without a useful end, such as "c4" and "self").
         length: tokens in each window.
         seed: of the choice of windows, or of the sampling for "self".
         held_out: share of a builtin or file text kept for evaluation, at its end.
@@ -92,8 +95,7 @@ def windows_from_tokens(
         description: further JSON-ready facts.
 
     Raises:
-        TypeError: not an integer tensor.
-        RelaxPruneError: not two-dimensional, empty, or negative ids.
+        RelaxPruneError: not an integer tensor, not two-dimensional, empty, or negative ids.
     """
     check_windows(tokens)
     if int(tokens.min()) < 0:
@@ -114,7 +116,8 @@ def calibration_windows(
     """Take random, non-overlapping token windows for calibration; the same seed takes the same windows.
 
     Args:
-        source: "builtin", "c4", "wikitext2", the path of a text file, or "self" (sampled from ``model``).
+        source: a name in ``CORPORA``, such as "builtin" or "c4", the path of a text file, or "self" (sampled from
+            ``model``).
         tokenizer: the model's; "self" uses only its start token, and takes None.
         options: see ``CalibrationOptions``.
         model: needed for "self" only, and left as it was.
@@ -127,7 +130,7 @@ def calibration_windows(
     text = open_source(source, "calibration", options.held_out)
     if text is None:
         if model is None or options.windows is None:
-            raise RelaxPruneError("source 'self' samples text from the model: give the model and a number of windows")
+            raise RelaxPruneError(f"source {SELF!r} is sampled from the model: give the model and a number of windows")
         start = None if tokenizer is None else tokenizer.bos_token_id
         tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
         facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
@@ -162,16 +165,17 @@ def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource |
         RelaxPruneError: as ``open_text``, and for "self" as evaluation, for it holds no text out.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
-    if source != "self":
-        return open_text(source, held_out, ["self"] if part == "calibration" else [])
+    if source != SELF:
+        return open_text(source, held_out, [SELF] if part == "calibration" else [])
     if part == "evaluation":
-        raise RelaxPruneError("source 'self' is for calibration only: give 'builtin', 'c4', 'wikitext2' or a file")
+        known = ", ".join(map(repr, CORPORA))
+        raise RelaxPruneError(f"source {SELF!r} is for calibration only: give one of {known} or a text file")
     return None
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None, source: str) -> PreTrainedTokenizerBase:
     if tokenizer is None:
-        raise RelaxPruneError(f"source {source!r} is text, which needs a tokenizer: give the model's, or use 'self'")
+        raise RelaxPruneError(f"source {source!r} is text, which needs a tokenizer: give the model's, or use {SELF!r}")
     return tokenizer
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import RelaxPruneError, Working
-from relaxprune.problems.problem import Quadratic
+from relaxprune.problems.working import Quadratic
 
 from ..gap import within_gap
 from ..loop import Budget, IterativeSolver

@@ -1,7 +1,7 @@
 """Run the command line in a process that kills itself (SIGKILL, so without any clean-up) at a chosen call.
 
-Usage: ``python kill_at.py NAME N ARGUMENT...``; the process dies when function NAME of the run folder's module
-is called for the Nth time, before it does anything.
+Usage: ``python kill_at.py NAME N ARGUMENT...``; the process dies when the modules of the run folder call function NAME
+for the Nth time, before it does anything.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import os
 import signal
 import sys
 from typing import Any
-from unittest.mock import patch
 
 from relaxprune.cli import main
-from relaxprune.runs import run_folder
+from relaxprune.runs import block_files, run_folder, run_progress
 
 
 def killing(function: Any, deadly_call: int) -> Any:
@@ -31,5 +30,8 @@ def killing(function: Any, deadly_call: int) -> Any:
 
 if __name__ == "__main__":
     name = sys.argv[1]
-    with patch.object(run_folder, name, killing(getattr(run_folder, name), int(sys.argv[2]))):
-        sys.exit(main(sys.argv[3:]))
+    users = [module for module in (run_folder, run_progress, block_files) if hasattr(module, name)]
+    deadly = killing(getattr(users[0], name), int(sys.argv[2]))
+    for module in users:
+        setattr(module, name, deadly)
+    sys.exit(main(sys.argv[3:]))

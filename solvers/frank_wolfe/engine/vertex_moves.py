@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError, Working
-from relaxprune.problems.problem import Quadratic
+from relaxprune.problems.working import Quadratic
 
 from ...base import Run
 from ...gap import within_gap

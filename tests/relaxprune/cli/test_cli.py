@@ -135,7 +135,7 @@ def test_solve_prints_and_refuses(problem_file: Path, tmp_path: Path, capsys: py
         (tmp_path / "size.safetensors", half, "gram"),
         (tmp_path / "sign.safetensors", half, "gram"),
         (tmp_path / "nan.safetensors", half, "weight"),
-        (tmp_path / "cut.safetensors", half, "not a whole safetensors file"),
+        (tmp_path / "cut.safetensors", half, "is damaged: it is truncated"),
     ]:
         assert main(["solve", str(file), *more]) == 2, expected
         error = capsys.readouterr().err.strip()

@@ -13,8 +13,8 @@ from torch.sparse import SparseSemiStructuredTensorCUTLASS
 from relaxprune.cli import main
 from relaxprune.masks.compact import compact, restore
 from relaxprune.masks.difference import compare_masks
+from relaxprune.masks.mask_statistics import describe
 from relaxprune.masks.semi_structured import judge
-from relaxprune.masks.statistics import describe
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
 from relaxprune.runs.mask_file import write_masks
@@ -93,9 +93,9 @@ def test_what_is_damaged_or_does_not_belong_is_refused(tmp_path: Path, capsys: p
     whole = file.read_bytes()
     capsys.readouterr()
     for data, words in (
-        (whole[:1000], "damaged or truncated"),
+        (whole[:1000], "is damaged: it is truncated"),
         (whole[:-1] + bytes([whole[-1] ^ 1]), "is damaged"),
-        (whole.replace(b"relaxprune.compact", b"relaxprune.compacT"), "no compact checkpoint"),
+        (whole.replace(b"relaxprune.compact", b"relaxprune.compacT"), "is not a compact checkpoint"),
     ):
         file.write_bytes(data)
         assert main(["masks", "restore", str(tmp_path / "small"), str(tmp_path / f"out{len(data)}{words[:2]}")]) == 2

@@ -149,13 +149,13 @@ def test_truncated_and_padded_files_say_the_expected_bytes(tiny_folder):
     path = tiny_folder / SINGLE_FILE
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    refused(tiny_folder, rf"{SINGLE_FILE} is truncated: {len(whole) - 100} bytes .* {len(whole)}")
+    refused(tiny_folder, rf"{SINGLE_FILE}' is damaged: it is truncated, {len(whole) - 100} bytes .* {len(whole)}")
     path.write_bytes(whole + b"\0")
-    refused(tiny_folder, rf"{SINGLE_FILE} is corrupt: {len(whole) + 1} bytes .* {len(whole)}")
+    refused(tiny_folder, rf"{SINGLE_FILE}' is damaged: it is too long, {len(whole) + 1} bytes .* {len(whole)}")
     path.write_bytes(whole[:20])
-    refused(tiny_folder, rf"{SINGLE_FILE} is truncated: 20 bytes")
+    refused(tiny_folder, rf"{SINGLE_FILE}' is damaged: it is truncated, 20 bytes")
     path.write_bytes(whole[:5])
-    refused(tiny_folder, rf"{SINGLE_FILE} is truncated: 5 bytes")
+    refused(tiny_folder, rf"{SINGLE_FILE}' is damaged: it is truncated, 5 bytes")
 
 
 def test_empty_pointer_and_garbage_files(tiny_folder):
@@ -168,7 +168,7 @@ def test_empty_pointer_and_garbage_files(tiny_folder):
     path.write_bytes(b"\xff" * 200)
     refused(tiny_folder, "no safetensors file")
     path.write_bytes((16).to_bytes(8, "little") + b'{"a": {"b": 1}} ')
-    refused(tiny_folder, "corrupt safetensors header")
+    refused(tiny_folder, "safetensors header is corrupt")
 
 
 def test_pickles_are_never_read(tiny_folder):

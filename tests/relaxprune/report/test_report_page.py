@@ -24,8 +24,8 @@ from relaxprune import (
 )
 from relaxprune.cli import main
 from relaxprune.masks.density import grid
-from relaxprune.report.finished_run import read_run
 from relaxprune.report.side_by_side import comparison_content
+from relaxprune.runs.finished_run import read_finished_run
 
 from ..cli.test_cli_prune import arguments, only_sentence
 from ..cli.test_cli_prune import place as place  # a fixture
@@ -118,7 +118,7 @@ def test_a_folder_that_has_the_name_of_its_model(runs: list[Path], place: Path, 
         (True, "wanda", "tiny"), (False, "dense", "tiny"),
     ]  # fmt: skip
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
-    found = comparison_content([read_run(moved), read_run(runs[0])])["perplexity"]
+    found = comparison_content([read_finished_run(moved), read_finished_run(runs[0])])["perplexity"]
     assert found["values"]["elsewhere"] == kept[0]["perplexity"] and found["dense"] == kept[1]["perplexity"]
 
 
@@ -182,7 +182,7 @@ def test_runs_that_were_evaluated_on_one_text(runs: list[Path], place: Path, tmp
     other = shutil.copytree(runs[1], tmp_path / "other")
     words = ["--text", str(place / "text.txt"), "--length", "32"]
     assert main(["eval", str(other), *words, "--windows", "3"]) == 0
-    assert comparison_content([read_run(runs[0]), read_run(other)])["perplexity"] is None
+    assert comparison_content([read_finished_run(runs[0]), read_finished_run(other)])["perplexity"] is None
     assert main(["eval", str(other), *words, "--windows", "2"]) == 0
     page = tmp_path / "both.html"
     assert main(["report", str(runs[0]), str(other), "--out", str(page)]) == 0

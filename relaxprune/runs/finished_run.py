@@ -1,4 +1,4 @@
-"""Reading a finished run folder, and checking it, before anything is drawn."""
+"""A finished run, read back from its folder and checked before anything is made of it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from relaxprune.models.checkpoint import read_json
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.prune_report import LayerReport
-from relaxprune.runs.evaluations import Measured, read_evaluations
-from relaxprune.runs.mask_file import MASKS_NAME, PackedMasks, open_mask_file
-from relaxprune.runs.run_folder import RECORD_NAME
-from relaxprune.runs.run_record import read_record
+from relaxprune.support.json_files import is_kind, read_json
+from relaxprune.support.sentences import damaged
 
-_PARTS = ("notes", "fingerprint", "report", "verification", "files")
+from .evaluation_file import Evaluation, read_evaluations
+from .mask_file import MASKS_NAME, PackedMasks, open_mask_file
+from .run_progress import WORK_NAME
+from .run_record import RECORD_NAME, read_record
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
-    "float": (int, float),
+    "float": (float,),
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
-    "float | None": (int, float, type(None)),
+    "float | None": (float, type(None)),
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class FinishedRun:
     """A finished run, as its folder holds it.
 
     Attributes:
@@ -44,7 +45,7 @@ class Run:
     layers: list[LayerReport]
     masks: PackedMasks
     config: Mapping[str, Any]
-    evaluations: list[Measured]
+    evaluations: list[Evaluation]
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class Run:
         return found
 
 
-def read_run(path: str | Path) -> Run:
+def read_finished_run(path: str | Path) -> FinishedRun:
     """Read a finished run's folder.
 
     Raises:
@@ -70,31 +71,26 @@ def read_run(path: str | Path) -> Run:
     if not folder.is_dir():
         raise RelaxPruneError(f"run folder {str(path)!r} does not exist: give the folder of relaxprune prune --out")
     if not (folder / RECORD_NAME).is_file():
-        begun = (folder / ".relaxprune").is_dir()
+        begun = (folder / WORK_NAME).is_dir()
         state = "holds a run that is not finished: continue it with --resume" if begun else "is not a run's folder"
         raise RelaxPruneError(f"{str(path)!r} {state} (it has no {RECORD_NAME})")
-    record = read_record(folder / RECORD_NAME)
-    lacking = [part for part in _PARTS if not isinstance(record.get(part), dict)]
+    record = read_record(folder)
     try:
-        layers = [] if lacking else [_layer(item) for item in record["report"]["layers"]]
-        settings = {} if lacking else record["fingerprint"]["settings"]
-        if lacking or not isinstance(settings, dict):
-            raise TypeError(f"it lacks {(*lacking, 'fingerprint.settings')[0]!r}")
-    except (KeyError, TypeError, RelaxPruneError) as error:
-        reason = str(error).rstrip(".")
-        raise RelaxPruneError(f"{str(folder / RECORD_NAME)!r} is damaged: {reason}") from error
+        layers = [_layer(item) for item in record["report"]["layers"]]
+    except (TypeError, ValueError) as error:
+        raise damaged(repr(str(folder / RECORD_NAME)), str(error)) from error
     if not (folder / MASKS_NAME).is_file():
         raise RelaxPruneError(f"run folder {str(path)!r} lacks its masks, {MASKS_NAME}")
-    masks, _ = open_mask_file(folder / MASKS_NAME)
+    masks, _ = open_mask_file(folder)
     strange = [layer.parameter for layer in layers if masks.shapes.get(layer.parameter) != (layer.rows, layer.cols)]
     if strange:
         raise RelaxPruneError(f"{str(folder / MASKS_NAME)!r} has no mask of the reported shape for {strange[0]!r}")
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    return Run(folder, record, layers, masks, config, read_evaluations(folder))
+    return FinishedRun(folder, record, layers, masks, config, read_evaluations(folder))
 
 
-def _layer(item: Any) -> LayerReport:
-    """Return a layer's report whose values are all of their kinds."""
+def _layer(item: Mapping[str, Any]) -> LayerReport:
+    """Return a layer's report whose values are all of their kinds; raises TypeError for any other."""
     known = {field.name: field.default for field in fields(LayerReport)}
     lacking = [name for name, default in known.items() if default is MISSING and name not in item]
     if lacking:
@@ -103,6 +99,8 @@ def _layer(item: Any) -> LayerReport:
     layer = LayerReport(**{name: value for name, value in item.items() if name in known})
     for field in fields(LayerReport):
         value = getattr(layer, field.name)
-        if not isinstance(value, _KINDS[str(field.type)]):
+        if not is_kind(value, _KINDS[str(field.type)]):
             raise TypeError(f"{field.name} of layer {layer.name!r} is a {type(value).__name__}, not {field.type}")
+    if layer.rows < 1 or layer.cols < 1:
+        raise TypeError(f"layer {layer.name!r} has no weights")
     return layer

@@ -1,26 +1,12 @@
-"""Masks from a folder or a file, and statistics of one of them."""
+"""Statistics of one mask."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.runs.mask_file import MASKS_NAME, read_masks
-
-
-def masks_of(path: Path) -> dict[str, Tensor]:
-    """Return the masks of a run folder or of a mask file.
-
-    Raises:
-        RelaxPruneError: there are none, or the file is damaged.
-    """
-    file = path / MASKS_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise RelaxPruneError(f"{str(file)!r} does not exist: give a folder that `prune` wrote, or a mask file")
-    return read_masks(file)
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,13 @@ class MaskStatistics:
 
 
 def describe(name: str, mask: Tensor) -> MaskStatistics:
-    """Return the statistics of a mask (rows, cols) bool."""
+    """Return the statistics of a mask (rows, ...) bool, whose further dimensions count as columns.
+
+    Raises:
+        RelaxPruneError: it has no rows, or none of its rows has entries.
+    """
+    if mask.numel() == 0:
+        raise RelaxPruneError(f"mask {name!r} has shape {tuple(mask.shape)}, and no entries to tell of")
     flat = mask.reshape(mask.shape[0], -1)
     rows, columns = flat.double().mean(dim=1), flat.double().mean(dim=0)
     return MaskStatistics(

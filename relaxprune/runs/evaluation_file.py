@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json
+from relaxprune.support.json_files import JsonFormat, Values, read_document
 
-from .run_folder import RECORD_NAME
-from .run_record import now, read_record
+from .run_record import RECORD_NAME, now, read_record
 
 if TYPE_CHECKING:
     from relaxprune.evaluation.perplexity import PerplexityResult
     from relaxprune.text.windows import TokenWindows
 
 EVALUATION_NAME = "evaluation.json"
-SCHEMA_VERSION = 1
+_RESULT = {
+    **{name: str for name in ("method", "model", "text", "tokens_sha256", "measured")},
+    **{name: float for name in ("perplexity", "mean_loss")},
+    "own": bool,
+    "windows": int,
+    "length": int,
+    "versions": Values(str),
+}
+_FORM = JsonFormat(version=1, shape={"results": [_RESULT]}, advice="delete it and run relaxprune eval again")
 DENSE, OTHER = "dense", "other"
 
 
 @dataclass(frozen=True)
-class Measured:
+class Evaluation:
     """A perplexity, what it is of, and what it was measured on.
 
     Attributes:
@@ -61,7 +68,7 @@ class Measured:
         return (self.own, *(() if self.own else (self.method, self.model)), self.tokens_sha256)
 
 
-def read_evaluations(folder: Path) -> list[Measured]:
+def read_evaluations(folder: Path) -> list[Evaluation]:
     """Return the results that are recorded in a run folder, none where nothing was evaluated.
 
     Raises:
@@ -70,20 +77,14 @@ def read_evaluations(folder: Path) -> list[Measured]:
     path = folder / EVALUATION_NAME
     if not path.is_file():
         return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found, results = content["schema_version"], content["results"]
-        if found == SCHEMA_VERSION:
-            return [_measured(item) for item in results]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RelaxPruneError(f"{str(path)!r} is damaged: delete it and run relaxprune eval again") from error
-    raise RelaxPruneError(f"{str(path)!r} has schema version {found!r}, this relaxprune reads {SCHEMA_VERSION}")
+    results = read_document(path, _FORM)["results"]
+    return [Evaluation(**{field.name: item[field.name] for field in fields(Evaluation)}) for item in results]
 
 
-def record_evaluation(folder: Path, result: Measured) -> None:
+def record_evaluation(folder: Path, result: Evaluation) -> None:
     """Add a result to those in a run folder, durably; it replaces an older one of the same model on the same text."""
     kept = [item for item in read_evaluations(folder) if item.key != result.key]
-    content = {"schema_version": SCHEMA_VERSION, "results": [asdict(item) for item in (*kept, result)]}
+    content = {"schema_version": _FORM.version, "results": [asdict(item) for item in (*kept, result)]}
     write_json(folder / EVALUATION_NAME, content)
 
 
@@ -99,7 +100,9 @@ def run_folder_of(model: str, record: Path | None) -> Path | None:
     return record or (own if (own / RECORD_NAME).is_file() else None)
 
 
-def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows, weights_sha256: str) -> Measured:
+def evaluation_of(
+    model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows, weights_sha256: str
+) -> Evaluation:
     """Return what is kept of a perplexity.
 
     Args:
@@ -110,7 +113,7 @@ def measured(model: str, folder: Path, result: PerplexityResult, tokens: TokenWi
         weights_sha256: of the weights that were evaluated, in the precision in which they were.
     """
     own = Path(model).resolve() == folder.resolve()
-    return Measured(
+    return Evaluation(
         method=_method(model, folder, weights_sha256),
         own=own,
         model=Path(model).resolve().name if own else model,
@@ -129,17 +132,6 @@ def _method(model: str, folder: Path, weights_sha256: str) -> str:
     """Say how weights came about: by a run's solver, by no pruning, or in a way that the folder does not know."""
     made = Path(model) / RECORD_NAME
     if made.is_file():
-        return str(read_record(made)["report"]["solver"])
-    pruned = read_record(folder / RECORD_NAME)["fingerprint"]["model"]["weights_sha256"]
+        return str(read_record(made.parent)["report"]["solver"])
+    pruned = read_record(folder)["fingerprint"]["model"]["weights_sha256"]
     return DENSE if weights_sha256 == pruned else OTHER
-
-
-def _measured(item: Any) -> Measured:
-    """Build a result from JSON; raises TypeError unless every field is there and of its kind."""
-    found = Measured(**{field.name: item[field.name] for field in fields(Measured)})
-    texts = (found.method, found.model, found.text, found.tokens_sha256, found.measured)
-    numbers = (found.perplexity, found.mean_loss, found.windows, found.length)
-    kinds = ((str, texts), (int | float, numbers), (bool, (found.own,)))
-    if not all(isinstance(value, kind) for kind, values in kinds for value in values):
-        raise TypeError("wrong kinds of values")
-    return found

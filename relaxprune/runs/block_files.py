@@ -1,0 +1,91 @@
+"""The finished blocks of a run that is under way: one mask file each, with its reports, and the weights that moved."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.block_record import BlockRecord
+from relaxprune.pruning.block_tuning import BlockTuning
+from relaxprune.pruning.channels.permutation import Permutation
+from relaxprune.pruning.prune_report import LayerReport
+from relaxprune.support.json_files import Maybe, Values, misfit
+
+from .mask_file import read_mask_file, write_masks
+from .weight_files import WeightFiles
+
+_NAME = re.compile(r"[0-9]{5,}\.safetensors")
+_SHAPE = {"block": int, "layers": [dict], "permutations": [dict], "seconds": Values(float), "tuning": Maybe(dict)}
+
+
+class BlockFiles:
+    """The folders ``blocks`` and, where weights move, ``weights`` of a run's progress.
+
+    Args:
+        work: the folder of the progress.
+        refitted: whether weights move.
+    """
+
+    def __init__(self, work: Path, refitted: bool) -> None:
+        self.folder = work / "blocks"
+        self._weights = WeightFiles(work / "weights") if refitted else None
+
+    @property
+    def solved(self) -> list[int]:
+        """Indices of the blocks that are recorded, ascending."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if _NAME.fullmatch(path.name))
+
+    def refuse_strays(self) -> None:
+        """Refuse files that no run has put there.
+
+        Raises:
+            RelaxPruneError: naming the first.
+        """
+        strays = sorted(path for path in self.folder.glob("*.safetensors") if not _NAME.fullmatch(path.name))
+        if strays:
+            raise RelaxPruneError(f"{str(strays[0])!r} is no file of this run: move it elsewhere, or delete it")
+
+    def path(self, block: int) -> Path:
+        """Return the path of a block's file."""
+        return self.folder / f"{block:05d}.safetensors"
+
+    def save(self, block: int, record: BlockRecord) -> None:
+        """Record a finished block durably: masks and reports in one file, whole or not at all."""
+        extra: dict[str, Any] = {
+            "block": block,
+            "layers": [layer.to_dict() for layer in record.layers],
+            "permutations": [item.to_dict() for item in record.permutations],
+            "seconds": record.seconds,
+            "tuning": None if record.tuning is None else asdict(record.tuning),
+        }
+        if self._weights is not None:  # first: a block counts once its masks are recorded
+            self._weights.save(block, record.weights)
+        write_masks(self.path(block), record.masks, extra)
+
+    def load(self, block: int) -> BlockRecord:
+        """Return a block's record.
+
+        Raises:
+            RelaxPruneError: the file is damaged or is not of this block; deleting it has the block solved again.
+        """
+        masks, extra = read_mask_file(self.path(block))
+        try:
+            if misfit(extra, _SHAPE) or set(extra) != set(_SHAPE) or extra["block"] != block:
+                raise ValueError("another record")
+            layers = [LayerReport.from_dict(layer) for layer in extra["layers"]]
+            permutations = [Permutation.from_dict(item) for item in extra["permutations"]]
+            tuning = None if extra["tuning"] is None else BlockTuning(**extra["tuning"])
+        except (ValueError, TypeError, KeyError) as error:
+            path = str(self.path(block))
+            raise RelaxPruneError(
+                f"{path!r} is not the record of block {block}; delete it to solve it again"
+            ) from error
+        weights = {} if self._weights is None else self._weights.load(block, masks)
+        return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tuning)
+
+    def delete(self, block: int) -> None:
+        """Have a block solved again."""
+        self.path(block).unlink()
