@@ -41,9 +41,7 @@ def test_only_a_complete_run_misses_anything() -> None:
     ("arguments", "code"),
     [(["pack"], 1), (["pack", "-k", "fw"], 0), (["pack/test_checks.py::test_one"], 0)],
 )
-def test_the_run_fails_only_where_all_was_asked_for(
-    pytester: pytest.Pytester, arguments: list[str], code: int
-) -> None:
+def test_the_run_fails_only_where_all_was_asked_for(pytester: pytest.Pytester, arguments: list[str], code: int) -> None:
     pack = pytester.mkdir("pack")
     for name in ("__init__.py", "account.py", "conftest.py"):
         shutil.copy(HERE / name, pack / name)
