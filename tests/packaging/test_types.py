@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import relaxprune
 
-from .conftest import build_wheel, install_clean
-from .repository import ROOT, clean_environment, export
+from .conftest import CleanInstall
+from .repository import ROOT, clean_environment
 
-BROKEN = ("relaxprune/cli/__init__.py", "problems/errors.py", "solvers/__init__.py")
+BROKEN = ("relaxprune/cli/__init__.py", "relaxprune/problems/errors.py", "relaxprune/solvers/__init__.py")
 
 
-def test_mypy_finds_an_injected_error_in_each_folder(tmp_path: Path) -> None:
-    source = export(tmp_path / "source")
+def test_mypy_finds_an_injected_error_in_each_folder(clean_install: CleanInstall, tmp_path: Path) -> None:
+    environment = shutil.copytree(clean_install.folder, tmp_path / "environment", symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    expected = []
     for name in BROKEN:
-        with (source / name).open("a", encoding="utf-8") as file:
-            file.write('\n_INJECTED: int = "not a number"\n')
-    (tmp_path / "dist").mkdir()
-    broken = install_clean(build_wheel(source, tmp_path / "dist"), tmp_path / "environment")
-    # With the cache of ``make types``, torch and transformers are not analysed again: seconds instead of half a minute.
+        lines = [*(site / name).read_text(encoding="utf-8").splitlines(), '_INJECTED: int = "not a number"']
+        (site / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        expected.append(f"{name}:{len(lines)}: error: Incompatible types in assignment")
+    # Dependencies are skipped: to read their types takes half a minute, and the injected errors do not hang on them.
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")),
-            *("--cache-dir", str(ROOT / ".mypy_cache"), "--python-executable", str(broken.python), "-p", "relaxprune"),
+            *(sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "relaxprune"),
+            *("--python-executable", str(environment / "bin" / "python")),
+            *("--follow-imports", "skip", "--cache-dir", str(tmp_path / "cache")),
         ],
         cwd=tmp_path,
         env=clean_environment(),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    found = [line for line in done.stdout.splitlines() if "_INJECTED" in line or "Incompatible types" in line]
-    for name in BROKEN:
-        tail = name if name.startswith("relaxprune/") else f"relaxprune/{name}"
-        assert any(tail in line for line in found), f"mypy did not report {name}:\n{done.stdout}"
+    for line in expected:
+        assert line in done.stdout, f"mypy did not report {line}:\n{done.stdout}{done.stderr}"
 
 
 def test_every_package_says_that_it_is_typed() -> None:

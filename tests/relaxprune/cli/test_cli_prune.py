@@ -47,6 +47,15 @@ def arguments(place: Path, out: Path, *more: str) -> list[str]:
     return ["prune", str(place / "tiny"), *amount, "--out", str(out), *calibration, *EFFORT, *more]
 
 
+# Where runs are killed: the Nth call of a function of the run folder's module.
+KILLS = {
+    "after one block": ("write_masks", 2),
+    "after two blocks": ("write_masks", 3),
+    "before the check": ("verify_saved_model", 1),
+    "before the record": ("write_json", 2),
+}
+
+
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:
     """A run that nothing interrupted, in a process of its own."""
@@ -113,16 +122,21 @@ def test_the_record_tells_the_checkpoint(place: Path, finished: Path) -> None:
     assert model["revision"] is None and model["trust_remote_code"] is False
 
 
-@pytest.mark.parametrize(
-    ("function", "call"),
-    [("write_masks", 2), ("verify_saved_model", 1), ("write_json", 2)],
-    ids=["after one block", "before the check", "before the record"],
-)
-def test_killed_and_resumed_is_identical(place: Path, finished: Path, tmp_path: Path, function: str, call: int) -> None:
-    out = tmp_path / "out"
-    script = str(Path(__file__).parents[1] / "kill_at.py")
-    killed = run_process([script, function, str(call), *arguments(place, out)], tmp_path)
-    assert killed.returncode == -9, killed.stderr
+@pytest.fixture(scope="module")
+def killed(place: Path) -> dict[str, Path]:
+    """Runs that were killed, by where: they share the process that starts them, and each is resumed by one test."""
+    words = [str(Path(__file__).parents[1] / "kill_at.py")]
+    folders = {where: place / where for where in KILLS}
+    for where, (function, call) in KILLS.items():
+        words += ["--", function, str(call), *arguments(place, folders[where])]
+    done = run_process(words, place)
+    assert done.returncode == 0, done.stderr
+    return folders
+
+
+@pytest.mark.parametrize("where", ["after one block", "before the check", "before the record"])
+def test_killed_and_resumed_is_identical(place: Path, finished: Path, killed: dict[str, Path], where: str) -> None:
+    out = killed[where]
     assert not (out / "relaxprune.json").exists()
     assert main(arguments(place, out, "--resume")) == 0
     for name in SAME:
@@ -130,10 +144,8 @@ def test_killed_and_resumed_is_identical(place: Path, finished: Path, tmp_path: 
     assert not (out / ".relaxprune").exists()
 
 
-def test_a_deleted_block_is_solved_again(place: Path, finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    script = str(Path(__file__).parents[1] / "kill_at.py")
-    run_process([script, "write_masks", "3", *arguments(place, out)], tmp_path)
+def test_a_deleted_block_is_solved_again(place: Path, finished: Path, killed: dict[str, Path]) -> None:
+    out = killed["after two blocks"]
     (out / ".relaxprune/blocks/00000.safetensors").unlink()
     assert main(arguments(place, out, "--resume")) == 0
     assert (out / "masks.safetensors").read_bytes() == (finished / "masks.safetensors").read_bytes()

@@ -20,6 +20,7 @@ from relaxprune.problems.quadratic_problem import WorkingQuadratic
 from relaxprune.solvers import Solver, solver_class, solver_names
 from relaxprune.solvers.base import BUDGETS
 from relaxprune.solvers.loop import IterativeSolver
+from tests.conftest import LONG
 
 from .account import ACCOUNT
 from .problems import Case, Parts, tiny
@@ -27,7 +28,7 @@ from .reference import distance, frank_wolfe_gap, relaxed_optimum
 
 MOST_ITERATIONS = 60  # a cap on defaults that were chosen for real layers
 MOST_ITERATIONS_OF_A_HEURISTIC = 200  # where the end of the search is judged
-MOST_SECONDS = 1.0  # for solvers whose work is no number of iterations, where the problem is not tiny
+MOST_SECONDS = 1.0 if LONG else 0.5  # for solvers whose work is no number of iterations, where the problem is not tiny
 TINY = 12  # columns
 OPTIMAL = 1e-6  # relative: how near to the proven optimum an answer must be that calls itself OPTIMAL
 BOX = {torch.float32: 1e-4, torch.float64: 1e-9}  # how far a relaxed mask may leave the set, per dtype

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from .account import REFERENCE, Account
+
+pytest_plugins = ["pytester"]
 
 HERE = Path(__file__).parent
 CHECKS = """
@@ -40,18 +39,14 @@ def test_only_a_complete_run_misses_anything() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [([], 1), (["-k", "fw"], 0), (["pack/test_checks.py::test_one"], 0)],
+    [(["pack"], 1), (["pack", "-k", "fw"], 0), (["pack/test_checks.py::test_one"], 0)],
 )
-def test_the_run_fails_only_where_all_was_asked_for(tmp_path: Path, arguments: list[str], code: int) -> None:
-    pack = tmp_path / "pack"
-    pack.mkdir()
+def test_the_run_fails_only_where_all_was_asked_for(pytester: pytest.Pytester, arguments: list[str], code: int) -> None:
+    pack = pytester.mkdir("pack")
     for name in ("__init__.py", "account.py", "conftest.py"):
         shutil.copy(HERE / name, pack / name)
     (pack / "test_checks.py").write_text(CHECKS)
-    command = ["-m", "pytest", "--import-mode=importlib", "-p", "no:cacheprovider", "-q", *(arguments or ["pack"])]
-    done = subprocess.run(
-        [sys.executable, "-P", *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ}
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    failed = "CONFORMANCE FAILED: swap never ran in this session: it is Tuesday" in done.stdout
-    assert failed == (code == 1), done.stdout
+    done = pytester.runpytest_inprocess("--import-mode=importlib", "-p", "no:cacheprovider", "-q", *arguments)
+    assert done.ret == code
+    failed = "CONFORMANCE FAILED: swap never ran in this session: it is Tuesday" in done.stdout.str()
+    assert failed == (code == 1)

@@ -101,7 +101,7 @@ def test_annealing_leaves_almost_nothing_to_rounding():
 
 
 @pytest.mark.parametrize("kind", SETS)
-@settings(max_examples=200 if LONG else 6)
+@settings(max_examples=200 if LONG else 4)
 @given(seed=SEEDS)
 def test_near_the_best_mask_of_small_problems(kind, seed):
     """Not a promise of the method, which a single case may break; but far above the best something is broken."""
