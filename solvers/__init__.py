@@ -18,6 +18,7 @@ from .loop import Budget as Budget
 from .loop import IterativeSolver as IterativeSolver
 from .registry import make_solver as make_solver
 from .registry import polish_names as polish_names
+from .registry import polishes as polishes
 from .registry import solver_class as solver_class
 from .registry import solver_distribution as solver_distribution
 from .registry import solver_names as solver_names
@@ -39,6 +40,7 @@ __all__ = [
     "Status",
     "make_solver",
     "polish_names",
+    "polishes",
     "solver_class",
     "solver_distribution",
     "solver_names",

@@ -54,8 +54,16 @@ def solver_names() -> list[str]:
 
 
 def polish_names() -> list[str]:
-    """Return the names of our solvers that may end the masks of others: values of ``polish``. Imports them all."""
-    return [name for name in _BUILT_IN if solver_class(name).polishes]
+    """Return the names of the solvers that may end the masks of others: values of ``polish``. Imports all of them."""
+    return [name for name in solver_names() if polishes(name)]
+
+
+def polishes(name: object) -> bool:
+    """Tell whether this names a solver that may end the masks of others; one that cannot be loaded may not."""
+    try:
+        return isinstance(name, str) and solver_class(name).polishes
+    except RelaxPruneError:
+        return False
 
 
 def solver_distribution(name: str) -> str | None:

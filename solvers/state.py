@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems.working import Quadratic
+from relaxprune.problems import Quadratic
 
 
 class State(ABC):

@@ -12,12 +12,10 @@ from torch import Tensor
 from relaxprune.problems import MaskProblem, Problem, QuadraticProblem
 from relaxprune.problems.checks import check_seed, one_of, positive_number, whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.solvers import Solver, make_solver, solver_class
+from relaxprune.solvers import Solver, make_solver, polish_names, polishes, solver_class
 from relaxprune.solvers.base import BUDGETS, DEFAULT_MEMORY_BYTES
 
 AUTO = "auto"
-OBS_SWAP = "obs-swap"
-POLISHES = ("swap", OBS_SWAP)
 
 
 def _budget(check: Callable[[str, object], None]) -> Any:
@@ -63,8 +61,8 @@ class SolveOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         self._check_start()
-        if self.polish is not None:
-            one_of("polish", self.polish, (AUTO, *POLISHES), " or None")
+        if self.polish not in (AUTO, None) and not polishes(self.polish):
+            one_of("polish", self.polish, (AUTO, *polish_names()), " or None")
         check_seed(self.seed)
         for item in fields(self):
             value = getattr(self, item.name)
@@ -115,10 +113,12 @@ class SolveOptions:
 
     def check_moves(self, moves_weights: bool) -> None:
         """Raise RelaxPruneError for a polish that exchanges by the error after refitting where weights stay."""
-        if self.polish == OBS_SWAP and not moves_weights:
+        if moves_weights or self.polish is None or self.polish == AUTO:
+            return
+        if solver_class(self.polish).needs_moving_weights:
             raise RelaxPruneError(
-                'polish "obs-swap" is for weights that move: give a ReconstructionProblem, for a model set weights to '
-                '"refit", or use "swap"'
+                f'polish "{self.polish}" is for weights that move: give a ReconstructionProblem, for a model set '
+                'weights to "refit", or use "swap"'
             )
 
     def check_memory(self, problem: Problem, solver: Solver) -> None:

@@ -41,7 +41,8 @@ def solve(
         solver: a name (see ``available_solvers``) or a ``Solver`` instance; None is ``fw``, and ``reconstruct`` where
             weights may move.
         options: what is asked whatever the solver: start, polish, budgets, seed, memory.
-        callback: called with a ``Progress`` every 10 iterations.
+        callback: called with a ``Progress`` every 10 iterations and at the end of every band of rows that is solved
+            together, by the solver and then by its polish; an exception ends the solve.
         throw: raise when the solver breaks down; False returns a Solution whose status says so.
         **words: fields of ``SolveOptions``, which count for more than ``options``, as in ``solve(problem, seed=3)``;
             and options of the solver named, as in ``solve(problem, "fw", effort="best")``.

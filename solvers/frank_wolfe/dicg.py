@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems import RelaxPruneError, Working
-from relaxprune.problems.working import Quadratic
+from relaxprune.problems import Quadratic, RelaxPruneError, Working
 
 from ..gap import within_gap
 from ..loop import Budget, IterativeSolver

@@ -184,8 +184,8 @@ class FrankWolfe(IterativeSolver[Annealing]):
 
     def init(self, problem: Working, start: Tensor, budget: Budget) -> Annealing:
         """Start at a feasible mask."""
-        tightens = self.tighten == "diagonal" and budget.tightening is not None
-        tightening = budget.tightening.to(start.dtype) if tightens else None
+        tightening = budget.tightening if self.tighten == "diagonal" else None
+        tightening = None if tightening is None else tightening.to(start.dtype)
         convex = math.ceil(self.convex_share * budget.iterations) if self.anneal else budget.iterations
         return Annealing(problem, start, self._schedule(budget.iterations, convex, budget.gap_tolerance), tightening)
 

@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem, RelaxPruneError, Working
-from relaxprune.problems.working import Quadratic
+from relaxprune.problems import Problem, Quadratic, RelaxPruneError, Working
 
 from ...base import Run
 from ...gap import within_gap

@@ -226,7 +226,10 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
         (lambda: solve(problem_of(KSparse(6)), "alps", rho=0.0), "rho must lie in"),
         (lambda: solve(problem_of(KSparse(6)), dtype="float16"), "dtype must be one of float32, float64"),
         (lambda: solve(problem_of(KSparse(6)), rho=5.0), "rho must be at most 1.0"),
-        (lambda: solve(problem_of(KSparse(6)), "sparsegpt", blocksize=0), "blocksize must be at least 1"),
+        (
+            lambda: solve(problem_of(KSparse(6)), "sparsegpt", blocksize=0),
+            "blocksize must be a whole number",
+        ),
         (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "does not use"),
         (lambda: solve(QuadraticProblem(torch.eye(4), torch.zeros(1, 4), KSparse(2)), "alps"), "fw and fista"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby, pairwise
 from typing import Any
@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from relaxprune import MaskProblem, Solution
-from relaxprune.solvers import Answer, Progress, Run, make_solver
+from relaxprune import Solution, solve
+from relaxprune.problems import Problem
+from relaxprune.solvers import Answer, Progress, Run, make_solver, polish_names
 from relaxprune.solvers.base import CHECK_EVERY
 from relaxprune.solving.solving import least_memory
 
@@ -101,8 +102,7 @@ def check_time(case: Case, name: str) -> None:
 
 def check_broken_band(case: Case, name: str) -> None:
     """A band whose numbers are not finite keeps its start; the others end as if it were sound; the status says so."""
-    assert isinstance(case.problem, MaskProblem)
-    start = case.problem.polytope.round(case.problem.score("magnitude"))
+    start = solve(case.problem, "magnitude").mask
     sound = _answer(case.problem, name, start)
     with _broken_row(case.problem, 1):
         broken = _answer(case.problem, name, start)
@@ -115,7 +115,24 @@ def check_broken_band(case: Case, name: str) -> None:
         assert rows is None or bool(torch.isfinite(rows[others]).all())
 
 
-def _answer(problem: MaskProblem, name: str, start: Tensor) -> Answer:
+def check_polish(case: Case, name: str) -> None:
+    """A solver that polishes takes a start, ends in a mask, is named by ``polish_names``, and never makes it worse.
+
+    One that judges masks after refitting may make them worse before.
+    """
+    solver = make_solver(name)
+    assert (name in polish_names()) == solver.polishes
+    assert solver.polishes or not solver.needs_moving_weights
+    if not solver.polishes:
+        return
+    assert {"start", "time_limit_s"} <= solver.budgets() and solver.polisher() is None
+    start = solve(case.problem, "magnitude").mask
+    answer = solver.run(case.problem, Run(start=start))
+    assert answer.point.dtype == torch.bool and case.rule.feasible(answer.point)
+    assert solver.needs_moving_weights or case.value(answer.point) <= case.value(start) + case.margin
+
+
+def _answer(problem: Problem, name: str, start: Tensor) -> Answer:
     """Run a solver in the least memory, without judging its answer."""
     solver = make_solver(name)
     most = min(default_iterations(solver), MOST_ITERATIONS) or None
@@ -123,16 +140,15 @@ def _answer(problem: MaskProblem, name: str, start: Tensor) -> Answer:
 
 
 @contextmanager
-def _broken_row(problem: MaskProblem, row: int) -> Iterator[None]:
+def _broken_row(problem: Problem, row: int) -> Iterator[None]:
     """Let every band that has a row of ``problem`` find NaN there."""
-    mark, original = problem.weight[row, 0], MaskProblem.rows
-    rows: Callable[..., MaskProblem] = original
+    mark, original = problem.term[row, 0], Problem.rows
 
-    def broken(self: MaskProblem, index: slice | Tensor) -> MaskProblem:
-        piece = rows(self, index)
-        piece.weight = torch.where(piece.weight[:, :1] == mark, torch.nan, piece.weight)
+    def broken(self: Problem, index: slice | Tensor) -> Problem:
+        piece: Problem = original(self, index)
+        piece.term = torch.where(piece.term[:, :1] == mark, torch.nan, piece.term)
         return piece
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskProblem, "rows", broken)
+        patch.setattr(Problem, "rows", broken)
         yield

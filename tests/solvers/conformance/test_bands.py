@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .band_checks import check_broken_band, check_reports, check_stop, check_time
+from .band_checks import check_broken_band, check_polish, check_reports, check_stop, check_time
 from .problems import Case, layer
 
 
@@ -25,3 +25,7 @@ def test_no_band_takes_the_time_of_the_others(name: str, seed: int) -> None:
 
 def test_a_broken_band_leaves_the_others_alone(name: str, seed: int) -> None:
     check_broken_band(_case(seed), name)
+
+
+def test_a_polish_is_one(name: str, seed: int) -> None:
+    check_polish(_case(seed), name)

@@ -15,6 +15,7 @@ from relaxprune.solvers import make_solver, solver_class, solver_names
 from tests.docs.blocks import ROOT, Block, blocks
 
 from .account import ACCOUNT
+from .band_checks import check_reports, check_stop, check_time
 from .checks import (
     attempt,
     check_budgets,
@@ -107,5 +108,7 @@ def test_it_conforms_on_layers(outside: list[str], seed: int) -> None:
         check_budgets(layer("quadratic", "row", seed).case(), name)
         check_failure(layer("mask", "row", seed).case(), name)
         check_monotone(layer("mask", "row", seed).case(), name)
+        for check in (check_reports, check_stop, check_time):
+            check(layer("mask", "row", seed).case(), name)
     (iterative,) = _entry_points()  # random masks differ from one order of columns to another
     check_permuted(layer("mask", "row", seed, (32, 32)), iterative)
