@@ -34,8 +34,8 @@ GROUP = "relaxprune.solvers"
 
 
 def _blocks(language: str) -> list[Block]:
-    """The page's code blocks of one language."""
-    return [block for block in blocks(PAGE) if block.language == language]
+    """The page's code blocks of one language that are run."""
+    return [block for block in blocks(PAGE) if block.language == language and not block.not_run]
 
 
 def _entry_points() -> dict[str, str]:
