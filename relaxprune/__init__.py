@@ -6,9 +6,10 @@ nor typer is imported until something needs it.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .support.lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -34,79 +35,78 @@ if TYPE_CHECKING:
     from .certificates import Certificate as Certificate
     from .certificates import certify as certify
     from .evaluation.perplexity import perplexity as perplexity
-    from .models.loading import LoadOptions as LoadOptions
-    from .models.loading import load_model as load_model
-    from .options.solve_options import SolveOptions as SolveOptions
-    from .pruning.pipeline import prune_model as prune_model
-    from .pruning.planning import plan_model as plan_model
-    from .pruning.prune_report import PruneReport as PruneReport
+    from .inputs import GramAccumulator as GramAccumulator
+    from .models import LoadOptions as LoadOptions
+    from .models import apply_masks as apply_masks
+    from .models import load_model as load_model
+    from .options import Allocation as Allocation
+    from .options import PruneOptions as PruneOptions
+    from .options import SolveOptions as SolveOptions
+    from .options import StatisticsOptions as StatisticsOptions
+    from .pruning import LayerReport as LayerReport
+    from .pruning import Plan as Plan
+    from .pruning import PruneReport as PruneReport
+    from .pruning import plan_model as plan_model
+    from .pruning import prune_model as prune_model
     from .report.writing import write_report as write_report
-    from .runs.mask_file import read_masks as read_masks
-    from .runs.mask_file import write_masks as write_masks
-    from .solving.comparison import compare as compare
-    from .solving.refitting import Refit as Refit
-    from .solving.refitting import refit as refit
-    from .solving.solution import Solution as Solution
-    from .solving.solution import Status as Status
-    from .solving.solving import available_solvers as available_solvers
-    from .solving.solving import solve as solve
-    from .text.windows import CalibrationOptions as CalibrationOptions
-    from .text.windows import calibration_windows as calibration_windows
-    from .text.windows import evaluation_windows as evaluation_windows
+    from .runs import read_masks as read_masks
+    from .runs import write_masks as write_masks
+    from .solving import Refit as Refit
+    from .solving import Solution as Solution
+    from .solving import Status as Status
+    from .solving import available_solvers as available_solvers
+    from .solving import compare as compare
+    from .solving import refit as refit
+    from .solving import solve as solve
+    from .text import CalibrationOptions as CalibrationOptions
+    from .text import calibration_windows as calibration_windows
+    from .text import evaluation_windows as evaluation_windows
 
-# The same names for who runs the package: a test holds the two lists to each other.
-_HOME = {
-    "Gram": "relaxprune.problems",
-    "KSparse": "relaxprune.problems",
-    "MaskProblem": "relaxprune.problems",
-    "NM": "relaxprune.problems",
-    "Polytope": "relaxprune.problems",
-    "Problem": "relaxprune.problems",
-    "QuadraticProblem": "relaxprune.problems",
-    "ReconstructionProblem": "relaxprune.problems",
-    "RelaxPruneError": "relaxprune.problems",
-    "SolveError": "relaxprune.problems",
-    "TransposableNM": "relaxprune.problems",
-    "Progress": "relaxprune.solvers",
-    "Solver": "relaxprune.solvers",
-    "Certificate": "relaxprune.certificates",
-    "certify": "relaxprune.certificates",
-    "perplexity": "relaxprune.evaluation.perplexity",
-    "LoadOptions": "relaxprune.models.loading",
-    "load_model": "relaxprune.models.loading",
-    "SolveOptions": "relaxprune.options.solve_options",
-    "plan_model": "relaxprune.pruning.planning",
-    "prune_model": "relaxprune.pruning.pipeline",
-    "PruneReport": "relaxprune.pruning.prune_report",
-    "compare": "relaxprune.solving.comparison",
-    "write_report": "relaxprune.report.writing",
-    "read_masks": "relaxprune.runs.mask_file",
-    "write_masks": "relaxprune.runs.mask_file",
-    "Refit": "relaxprune.solving.refitting",
-    "refit": "relaxprune.solving.refitting",
-    "Solution": "relaxprune.solving.solution",
-    "Status": "relaxprune.solving.solution",
-    "available_solvers": "relaxprune.solving.solving",
-    "solve": "relaxprune.solving.solving",
-    "CalibrationOptions": "relaxprune.text.windows",
-    "calibration_windows": "relaxprune.text.windows",
-    "evaluation_windows": "relaxprune.text.windows",
-}
-
-__all__ = ["__version__", *sorted(_HOME)]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use (PEP 562)."""
-    try:
-        home = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module 'relaxprune' has no attribute {name!r}") from None
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted(__all__)
+__getattr__, __dir__, _NAMES = lazy(
+    __name__,
+    {
+        "Allocation": ".options",
+        "CalibrationOptions": ".text",
+        "Certificate": ".certificates",
+        "Gram": ".problems",
+        "GramAccumulator": ".inputs",
+        "KSparse": ".problems",
+        "LayerReport": ".pruning",
+        "LoadOptions": ".models",
+        "MaskProblem": ".problems",
+        "NM": ".problems",
+        "Plan": ".pruning",
+        "Polytope": ".problems",
+        "Problem": ".problems",
+        "Progress": ".solvers",
+        "PruneOptions": ".options",
+        "PruneReport": ".pruning",
+        "QuadraticProblem": ".problems",
+        "ReconstructionProblem": ".problems",
+        "Refit": ".solving",
+        "RelaxPruneError": ".problems",
+        "Solution": ".solving",
+        "SolveError": ".problems",
+        "SolveOptions": ".options",
+        "Solver": ".solvers",
+        "StatisticsOptions": ".options",
+        "Status": ".solving",
+        "TransposableNM": ".problems",
+        "apply_masks": ".models",
+        "available_solvers": ".solving",
+        "calibration_windows": ".text",
+        "certify": ".certificates",
+        "compare": ".solving",
+        "evaluation_windows": ".text",
+        "load_model": ".models",
+        "perplexity": ".evaluation.perplexity",
+        "plan_model": ".pruning",
+        "prune_model": ".pruning",
+        "read_masks": ".runs",
+        "refit": ".solving",
+        "solve": ".solving",
+        "write_masks": ".runs",
+        "write_report": ".report.writing",
+    },
+)
+__all__ = ["__version__", *_NAMES]

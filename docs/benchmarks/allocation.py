@@ -16,7 +16,8 @@ import torch
 from relaxprune.evaluation.perplexity import perplexity
 from relaxprune.models.loading import load_model
 from relaxprune.options.allocation import ALLOCATIONS
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from relaxprune import prune_model
-from relaxprune.pruning.pipeline import PruneOptions
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.text.corpora import open_text
 
 METHODS: dict[str, dict[str, Any]] = {

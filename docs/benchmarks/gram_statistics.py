@@ -27,8 +27,9 @@ from relaxprune.evaluation.perplexity import perplexity
 from relaxprune.inputs.gram_accumulator import GramAccumulator
 from relaxprune.inputs.shrinkage import estimate, shrink
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.statistics_options import StatisticsOptions
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 from relaxprune.text.windows import (
     CalibrationOptions,
     TokenWindows,
@@ -170,7 +171,7 @@ def model(loaded: LoadedModel, arguments: argparse.Namespace) -> None:
         first = losses if first is None else first
         change = losses - first
         error = float(change.std() / math.sqrt(len(change)))
-        share = sum(layer.shrinkage for layer in report.layers) / len(report.layers)
+        share = sum(layer.inputs.shrinkage for layer in report.layers) / len(report.layers)
         print(
             f"| {name} | {result.perplexity:.2f} | {float(change.mean()):+.4f} ± {error:.4f} "
             f"| {report.mean_relative_error:.4f} | {share:.3f} | {report.seconds['total']:.0f} |",

@@ -22,8 +22,8 @@ from common import FAILURES, head, line, model_grams
 
 from relaxprune import load_model, perplexity, plan_model, prune_model
 from relaxprune.models.loading import LoadOptions
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.statistics_options import StatisticsOptions
-from relaxprune.pruning.pipeline import PruneOptions
 from relaxprune.support.durable import write_json
 from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
@@ -139,11 +139,11 @@ class Bench:
             "of_wanda": report.mean_wanda_ratio,
             "perplexity": unseen,
             # Solver and polish alone; the stage "solve" also prepares Grams, judges and proves, Wanda's mask included.
-            "solve_seconds": sum(layer.seconds for layer in report.layers),
-            "products": sum(layer.products for layer in report.layers) / len(report.layers),
+            "solve_seconds": sum(layer.cost.seconds for layer in report.layers),
+            "products": sum(layer.cost.products for layer in report.layers) / len(report.layers),
             "seconds": report.seconds,
             "failed_layers": [
-                layer.name for layer in report.layers if layer.status in ("NOT_FINITE", "BACKEND_FAILED")
+                layer.name for layer in report.layers if layer.cost.status in ("NOT_FINITE", "BACKEND_FAILED")
             ],
         }
 

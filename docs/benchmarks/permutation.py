@@ -20,8 +20,9 @@ from relaxprune import NM, MaskProblem, solve
 from relaxprune.evaluation.perplexity import perplexity
 from relaxprune.models.layer_roles import role_of
 from relaxprune.models.loading import load_model
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.pruning.channels.channel_order import channel_order, kept_saliency
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 

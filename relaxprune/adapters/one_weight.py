@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from relaxprune.inputs.gram_accumulator import GramAccumulator
 from relaxprune.models.layers import PLAIN_DTYPES, PrunableLayer, columns_of, layer_kind
-from relaxprune.options.prune_options import Target
 from relaxprune.options.solve_options import SolveOptions, solver_of
+from relaxprune.options.target import Target
 from relaxprune.problems import MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes.ksparse import pruned_count

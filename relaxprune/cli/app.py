@@ -26,7 +26,7 @@ from .demo import demo
 from .endings import EXIT_BAD_INPUT, say
 from .eval import evaluate
 from .masks import masks_app
-from .prune import prune
+from .prune.command import prune
 from .report import report
 from .solve import solve_file
 from .solvers import solvers
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except ValueError as error:
-        from relaxprune.problems.errors import RelaxPruneError  # comes with torch, which only errors may wait for
+        from relaxprune import RelaxPruneError  # comes with torch, which only errors may wait for
 
         if not isinstance(error, RelaxPruneError) or os.environ.get("RELAXPRUNE_TRACEBACK"):
             raise

@@ -14,7 +14,7 @@ from .endings import door, interruptible, tell
 from .option_groups import BudgetGroup, PatternGroup, Seed, with_groups
 
 if TYPE_CHECKING:
-    from relaxprune.solving.comparison import Comparison, ComparisonRow
+    from relaxprune.solving import Comparison, ComparisonRow
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,8 @@ def compare_solvers(
     seed: Seed = 0,
 ) -> int:
     """Solve one layer by several solvers: objective, bound, gap, status and cost in one table."""
-    from relaxprune.solving.comparison import ComparisonOptions, compare
-    from relaxprune.solving.comparison_plot import require_matplotlib
-    from relaxprune.support.outputs import refuse_output_folder
+    from relaxprune.solving import ComparisonOptions, compare, require_matplotlib
+    from relaxprune.support import refuse_output_folder
 
     from .solve import read_problem
 
@@ -71,8 +70,8 @@ def _show(row: ComparisonRow) -> None:
 def _write(comparison: Comparison, out: Path, draw: bool) -> None:
     """Write the JSON, and the plot where there is something to draw."""
     from relaxprune import __version__
-    from relaxprune.solving.comparison_plot import plot_comparison
-    from relaxprune.support.durable import write_bytes, write_json
+    from relaxprune.solving import plot_comparison
+    from relaxprune.support import write_bytes, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     head = {"relaxprune": __version__, "command": shlex.join(["relaxprune", *sys.argv[1:]])}
@@ -84,7 +83,7 @@ def _write(comparison: Comparison, out: Path, draw: bool) -> None:
 
 def _exit_code(comparison: Comparison, named: bool) -> int:
     """Return 3, and tell why, where a solver broke, or refused a problem that it was named for."""
-    from relaxprune.solving.comparison import REFUSED
+    from relaxprune.solving import REFUSED
 
     return tell(
         f"{row.solver} ended as {row.status}: {row.message}"

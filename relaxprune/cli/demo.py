@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +13,23 @@ from .endings import interruptible
 from .option_groups import with_groups
 
 
+@dataclass(frozen=True)
+class TextSizeGroup:
+    """How much text is taken."""
+
+    windows: Annotated[int | None, typer.Option(help="Calibration windows.")] = None
+    held_out: Annotated[int, typer.Option(help="Held-out windows.")] = 20
+    length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
+
+
 @with_groups
 def demo(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What to prune.")] = "smollm2-135m",
     full: Annotated[bool, typer.Option("--full", help="Full effort: about three times as long.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the 50 % model; runs/demo-TIME if not given.")] = None,
     max_iterations: Annotated[int | None, typer.Option(help="Frank-Wolfe iterations per layer.")] = None,
-    windows: Annotated[int | None, typer.Option(help="Calibration windows.")] = None,
-    held_out: Annotated[int, typer.Option(help="Held-out windows.")] = 20,
-    length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512,
+    *,
+    text: TextSizeGroup,
 ) -> int:
     """Prune a small model with Wanda's masks and with relaxprune's, at 50 % and 2:4, and print one table."""
     from .demo_run import DemoSettings, left_behind, run_demo
@@ -31,9 +40,9 @@ def demo(
         out=folder,
         effort="default" if full else "fast",
         max_iterations=max_iterations,
-        windows=(24 if full else 16) if windows is None else windows,
-        held_out=held_out,
-        length=length,
+        windows=(24 if full else 16) if text.windows is None else text.windows,
+        held_out=text.held_out,
+        length=text.length,
     )
     with interruptible(lambda: left_behind(folder)):
         return run_demo(settings)

@@ -7,19 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from relaxprune.evaluation.perplexity import perplexity
-from relaxprune.models.loading import LoadedModel
-from relaxprune.pruning.prune_report import PruneReport, table
-from relaxprune.runs.run_folder import RunFolder
-from relaxprune.support.machine import machine_line, memory_line
-from relaxprune.text.windows import CalibrationOptions, TokenWindows, evaluation_windows
+from relaxprune import PruneReport, perplexity
+from relaxprune.models import LoadedModel
+from relaxprune.pruning import make_plan
+from relaxprune.runs import RunFolder
+from relaxprune.support import machine_line, memory_line, table
+from relaxprune.text import CalibrationOptions, TokenWindows, evaluation_windows
 
 from .endings import door, tell
 from .eval import perplexity_line
 from .loading import load_model, load_options
-from .option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
-from .progress import duration
-from .prune_run import PruneRequest, calibration_tokens, finish_folder, open_folder, prune_loaded, survey_request
+from .option_groups import ModelGroup, PatternGroup, SolverGroup
+from .prune.folder import finish_folder, open_folder
+from .prune.job import PruneJob, resolve
+from .prune.progress import duration
+from .prune.run import calibration_tokens, prune_loaded
+from .prune.words import CalibrationGroup, PruneWords, RunGroup
 
 _AMOUNTS = (PatternGroup(sparsity="50%"), PatternGroup(pattern="2:4"))
 
@@ -48,7 +51,7 @@ class DemoSettings:
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """One line of the table; ``report`` is None for the dense model."""
 
     method: str
@@ -73,23 +76,21 @@ def run_demo(settings: DemoSettings) -> int:
         0; or 3 if relaxprune's masks were not better than Wanda's, or a run has notices.
     """
     started = time.perf_counter()
-    requests = _requests(settings)
-    for request in requests:
-        request.check()
+    jobs = _jobs(settings)
     evaluation = CalibrationOptions(windows=settings.held_out, length=settings.length)
     RunFolder.refuse_occupied(settings.out)
     print(f"machine: {machine_line()}", flush=True)
     with door():
         loaded = load_model(settings.model, load_options(ModelGroup()))
-    windows = calibration_tokens(requests[0], loaded)
+    windows = calibration_tokens(jobs[0], loaded)
     held_out = evaluation_windows("builtin", loaded.tokenizer, evaluation)
     print(f"calibration: {settings.windows} windows of {settings.length} tokens, {windows.source}", flush=True)
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    rows = [Row("dense", "-", _perplexity(loaded, held_out), None)]
+    rows = [DemoRow("dense", "-", _perplexity(loaded, held_out), None)]
     notices: list[str] = []
-    for request in requests:
+    for job in jobs:
         loaded.model.load_state_dict(dense)
-        rows.append(_run(request, loaded, windows, held_out, notices))
+        rows.append(_run(job, loaded, windows, held_out, notices))
     print(demo_table(rows, settings))
     print(f"effort: {settings.effort}; total {_total(started)}; {memory_line()}")
     return tell([*notices, *_comparison(rows)])
@@ -103,7 +104,7 @@ def left_behind(out: Path) -> str:
     return f"the next demo starts anew; {out} holds {state}"
 
 
-def demo_table(rows: Iterable[Row], settings: DemoSettings) -> str:
+def demo_table(rows: Iterable[DemoRow], settings: DemoSettings) -> str:
     """Return the table with the conventions of its columns stated."""
     head = ("method", "pattern", "perplexity", "mean error", "of Wanda's", "certified gap", "seconds")
     lines = "\n".join(table([head, *(row.cells() for row in rows)]))
@@ -116,21 +117,21 @@ def demo_table(rows: Iterable[Row], settings: DemoSettings) -> str:
     )
 
 
-def _requests(settings: DemoSettings) -> list[PruneRequest]:
+def _jobs(settings: DemoSettings) -> list[PruneJob]:
     """Return the four pruning runs: two amounts, each by Wanda and by relaxprune."""
     calibration = CalibrationGroup("builtin", settings.windows, settings.length)
     wanda = SolverGroup(solver="wanda")
     primary = SolverGroup(solver="fw", effort=settings.effort, max_iterations=settings.max_iterations)
     kept = RunGroup(out=settings.out)
     return [
-        PruneRequest(
-            model=settings.model,
-            how_much=amount,
-            how=how,
-            calibration=calibration,
-            layers=LayerGroup(),
-            loading=ModelGroup(),
-            run=kept if how is primary and amount.sparsity is not None else RunGroup(),
+        resolve(
+            settings.model,
+            PruneWords(
+                how_much=amount,
+                how=how,
+                calibration=calibration,
+                run=kept if how is primary and amount.sparsity is not None else RunGroup(),
+            ),
         )
         for amount in _AMOUNTS
         for how in (wanda, primary)
@@ -138,17 +139,18 @@ def _requests(settings: DemoSettings) -> list[PruneRequest]:
 
 
 def _run(
-    request: PruneRequest, loaded: LoadedModel, windows: TokenWindows, held_out: TokenWindows, notices: list[str]
-) -> Row:
+    job: PruneJob, loaded: LoadedModel, windows: TokenWindows, held_out: TokenWindows, notices: list[str]
+) -> DemoRow:
     """Prune once, write the run folder if one is asked for, and measure."""
-    amount = request.how_much.pattern or request.how_much.sparsity or ""
-    method = "Wanda" if request.solver_name == "wanda" else "relaxprune"
-    folder = None if request.run.out is None else open_folder(request, loaded, windows)
-    plan = survey_request(request, loaded).plan
-    report = prune_loaded(request, loaded, windows, plan, folder, f"{method} {amount}")
+    target = job.request.target
+    amount = target.pattern or f"{target.sparsity:.0%}"
+    method = "Wanda" if job.request.solver.name == "wanda" else "relaxprune"
+    folder = None if job.run.out is None else open_folder(job, loaded, windows)
+    plan = make_plan(loaded.model, job.request, job.tokens)
+    report = prune_loaded(job, windows, plan, folder, f"{method} {amount}")
     if folder is not None:
-        notices += finish_folder(request, folder, loaded, report)
-    return Row(method, amount, _perplexity(loaded, held_out), report)
+        notices += finish_folder(job, folder, loaded, report)
+    return DemoRow(method, amount, _perplexity(loaded, held_out), report)
 
 
 def _perplexity(loaded: LoadedModel, held_out: TokenWindows) -> float:
@@ -158,7 +160,7 @@ def _perplexity(loaded: LoadedModel, held_out: TokenWindows) -> float:
     return result.perplexity
 
 
-def _comparison(rows: list[Row]) -> list[str]:
+def _comparison(rows: list[DemoRow]) -> list[str]:
     """Say where relaxprune was not better than Wanda in the same pattern."""
     wanda = {row.amount: row.perplexity for row in rows if row.method == "Wanda"}
     return [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from relaxprune.problems.errors import RelaxPruneError
+    from relaxprune import RelaxPruneError
 
 EXIT_BAD_INPUT = 2
 EXIT_NOTICE = 3
@@ -33,7 +33,7 @@ def tell(notices: Iterable[str]) -> int:
 
 def bad_input(sentence: str) -> RelaxPruneError:
     """Return the exception that is bad input. It comes with torch, which only errors may wait for."""
-    from relaxprune.problems.errors import RelaxPruneError
+    from relaxprune import RelaxPruneError
 
     return RelaxPruneError(sentence)
 

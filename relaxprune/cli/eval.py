@@ -5,15 +5,50 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .endings import bad_input, door, interruptible
-from .option_groups import ModelGroup, TaskGroup, TextGroup, with_groups
+from .option_groups import ModelGroup, with_groups
 
 if TYPE_CHECKING:
-    from relaxprune.evaluation.tasks import TaskResult
+    from relaxprune.evaluation import TaskResult
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """The held-out text of a perplexity; None where it is not given."""
+
+    text: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="builtin (default), a text file, c4 or wikitext2.")
+    ] = None
+    windows: Annotated[int | None, typer.Option(help="Number of windows; 20 by default.")] = None
+    length: Annotated[int | None, typer.Option(help="Tokens per window, at least 2; 512 by default.")] = None
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder to keep it in; MODEL itself if it is one."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """Tasks of lm-eval instead of a perplexity; None where it is not given."""
+
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Tasks of lm-eval with commas between, such as boolq,arc_easy.")
+    ] = None
+    task_path: Annotated[Path | None, typer.Option(help="Folder of your own task files; needs no network.")] = None
+    limit: Annotated[int | None, typer.Option(help="Only the first examples of every task, to try it out.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Requests of tasks per forward pass; 1 by default.")] = None
+    out: Annotated[Path | None, typer.Option(help="File for the tasks' scores and versions, as JSON.")] = None
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names."""
+        return [name.strip() for name in (self.tasks or "").split(",") if name.strip()]
 
 
 @with_groups
@@ -41,10 +76,9 @@ def _refuse(group: TextGroup | TaskGroup, why: str) -> None:
 
 def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
     """Print the perplexity on held-out windows."""
-    from relaxprune.evaluation.perplexity import perplexity
-    from relaxprune.runs.evaluation_file import evaluation_of, record_evaluation, run_folder_of
-    from relaxprune.runs.fingerprint import weights_sha256
-    from relaxprune.text.windows import CalibrationOptions, evaluation_windows, open_source
+    from relaxprune import perplexity
+    from relaxprune.runs import evaluation_of, record_evaluation, run_folder_of, weights_sha256
+    from relaxprune.text import CalibrationOptions, evaluation_windows, open_source
 
     from .loading import load_model, load_options
 
@@ -72,9 +106,8 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
 def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
     """Print the accuracy on each task, and write them where asked to."""
     from relaxprune import __version__
-    from relaxprune.evaluation.tasks import TaskOptions, evaluate_tasks, open_tasks
-    from relaxprune.support.durable import write_json
-    from relaxprune.support.outputs import refuse_output_file
+    from relaxprune.evaluation import TaskOptions, evaluate_tasks, open_tasks
+    from relaxprune.support import refuse_output_file, write_json
 
     from .loading import load_model, load_options
 

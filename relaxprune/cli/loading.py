@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from relaxprune.models import loading
+from relaxprune.models import LoadedModel, LoadOptions
+from relaxprune.models import load_model as load
 
 if TYPE_CHECKING:
     from .option_groups import ModelGroup
 
 
-def load_options(group: ModelGroup) -> loading.LoadOptions:
+def load_options(group: ModelGroup) -> LoadOptions:
     """Return how a command's options ask for the model to be loaded, checked."""
-    return loading.LoadOptions(
+    return LoadOptions(
         device=group.device,
         dtype=group.dtype,
         revision=group.revision,
@@ -22,9 +23,9 @@ def load_options(group: ModelGroup) -> loading.LoadOptions:
     )
 
 
-def load_model(source: str, options: loading.LoadOptions) -> loading.LoadedModel:
+def load_model(source: str, options: LoadOptions) -> LoadedModel:
     """Load a model without the bars that transformers draws for each file."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return loading.load_model(source, options)
+    return load(source, options)

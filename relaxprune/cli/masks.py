@@ -22,9 +22,9 @@ NewFolder = Annotated[Path, typer.Argument(help="Output folder, new or empty.")]
 @masks_app.command("stats")
 def stats(source: Source) -> None:
     """Show sparsity and N:M pattern of every mask."""
-    from relaxprune.masks.mask_statistics import describe
-    from relaxprune.pruning.prune_report import table
-    from relaxprune.runs.mask_file import open_mask_file
+    from relaxprune.masks import describe
+    from relaxprune.runs import open_mask_file
+    from relaxprune.support import table
 
     with interruptible(), door():
         found = [describe(name, mask) for name, mask in open_mask_file(source)[0].items()]
@@ -47,9 +47,9 @@ def stats(source: Source) -> None:
 @with_groups
 def diff(first: Source, second: Source) -> int:
     """Compare two sets of masks of the same weights."""
-    from relaxprune.masks.difference import compare_masks
-    from relaxprune.pruning.prune_report import table
-    from relaxprune.runs.mask_file import open_mask_file
+    from relaxprune.masks import compare_masks
+    from relaxprune.runs import open_mask_file
+    from relaxprune.support import table
 
     with interruptible(), door():
         found = compare_masks(open_mask_file(first)[0], open_mask_file(second)[0])
@@ -70,9 +70,8 @@ def diff(first: Source, second: Source) -> int:
 @masks_app.command("export")
 def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors file to write.")]) -> None:
     """Write the masks as bool tensors, True = kept."""
-    from relaxprune.runs.mask_file import read_masks
-    from relaxprune.support.container import write_tensors
-    from relaxprune.support.outputs import refuse_output_file
+    from relaxprune.runs import read_masks
+    from relaxprune.support import refuse_output_file, write_tensors
 
     refuse_output_file(out)
     with interruptible(), door():
@@ -110,8 +109,8 @@ def restore_folder(
 @masks_app.command("semi-structured")
 def semi_structured(folder: Folder) -> None:
     """Say which weights torch's sparse kernels would accept."""
-    from relaxprune.masks.semi_structured import BACKENDS, check_folder
-    from relaxprune.pruning.prune_report import table
+    from relaxprune.masks import BACKENDS, check_folder
+    from relaxprune.support import table
 
     with interruptible(), door():
         found = check_folder(folder)

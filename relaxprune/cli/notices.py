@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from relaxprune.solving.solution import Status
+from relaxprune import Status
 
 if TYPE_CHECKING:
-    from relaxprune.pruning.prune_report import PruneReport
+    from relaxprune import PruneReport
 
 _NAMED = 3
 
@@ -21,31 +21,29 @@ def report_notices(report: PruneReport) -> list[str]:
     was taken; layers that correct no errors of earlier ones, though asked to; and orders of channels that were put
     back because they changed what a block computes.
     """
-    from relaxprune.pruning.channels.channel_permuter import UNEQUAL
-    from relaxprune.pruning.pipeline import UNREACHED
-
     notices = []
-    unreached = [layer.name for layer in report.skipped if layer.reason == UNREACHED]
-    if unreached:
+    if report.unreached:
         notices.append(
-            f"{len(unreached)} layers were not pruned, for no calibration text reached them: {_some(unreached)}"
+            f"{len(report.unreached)} layers were not pruned, for no calibration text reached them: "
+            f"{_some(report.unreached)}"
         )
     for status in Status:
-        layers = [layer.name for layer in report.layers if layer.status == status.name]
+        layers = [layer.name for layer in report.layers if layer.cost.status == status.name]
         if layers and status_notice(status):
             notices.append(f"{len(layers)} layers ended as {status.name} ({_some(layers)}): {status.value}")
     method, _, reason = report.propagation.partition(": ")
     if reason:
         notices.append(f"the inputs of the blocks were found by the method {method!r}, not by replay: {reason}")
-    apart = [layer.name for layer in report.layers if layer.corrected == 0 and report.options.get("correct")]
+    apart = [layer.name for layer in report.layers if layer.loss.corrected == 0 and report.options.get("correct")]
     if apart:
         notices.append(
             f"{len(apart)} layers read other tokens in the dense model ({_some(apart)}): they correct no errors of "
             "earlier layers"
         )
-    back = [item.layer for item in report.permutations if item.reason == UNEQUAL]
+    back = [item for item in report.permutations if item.put_back]
     if back:
-        notices.append(f"{len(back)} layers keep the order of their columns ({_some(back)}): {UNEQUAL}")
+        names = _some(item.layer for item in back)
+        notices.append(f"{len(back)} layers keep the order of their columns ({names}): {back[0].reason}")
     return notices
 
 

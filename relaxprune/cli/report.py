@@ -19,7 +19,7 @@ def report(
     ] = None,
 ) -> None:
     """Write what came of a run as one HTML page without network or script, and its numbers as JSON beside it."""
-    from relaxprune.report.writing import write_report
+    from relaxprune import write_report
 
     with interruptible(), door():
         page = write_report(folders, out)

@@ -13,7 +13,7 @@ def solvers(
 ) -> None:
     """List the solvers, or the options of one of them."""
     from relaxprune.solvers import make_solver
-    from relaxprune.solving.solving import available_solvers
+    from relaxprune.solving import available_solvers
 
     from .solver_options import option_types
 

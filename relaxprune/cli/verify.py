@@ -22,7 +22,7 @@ def verify_file(
     from relaxprune.certificates.certificate_file import load_certificate
     from relaxprune.certificates.verify.verification import CertificateError
     from relaxprune.problems import polytope_from_dict
-    from relaxprune.runs.problem_file import read_problem_file
+    from relaxprune.runs import read_problem_file
 
     with interruptible():
         found, description = load_certificate(certificate)

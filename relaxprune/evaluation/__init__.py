@@ -1,1 +1,23 @@
-"""Measuring a pruned model on held-out text."""
+"""What a model is worth after pruning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from relaxprune.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from .tasks import TaskOptions as TaskOptions
+    from .tasks import TaskResult as TaskResult
+    from .tasks import evaluate_tasks as evaluate_tasks
+    from .tasks import open_tasks as open_tasks
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "TaskOptions": ".tasks",
+        "TaskResult": ".tasks",
+        "evaluate_tasks": ".tasks",
+        "open_tasks": ".tasks",
+    },
+)

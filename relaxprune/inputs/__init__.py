@@ -1,1 +1,17 @@
-"""What layers read: batches, propagation through the blocks, and statistics of the inputs."""
+"""What layers read: batches through a model, and the Grams of its layers' inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from relaxprune.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from .gram_accumulator import GramAccumulator as GramAccumulator
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "GramAccumulator": ".gram_accumulator",
+    },
+)

@@ -1,16 +1,16 @@
-"""What is borrowed from a model while it is pruned, and how batches are put through it."""
+"""Batches: how they are read, and how they are put through a model."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from relaxprune.models.forward import model_device
 from relaxprune.problems.errors import RelaxPruneError
 
 from .tree import map_tree
@@ -124,11 +124,6 @@ def _token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:
     return None
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters; ``refuse_unsupported`` makes sure that there is one only."""
-    return next(model.parameters()).device
-
-
 def run_model(model: nn.Module, batch: Batch) -> Any:
     """Put one batch through the model, on the model's device and without a key-value cache."""
     device = model_device(model)
@@ -136,66 +131,3 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
     if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs["use_cache"] = False
     return model(*args, **kwargs)
-
-
-def refuse_unsupported(model: nn.Module) -> None:
-    """Refuse models whose weights cannot be changed in place.
-
-    Raises:
-        RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, or adapters.
-    """
-    if not isinstance(model, nn.Module):
-        raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    devices = {parameter.device for parameter in model.parameters()}
-    if not devices:
-        raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
-    if any(device.type == "meta" for device in devices):
-        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading")
-    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
-    if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
-        raise RelaxPruneError("model must be without adapters, got peft modules; merge_and_unload() them first")
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no key-value cache, experts one by one; then everything as it was.
-
-    Also after an exception: training flags are restored module by module, ``use_cache`` and the way of the experts
-    config by config, and the random state of the CPU and of the model's device as a whole.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    configs = _configs(model, "use_cache")
-    experts = _configs(model, "_experts_implementation")
-    device = model_device(model)
-    with ExitStack() as stack:
-        if device.type == "cpu":
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-        else:
-            index = torch.get_device_module(device).current_device() if device.index is None else device.index
-            stack.enter_context(torch.random.fork_rng(devices=[index], device_type=device.type))
-        # Inference tensors carry no version, and versions tell whether an input was changed in place.
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        try:
-            model.eval()
-            for config, _ in configs:
-                config.use_cache = False
-            for config, _ in experts:
-                config._experts_implementation = "eager"  # expert by expert, as ``ExpertListener`` needs it
-            yield
-        finally:
-            for module, flag in training:
-                module.training = flag
-            for config, use_cache in configs:
-                config.use_cache = use_cache
-            for config, implementation in experts:
-                config._experts_implementation = implementation
-
-
-def _configs(model: nn.Module, name: str) -> list[tuple[Any, Any]]:
-    """Return each distinct configuration object that has an attribute, with its value."""
-    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    distinct = {id(config): config for config in configs if hasattr(config, name)}
-    return [(config, getattr(config, name)) for config in distinct.values()]

@@ -8,7 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
-from .stages import Pass, Propagation, Rerun, Stage
+from .propagation import Pass, Propagation, Rerun
+from .stages import Stage
 
 
 class DenseStream:

@@ -17,8 +17,10 @@ from .gram_accumulator import (
     squared_norms,
     token_weights,
 )
-from .stages import Propagation, Stage
-from .statistics import GramGroup, StatisticsCollector
+from .layer_listener import GramGroup, LayerListener
+from .propagation import Propagation
+from .stages import Stage
+from .statistics import StatisticsCollector
 
 
 class JointAccumulator(GramAccumulator):
@@ -87,11 +89,11 @@ class JointAccumulator(GramAccumulator):
         return twin
 
 
-class _Reader(StatisticsCollector):
+class _Reader(LayerListener):
     """Keeps what layers read in one pass of the dense model."""
 
     def __init__(self, layers: Sequence[PrunableLayer]) -> None:
-        super().__init__(layers, multiply=False)
+        super().__init__(layers)
         self.columns: dict[str, list[Tensor]] = {}
 
     def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:

@@ -1,1 +1,29 @@
-"""Models: where they come from, their layers and blocks, and how they are saved."""
+"""Models: how they are loaded, which of their weights can be pruned, and how they are saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from relaxprune.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from .layers import PrunableLayer as PrunableLayer
+    from .layers import SkippedLayer as SkippedLayer
+    from .layers import apply_masks as apply_masks
+    from .loading import LoadedModel as LoadedModel
+    from .loading import LoadOptions as LoadOptions
+    from .loading import load_model as load_model
+    from .stored_dtypes import FLOAT_DTYPES as FLOAT_DTYPES
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "FLOAT_DTYPES": ".stored_dtypes",
+        "LoadOptions": ".loading",
+        "LoadedModel": ".loading",
+        "PrunableLayer": ".layers",
+        "SkippedLayer": ".layers",
+        "apply_masks": ".layers",
+        "load_model": ".loading",
+    },
+)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -15,17 +16,78 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every part of ``model`` in evaluation mode, without gradients; restore each part's flag, errors or not."""
-    modules = list(model.modules())
-    flags = [module.training for module in modules]
+    flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, flag in zip(modules, flags, strict=True):
+        for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Evaluate as ``evaluating`` does, besides without key-value cache and expert by expert; then all is as it was.
+
+    Also after an exception: ``use_cache`` and the way of the experts are restored config by config, and the random
+    state of the CPU and of the model's device as a whole.
+    """
+    device = model_device(model)
+    with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+        else:
+            index = torch.get_device_module(device).current_device() if device.index is None else device.index
+            stack.enter_context(torch.random.fork_rng(devices=[index], device_type=device.type))
+        # Inference tensors carry no version, and versions tell whether an input was changed in place.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(_configured(model, "use_cache", False))
+        # Expert by expert: how fused experts are heard (``ExpertListener``).
+        stack.enter_context(_configured(model, "_experts_implementation", "eager"))
+        stack.enter_context(evaluating(model))
+        yield
+
+
+@contextmanager
+def _configured(model: nn.Module, name: str, value: object) -> Iterator[None]:
+    """Set an attribute of each distinct configuration object that has it; then put the old values back."""
+    configs = {id(config): config for config in (getattr(part, "config", None) for part in model.modules())}
+    before = [(config, getattr(config, name)) for config in configs.values() if hasattr(config, name)]
+    try:
+        for config, _ in before:
+            setattr(config, name, value)
+        yield
+    finally:
+        for config, old in before:
+            setattr(config, name, old)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of the model's parameters; ``refuse_unsupported`` makes sure that there is one only."""
+    return next(model.parameters()).device
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Refuse models whose weights cannot be changed in place.
+
+    Raises:
+        RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, or adapters.
+    """
+    if not isinstance(model, nn.Module):
+        raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    devices = {parameter.device for parameter in model.parameters()}
+    if not devices:
+        raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
+    if any(device.type == "meta" for device in devices):
+        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading")
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise RelaxPruneError("model must be without adapters, got peft modules; merge_and_unload() them first")
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

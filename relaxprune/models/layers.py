@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.prune_report import SkippedLayer
 
 # 8-bit and packed formats also call themselves floating point; their entries are not the weights.
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -106,11 +105,9 @@ class PrunableLayer:
 
     def refuse_misfit(self, mask: Tensor, weight: Tensor | None = None) -> None:
         """Raise RelaxPruneError where a mask or new values do not fit the weight."""
-        if mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
-            raise RelaxPruneError(
-                f"the mask of {self.parameter!r} must be bool of shape {self.shape}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise RelaxPruneError(f"the mask of {self.parameter!r} must be bool of shape {self.shape}, got {got}")
         if weight is not None and not (weight.is_floating_point() and tuple(weight.shape) == self.shape):
             raise RelaxPruneError(
                 f"the new values of {self.parameter!r} must be floats of shape {self.shape}, "
@@ -140,6 +137,19 @@ class PrunableLayer:
             conv.padding_mode,
             tuple(conv._reversed_padding_repeated_twice),
         )
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A weight that was not pruned, and why.
+
+    Attributes:
+        name: module name, or parameter name where the module has no ``weight``.
+        reason: a short clause.
+    """
+
+    name: str
+    reason: str
 
 
 def columns_of(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -263,12 +273,15 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
-    """Prune a model with masks from anywhere, for instance from a mask file.
+def apply_masks(module: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
+    """Prune a module by masks from anywhere: a report's, or what ``read_masks`` reads of a file or run folder.
+
+    Pruned weights become +0.0, all others keep their bits. Nothing is written unless everything fits.
 
     Args:
-        model: changed in place.
-        masks: parameter name -> (rows, cols) bool, True = kept; (rows, cols) as in ``PrunableLayer.matrix``.
+        module: a model or any part of one, changed in place, on any device.
+        masks: parameter name in ``module`` -> (rows, cols) bool, True = kept. (rows, cols) are outputs and inputs also
+            where the transpose is stored; a convolution is seen as (out, in * kernel height * kernel width).
         weights: parameter name -> (rows, cols), new values of weights that moved.
 
     Raises:
@@ -276,11 +289,12 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[
             dtype or shape; the model is as it was.
     """
     moved = weights or {}
-    layers = {layer.parameter: layer for layer in find_layers(model)[0]}
+    layers = {layer.parameter: layer for layer in find_layers(module)[0]}
     unknown = sorted(set(masks) - set(layers))
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(layers), n=3)
-        raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter; near: {', '.join(near)}")
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise RelaxPruneError(f"masks names {unknown[0]!r}, which is no prunable parameter{hint}")
     if bare := sorted(set(moved) - set(masks)):
         raise RelaxPruneError(f"weights names {bare[0]!r}, for which there is no mask")
     for parameter, mask in masks.items():

@@ -1,1 +1,29 @@
-"""What a user may ask for, checked once."""
+"""What a user asks for, checked when it is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from relaxprune.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from .allocation import Allocation as Allocation
+    from .prune_options import PruneOptions as PruneOptions
+    from .solve_options import SolveOptions as SolveOptions
+    from .solve_options import default_solver as default_solver
+    from .statistics_options import StatisticsOptions as StatisticsOptions
+    from .target import Decided as Decided
+    from .target import Target as Target
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Allocation": ".allocation",
+        "Decided": ".target",
+        "PruneOptions": ".prune_options",
+        "SolveOptions": ".solve_options",
+        "StatisticsOptions": ".statistics_options",
+        "Target": ".target",
+        "default_solver": ".solve_options",
+    },
+)

@@ -1,20 +1,15 @@
-"""What a user asks of a pruning run: how much to prune, of which layers, with how much effort."""
+"""What a user asks of a pruning run besides how much to prune: of which layers, with how much effort."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from relaxprune.problems import NM, KSparse
 from relaxprune.problems.checks import fraction, one_of, whole_number
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.problems.polytopes import Polytope
 from relaxprune.problems.saliency import SALIENCIES
 
-from .allocation import Allocation
 from .solve_options import AUTO, SolveOptions
 from .statistics_options import StatisticsOptions
 
@@ -132,88 +127,3 @@ class PruneOptions(SolveOptions):
     def rows_to_certify(self) -> int | None:
         """The number of rows that a layer's certificate draws, None for all."""
         return _SDP_ROWS if self.certify == "sdp" and self.certify_rows is None else self.certify_rows
-
-
-@dataclass(frozen=True)
-class Target:
-    """What share of each layer to prune: exactly one of the first three is set.
-
-    Attributes:
-        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` shares it out.
-        pattern: "N:M", keep N of every M consecutive columns.
-        polytope: the same feasible set for every layer.
-        allocation: how a sparsity is shared among layers and rows.
-        counts: layer -> entries to prune of every row, once a pass over the model has decided them; layers that are not
-            in it have the sparsity.
-    """
-
-    sparsity: float | None = None
-    pattern: str | None = None
-    polytope: Polytope | None = None
-    allocation: Allocation = field(default_factory=Allocation)
-    counts: Mapping[str, int] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse none or several, and values out of range.
-
-        Raises:
-            RelaxPruneError: not exactly one is set, or the one that is set makes no sense.
-        """
-        given = {name: getattr(self, name) for name in ("sparsity", "pattern", "polytope")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none of them"
-            raise RelaxPruneError(f"give exactly one of sparsity, pattern and polytope, got {got}")
-        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}")
-        if self.pattern is not None:
-            NM.from_pattern(self.pattern)
-        if self.sparsity is not None:
-            self.allocation.check(self.sparsity)
-        elif self.allocation.kind != "uniform":
-            raise RelaxPruneError(
-                f"allocation {self.allocation.kind!r} shares out a sparsity, got {', '.join(given)}; leave it out or "
-                "give sparsity instead"
-            )
-
-    def with_counts(self, counts: Mapping[str, int]) -> Target:
-        """Return the same target with the layers' counts decided."""
-        return replace(self, counts=counts)
-
-    def polytope_of(self, name: str, shape: tuple[int, int]) -> Polytope:
-        """Return the feasible set of one layer.
-
-        Raises:
-            RelaxPruneError: the layer's shape does not fit; the message names it.
-        """
-        try:
-            polytope = self._polytope(shape, name)
-            polytope.validate(shape)
-        except RelaxPruneError as error:
-            raise RelaxPruneError(f"layer {name!r} of shape {shape} does not fit: {error}") from error
-        return polytope
-
-    def _polytope(self, shape: tuple[int, int], name: str = "") -> Polytope:
-        """Return the set for a shape, unchecked."""
-        if self.counts is not None and name in self.counts:
-            return KSparse(shape[1] - self.counts[name])
-        if self.sparsity is not None:
-            return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.allocation.kind == "layer" else "row")
-        if self.pattern is not None:
-            return NM.from_pattern(self.pattern)
-        assert self.polytope is not None  # by __post_init__
-        return self.polytope
-
-    def requested_sparsity(self, shape: tuple[int, int], name: str = "") -> float:
-        """Return the fraction that was asked for, before it is rounded to a count; a decided count is one already."""
-        if self.counts is not None and name in self.counts:
-            return self.counts[name] / shape[1]
-        if self.sparsity is not None:
-            return self.sparsity
-        return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return {"sparsity": S} with an allocation that is not uniform, {"pattern": "N:M"} or {"polytope": …}."""
-        if self.sparsity is not None:
-            return {"sparsity": self.sparsity, **self.allocation.to_dict()}
-        return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}

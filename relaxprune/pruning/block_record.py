@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from relaxprune.problems.polytopes import Polytope
 
     from ..certificates import Certificate
-    from .block_tuning import BlockTuning
+    from .block_tuner import BlockTuning
     from .channels.permutation import Permutation
-    from .prune_report import LayerReport
+    from .layer_report import LayerReport
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class BlockRecord:
         tuning: what tuning the block as a whole has gained, None where it was not.
     """
 
-    masks: dict[str, Tensor]
-    layers: list[LayerReport]
+    masks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    layers: list[LayerReport] = dataclasses.field(default_factory=list)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     permutations: list[Permutation] = dataclasses.field(default_factory=list)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)

@@ -7,6 +7,7 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import cast
 
+from relaxprune.certificates import Certificate, certify
 from relaxprune.certificates.sdp.row_bound import least_bytes
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import MaskProblem
@@ -14,8 +15,6 @@ from relaxprune.solvers import Solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from relaxprune.solving.solution import Solution
-
-from ..certificates import Certificate, certify
 
 _ITERATIONS = 60  # beyond the solver's convex phase: where its bound still rises steeply
 _SHARE = 0.8  # of the iterations of a short run, which its certificates shall not outlast
@@ -63,19 +62,14 @@ def _iterations(options: PruneOptions) -> int:
     return min(_ITERATIONS, math.ceil(_SHARE * options.max_iterations))
 
 
-def estimated_gap(certificate: Certificate | None) -> float | None:
+def estimated_gap(certificate: Certificate) -> float | None:
     """Return the relative gap of a certificate's estimate, None where it has none."""
-    if certificate is None or certificate.estimate is None or not certificate.objective:
+    if certificate.estimate is None or not certificate.objective:
         return None
     return max(0.0, certificate.objective - certificate.estimate.lower_bound) / abs(certificate.objective)
 
 
-def proven_share(wanda: float, objective: float, bound: float) -> float | None:
-    """Return (wanda - objective) / (wanda - bound) in [0, 1], None where the first does not exceed the bound."""
-    return min(1.0, max(0.0, (wanda - objective) / (wanda - bound))) if wanda > bound else None
-
-
-def certificates_in_words(options: PruneOptions, solver: Solver | None) -> str:
+def certificates_in_words(options: PruneOptions, solver: Solver) -> str:
     """Return one clause on what will be proven of every layer, "" where nothing was asked for."""
     if options.certify is None:
         return ""

@@ -2,61 +2,134 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.json_files import is_kind
+
+_DERIVED = ("wanda_relative_error", "relative_error", "gap", "relative_gap", "proven_share")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float,),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "float | None": (float, type(None)),
+}
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """The numbers of one pruned layer; energies and objectives in float64, on the Gram with the stated tokens.
+@dataclass(frozen=True, kw_only=True)
+class InputReport:
+    """What a layer has read.
 
     Attributes:
-        name: module name.
-        parameter: parameter name.
-        block: index of the block (or, outside the blocks, of the step) that the layer was pruned in.
-        kind: "Linear", "Conv1D" or "Conv2d".
-        rows: outputs.
-        cols: inputs.
-        requested_sparsity: fraction to prune that was asked for.
-        sparsity: fraction pruned, counted from the mask.
         tokens: tokens in the Gram.
         token_weight: mean of their weights, 1 where none is capped.
         shrinkage: λ of the Gram (1 − λ) G + λ Diag(G), on which all energies, objectives and bounds are taken.
         calls: the most calls of the layer in one forward pass; all count into its one Gram.
         gram: name of the first layer of those that share this layer's Gram.
+    """
+
+    tokens: int
+    token_weight: float = 1.0
+    shrinkage: float = 0.0
+    calls: int
+    gram: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossReport:
+    """What a layer's output loses, in float64.
+
+    Attributes:
         dense_energy: f(0), the objective of pruning everything.
         wanda_objective: objective of Wanda's mask on the same Gram.
         objective: objective of the mask.
-        wanda_relative_error: wanda_objective / dense_energy.
-        relative_error: objective / dense_energy.
         relaxed_objective: objective at the end of the convex phase, None for solvers without one.
         unrounded_objective: objective of the point that was rounded, None for solvers that do not round.
         rounded_objective: objective right after rounding, before any polish; None like the one before.
+        kept_objective: where weights moved, the objective of the mask with them as they were; else None.
+        corrected: where weights moved, the share of the errors of earlier layers that they were to correct; else None.
+        residual: where weights moved, the part of the objective that no weights can remove, 0 where nothing of earlier
+            layers is corrected; else None.
+    """
+
+    dense_energy: float
+    wanda_objective: float
+    objective: float
+    relaxed_objective: float | None
+    unrounded_objective: float | None
+    rounded_objective: float | None
+    kept_objective: float | None = None
+    corrected: float | None = None
+    residual: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundReport:
+    """What is proven of every feasible mask of a layer.
+
+    Attributes:
         lower_bound: proven to be at most the objective of every feasible mask.
-        gap: objective - lower_bound.
-        relative_gap: gap / objective.
+        certificate: method of the certificate that the bound is of; None where none was asked for, and the bound is the
+            solver's own.
+        certified_rows: rows that the method was applied to; None like the one before.
+        certificate_seconds: time to make it, besides the solver's; None like the ones before.
+        estimated_gap: relative gap if all rows were certified like those drawn, an estimate and no proof; None where
+            all were, or none were drawn.
+    """
+
+    lower_bound: float
+    certificate: str | None = None
+    certified_rows: int | None = None
+    certificate_seconds: float | None = None
+    estimated_gap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostReport:
+    """How a layer's mask was found, and what that took.
+
+    Attributes:
         solver: name of the solver.
         polish: name of the polish, None for none.
         status: name of the solver's status.
         products: matrix products of the solver.
         iterations: iterations of the solver.
         seconds: time of the solver and its polish.
-        certificate: method of the certificate that the bound and the gap are of; None where none was asked for, and
-            they are the solver's own.
-        certified_rows: rows that the method was applied to; None like the one before.
-        certificate_seconds: time to make it, besides ``seconds``; None like the ones before.
-        estimated_gap: relative gap if all rows were certified like those drawn, an estimate and no proof; None where
-            all were, or none were drawn.
-        proven_share: (wanda_objective - objective) / (wanda_objective - lower_bound), in [0, 1]: how much of the way
-            from Wanda's mask to the bound is done; None where Wanda's objective does not exceed the bound.
-        kept_objective: where weights moved, the objective of the mask with them as they were; else None.
-        corrected: where weights moved, the share of the errors of earlier layers that they were to correct; else None.
-        residual: where weights moved, the part of the objective that no weights can remove, 0 where nothing of earlier
-            layers is corrected; else None.
+    """
+
+    solver: str
+    polish: str | None
+    status: str
+    products: float
+    iterations: int
+    seconds: float
+
+
+_PARTS = {"inputs": InputReport, "loss": LossReport, "bound": BoundReport, "cost": CostReport}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """The numbers of one pruned layer. Files hold them flat (``to_dict``), and with them those that follow from them.
+
+    Attributes:
+        name: module name.
+        parameter: parameter name.
+        block: index of the block (or, outside the blocks, of the step) that the layer was pruned in.
+        kind: "Linear", "Conv1D", "Conv2d" or "Expert".
+        rows: outputs.
+        cols: inputs.
+        requested_sparsity: fraction that the layer was to lose: what was asked for, or what the allocation gave it.
+        sparsity: fraction pruned, counted from the mask.
+        inputs: what it has read.
+        loss: what its output loses.
+        bound: what is proven of every mask.
+        cost: how its mask was found.
     """
 
     name: str
@@ -67,54 +140,89 @@ class LayerReport:
     cols: int
     requested_sparsity: float
     sparsity: float
-    tokens: int
-    calls: int
-    gram: str
-    dense_energy: float
-    wanda_objective: float
-    objective: float
-    wanda_relative_error: float
-    relative_error: float
-    relaxed_objective: float | None
-    unrounded_objective: float | None
-    rounded_objective: float | None
-    lower_bound: float
-    gap: float
-    relative_gap: float
-    solver: str
-    polish: str | None
-    status: str
-    products: float
-    iterations: int
-    seconds: float
-    certificate: str | None = None
-    certified_rows: int | None = None
-    certificate_seconds: float | None = None
-    estimated_gap: float | None = None
-    proven_share: float | None = None
-    token_weight: float = 1.0
-    shrinkage: float = 0.0
-    kept_objective: float | None = None
-    corrected: float | None = None
-    residual: float | None = None
+    inputs: InputReport
+    loss: LossReport
+    bound: BoundReport
+    cost: CostReport
+
+    @property
+    def objective(self) -> float:
+        """Objective of the mask."""
+        return self.loss.objective
+
+    @property
+    def lower_bound(self) -> float:
+        """Proven to be at most the objective of every feasible mask."""
+        return self.bound.lower_bound
+
+    @property
+    def wanda_relative_error(self) -> float:
+        """Objective of Wanda's mask / dense energy; 0 for a layer without energy."""
+        return self.loss.wanda_objective / self.loss.dense_energy if self.loss.dense_energy > 0 else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Objective / dense energy; 0 for a layer without energy."""
+        return self.objective / self.loss.dense_energy if self.loss.dense_energy > 0 else 0.0
 
     @property
     def wanda_ratio(self) -> float:
         """Objective over Wanda's objective; 1 where both are 0."""
-        return self.objective / self.wanda_objective if self.wanda_objective > 0 else 1.0
+        return self.objective / self.loss.wanda_objective if self.loss.wanda_objective > 0 else 1.0
+
+    @property
+    def gap(self) -> float:
+        """Objective - lower bound, at least 0."""
+        return max(0.0, self.objective - self.lower_bound)
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap / objective; 0 where there is no gap, infinity where the objective is 0 and the bound below it."""
+        if not self.objective:
+            return math.inf if self.gap > 0 else 0.0
+        return self.gap / abs(self.objective)
+
+    @property
+    def proven_share(self) -> float | None:
+        """(Wanda's objective - objective) / (Wanda's objective - lower bound), in [0, 1].
+
+        How much of the way from Wanda's mask to the bound is done; None where Wanda's objective does not exceed it.
+        """
+        wanda, bound = self.loss.wanda_objective, self.lower_bound
+        return min(1.0, max(0.0, (wanda - self.objective) / (wanda - bound))) if wanda > bound else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes as plain numbers and strings."""
-        return dataclasses.asdict(self)
+        """Return all numbers side by side, as plain numbers and strings."""
+        flat: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            flat |= vars(value) if field.name in _PARTS else {field.name: value}
+        return flat | {name: getattr(self, name) for name in _DERIVED}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
-        """Undo ``to_dict``.
+        """Undo ``to_dict``. Files of earlier versions may lack what has a default; other keys are passed over.
 
         Raises:
-            RelaxPruneError: missing or unknown keys.
+            RelaxPruneError: a key is missing, or a value is of another kind.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(data) != names:
-            raise RelaxPruneError(f"a layer report must have exactly the keys {sorted(names)}, got {sorted(data)}")
-        return cls(**data)
+        own = _read(data, [field for field in fields(cls) if field.name not in _PARTS])
+        if own["rows"] < 1 or own["cols"] < 1:
+            raise RelaxPruneError(f"layer {own['name']!r} has no weights")
+        return cls(**own, **{name: part(**_read(data, fields(part))) for name, part in _PARTS.items()})
+
+
+def _read(data: Mapping[str, Any], wanted: Iterable[Field[Any]]) -> dict[str, Any]:
+    """Return the values of some fields that are there, all of their kinds."""
+    found = {}
+    for field in wanted:
+        if field.name in data:
+            value = data[field.name]
+            if not is_kind(value, _KINDS[str(field.type)]):
+                raise RelaxPruneError(
+                    f"{field.name} of layer {data.get('name')!r} must be {field.type}, got a {type(value).__name__}"
+                )
+            found[field.name] = value
+        elif field.default is MISSING:
+            raise RelaxPruneError(f"a layer lacks {field.name!r}")
+    return found

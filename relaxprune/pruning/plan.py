@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from relaxprune.inputs.batches import refuse_unsupported
-from relaxprune.models.blocks import NO_BLOCKS, BlockList, find_blocks, is_language_model, output_head
-from relaxprune.models.layers import PrunableLayer, check_patterns, find_layers, matches
+from relaxprune.models.blocks import BlockList
+from relaxprune.models.layers import PrunableLayer, SkippedLayer
 from relaxprune.options.allocation import MEASURED
-from relaxprune.options.prune_options import PruneOptions, Target
-from relaxprune.options.statistics_options import AUTO
-from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.solvers import Solver
-from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+from relaxprune.support.tables import table
 
-from .block_tuning import check_tunable
 from .layer_certificates import certificates_in_words
-from .prune_report import SkippedLayer, skipped_lines, table
-
-_SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
+from .prune_report import skipped_lines
+from .request import PruneRequest
 
 
 @dataclass(frozen=True)
@@ -76,34 +67,61 @@ class PlannedLayer:
     block: int | None
 
 
-@dataclass(frozen=True)
-class PrunePlan:
-    """All that a run will and will not touch. ``str()`` gives a table.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """Everything about a run that is decided before it starts, for one model. ``str()`` gives a table.
 
     Attributes:
-        layers: what will be pruned, if a batch reaches it.
+        request: how much is pruned, by which solver, with which options.
+        model: the model that the plan is for.
+        weights: the weights that will be pruned, if a batch reaches them.
+        blocks: the blocks that they lie in.
+        layers: the same weights, as numbers.
         skipped: every other matrix, with a reason.
-        blocks: name of the list of blocks, "" when the model is pruned layer by layer.
-        estimated_bytes: memory of a run, about, as ``estimate_bytes`` counts it.
-        polytope: what was asked for, as in ``Target.to_dict``.
-        certificates: what is proven of every layer, in words; "" for what the solver proves by itself.
-        model_bytes: what of the estimate is the model itself.
+        model_bytes: size of the model.
+        added_bytes: what a run holds beside it, about.
         prediction: time and peak memory on this machine, or None where nothing was tried.
     """
 
+    request: PruneRequest
+    model: nn.Module = field(repr=False)
+    weights: list[PrunableLayer] = field(repr=False)
+    blocks: BlockList = field(repr=False)
     layers: list[PlannedLayer]
     skipped: list[SkippedLayer]
-    blocks: str
-    estimated_bytes: int
-    polytope: dict[str, Any] = field(default_factory=dict)
-    certificates: str = ""
-    model_bytes: int = 0
+    model_bytes: int
+    added_bytes: int
     prediction: Prediction | None = None
 
     @property
-    def added_bytes(self) -> int:
-        """What a run holds beside the model, about."""
-        return self.estimated_bytes - self.model_bytes
+    def estimated_bytes(self) -> int:
+        """Memory of a run, about."""
+        return self.model_bytes + self.added_bytes
+
+    @property
+    def polytope(self) -> dict[str, Any]:
+        """What was asked for, as in ``Target.to_dict``."""
+        return self.request.target.to_dict()
+
+    @property
+    def certificates(self) -> str:
+        """What is proven of every layer, in words; "" for what the solver proves by itself."""
+        return certificates_in_words(self.request.options, self.request.solver)
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise RelaxPruneError unless the plan was made for this model, as it is."""
+        if model is not self.model:
+            raise RelaxPruneError(
+                f"plan must be one that plan_model has made for this model, got one for another "
+                f"{type(self.model).__name__}"
+            )
+        held = {id(parameter) for parameter in model.parameters()}
+        gone = [layer.name for layer in self.weights if id(layer.weight) not in held]
+        if gone:
+            raise RelaxPruneError(
+                f"plan must be made after the model's parameters were last replaced, got one for an earlier weight of "
+                f"layer {gone[0]!r}: plan again"
+            )
 
     def __str__(self) -> str:
         """Return one line per layer, the total, the certificates, and what is skipped."""
@@ -122,155 +140,3 @@ class PrunePlan:
         proofs = [f"certificates: {self.certificates}"] if self.certificates else []
         predicted = [] if self.prediction is None else [str(self.prediction)]
         return "\n".join([*table(lines), total, *shares, *predicted, *proofs, *skipped_lines(self.skipped)])
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """A plan together with the modules that it speaks of."""
-
-    plan: PrunePlan
-    layers: list[PrunableLayer]
-    blocks: BlockList
-
-
-def survey_model(
-    model: nn.Module, target: Target, options: PruneOptions, tokens: int = 0, solver: Solver | None = None
-) -> Survey:
-    """Choose the layers and check that all of them can be pruned as asked.
-
-    Raises:
-        RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
-            nothing, nothing left to prune, or a solver that cannot take a layer.
-    """
-    refuse_unsupported(model)
-    found, skipped = find_layers(model)
-    blocks = find_blocks(model, found)
-    layers, left = select_layers(model, found, blocks, options)
-    if not layers:
-        raise RelaxPruneError(
-            f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone"
-        )
-    check_tunable(options.tune, layers, blocks)
-    planned = []
-    for layer in layers:
-        if not bool(torch.isfinite(layer.stored).all()):
-            raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf")
-        rows, cols = layer.shape
-        keep = target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
-        planned.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
-    if solver is not None:
-        refuse_misfits(solver, layers, target, options)
-    estimate = estimate_bytes(model, planned, options.memory_budget_bytes, tokens, options.certify is not None)
-    if options.statistics.shrinkage == AUTO:
-        estimate += sums_bytes(planned)  # the odd batches' sums besides
-    estimate += moving_bytes(planned, options, tokens)
-    words = certificates_in_words(options, solver)
-    skips = [*skipped, *left]
-    plan = PrunePlan(planned, skips, blocks.name, estimate, target.to_dict(), words, model_bytes(model))
-    return Survey(plan, layers, blocks)
-
-
-def refuse_misfits(solver: Solver, layers: Sequence[PrunableLayer], target: Target, options: PruneOptions) -> None:
-    """Ask the solver about one layer of each shape, before hours of calibration and solving.
-
-    Its Gram is not known yet and is taken as zero, whose checks cost next to nothing: solvers ask for shapes and sets.
-
-    Raises:
-        RelaxPruneError: the solver cannot take a layer, or not in the memory budget; the message names it.
-    """
-    for device in {layer.weight.device for layer in layers}:
-        solver.check_device(device)
-    if type(solver).check is Solver.check and options.memory_budget_bytes is None:
-        return
-    firsts: dict[tuple[int, int], PrunableLayer] = {}
-    for layer in layers:
-        firsts.setdefault(layer.shape, layer)
-    for (rows, cols), layer in firsts.items():
-        weight = layer.matrix().detach()
-        gram = Gram(torch.zeros(cols, cols, device=weight.device))
-        problem = MaskProblem(weight, gram, target.polytope_of(layer.name, (rows, cols)))
-        try:
-            solver.check(problem)
-            options.check_memory(problem, solver)
-        except RelaxPruneError as error:
-            raise RelaxPruneError(f"layer {layer.name!r} of shape {(rows, cols)}: {error}") from error
-
-
-def select_layers(
-    model: nn.Module, found: Sequence[PrunableLayer], blocks: BlockList, options: PruneOptions
-) -> tuple[list[PrunableLayer], list[SkippedLayer]]:
-    """Split the prunable layers into chosen ones and those left alone, by patterns and defaults.
-
-    Raises:
-        RelaxPruneError: a pattern that matches no layer.
-    """
-    names = [layer.name for layer in found]
-    check_patterns("include", options.include, names)
-    check_patterns("exclude", options.exclude, names)
-    head = output_head(model)
-    only_blocks = blocks is not NO_BLOCKS and is_language_model(model)
-    chosen: list[PrunableLayer] = []
-    left: list[SkippedLayer] = []
-    for layer in found:
-        reason = None
-        if matches(layer.name, options.exclude):
-            reason = "excluded by a pattern"
-        elif options.include and not matches(layer.name, options.include):
-            reason = "matched by no include pattern"
-        elif not options.include and layer.module is head:
-            reason = "output head: left alone unless an include pattern names it"
-        elif not options.include and only_blocks and blocks.index_of(layer) is None:
-            reason = f"outside of the blocks {blocks.name!r}: left alone unless an include pattern names it"
-        if reason is None:
-            chosen.append(layer)
-        else:
-            left.append(SkippedLayer(layer.name, reason))
-    return chosen, left
-
-
-def estimate_bytes(
-    model: nn.Module, layers: Sequence[PlannedLayer], budget: int | None, tokens: int, certified: bool = False
-) -> int:
-    """Estimate the memory of a run, in bytes; no bound: the interpreter and its libraries come on top.
-
-    The sum of: the model; one byte per mask entry; float64 Gram sums of the block with the most (as if no layers
-    shared one); for the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature),
-    its weight in float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and
-    what the solver holds within its memory budget; and twice the hidden states of all tokens, as
-    wide as the first layer's inputs. Attention masks and activations inside one block are not counted.
-    """
-    masks = sum(layer.rows * layer.cols for layer in layers)
-    per_weight = 60 if certified else 12
-    solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
-    item = max(parameter.element_size() for parameter in model.parameters())
-    states = 2 * tokens * layers[0].cols * item
-    temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
-    solver = min(budget or DEFAULT_MEMORY_BYTES, temporaries)
-    return model_bytes(model) + masks + sums_bytes(layers) + solving + solver + states
-
-
-def moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int) -> int:
-    """Return what ``correct`` and ``tune`` hold besides: two more sums for each Gram, and a block's weights again.
-
-    The dense stream has the block's dense weights and hidden states of its own; tuning has the weights, Adam's two
-    moments and the best so far, in float32.
-    """
-    blocks: dict[int | None, int] = {}
-    for layer in layers:
-        blocks[layer.block] = blocks.get(layer.block, 0) + 4 * layer.rows * layer.cols
-    copies = 4 * bool(options.tune) + bool(options.correct or options.tune)
-    beside = 2 * sums_bytes(layers) + 8 * tokens * layers[0].cols if options.correct else 0
-    return copies * max(blocks.values()) + beside
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Return the size of a model's parameters."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def sums_bytes(layers: Sequence[PlannedLayer]) -> int:
-    """Return the memory of the float64 Gram sums of the block with the most, as if no layers shared one."""
-    sums: dict[int | None, int] = {}
-    for layer in layers:
-        sums[layer.block] = sums.get(layer.block, 0) + 8 * layer.cols**2
-    return max(sums.values())

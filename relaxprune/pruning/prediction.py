@@ -10,19 +10,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from relaxprune.inputs.batches import Batch, borrowed, run_model
-from relaxprune.inputs.gathering import Gathered
+from relaxprune.inputs.batches import Batch, run_model
 from relaxprune.inputs.gram_accumulator import CHUNK_TOKENS, GramAccumulator
-from relaxprune.inputs.statistics import StatisticsCollector
+from relaxprune.inputs.layer_grams import LayerGram
+from relaxprune.inputs.layer_listener import LayerListener
 from relaxprune.models.blocks import NO_BLOCKS
+from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import PrunableLayer
-from relaxprune.options.prune_options import PruneOptions, Target
+from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
 from relaxprune.solvers import Solver
 from relaxprune.support.memory import peak_memory_bytes, resident_bytes
 
-from .layer_solving import LayerInputs, MaskSolver
-from .plan import Prediction, Survey
+from .mask_solver import LayerInputs, MaskSolver
+from .plan import Plan, Prediction
+from .request import PruneRequest
 
 _MULTIPLY_ADDS = 3e8  # of one product of the rows that are tried
 _LEAST_ROWS = 64
@@ -38,9 +40,7 @@ _EPOCH_PASSES = 5  # three quarters of the batches forward twice and backward, t
 class Trial:
     """Tries parts of a run; every time is one call's."""
 
-    target: Target
-    solver: Solver
-    options: PruneOptions
+    request: PruneRequest
     clock: Callable[[], float] = time.perf_counter
 
     def timed(self, work: Callable[[], object]) -> float:
@@ -52,7 +52,8 @@ class Trial:
     def layer(self, layer: PrunableLayer, planned: int) -> float:
         """Return the seconds that solving a layer in ``planned`` iterations takes."""
         rows, cols = layer.shape
-        polytope = self.target.polytope_of(layer.name, (rows, cols))
+        target, solver, asked = self.request.target, self.request.solver, self.request.options
+        polytope = target.polytope_of(layer.name, (rows, cols))
         some = rows if polytope.rows_per_block((rows, cols)) > 1 else _rows(rows, cols)
         generator = torch.Generator().manual_seed(cols)
         mix = torch.randn(cols, _RANK, generator=generator)
@@ -60,25 +61,25 @@ class Trial:
         proof = self.timed(lambda: Gram(matrix).proof)
         part = nn.Parameter(layer.matrix()[:some].detach().clone(), requires_grad=False)
         tried = PrunableLayer(layer.name, layer.module, "Linear", part)
-        inputs = LayerInputs(Gram(matrix), Gathered(matrix, 1, 1.0, 0.0), 1, layer.name)
+        inputs = LayerInputs(Gram(matrix), LayerGram(matrix, 1, 1.0, 0.0), 1, layer.name)
 
-        def solve(solver: Solver, iterations: int | None, polish: str | None) -> float:
-            honoured = iterations if "max_iterations" in solver.budgets() else None
-            options = replace(self.options, max_iterations=honoured, polish=polish, time_limit_s=None)
-            return self.timed(lambda: MaskSolver(self.target, solver, options).solve(tried, inputs, 0))
+        def solve(tool: Solver, iterations: int | None, polish: str | None) -> float:
+            honoured = iterations if "max_iterations" in tool.budgets() else None
+            options = replace(asked, max_iterations=honoured, polish=polish, time_limit_s=None)
+            return self.timed(lambda: MaskSolver(Decided(target), tool, options).solve(tried, inputs, 0))
 
-        solve(self.solver, _FEW, None)  # what a first call costs alone
-        polisher = self.options.polisher(self.solver)
+        solve(solver, _FEW, None)  # what a first call costs alone
+        polisher = asked.polisher(solver)
         if planned <= _MORE:
-            seconds = solve(self.solver, planned or None, self.options.polish)
+            seconds = solve(solver, planned or None, asked.polish)
         else:
-            few, more = solve(self.solver, _FEW, None), solve(self.solver, _MORE, None)
+            few, more = solve(solver, _FEW, None), solve(solver, _MORE, None)
             each = max(0.0, more - few) / (_MORE - _FEW)
             seconds = max(0.0, few - _FEW * each) + each * planned
             if polisher is not None:
                 seconds += solve(polisher, None, None) / 2  # it starts from a better mask in the run
         seconds = proof + rows / some * max(0.0, seconds - proof)
-        limit = self.options.time_limit_s
+        limit = asked.time_limit_s
         return seconds if limit is None else min(seconds, limit + proof)
 
     def gram(self, cols: int, tokens: int) -> float:
@@ -90,53 +91,53 @@ class Trial:
         return self.timed(lambda: accumulator.add(inputs)) * tokens / count
 
 
-def predict(model: nn.Module, survey: Survey, batches: Sequence[Batch], trial: Trial) -> Prediction:
+def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = time.perf_counter) -> Prediction:
     """Predict a run of ``prune_model`` over ``batches``, by trying it for a few seconds.
 
     One window goes through the model; each distinct shape is solved on made-up inputs for a few iterations, on some of
     its rows; the rest is multiplication.
 
     Args:
-        model: as it will be pruned; left as it is.
-        survey: what will be pruned.
+        plan: what will be pruned, and how; the model is left as it is.
         batches: the calibration batches.
-        trial: the target, the solver and the options of the run.
+        clock: seconds.
     """
-    memory = predicted_bytes(survey)
-    if trial.options.certify is not None and max(layer.shape[1] for layer in survey.layers) > _TOO_WIDE:
+    trial, model, options, solver = Trial(plan.request, clock), plan.model, plan.request.options, plan.request.solver
+    memory = predicted_bytes(plan)
+    if options.certify is not None and max(layer.shape[1] for layer in plan.weights) > _TOO_WIDE:
         return Prediction({}, memory, f"certificates of layers with more than {_TOO_WIDE} columns")
-    if trial.options.certify == "sdp":
+    if options.certify == "sdp":
         return Prediction({}, memory, 'certificates by "sdp"')
-    planned = trial.solver.planned_iterations(trial.options.max_iterations)
+    planned = solver.planned_iterations(options.max_iterations)
     if planned is None:
-        return Prediction({}, memory, f"solver {trial.solver.name!r} does not know how long it searches")
+        return Prediction({}, memory, f"solver {solver.name!r} does not know how long it searches")
     window, share = _one_window(batches[0])
-    collector = StatisticsCollector(survey.layers, multiply=False)
+    collector = LayerListener(plan.weights)
     with borrowed(model):
         with collector.listening(0, window.kept, window.decoder_kept):
             run_model(model, window)
         forward = trial.timed(lambda: run_model(model, window)) * share * len(batches)
     tokens = int(share * len(batches) * _tokens(window))
-    shapes = Counter(layer.shape for layer in survey.layers)
-    firsts = {layer.shape: layer for layer in reversed(survey.layers)}
+    shapes = Counter(layer.shape for layer in plan.weights)
+    firsts = {layer.shape: layer for layer in reversed(plan.weights)}
     solving = {shape: trial.layer(layer, planned) for shape, layer in firsts.items()}
     widths = Counter(group.layers[0].shape[1] for group in collector.groups)
     grams = sum(count * trial.gram(cols, tokens) for cols, count in widths.items())
-    rerun = survey.blocks is NO_BLOCKS
+    rerun = plan.blocks is NO_BLOCKS
     stages = len(collector.groups) if rerun else 1
     solve = sum(count * solving[shape] for shape, count in shapes.items())
-    streams, sums = (2, 3) if trial.options.correct else (1, 1)  # the dense model beside the pruned one
+    streams, sums = (2, 3) if options.correct else (1, 1)  # the dense model beside the pruned one
     seconds = {"statistics": streams * forward * stages + sums * grams, "solve": solve}
     if not rerun:
         seconds["propagate"] = streams * forward * _LATER_PASSES
-    if trial.options.tune:
-        seconds["tune"] = forward * (_TUNING_PASSES + trial.options.tune * _EPOCH_PASSES)
+    if options.tune:
+        seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
     return Prediction(seconds, memory)
 
 
-def predicted_bytes(survey: Survey) -> int:
+def predicted_bytes(plan: Plan) -> int:
     """Return the largest resident size of the process, the interpreter and the model included."""
-    return max(peak_memory_bytes() or 0, (resident_bytes() or 0) + survey.plan.added_bytes)
+    return max(peak_memory_bytes() or 0, (resident_bytes() or 0) + plan.added_bytes)
 
 
 def _rows(rows: int, cols: int) -> int:

@@ -10,32 +10,21 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from relaxprune.models.layer_roles import RoleSummary, summarise
+from relaxprune.models.layers import SkippedLayer
 from relaxprune.support.markup import piece
+from relaxprune.support.tables import table
 
-from .block_record import BlockRecord as BlockRecord
 from .channels.permutation import Permutation
-from .layer_report import LayerReport as LayerReport
+from .layer_report import LayerReport
 
 if TYPE_CHECKING:
-    from .block_tuning import BlockTuning
+    from .block_tuner import BlockTuning
 
+UNREACHED = "no batch reached it"
 _MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
 
 
-@dataclass(frozen=True)
-class SkippedLayer:
-    """A weight that was not pruned, and why.
-
-    Attributes:
-        name: module name, or parameter name where the module has no ``weight``.
-        reason: a short clause.
-    """
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruneEvent:
     """Something happened.
 
@@ -60,7 +49,7 @@ class PruneEvent:
     seconds_elapsed: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PruneReport:
     """The result of ``prune_model``.
 
@@ -120,9 +109,14 @@ class PruneReport:
         return _mean([layer.relative_gap for layer in self.layers])
 
     @property
+    def unreached(self) -> list[str]:
+        """Names of the layers of the plan that were not pruned, for no batch reached them."""
+        return [layer.name for layer in self.skipped if layer.reason == UNREACHED]
+
+    @property
     def roles(self) -> list[RoleSummary]:
         """Mean relative gap and proven share of the layers with the same role (q_proj, up_proj, ...)."""
-        rows = [(item.name, item.relative_gap, item.estimated_gap, item.proven_share) for item in self.layers]
+        rows = [(item.name, item.relative_gap, item.bound.estimated_gap, item.proven_share) for item in self.layers]
         return summarise(rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,19 +164,19 @@ class PruneReport:
         for item in self.layers:
             numbers = (item.sparsity, item.wanda_relative_error, item.relative_error, item.wanda_ratio)
             shape = f"{item.rows}x{item.cols}"
-            lines.append((item.name, shape, *numbers, item.relative_gap, item.status, item.seconds))
+            lines.append((item.name, shape, *numbers, item.relative_gap, item.cost.status, item.cost.seconds))
         means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
-        lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.seconds for item in self.layers)))
+        lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.cost.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         orders = [*permutation_lines(self.permutations), *self._moved_lines()]
         return "\n".join([*table([head, *lines]), *proven, *orders, *skipped_lines(self.skipped)])
 
     def _moved_lines(self) -> list[str]:
         """Return what every stage gained where weights moved: the mask, new weights on it, tuning whole blocks."""
-        moved = [layer for layer in self.layers if layer.kept_objective is not None]
+        moved = [layer for layer in self.layers if layer.loss.kept_objective is not None]
         if not moved:
             return []
-        kept = _mean([(layer.kept_objective or 0.0) / (layer.dense_energy or 1.0) for layer in moved])
+        kept = _mean([(layer.loss.kept_objective or 0.0) / (layer.loss.dense_energy or 1.0) for layer in moved])
         lines = [
             f"mean relative error: {_mean([layer.wanda_relative_error for layer in moved]):.4f} Wanda's mask, "
             f"{kept:.4f} this mask with weights as they were, {_mean([m.relative_error for m in moved]):.4f} refitted"
@@ -211,17 +205,6 @@ class PruneReport:
 def _mean(values: list[float]) -> float:
     """Return the mean, 0 for no values."""
     return sum(values) / len(values) if values else 0.0
-
-
-def table(lines: Sequence[Sequence[object]]) -> list[str]:
-    """Align columns, the first to the left and the others to the right; floats get four decimals."""
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    texts = []
-    for first, *others in cells:
-        padded = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        texts.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    return texts
 
 
 def skipped_lines(skipped: Sequence[SkippedLayer], what: str = "not pruned") -> list[str]:

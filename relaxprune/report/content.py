@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import relaxprune
+from relaxprune import __version__
 from relaxprune.masks.density import density, grid
 from relaxprune.models.layer_roles import role_of
-from relaxprune.pruning.prune_report import LayerReport
+from relaxprune.pruning.layer_report import LayerReport
 from relaxprune.runs.finished_run import FinishedRun
 
 SCHEMA_VERSION = 1
@@ -34,7 +34,7 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
-        "relaxprune": relaxprune.__version__,
+        "relaxprune": __version__,
         "run": run.name,
         "folder": str(run.path),
         "summary": summary(run),
@@ -79,7 +79,7 @@ def summary(run: FinishedRun) -> dict[str, Any]:
         # A bound below 0 proves what 0 does.
         "mean_relative_gap": mean(min(layer.relative_gap, 1.0) for layer in layers),
         "certificate": run.settings.get("certify"),
-        "refitted": any(layer.kept_objective is not None for layer in layers),
+        "refitted": any(layer.loss.kept_objective is not None for layer in layers),
         "seconds": run.record["report"].get("seconds", {}).get("total"),
         "peak_memory_gib": None if (peak := notes.get("peak_memory_bytes")) is None else peak / 2**30,
         "machine": notes.get("machine"),
@@ -100,10 +100,10 @@ def layer_content(layer: LayerReport) -> dict[str, Any]:
         "wanda_ratio": layer.wanda_ratio,
         "relative_gap": min(layer.relative_gap, 1.0) if math.isfinite(layer.relative_gap) else None,
         "proven_share": layer.proven_share,
-        "status": layer.status,
-        "seconds": layer.seconds,
-        "certificate_seconds": layer.certificate_seconds,
-        "products": layer.products,
+        "status": layer.cost.status,
+        "seconds": layer.cost.seconds,
+        "certificate_seconds": layer.bound.certificate_seconds,
+        "products": layer.cost.products,
         "phases": phase_ratios(layer),
     }
 
@@ -129,8 +129,8 @@ def phase_ratios(layer: LayerReport) -> dict[str, float | None]:
 
     Solvers keep no history of their iterations; these are the objectives that they state, each taken in float64.
     """
-    base = layer.wanda_objective
-    values = {name: getattr(layer, key) for name, key in _ENERGIES.items()}
+    base, numbers = layer.loss.wanda_objective, layer.to_dict()
+    values = {name: numbers[key] for name, key in _ENERGIES.items()}
     return {name: None if value is None or base <= 0 else value / base for name, value in values.items()}
 
 
@@ -145,11 +145,18 @@ def error_by_role(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
             "layers": len(members),
             "wanda": mean(item.wanda_relative_error for item in members),
             "this": mean(item.relative_error for item in members),
-            "bound": mean(item.lower_bound / item.dense_energy if item.dense_energy > 0 else 0.0 for item in members),
+            "bound": mean(
+                item.lower_bound / item.loss.dense_energy if item.loss.dense_energy > 0 else 0.0 for item in members
+            ),
             "relative_gap": mean(min(item.relative_gap, 1.0) for item in members),
         }
         for role, members in groups.items()
     ]
+
+
+def _bound_share(layer: LayerReport) -> float:
+    """Return the bound over the dense energy, 0 for a layer without energy."""
+    return layer.lower_bound / layer.loss.dense_energy if layer.loss.dense_energy > 0 else 0.0
 
 
 def seconds_by_block(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
@@ -160,8 +167,8 @@ def seconds_by_block(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
     return [
         {
             "block": block,
-            "solve": sum(item.seconds for item in members),
-            "certify": sum(item.certificate_seconds or 0.0 for item in members),
+            "solve": sum(item.cost.seconds for item in members),
+            "certify": sum(item.bound.certificate_seconds or 0.0 for item in members),
         }
         for block, members in sorted(blocks.items())
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-import relaxprune
+from relaxprune import __version__
 from relaxprune.support.markup import html_table
 
 from .style import STYLE
@@ -83,6 +83,6 @@ def render(page: Page, json_name: str) -> str:
         facts=page.facts,
         sections=page.sections,
         style=Markup(STYLE),
-        version=relaxprune.__version__,
+        version=__version__,
         json_name=json_name,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import relaxprune
+from relaxprune import __version__
 from relaxprune.masks.difference import compare_masks
 from relaxprune.runs.evaluation_file import DENSE
 from relaxprune.runs.finished_run import FinishedRun
@@ -56,7 +56,7 @@ def comparison_content(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
-        "relaxprune": relaxprune.__version__,
+        "relaxprune": __version__,
         "runs": {name: run_content(run, masks=False) for name, run in named.items()},
         "perplexity": common_perplexity(named),
         "differences": differing_settings({name: run.record["fingerprint"] for name, run in named.items()}),

@@ -13,7 +13,7 @@ from relaxprune.support.durable import install_files, sync_folder
 if TYPE_CHECKING:
     from relaxprune.certificates import Certificate
     from relaxprune.problems.polytopes import Polytope
-    from relaxprune.pruning.prune_report import LayerReport
+    from relaxprune.pruning.layer_report import LayerReport
 
 FOLDER_NAME = "certificates"
 
@@ -58,7 +58,7 @@ class CertificateFiles:
         for layer in layers:
             path = self._path / FOLDER_NAME / _file_name(layer.parameter)
             read = load_certificate(path)[0]
-            reported = (layer.certificate, layer.objective, layer.lower_bound)
+            reported = (layer.bound.certificate, layer.objective, layer.lower_bound)
             if (read.method, read.objective, read.lower_bound) != reported:
                 raise RelaxPruneError(f"{str(path)!r} is not the certificate of the layer that the run has reported")
 

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.prune_report import LayerReport
-from relaxprune.support.json_files import is_kind, read_json
+from relaxprune.pruning.layer_report import LayerReport
+from relaxprune.support.json_files import read_json
 from relaxprune.support.sentences import damaged
 
 from .evaluation_file import Evaluation, read_evaluations
 from .mask_file import MASKS_NAME, PackedMasks, open_mask_file
 from .run_progress import WORK_NAME
 from .run_record import RECORD_NAME, read_record
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float,),
-    "str | None": (str, type(None)),
-    "int | None": (int, type(None)),
-    "float | None": (float, type(None)),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +67,8 @@ def read_finished_run(path: str | Path) -> FinishedRun:
         raise RelaxPruneError(f"{str(path)!r} {state} (it has no {RECORD_NAME})")
     record = read_record(folder)
     try:
-        layers = [_layer(item) for item in record["report"]["layers"]]
-    except (TypeError, ValueError) as error:
+        layers = [LayerReport.from_dict(item) for item in record["report"]["layers"]]
+    except RelaxPruneError as error:
         raise damaged(repr(str(folder / RECORD_NAME)), str(error)) from error
     if not (folder / MASKS_NAME).is_file():
         raise RelaxPruneError(f"run folder {str(path)!r} lacks its masks, {MASKS_NAME}")
@@ -87,20 +78,3 @@ def read_finished_run(path: str | Path) -> FinishedRun:
         raise RelaxPruneError(f"{str(folder / MASKS_NAME)!r} has no mask of the reported shape for {strange[0]!r}")
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     return FinishedRun(folder, record, layers, masks, config, read_evaluations(folder))
-
-
-def _layer(item: Mapping[str, Any]) -> LayerReport:
-    """Return a layer's report whose values are all of their kinds; raises TypeError for any other."""
-    known = {field.name: field.default for field in fields(LayerReport)}
-    lacking = [name for name, default in known.items() if default is MISSING and name not in item]
-    if lacking:
-        raise TypeError(f"a layer lacks {lacking[0]!r}")
-    # Runs of earlier versions lack what came later, and have what has gone: both may be missing.
-    layer = LayerReport(**{name: value for name, value in item.items() if name in known})
-    for field in fields(LayerReport):
-        value = getattr(layer, field.name)
-        if not is_kind(value, _KINDS[str(field.type)]):
-            raise TypeError(f"{field.name} of layer {layer.name!r} is a {type(value).__name__}, not {field.type}")
-    if layer.rows < 1 or layer.cols < 1:
-        raise TypeError(f"layer {layer.name!r} has no weights")
-    return layer

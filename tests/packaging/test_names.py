@@ -7,13 +7,10 @@ import doctest
 import importlib
 import pkgutil
 import types
-from pathlib import Path
 
 import pytest
 
-import relaxprune
-
-from .repository import importable, packages
+from .repository import importable, library, packages
 
 
 def _public(package: types.ModuleType) -> list[str]:
@@ -43,10 +40,15 @@ def test_examples_in_docstrings(name: str) -> None:
     assert result.failed == 0
 
 
-def test_what_a_type_checker_reads_is_what_is_loaded() -> None:
+@pytest.mark.parametrize("name", packages())
+def test_what_a_type_checker_reads_is_what_is_loaded(name: str) -> None:
+    package = next(module for module in library() if module.name == name)
+    calls = [node for node in ast.walk(package.tree) if isinstance(node, ast.Call)]
+    homes = [ast.literal_eval(call.args[1]) for call in calls if ast.unparse(call.func) == "lazy"]
     read = {}
-    for node in ast.walk(ast.parse(Path(relaxprune.__file__).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and any(alias.asname for alias in node.names):
-            home = f"relaxprune.{node.module}" if node.level else node.module
-            read |= {alias.asname: home for alias in node.names}
-    assert read == relaxprune._HOME
+    for block in (node for node in package.tree.body if isinstance(node, ast.If)):
+        for node in ast.walk(block):
+            if isinstance(node, ast.ImportFrom):
+                home = f".{node.module}" if node.level else str(node.module).removeprefix(name)
+                read |= {alias.asname: home for alias in node.names}
+    assert [read] == homes or not (read or homes)

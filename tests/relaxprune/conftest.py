@@ -1,7 +1,8 @@
-"""A tiny model with a tokenizer, in memory and saved, and the one real model that several tests share."""
+"""Tiny models with tokenizers, in memory and saved, and the one real model that several tests share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from relaxprune.models.loading import LoadedModel, load_model
+
+from .tiny_llama import save_tiny_llama, write_text
 
 VOCABULARY = 64
 
@@ -53,4 +56,21 @@ def tiny_folder(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: Pr
     folder = tmp_path / "tiny"
     tiny_llama.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Give torch its threads back, which ``--threads`` takes from the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny llama of three blocks and a text, once for each file of tests."""
+    folder = tmp_path_factory.mktemp("place")
+    save_tiny_llama(folder / "tiny")
+    write_text(folder / "text.txt")
     return folder

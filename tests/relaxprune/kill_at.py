@@ -21,7 +21,7 @@ from relaxprune.runs import block_files, run_folder, run_progress
 LATE = (
     "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers",
-    "relaxprune.cli.prune_run",
+    "relaxprune.cli.prune.run",
 )
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from relaxprune import KSparse, MaskProblem, RelaxPruneError, available_solvers, solve
-from relaxprune.cli.option_groups import CalibrationGroup, LayerGroup, ModelGroup, PatternGroup, RunGroup, SolverGroup
-from relaxprune.cli.prune_run import PruneRequest
+from relaxprune.options import Target
 from relaxprune.problems import Problem
+from relaxprune.pruning import PruneRequest
 from relaxprune.runs.fingerprint import software_versions
 from relaxprune.solvers import Answer, Run, Solver, make_solver, registry, solver_class, solver_names
 
@@ -106,15 +106,14 @@ def test_what_a_run_records_of_the_packages_that_a_solver_depends_on(tmp_path, m
     monkeypatch.setitem(sys.modules, "last_package", module)
     monkeypatch.syspath_prepend(tmp_path)
     for solver, option, expected in (
-        ("fw", [], ()),
-        ("cvxpy", [], ("cvxpy", "clarabel")),
-        ("cvxpy", ["backend=HIGHS"], ("cvxpy", "highspy")),
-        ("exact", [], ("pyscipopt",)),
-        ("exact", ["backend=daqp"], ("daqp",)),
-        ("last", [], ("last-solver",)),
+        ("fw", {}, ()),
+        ("cvxpy", {}, ("cvxpy", "clarabel")),
+        ("cvxpy", {"backend": "HIGHS"}, ("cvxpy", "highspy")),
+        ("exact", {}, ("pyscipopt",)),
+        ("exact", {"backend": "daqp"}, ("daqp",)),
+        ("last", {}, ("last-solver",)),
     ):
-        how = SolverGroup(solver=solver, option=option)
-        request = PruneRequest("model", PatternGroup(), how, CalibrationGroup(), LayerGroup(), ModelGroup(), RunGroup())
+        request = PruneRequest.of(Target(sparsity=0.5), solver, solver_options=option)
         assert request.distributions == expected
         recorded = software_versions(request.distributions)
         assert set(expected) == set(recorded) - set(software_versions())

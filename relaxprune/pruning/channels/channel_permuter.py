@@ -14,39 +14,33 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from relaxprune.inputs.stages import Propagation, Stage, observe, probe
+from relaxprune.inputs.propagation import Propagation, observe, probe
+from relaxprune.inputs.stages import Stage
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer, find_layers
-from relaxprune.options.prune_options import PruneOptions, Target
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Target
 from relaxprune.problems import NM
 from relaxprune.problems.errors import RelaxPruneError
 
 from .channel_order import channel_order, kept_saliency
 from .channel_paths import NOT_REACHED, ChannelPath, find_paths, rounding_tolerance
-from .permutation import Permutation
+from .permutation import UNEQUAL, Permutation
 from .reorder import permute
 
 OUTSIDE = "it lies outside of the blocks, whose channels are not reordered"
 NO_BETTER = "no order was found that keeps more"
-UNEQUAL = "put back: with its channels reordered the block does not put out what it did before"
 _LEFT_ALONE = {"Conv2d": "the inputs of a Conv2d are not reordered", "Expert": "fused experts are not reordered"}
 
 
 def check_permute(options: PruneOptions, target: Target) -> None:
     """Raise RelaxPruneError where channels are to be reordered for masks that no order makes better."""
-    if options.permute and not _pattern_of(target):
+    if options.permute and not target.n_of_m:
         got = ", ".join(f"{name} {value!r}" for name, value in target.to_dict().items())
         raise RelaxPruneError(
             f"permute reorders channels for an N:M pattern, got {got}: give a pattern, or leave it out"
         )
-
-
-def _pattern_of(target: Target) -> NM | None:
-    """Return the N:M set of a target, None where it is of another kind."""
-    if target.pattern is not None:
-        return NM.from_pattern(target.pattern)
-    return target.polytope if isinstance(target.polytope, NM) else None
 
 
 @dataclass(eq=False)
@@ -73,7 +67,7 @@ class ChannelPermuter:
         cls, options: PruneOptions, target: Target, model: nn.Module, blocks: BlockList, of_decoder: Collection[str]
     ) -> ChannelPermuter | None:
         """Return what reorders the channels of a run, None where that was not asked for."""
-        pattern = _pattern_of(target)
+        pattern = target.n_of_m
         return cls(model, blocks, pattern, options.seed, of_decoder) if options.permute and pattern else None
 
     def permute_stage(self, stage: Stage, propagation: Propagation) -> list[Permutation]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
 
+UNEQUAL = "put back: with its channels reordered the block does not put out what it did before"
 _TUPLES = ("producers", "columns", "rows")
 
 
@@ -41,6 +42,11 @@ class Permutation:
     def applied(self) -> bool:
         """Whether the layer's columns are reordered."""
         return not self.reason
+
+    @property
+    def put_back(self) -> bool:
+        """Whether an order was found, and undone because the block computed something else with it."""
+        return self.reason == UNEQUAL
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as plain numbers, strings and lists."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from relaxprune.inputs.dense_pass import Shown
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.allocation import Allocation, ErrorCurve, equal_marginal_counts, rounded_counts
 from relaxprune.problems import Gram, KSparse, MaskProblem
@@ -19,9 +18,30 @@ from relaxprune.problems.saliency import saliency
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from relaxprune.solving.solving import solve
 
+from .dense_grams import DenseModel, Shown
+from .sensitivity import sensitivities
+
 LEVELS = (0.25, 0.45, 0.6, 0.75, 0.9)
 ROWS = 64  # of a layer, evenly spread, on which its error curve is measured
 ITERATIONS = 12
+
+
+def decide(allocation: Allocation, sparsity: float, dense: DenseModel, seed: int = 0) -> dict[str, int]:
+    """Decide how many entries of every row each layer loses, by a pass over the dense model.
+
+    Args:
+        allocation: of kind "owl" or "model".
+        sparsity: of the whole model.
+        dense: the model, with its layers and calibration batches.
+        seed: of the sensitivities.
+
+    Returns:
+        As ``allocate``.
+    """
+    blocks = {layer.name: dense.blocks.index_of(layer) for layer in dense.layers}
+    measured = allocation.kind == "model"
+    weights = sensitivities(dense.model, dense.layers, dense.batches, seed) if measured else {}
+    return allocate(allocation, sparsity, dense.grams(), blocks, weights)
 
 
 def allocate(
@@ -36,7 +56,7 @@ def allocate(
     Args:
         allocation: of kind "owl" or "model".
         sparsity: of the whole model.
-        shown: the layers with their Grams, as ``dense_grams`` shows them; read once.
+        shown: the layers with their Grams, as ``DenseModel.grams`` shows them; read once.
         blocks: layer name -> index of its block, None outside of the blocks.
         sensitivity: for "model", layer name -> what a unit of its error counts, from ``sensitivities``.
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -17,16 +17,17 @@ import relaxprune
 from relaxprune import NM, MaskProblem, available_solvers
 from relaxprune.cli import main
 from relaxprune.cli.notices import report_notices, status_notice
-from relaxprune.cli.progress import PruneProgress, duration
+from relaxprune.cli.prune.progress import PruneProgress, duration
 from relaxprune.cli.solver_options import option_types, parse_options
-from relaxprune.pruning.pipeline import UNREACHED
-from relaxprune.pruning.plan import PlannedLayer, PrunePlan
-from relaxprune.pruning.prune_report import LayerReport, PruneEvent, PruneReport, SkippedLayer
+from relaxprune.models.layers import SkippedLayer
+from relaxprune.pruning.plan import PlannedLayer
+from relaxprune.pruning.prune_report import UNREACHED
 from relaxprune.runs.mask_file import read_mask_file
 from relaxprune.solvers import Solver, registry
 from relaxprune.solvers.reference.saliency import Wanda
 from relaxprune.solving.solution import Status
 
+from ..reports import event, layer_report, prune_report
 from ..tiny_llama import save_tiny_llama, write_text
 
 
@@ -203,23 +204,12 @@ def test_options_are_typed_by_the_dataclass(monkeypatch: pytest.MonkeyPatch) -> 
         parse_options("x", ["count=1", "count=2"])
 
 
-def report(name: str, status: str = "CONVERGED") -> LayerReport:
-    values: dict[str, Any] = {
-        "name": name,
-        "status": status,
-        "relative_error": 0.25,
-        "wanda_objective": 2.0,
-        "relative_gap": 0.5,
-    }
-    return LayerReport(**{key: values.get(key, 1) for key in LayerReport.__dataclass_fields__})
-
-
 def test_notices() -> None:
-    good = PruneReport([report("a")], [SkippedLayer("head", "left alone")], {}, {}, "fw", {}, "replay", {})
+    good = prune_report(layer_report("a"), skipped=[SkippedLayer("head", "left alone")])
     assert report_notices(good) == []
     unreached = replace(good, skipped=[SkippedLayer("expert", UNREACHED)])
     assert "1 layers were not pruned" in report_notices(unreached)[0] and "expert" in report_notices(unreached)[0]
-    broken = replace(good, layers=[report(f"layer{i}", "NOT_FINITE") for i in range(5)])
+    broken = replace(good, layers=[layer_report(f"layer{i}", status="NOT_FINITE") for i in range(5)])
     assert "5 layers ended as NOT_FINITE (layer0, layer1, layer2 and 2 more)" in report_notices(broken)[0]
     other_way = replace(good, propagation="rerun: the blocks share state")
     assert "the blocks share state" in report_notices(other_way)[0]
@@ -230,13 +220,12 @@ def test_progress_counts_work_not_layers(capsys: pytest.CaptureFixture[str]) -> 
     layers = [
         PlannedLayer(name, "Linear", 10, cols, 5, block) for block, (name, cols) in enumerate([("a", 10), ("b", 20)])
     ]
-    plan = PrunePlan(layers, [], "blocks", 0)
-    with PruneProgress(plan) as progress:
-        progress(PruneEvent("layer_start", 0, 2, "a", 0, 2, None, 0.0))
-        progress(PruneEvent("layer_done", 0, 2, "a", 0, 2, report("a"), 10.0))
+    with PruneProgress(layers) as progress:
+        progress(event("layer_start", "a"))
+        progress(event("layer_done", "a", layer_report("a"), seconds_elapsed=10.0))
     line = capsys.readouterr().out.strip()
-    assert line == "pruning: block 1/2, layer 1/2, a: error 0.2500, 0.500 of Wanda's, gap 0.500, left 40.0 s"
-    with PruneProgress(plan) as progress:
-        progress(PruneEvent("layer_done", 0, 2, "a", 0, 2, report("a"), 0.1))
+    assert line == "pruning: block 1/2, layer 1/2, a: error 0.2000, 0.500 of Wanda's, gap 0.500, left 40.0 s"
+    with PruneProgress(layers) as progress:
+        progress(event("layer_done", "a", layer_report("a"), seconds_elapsed=0.1))
     assert capsys.readouterr().out.strip().endswith("time left unknown"), "a block taken from disk says nothing of time"
     assert duration(3725) == "1:02:05" and duration(3.21) == "3.2 s"

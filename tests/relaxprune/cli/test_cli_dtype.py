@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from relaxprune.cli import main
-from relaxprune.cli.option_groups import (
-    CalibrationGroup,
-    LayerGroup,
-    ModelGroup,
-    PatternGroup,
-    RunGroup,
-    SolverGroup,
-)
-from relaxprune.cli.prune_run import PruneRequest, in_stored_dtype, prune_loaded
+from relaxprune.cli.option_groups import ModelGroup, PatternGroup
+from relaxprune.cli.prune.folder import in_stored_dtype
+from relaxprune.cli.prune.job import resolve
+from relaxprune.cli.prune.run import prune_loaded
+from relaxprune.cli.prune.words import PruneWords
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.runs.fingerprint import weights_sha256
 from relaxprune.runs.mask_file import read_masks
 
+from ..reports import prune_report
 from ..tiny_llama import save_tiny_llama, write_text
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Give torch its threads back, which ``--threads`` takes from the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def arguments(place: Path, *more: str) -> list[str]:
@@ -87,7 +75,7 @@ def test_a_source_that_changed_since_it_was_pruned_is_not_given_the_masks(
         return report
 
     with monkeypatch.context() as patch:
-        patch.setattr("relaxprune.cli.prune_run.prune_loaded", prune_then_change)
+        patch.setattr("relaxprune.cli.prune.run.prune_loaded", prune_then_change)
         assert main(words) == 2
     assert "must keep its weights until the pruned model is saved" in capsys.readouterr().err
     assert not (tmp_path / "out/model.safetensors").exists()
@@ -103,11 +91,11 @@ def test_the_commit_that_was_pruned_is_loaded_again(tmp_path: Path, monkeypatch:
         asked.append(options.revision)
         return load_model(source, replace(options, revision=None))
 
-    monkeypatch.setattr("relaxprune.cli.prune_run.load_model", load)
+    monkeypatch.setattr("relaxprune.cli.prune.folder.load_model", load)
     loading = ModelGroup(dtype="bfloat16", revision="main")
     loaded = replace(load_model(source, LoadOptions(dtype="bfloat16")), commit="c0ffee")
-    request = PruneRequest(source, PatternGroup(), SolverGroup(), CalibrationGroup(), LayerGroup(), loading, RunGroup())
-    in_stored_dtype(request, loaded, PruneReport([], [], {}, {}, "fw", {}, "replay", {}), weights_sha256(loaded.model))
+    job = resolve(source, PruneWords(PatternGroup("0.5"), loading=loading))
+    in_stored_dtype(job, loaded, prune_report(), weights_sha256(loaded.model))
     assert asked == ["c0ffee"]
 
 

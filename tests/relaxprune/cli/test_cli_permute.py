@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,15 +14,14 @@ from relaxprune.models.layers import apply_masks
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
 from relaxprune.runs.mask_file import read_masks
-from relaxprune.runs.run_folder import RunFolder
 
-from .test_cli_prune import SAME, _threads, arguments, only_sentence, place  # noqa: F401
+from ..command_line import SAME, arguments, interrupt, only_sentence
 
 PERMUTE = ("--pattern", "2:4", "--permute")
 
 
 @pytest.fixture(scope="module")
-def permuted(place: Path) -> Path:  # noqa: F811
+def permuted(place: Path) -> Path:
     """A run with channels reordered that nothing interrupted."""
     out = place / "permuted"
     assert main(arguments(place, out, *PERMUTE)) == 0
@@ -36,7 +34,7 @@ def orders_of(folder: Path) -> list[Permutation]:
     return [Permutation.from_dict(item) for item in record["report"]["permutations"]]
 
 
-def test_the_folder_is_the_source_in_another_order(place: Path, permuted: Path) -> None:  # noqa: F811
+def test_the_folder_is_the_source_in_another_order(place: Path, permuted: Path) -> None:
     """Plain transformers loads it; source + orders + masks of the record give it bit by bit, so kept bits are kept."""
     saved, meant = (AutoModelForCausalLM.from_pretrained(folder) for folder in (permuted, place / "tiny"))
     tokens = torch.arange(2, 34).unsqueeze(0)
@@ -54,7 +52,7 @@ def test_the_folder_is_the_source_in_another_order(place: Path, permuted: Path) 
 
 
 def test_interrupted_and_resumed_is_identical(
-    place: Path,  # noqa: F811
+    place: Path,
     permuted: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -69,28 +67,7 @@ def test_interrupted_and_resumed_is_identical(
         assert (out / name).read_bytes() == (permuted / name).read_bytes(), name
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, out: Path, words: list[str]) -> None:
-    """Run a command that the user ends while its second block is saved, so that one is kept in ``out``."""
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", interrupting(RunFolder.save, 2))
-        assert main(words) == 130
-    assert len(RunFolder(out, {}).solved_blocks) == 1
-
-
-def interrupting(save: Any, deadly_call: int) -> Any:
-    """Wrap ``save`` so that its ``deadly_call``-th call is an interruption by the user."""
-    calls: list[None] = []
-
-    def call(*arguments: Any) -> None:
-        calls.append(None)
-        if len(calls) == deadly_call:
-            raise KeyboardInterrupt
-        save(*arguments)
-
-    return call
-
-
-def test_the_source_keeps_its_dtype(place: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_source_keeps_its_dtype(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(arguments(place, out, *PERMUTE, "--dtype", "float64")) == 0
     saved, meant = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, place / "tiny"))
@@ -100,7 +77,7 @@ def test_the_source_keeps_its_dtype(place: Path, tmp_path: Path) -> None:  # noq
     assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), meant.parameters(), strict=True))
 
 
-def test_refusals(place: Path, permuted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_refusals(place: Path, permuted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(place, tmp_path / "out", "--permute")) == 2
     assert "permute reorders channels for an N:M pattern, got sparsity 0.5" in only_sentence(capsys)
     assert not (tmp_path / "out").exists()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,35 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from relaxprune.cli import main
 from relaxprune.runs.mask_file import read_masks
 
+from ..command_line import SAME, arguments, only_sentence, run_process
 from ..record_keys import documented_keys, keys_of
 from ..tiny_llama import CHAT_TEMPLATE, save_tiny_llama, write_text
-
-# One thread: for matrices this small, threads that wait for each other are all that takes time.
-EFFORT = ["--windows", "4", "--length", "32", "--max-iterations", "12", "--threads", "1"]
-SAME = ("model.safetensors", "masks.safetensors", "config.json", "tokenizer.json", "generation_config.json")
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Give torch its threads back, which ``--threads`` takes from the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    save_tiny_llama(folder / "tiny")
-    write_text(folder / "text.txt")
-    return folder
-
-
-def arguments(place: Path, out: Path, *more: str) -> list[str]:
-    calibration = ["--calibration", str(place / "text.txt")]
-    amount = [] if "--pattern" in more else ["--sparsity", "0.5"]
-    return ["prune", str(place / "tiny"), *amount, "--out", str(out), *calibration, *EFFORT, *more]
-
 
 # Where runs are killed: the Nth call of a function of the run folder's module.
 KILLS = {
@@ -63,17 +34,6 @@ def finished(place: Path) -> Path:
     done = run_process(["-m", "relaxprune", *arguments(place, out)], place)
     assert done.returncode == 0, done.stderr
     return out
-
-
-def run_process(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-P", *words], cwd=folder, capture_output=True, text=True, check=False)
-
-
-def only_sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    """What stderr has: one line, no traceback."""
-    text = capsys.readouterr().err.strip()
-    assert "Traceback" not in text and "\n" not in text, text
-    return text
 
 
 def test_the_folder_loads_and_has_what_it_should(place: Path, finished: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from relaxprune.cli import main
-from relaxprune.models import loading
 from relaxprune.problems import Problem
 from relaxprune.runs.mask_file import read_masks
 from relaxprune.solvers import Answer, Run, Solver, Status, registry
 
+from ..command_line import only_sentence
 from ..tiny_llama import save_tiny_llama, write_text
 
 
@@ -37,14 +36,6 @@ class Shaky(Solver):
         return Answer(problem.polytope.round(problem.score("wanda")))
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Give torch its threads back, which ``--threads`` takes from the whole process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def shaky(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_outside", lambda: {"shaky": SimpleNamespace(load=lambda: Shaky)})
@@ -52,7 +43,7 @@ def shaky(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("relaxprune.cli.loading.load", lambda *_: pytest.fail("the model was loaded"))
 
 
 @pytest.fixture
@@ -77,12 +68,6 @@ def prune_words(source: Path, out: Path, *more: str) -> list[str]:
     amount = [] if "--pattern" in more else ["--sparsity", "0.5"]
     text = ["--calibration", str(source / "text.txt")]
     return ["prune", str(source / "tiny"), "--out", str(out), *amount, *text, *effort, *more]
-
-
-def only_sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    text = capsys.readouterr().err.strip()
-    assert text and "Traceback" not in text and "\n" not in text, text
-    return text
 
 
 @pytest.mark.parametrize(
@@ -127,9 +112,9 @@ def test_prune_refuses_before_it_loads(
 def test_a_solver_that_cannot_take_a_layer_is_refused_before_calibration(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from relaxprune.cli import prune_run
+    from relaxprune.cli.prune import run
 
-    monkeypatch.setattr(prune_run, "calibration_windows", lambda *_, **__: pytest.fail("calibration was read"))
+    monkeypatch.setattr(run, "calibration_windows", lambda *_, **__: pytest.fail("calibration was read"))
     assert main(prune_words(source, tmp_path / "out", "--solver", "enumerate")) == 2
     assert "layer 'model.layers.0.self_attn.q_proj' of shape (32, 32): " in only_sentence(capsys)
 
@@ -217,7 +202,7 @@ def test_an_interrupt_says_what_is_left(
     with monkeypatch.context() as patch:
         patch.setattr("relaxprune.solving.solving.solve", interrupt)
         patch.setattr("relaxprune.solving.comparison.solve", interrupt)
-        patch.setattr(loading, "load_model", interrupt)
+        patch.setattr("relaxprune.cli.loading.load", interrupt)
         for command in (
             ["solve", str(layer), "--sparsity", "0.5"],
             ["compare", str(layer), "--sparsity", "0.5"],
@@ -228,11 +213,11 @@ def test_an_interrupt_says_what_is_left(
             assert main(command) == 130
             assert only_sentence(capsys) == "relaxprune: interrupted; nothing is written"
     with monkeypatch.context() as patch:
-        patch.setattr("relaxprune.pruning.layer_solving.solve", interrupt)
+        patch.setattr("relaxprune.pruning.mask_solver.solve", interrupt)
         assert main(words) == 130
         assert only_sentence(capsys).endswith("nothing is written") and not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("relaxprune.cli.prune_run.finish_folder", interrupt)
+        patch.setattr("relaxprune.cli.prune.run.finish_folder", interrupt)
         assert main(words) == 130
         kept = f"2 finished blocks are kept in {tmp_path / 'out'}, and --resume continues from them"
         assert only_sentence(capsys) == f"relaxprune: interrupted; {kept}"
@@ -245,7 +230,7 @@ def test_resuming_sweeps_what_a_killed_writer_left(
 ) -> None:
     words, out = prune_words(source, tmp_path / "out"), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("relaxprune.cli.prune_run.finish_folder", interrupt)
+        patch.setattr("relaxprune.cli.prune.run.finish_folder", interrupt)
         assert main(words) == 130
     scratch = f".model.safetensors.{'0' * 32}.part"
     for folder in (out, out / ".relaxprune", out / ".relaxprune/blocks"):

@@ -11,13 +11,11 @@ import pytest
 from rich.console import Console
 
 from relaxprune.cli import main
-from relaxprune.cli.dashboard import Dashboard
-from relaxprune.pruning.plan import PlannedLayer, PrunePlan
-from relaxprune.pruning.prune_report import PruneEvent
+from relaxprune.cli.prune.dashboard import Dashboard
+from relaxprune.pruning.plan import PlannedLayer
 
-from .test_cli import report
-from .test_cli_prune import arguments, only_sentence
-from .test_cli_prune import place as place  # a fixture
+from ..command_line import arguments, only_sentence
+from ..reports import event, layer_report
 
 
 def events_of(text: str) -> list[dict[str, object]]:
@@ -53,12 +51,11 @@ def test_quiet_leaves_the_result(place: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_the_dashboard_shows_where_the_run_is() -> None:
     layers = [PlannedLayer(name, "Linear", 10, 20, 5, block) for block, name in enumerate("ab")]
-    plan = PrunePlan(layers, [], "blocks", 0)
     console = Console(file=io.StringIO(), force_terminal=True, width=90, color_system=None)
-    with Dashboard(plan, console=console) as board:
-        board(PruneEvent("layer_start", 0, 2, "a", 0, 2, None, 0.0))
-        board(PruneEvent("layer_done", 0, 2, "a", 0, 2, replace(report("a"), name="[bold]a"), 8.0))
-        board(PruneEvent("layer_start", 1, 2, "b", 1, 2, None, 8.0))
+    with Dashboard(layers, console=console) as board:
+        board(event("layer_start", "a"))
+        board(event("layer_done", "a", replace(layer_report("a"), name="[bold]a"), seconds_elapsed=8.0))
+        board(event("layer_start", "b", block=1, layer_index=1, seconds_elapsed=8.0))
         drawn = Console(file=io.StringIO(), width=90)
         drawn.print(board._draw())
         text = drawn.file.getvalue()
@@ -67,8 +64,8 @@ def test_the_dashboard_shows_where_the_run_is() -> None:
 
 
 def test_a_terminal_that_an_exception_leaves_is_in_order() -> None:
-    plan = PrunePlan([PlannedLayer("a", "Linear", 10, 20, 5, 0)], [], "blocks", 0)
+    layers = [PlannedLayer("a", "Linear", 10, 20, 5, 0)]
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    with pytest.raises(RuntimeError), Dashboard(plan, console=console):
+    with pytest.raises(RuntimeError), Dashboard(layers, console=console):
         raise RuntimeError
     assert console.file.getvalue().endswith("\x1b[?25h")  # the cursor is shown again

@@ -14,8 +14,10 @@ from relaxprune import MaskProblem, solve
 from relaxprune.cli import main
 from relaxprune.inputs.experts import ExpertListener
 from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import KSparse
-from relaxprune.pruning.pipeline import UNREACHED, PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.prune_report import UNREACHED
 from relaxprune.runs.mask_file import read_masks
 
 from ..tiny_llama import WORDS, tiny_tokenizer, write_text
@@ -73,12 +75,14 @@ def test_every_expert_has_the_gram_of_the_tokens_that_it_reads(make):
         assert torch.equal(after[item.parameter], layers[item.name].matrix().masked_fill(~mask, 0.0))
         if item.block == 0 and "gate_up_proj" in item.name:
             inputs, weight = routed[expert], layers[item.name].matrix().double()
-            assert item.tokens == len(inputs)
-            assert item.dense_energy == pytest.approx(float((inputs @ weight.T).square().sum() / len(inputs)), rel=1e-4)
+            assert item.inputs.tokens == len(inputs)
+            assert item.loss.dense_energy == pytest.approx(
+                float((inputs @ weight.T).square().sum() / len(inputs)), rel=1e-4
+            )
             problem = MaskProblem(weight, inputs.T @ inputs / len(inputs), KSparse(weight.shape[1] // 2))
             assert torch.equal(solve(problem, "wanda").mask, mask)
             seen += 1
-    tokens = [item.tokens for item in report.layers if item.block == 1 and "experts.down_proj" in item.name]
+    tokens = [item.inputs.tokens for item in report.layers if item.block == 1 and "experts.down_proj" in item.name]
     padded = sum(int(batch["attention_mask"].sum()) for batch in batches)
     assert seen == 4 and sum(tokens) == 2 * padded  # two experts a token
 
@@ -117,9 +121,9 @@ def test_products_that_name_their_matrix_are_heard():
 @pytest.mark.parametrize("options", [PruneOptions(weights="refit", correct=0.5, tune=1), PruneOptions(weights="refit")])
 def test_experts_refitted_correct_nothing(options):
     report = prune_model(tiny_model("qwen3_moe"), padded_batches(4), pattern="2:4", options=options)
-    corrected = {(item.kind, item.corrected) for item in report.layers}
+    corrected = {(item.kind, item.loss.corrected) for item in report.layers}
     assert corrected == {("Expert", 0.0), ("Linear", options.correct)}
-    assert all(item.objective <= item.kept_objective * (1 + 1e-6) for item in report.layers)
+    assert all(item.objective <= item.loss.kept_objective * (1 + 1e-6) for item in report.layers)
 
 
 def test_from_the_command_line_to_disk_and_back(tmp_path):

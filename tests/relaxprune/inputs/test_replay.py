@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from relaxprune.inputs.batches import borrowed, read_batches, run_model
+from relaxprune.inputs.batches import read_batches, run_model
 from relaxprune.inputs.replay import Link, record, record_all
 from relaxprune.inputs.tree import Slot, map_tree
 from relaxprune.models.blocks import find_blocks
+from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import find_layers
 
 from ..tiny_models import DECODERS, padded_batches, tiny_model

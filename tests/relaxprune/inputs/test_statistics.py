@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from relaxprune.inputs.layer_listener import LayerListener
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.models.layers import find_layers
 from relaxprune.problems import RelaxPruneError
@@ -136,7 +137,7 @@ def test_layers_that_are_not_reached_have_no_gram():
 
 def test_grouping_without_products():
     model = Shares()
-    collector = StatisticsCollector(find_layers(model)[0], multiply=False)
+    collector = LayerListener(find_layers(model)[0])
     with torch.no_grad(), collector.listening(0, None):
         model(torch.randn(2, 4))
     assert partition(collector) == ["o", "qk", "v"]

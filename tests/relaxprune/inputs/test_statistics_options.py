@@ -15,9 +15,10 @@ from relaxprune.inputs.batches import read_batches, without_first
 from relaxprune.inputs.gram_accumulator import GramAccumulator
 from relaxprune.inputs.shrinkage import estimate, shrink
 from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.statistics_options import StatisticsOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 
 from ..tiny_models import padded_batches, tiny_model
 
@@ -81,8 +82,13 @@ def test_groups_of_a_llama_are_those_that_read_one_tensor_in_order():
     report = pruned(tiny_model("llama"), padded_batches(2), collect="groups")
     names = [layer.name.split(".")[-1] for layer in report.layers if layer.block == 1]
     assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    assert {layer.gram.split(".")[-1] for layer in report.layers} == {"q_proj", "o_proj", "gate_proj", "down_proj"}
-    assert {layer.tokens for layer in report.layers} == {2 * 2 * 12 - 3} and len(report.skipped) == 2
+    assert {layer.inputs.gram.split(".")[-1] for layer in report.layers} == {
+        "q_proj",
+        "o_proj",
+        "gate_proj",
+        "down_proj",
+    }
+    assert {layer.inputs.tokens for layer in report.layers} == {2 * 2 * 12 - 3} and len(report.skipped) == 2
 
 
 class Sometimes(nn.Module):
@@ -99,7 +105,7 @@ class Sometimes(nn.Module):
 
 def test_layers_that_the_first_batch_misses_are_gathered_all_the_same():
     report = pruned(Sometimes(), [torch.randn(2, 4), torch.randn(9, 4)], collect="groups")
-    assert [(layer.name, layer.tokens) for layer in report.layers] == [("blocks.0.0", 11), ("blocks.0.1", 9)]
+    assert [(layer.name, layer.inputs.tokens) for layer in report.layers] == [("blocks.0.0", 11), ("blocks.0.1", 9)]
 
 
 @given(splits=st.lists(st.integers(1, 12), min_size=1, max_size=5), cap=st.floats(0.2, 8), seed=st.integers(0, 10))
@@ -117,18 +123,20 @@ def test_a_capped_gram_is_the_weighted_mean_however_batches_are_split(splits, ca
     report = pruned(model, list(tokens.split(splits)), token_cap=cap)
     gram = energies(model, [tokens], weights)["0"]
     (layer,) = report.layers
-    assert layer.tokens == len(tokens)
-    assert layer.token_weight == pytest.approx(float(weights(tokens.double()).mean()), rel=1e-5)
-    assert layer.dense_energy == pytest.approx(objective(dense, torch.zeros(3, 4, dtype=torch.bool), gram), rel=1e-4)
+    assert layer.inputs.tokens == len(tokens)
+    assert layer.inputs.token_weight == pytest.approx(float(weights(tokens.double()).mean()), rel=1e-5)
+    assert layer.loss.dense_energy == pytest.approx(
+        objective(dense, torch.zeros(3, 4, dtype=torch.bool), gram), rel=1e-4
+    )
     assert layer.objective == pytest.approx(objective(dense, report.masks[layer.parameter], gram), rel=1e-4)
 
 
 def test_a_cap_with_zero_tokens_is_that_of_the_others():
     tokens = torch.cat([torch.zeros(30, 3), torch.eye(3), 10 * torch.ones(1, 3)])
     (layer,) = pruned(nn.Sequential(nn.Linear(3, 2)), [tokens], token_cap=1.0).layers
-    assert layer.token_weight == pytest.approx((33 + 1 / 300) / 34)
+    assert layer.inputs.token_weight == pytest.approx((33 + 1 / 300) / 34)
     (layer,) = pruned(nn.Sequential(nn.Linear(3, 2)), [torch.zeros(5, 3)], token_cap=1.0).layers
-    assert (layer.dense_energy, layer.token_weight) == (0.0, 1.0)
+    assert (layer.loss.dense_energy, layer.inputs.token_weight) == (0.0, 1.0)
 
 
 def test_skipped_tokens_are_the_first_real_ones():
@@ -138,7 +146,7 @@ def test_skipped_tokens_are_the_first_real_ones():
     assert read.kept is not None and read.kept.int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 1, 0, 0]]
     assert torch.equal(read.kwargs["attention_mask"], mask)  # the model sees all of them
     report = pruned(tiny_model("llama"), padded_batches(2), skip_tokens=3)
-    assert {layer.tokens for layer in report.layers} == {2 * 2 * (12 - 3) - 3}
+    assert {layer.inputs.tokens for layer in report.layers} == {2 * 2 * (12 - 3) - 3}
 
 
 @pytest.mark.parametrize(
@@ -214,8 +222,8 @@ def test_the_shrunk_gram_is_what_is_solved_and_reported(shrinkage):
     dense = {layer.name: layer.matrix() for layer in find_layers(before)[0]}
     for name, gram in energies(before, batches).items():
         layer = next(layer for layer in report.layers if layer.name == name)
-        assert layer.shrinkage == shrinkage or 0 < layer.shrinkage < 1
-        shrunk = shrink(gram, layer.shrinkage)
+        assert layer.inputs.shrinkage == shrinkage or 0 < layer.inputs.shrinkage < 1
+        shrunk = shrink(gram, layer.inputs.shrinkage)
         assert layer.objective == pytest.approx(objective(dense[name], report.masks[layer.parameter], shrunk), rel=1e-5)
         assert layer.lower_bound <= layer.objective
     assert report.options["statistics"]["shrinkage"] == shrinkage
@@ -223,7 +231,7 @@ def test_the_shrunk_gram_is_what_is_solved_and_reported(shrinkage):
 
 def test_full_shrinkage_is_solved_by_wandas_mask():
     report = pruned(Chain(), list(torch.randn(2, 20, 6)), shrinkage=1.0, solver="fw")
-    assert all(layer.objective == pytest.approx(layer.wanda_objective) for layer in report.layers)
+    assert all(layer.objective == pytest.approx(layer.loss.wanda_objective) for layer in report.layers)
 
 
 def test_auto_needs_two_batches():

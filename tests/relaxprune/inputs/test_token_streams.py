@@ -7,8 +7,9 @@ import torch
 import transformers
 
 from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 
 QUICK = PruneOptions(max_iterations=2, polish=None, include=("*",))
 SHAPES = {"d_model": 16, "vocab_size": 40, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
@@ -59,7 +60,7 @@ def is_cross_key_or_value(name):
 def test_every_layer_counts_the_real_tokens_of_its_own_stream(family):
     model = model_of(family)
     report = prune_model(model, [batch_of(), batch_of((2, 2), (6, 6))], sparsity=0.5, options=QUICK)
-    tokens = {layer.name: layer.tokens for layer in report.layers}
+    tokens = {layer.name: layer.inputs.tokens for layer in report.layers}
     of_encoder = {
         name for name in tokens if ("encoder." in name and "decoder." not in name) or is_cross_key_or_value(name)
     }
@@ -78,8 +79,8 @@ def test_gram_of_cross_attention_keys_has_only_real_encoder_tokens(family):
         batch["input_ids"] = torch.where(batch["attention_mask"] == 0, pad, batch["input_ids"])
         reports.append(prune_model(model, [batch], sparsity=0.5, options=QUICK))
     one, other = reports
-    assert [layer.dense_energy for layer in one.layers] == pytest.approx(
-        [layer.dense_energy for layer in other.layers], rel=1e-5
+    assert [layer.loss.dense_energy for layer in one.layers] == pytest.approx(
+        [layer.loss.dense_energy for layer in other.layers], rel=1e-5
     )
 
 
@@ -95,7 +96,7 @@ def test_an_encoder_alone_has_one_stream(family):
     batches = [{name: batch_of()[name] for name in ("input_ids", "attention_mask")}]
     report = prune_model(model, batches, sparsity=0.5, options=QUICK)
     assert len(report.layers) >= 12
-    assert {layer.tokens for layer in report.layers} == {6 + 3}
+    assert {layer.inputs.tokens for layer in report.layers} == {6 + 3}
 
 
 @pytest.mark.parametrize("hidden", ["get_decoder", "get_encoder"])
@@ -123,9 +124,9 @@ def test_without_a_decoder_mask_all_decoder_tokens_count():
     batch = batch_of()
     del batch["decoder_attention_mask"]
     report = prune_model(model_of("t5"), [batch], sparsity=0.5, options=PruneOptions(max_iterations=2, polish=None))
-    cross = {layer.tokens for layer in report.layers if is_cross_key_or_value(layer.name)}
+    cross = {layer.inputs.tokens for layer in report.layers if is_cross_key_or_value(layer.name)}
     assert cross == {9}
-    assert {layer.tokens for layer in report.layers if not is_cross_key_or_value(layer.name)} == {12}
+    assert {layer.inputs.tokens for layer in report.layers if not is_cross_key_or_value(layer.name)} == {12}
 
 
 def test_a_layer_that_reads_both_streams_is_refused_by_name():

@@ -146,10 +146,19 @@ def test_masks_by_name():
         apply_masks(model, {"0.wieght": masks["0.weight"]})
 
 
+def test_a_layer_alone_is_pruned_in_one_line():
+    layer = nn.Linear(3, 2)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    before = layer.weight.detach().clone()
+    apply_masks(layer, {"weight": mask})
+    assert torch.equal(layer.weight, before.masked_fill(~mask, 0.0)) and not torch.signbit(layer.weight[~mask]).any()
+
+
 @pytest.mark.parametrize(
     ("masks", "weights", "words"),
     [
         ({"1.weight": torch.ones(2, 4, dtype=torch.bool)}, {}, "mask of '1.weight' must be bool of shape"),
+        ({"1.weight": [[True, False]]}, {}, "mask of '1.weight' must be bool of shape .*, got list"),
         ({}, {"1.weight": torch.ones(2, 4)}, "weights names '1.weight', for which there is no mask"),
         ({"1.weight": torch.ones(4, 2, dtype=torch.bool)}, {"1.weight": torch.ones(2, 4)}, "new values of '1.weight'"),
     ],

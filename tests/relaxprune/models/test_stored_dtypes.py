@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 from relaxprune.models.checkpoint import SINGLE_FILE
 from relaxprune.models.loading import LoadOptions, load_model
 from relaxprune.models.saved_model import verify_saved_model
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 
 from ..saved_models import UP, refused, rewrite
 from ..tiny_models import tiny_model

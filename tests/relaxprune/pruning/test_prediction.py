@@ -8,28 +8,30 @@ import itertools
 import pytest
 import torch
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError, solve
+from relaxprune import KSparse, MaskProblem, solve
 from relaxprune.inputs.batches import read_batches
-from relaxprune.options.prune_options import PruneOptions, Target
-from relaxprune.pruning.plan import survey_model
-from relaxprune.pruning.planning import plan_model
-from relaxprune.pruning.prediction import Trial, predict
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Target
+from relaxprune.pruning.planner import make_plan, plan_model
+from relaxprune.pruning.prediction import predict
+from relaxprune.pruning.request import PruneRequest
 from relaxprune.solvers import make_solver, solver_names
 
 from ..tiny_models import padded_batches, tiny_model
 
-NEEDS_A_PACKAGE = ("cvxpy", "exact")
-UNKNOWN = ("ils", "cvxpy", "exact", "enumerate")
+LEFT_OUT = ("cvxpy", "exact", "enumerate")  # need a package, or take smaller layers only
+UNKNOWN = ("ils",)
+
+
+def planned(model, options, tokens=0, solver="fw", **target):
+    return make_plan(model, PruneRequest.of(Target(**(target or {"sparsity": 0.5})), solver, options), tokens)
 
 
 def predicted(model=None, solver="fw", batches=None, options=None, **target):
-    model = model or tiny_model("llama")
-    options, aim = options or PruneOptions(max_iterations=130), Target(**(target or {"sparsity": 0.5}))
-    maker = make_solver(solver)
-    survey = survey_model(model, aim, options)
+    plan = planned(model or tiny_model("llama"), options or PruneOptions(max_iterations=130), solver=solver, **target)
     seconds = itertools.count()
-    trial = Trial(aim, maker, options, clock=lambda: float(next(seconds)))
-    return predict(model, survey, read_batches(batches or [torch.arange(24).view(2, 12)] * 3), trial)
+    read = read_batches(batches or [torch.arange(24).view(2, 12)] * 3)
+    return predict(plan, read, clock=lambda: float(next(seconds)))
 
 
 def test_a_second_a_call_adds_up():
@@ -61,9 +63,9 @@ def test_two_streams_and_tuning_are_counted():
     assert corrected.seconds["propagate"] == 2 * plain.seconds["propagate"]
     assert tuned.seconds["tune"] == (2 + 3 * 5) * 2 * 3
     assert {**tuned.seconds, "tune": 0} == {**plain.seconds, "tune": 0}
-    model, aim = tiny_model("llama"), Target(sparsity=0.5)
+    model = tiny_model("llama")
     sizes = [
-        survey_model(model, aim, dataclasses.replace(options, **more), 72).plan.estimated_bytes
+        planned(model, dataclasses.replace(options, **more), 72).estimated_bytes
         for more in ({}, {"correct": 0.5}, {"tune": 3})
     ]
     assert sizes[1] - sizes[0] >= 2 * 8 * (3 * 32**2 + 3 * 32**2 + 48**2) and sizes[2] > sizes[0]
@@ -74,7 +76,7 @@ def test_a_time_limit_bounds_the_time_of_a_layer():
     assert limited.seconds["solve"] <= 21 * 1.25 + 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name in solver_names() if name not in NEEDS_A_PACKAGE])
+@pytest.mark.parametrize("name", [name for name in solver_names() if name not in LEFT_OUT])
 def test_every_solver_is_predicted_or_says_that_it_is_not(name):
     options = PruneOptions(include=("*.0.self_attn.q_proj",))
     found = predicted(solver=name, options=options)
@@ -106,8 +108,6 @@ def test_the_plan_says_it_and_leaves_the_model_as_it_is():
     assert plan.prediction is not None and str(plan.prediction) in str(plan)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.random.get_rng_state())
-    with pytest.raises(RelaxPruneError, match="solver must be given with batches"):
-        plan_model(model, sparsity=0.5, batches=[torch.arange(8).view(1, 8)])
 
 
 def test_padding_and_named_arguments_are_taken():

@@ -13,40 +13,18 @@ from torch import Tensor, nn
 from relaxprune.cli import main
 from relaxprune.models.layers import find_layers
 from relaxprune.options.allocation import Allocation
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.block_record import BlockRecord
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
-from relaxprune.pruning.planning import plan_model
+from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.planner import plan_model
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.pruning.sharing import counts as allocating
 
-from ..cli.test_cli_prune import arguments, only_sentence, run_process
-from ..cli.test_cli_prune import place as place  # a fixture
+from ..command_line import arguments, only_sentence, run_process
+from ..recorders import RunMemory
 from ..tiny_models import padded_batches, tiny_model
 
 QUICK = PruneOptions(max_iterations=12)
-
-
-class Keeper:
-    """Keeps blocks and the allocation in memory."""
-
-    def __init__(self) -> None:
-        self.records: dict[int, BlockRecord] = {}
-        self.counts: dict[str, int] | None = None
-        self.solved: list[int] = []
-
-    def load(self, block_index: int) -> BlockRecord | None:
-        return self.records.get(block_index)
-
-    def save(self, block_index: int, record: BlockRecord) -> None:
-        self.solved.append(block_index)
-        self.records[block_index] = record
-
-    def load_allocation(self) -> dict[str, int] | None:
-        return self.counts
-
-    def save_allocation(self, counts: dict[str, int]) -> None:
-        self.counts = counts
 
 
 def pruned(report: PruneReport) -> dict[str, int]:
@@ -160,7 +138,7 @@ def test_a_layer_that_costs_nothing_is_pruned_most() -> None:
 
 
 def test_an_interrupted_run_goes_on_with_the_same_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper = Keeper()
+    keeper = RunMemory()
     whole = prune_model(
         tiny_model("llama"), padded_batches(), sparsity=0.5, allocation="model", options=QUICK, recorder=keeper
     )

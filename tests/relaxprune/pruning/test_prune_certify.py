@@ -12,9 +12,10 @@ import torch
 from relaxprune.certificates.certificate_file import load_certificate
 from relaxprune.cli import main
 from relaxprune.models.layer_roles import role_of, summarise
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.layer_certificates import proven_share, solver_for
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.layer_certificates import solver_for
+from relaxprune.pruning.pipeline import prune_model
 from relaxprune.runs.certificate_files import CertificateFiles
 from relaxprune.runs.run_folder import RunFolder
 from relaxprune.solvers import make_solver
@@ -72,20 +73,21 @@ def test_the_report_has_the_numbers_of_the_certificate(method, rows, covered):
     (layer,) = report.layers
     certificate, polytope = keeper.certificates[layer.parameter]
     assert keeper.saved == [layer.parameter, 0], "a block counts once its certificates are kept"
-    assert (layer.certificate, layer.certified_rows) == (method, covered)
+    assert (layer.bound.certificate, layer.bound.certified_rows) == (method, covered)
     assert (certificate.method, certificate.rows_covered) == (method, covered)
     assert (layer.lower_bound, layer.gap) == (certificate.lower_bound, certificate.gap)
     assert layer.relative_gap == certificate.relative_gap
     assert layer.objective == certificate.objective >= certificate.lower_bound
     assert torch.equal(certificate.mask, report.masks[layer.parameter])
     assert polytope.kept((32, 32)) == 512
-    assert layer.proven_share == proven_share(layer.wanda_objective, layer.objective, layer.lower_bound)
+    way = layer.loss.wanda_objective - layer.lower_bound
+    assert layer.proven_share == (layer.loss.wanda_objective - layer.objective) / way
     assert 0 < layer.proven_share < 1
-    assert layer.certificate_seconds == certificate.seconds
-    assert (layer.estimated_gap is not None) == (rows is not None)
+    assert layer.bound.certificate_seconds == certificate.seconds
+    assert (layer.bound.estimated_gap is not None) == (rows is not None)
     if rows is not None:
-        assert layer.estimated_gap < layer.relative_gap, "the rows that were not drawn prove less"
-        assert f"{layer.estimated_gap:.4f}" in str(report)
+        assert layer.bound.estimated_gap < layer.relative_gap, "the rows that were not drawn prove less"
+        assert f"{layer.bound.estimated_gap:.4f}" in str(report)
     assert report.options["certify"] == method
     assert report.options["solver_options"]["tighten"] == ("none" if method == "fw" else "diagonal")
 
@@ -101,7 +103,7 @@ def test_better_methods_prove_more():
 def test_without_certificates_the_bound_is_the_solvers_own():
     report, keeper = pruned(None)
     (layer,) = report.layers
-    assert (layer.certificate, layer.certified_rows, keeper.certificates) == (None, None, {})
+    assert (layer.bound.certificate, layer.bound.certified_rows, keeper.certificates) == (None, None, {})
     assert layer.proven_share > 0 and "certified" not in str(report)
 
 
@@ -109,13 +111,6 @@ def test_a_solver_without_a_relaxation_is_certified_too():
     own, certified = pruned(None, "wanda")[0].layers[0], pruned("fw", "wanda")[0].layers[0]
     assert own.lower_bound < certified.lower_bound <= certified.objective == own.objective
     assert certified.proven_share == 0
-
-
-def test_proven_share():
-    assert proven_share(4.0, 2.0, 1.0) == pytest.approx(2 / 3)
-    assert proven_share(4.0, 1.0, 1.0) == 1
-    assert proven_share(4.0, 5.0, 1.0) == 0, "a mask worse than Wanda's has done nothing of the way"
-    assert proven_share(1.0, 1.0, 1.0) is None and proven_share(0.0, 0.0, 0.0) is None
 
 
 def test_the_tightened_pass_is_the_convex_phase_unless_the_user_says_otherwise():
@@ -127,7 +122,7 @@ def test_the_tightened_pass_is_the_convex_phase_unless_the_user_says_otherwise()
     wanda = make_solver("wanda")
     assert solver_for("sdp", wanda) is wanda
     report, _ = pruned("diagonal", tighten="none")
-    assert report.options["solver_options"]["tighten"] == "none" and report.layers[0].certificate == "diagonal"
+    assert report.options["solver_options"]["tighten"] == "none" and report.layers[0].bound.certificate == "diagonal"
 
 
 def test_roles_share_a_line():

@@ -12,15 +12,14 @@ from torch import nn
 
 from relaxprune.cli import main
 from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.statistics_options import StatisticsOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 
-from ..cli.test_cli_permute import interrupt
-from ..cli.test_cli_prune import arguments
-from ..cli.test_cli_prune import place as place  # a fixture
+from ..command_line import arguments, interrupt
+from ..recorders import BlockMemory
 from ..tiny_models import padded_batches, tiny_model
-from .test_prune_refit import Keeper
 
 DAMPING = 0.01
 DENSE = PruneOptions(weights="refit", damping=DAMPING, correct=1.0)
@@ -53,22 +52,22 @@ def test_the_objective_is_the_distance_from_the_dense_model(family, collect, sha
         weights="refit", damping=DAMPING, correct=share, statistics=StatisticsOptions(collect=collect)
     )
     report = prune_model(model, batches, sparsity=0.5, options=options)
-    assert {layer.corrected for layer in report.layers} == {share}
+    assert {layer.loss.corrected for layer in report.layers} == {share}
     before, after = weights_of(dense), weights_of(model)
     checked = 0
     for layer in report.layers:
-        if layer.gram != layer.name or not layer.name.endswith(("q_proj", "c_attn")):
+        if layer.inputs.gram != layer.name or not layer.name.endswith(("q_proj", "c_attn")):
             continue
         x, pruned = read_by(dense, layer.name, batches), read_by(model, layer.name, batches)
         wanted, got = ((1 - share) * pruned + share * x) @ before[layer.name].T, pruned @ after[layer.name].T
         ridge = DAMPING * pruned.square().mean() * (before[layer.name] - after[layer.name]).square().sum()
         assert layer.objective == pytest.approx(float((wanted - got).square().sum() / len(x) + ridge), rel=1e-4)
-        assert layer.dense_energy == pytest.approx(float(wanted.square().sum() / len(x)), rel=1e-4)
-        assert layer.residual >= -1e-6 * layer.dense_energy and layer.lower_bound <= layer.objective
+        assert layer.loss.dense_energy == pytest.approx(float(wanted.square().sum() / len(x)), rel=1e-4)
+        assert layer.loss.residual >= -1e-6 * layer.loss.dense_energy and layer.lower_bound <= layer.objective
         if layer.block == 0:
-            assert layer.residual <= 1e-5 * layer.dense_energy  # nothing is pruned before it
+            assert layer.loss.residual <= 1e-5 * layer.loss.dense_energy  # nothing is pruned before it
         else:
-            checked += layer.residual > 1e-4 * layer.dense_energy
+            checked += layer.loss.residual > 1e-4 * layer.loss.dense_energy
     assert checked == 2
     assert all(torch.equal(after[name], before[name]) for name in before.keys() - {item.name for item in report.layers})
 
@@ -90,10 +89,10 @@ def test_the_model_s_own_weights_are_left_after_an_exception():
 @pytest.mark.parametrize("options", [DENSE, PruneOptions(weights="refit", correct=1.0, tune=2)])
 def test_recorded_blocks_give_the_same_model(options):
     batches = padded_batches(4)
-    model, again, half, keeper = *(tiny_model("llama") for _ in range(3)), Keeper()
+    model, again, half, keeper = *(tiny_model("llama") for _ in range(3)), BlockMemory()
     prune_model(model, batches, sparsity=0.5, options=options, recorder=keeper)
     for recorded in (keeper.records, {0: keeper.records[0]}):
-        other = Keeper()
+        other = BlockMemory()
         other.records |= recorded
         target = again if len(recorded) > 1 else half
         report = prune_model(target, batches, sparsity=0.5, options=options, recorder=other)
@@ -136,7 +135,7 @@ def test_an_expert_by_itself_is_known_by_the_tokens_that_it_lacks(changes):
     torch.manual_seed(0)
     batches = [torch.randn(2, 20, 24) for _ in range(3)]
     report = prune_model(Chain(), batches, sparsity=0.5, options=dataclasses.replace(DENSE, **changes))
-    shares = {layer.name: layer.corrected for layer in report.layers}
+    shares = {layer.name: layer.loss.corrected for layer in report.layers}
     assert {share for name, share in shares.items() if "expert" in name} == {0.0} and shares["after"] == 1.0
 
 
@@ -175,11 +174,11 @@ def test_layers_that_read_other_tokens_correct_nothing_and_say_so():
     batches = [torch.randn(2, 20, 24) for _ in range(3)]
     model = copy.deepcopy(dense)
     report = prune_model(model, batches, sparsity=0.5, options=DENSE)
-    shares = {layer.name: layer.corrected for layer in report.layers}
+    shares = {layer.name: layer.loss.corrected for layer in report.layers}
     assert {share for name, share in shares.items() if "expert" in name} == {0.0}
     assert {share for name, share in shares.items() if "expert" not in name} == {1.0}
     assert {"before", "after"} <= set(shares)  # outside of the blocks, the whole model is run for each
-    residual = {layer.name: layer.residual / layer.dense_energy for layer in report.layers}
+    residual = {layer.name: layer.loss.residual / layer.loss.dense_energy for layer in report.layers}
     assert abs(residual["before"]) < 1e-6 < 1e-3 < residual["after"] and residual["blocks.0.first"] > 1e-3
     last = next(layer for layer in report.layers if layer.name == "after")
     x, pruned = (
@@ -280,7 +279,7 @@ def test_tuning_that_gains_nothing_leaves_every_bit():
     numbers = (found.error_before, found.error_after, found.held_out_before, found.held_out_after)
     assert all(0 < number < 1 for number in numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relaxprune.pruning.block_tuning._RATE", 1e3)  # far too large: no pass can help
+        patch.setattr("relaxprune.pruning.block_tuner._RATE", 1e3)  # far too large: no pass can help
         worse = tiny_model("llama").double()
         report = prune_model(worse, batches, sparsity=0.5, options=dataclasses.replace(options, tune=1))
     assert report.tunings[0].epochs == 0

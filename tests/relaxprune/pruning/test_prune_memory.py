@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 
 from relaxprune.inputs.gram_accumulator import GramAccumulator
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import Gram
-from relaxprune.pruning.layer_solving import MaskSolver
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.mask_solver import MaskSolver
+from relaxprune.pruning.pipeline import prune_model
 
 from ..tiny_models import padded_batches, tiny_model
 

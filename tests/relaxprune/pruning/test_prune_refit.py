@@ -12,30 +12,16 @@ from transformers import AutoModelForCausalLM
 
 from relaxprune.cli import main
 from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.block_record import BlockRecord
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 from relaxprune.runs.mask_file import read_masks
 
-from ..cli.test_cli_permute import interrupt
-from ..cli.test_cli_prune import arguments, only_sentence
-from ..cli.test_cli_prune import place as place  # a fixture
+from ..command_line import arguments, interrupt, only_sentence
+from ..recorders import BlockMemory
 from ..tiny_models import padded_batches, tiny_model
 
 REFIT = PruneOptions(weights="refit")
-
-
-class Keeper:
-    """Keeps blocks in memory."""
-
-    def __init__(self) -> None:
-        self.records: dict[int, BlockRecord] = {}
-
-    def load(self, block_index: int) -> BlockRecord | None:
-        return self.records.get(block_index)
-
-    def save(self, block_index: int, record: BlockRecord) -> None:
-        self.records[block_index] = record
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -54,12 +40,12 @@ def test_new_weights_lose_less_than_those_that_stay(family, solver):
         assert bool((weight[~mask] == 0).all()) and not bool(torch.signbit(weight[~mask]).any())
         moved += int((weight != before[item.parameter])[mask].sum())
         assert item.lower_bound <= item.objective
-        assert item.objective <= item.kept_objective * (1 + 1e-6) or solver == "sparsegpt"
-        assert item.solver == solver
+        assert item.objective <= item.loss.kept_objective * (1 + 1e-6) or solver == "sparsegpt"
+        assert item.cost.solver == solver
     assert moved > 0
     keeping = prune_model(copy.deepcopy(dense), padded_batches(), sparsity=0.5, solver="wanda")
     assert report.mean_relative_error < keeping.mean_relative_error or solver == "sparsegpt"
-    assert not keeping.weights and all(layer.kept_objective is None for layer in keeping.layers)
+    assert not keeping.weights and all(layer.loss.kept_objective is None for layer in keeping.layers)
 
 
 def test_what_is_reported_is_of_the_weights_that_are_written():
@@ -75,8 +61,8 @@ def test_what_is_reported_is_of_the_weights_that_are_written():
     lost = float(((moved @ gram) * moved).sum() + 1e-6 * gram.diagonal().mean() * moved.square().sum())
     layer = report.layers[0]
     assert layer.objective == pytest.approx(lost, rel=1e-3)
-    assert layer.dense_energy == pytest.approx(float(((dense @ gram) * dense).sum()), rel=1e-3)
-    assert layer.relative_error == pytest.approx(layer.objective / layer.dense_energy)
+    assert layer.loss.dense_energy == pytest.approx(float(((dense @ gram) * dense).sum()), rel=1e-3)
+    assert layer.relative_error == pytest.approx(layer.objective / layer.loss.dense_energy)
 
 
 def test_the_default_solver_is_that_of_weights_that_move():
@@ -84,12 +70,12 @@ def test_the_default_solver_is_that_of_weights_that_move():
     assert report.solver == "reconstruct" and report.options["weights"] == "refit"
     exchanged = PruneOptions(weights="refit", polish="obs-swap")
     better = prune_model(tiny_model("llama"), padded_batches(), pattern="2:4", options=exchanged)
-    assert better.layers[0].polish == "obs-swap"
+    assert better.layers[0].cost.polish == "obs-swap"
     assert better.layers[0].objective <= report.layers[0].objective * (1 + 1e-9)
 
 
 def test_recorded_blocks_are_written_as_they_were():
-    model, again, keeper = tiny_model("llama"), tiny_model("llama"), Keeper()
+    model, again, keeper = tiny_model("llama"), tiny_model("llama"), BlockMemory()
     first = prune_model(model, padded_batches(), sparsity=0.5, options=REFIT, recorder=keeper)
     second = prune_model(again, padded_batches(), sparsity=0.5, options=REFIT, recorder=keeper)
     for name, tensor in model.state_dict().items():

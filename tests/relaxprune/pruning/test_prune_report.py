@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
+from relaxprune.models.layers import SkippedLayer
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.prune_report import LayerReport, PruneReport, SkippedLayer, table
+from relaxprune.pruning.layer_report import LayerReport
+from relaxprune.support.tables import table
 
-
-def layer(name, **values):
-    numbers = {
-        "block": 0, "rows": 2, "cols": 4, "requested_sparsity": 0.5, "sparsity": 0.5, "tokens": 9, "calls": 1,
-        "dense_energy": 10.0, "wanda_objective": 4.0, "objective": 2.0, "wanda_relative_error": 0.4,
-        "relative_error": 0.2, "relaxed_objective": 1.5, "unrounded_objective": None, "rounded_objective": 2.5,
-        "lower_bound": 1.0, "gap": 1.0, "relative_gap": 0.5, "products": 20.5, "iterations": 20, "seconds": 0.25,
-    }  # fmt: skip
-    texts = {"kind": "Linear", "gram": name, "solver": "fw", "polish": "swap", "status": "CONVERGED"}
-    return LayerReport(name=name, parameter=f"{name}.weight", **{**numbers, **texts, **values})
+from ..reports import layer_report as layer
+from ..reports import prune_report
 
 
 def report(*layers):
     skipped = [SkippedLayer("lm_head", "left alone")]
     masks = {item.parameter: torch.ones(item.rows, item.cols, dtype=torch.bool) for item in layers}
-    return PruneReport(list(layers), skipped, {"total": 1.0}, {"sparsity": 0.5}, "fw", {"seed": 0}, "replay", masks)
+    return prune_report(*layers, skipped=skipped, masks=masks)
 
 
 def test_means():
-    whole = report(layer("a"), layer("b", rows=6, sparsity=0.25, objective=1.0, relative_error=0.1, relative_gap=0.0))
+    whole = report(layer("a"), layer("b", rows=6, sparsity=0.25, objective=1.0))
     assert whole.mean_relative_error == pytest.approx(0.15)
     assert whole.mean_wanda_relative_error == pytest.approx(0.4)
     assert whole.mean_wanda_ratio == pytest.approx(0.375)
@@ -45,7 +40,7 @@ def test_a_layer_without_energy_is_no_division_by_zero():
 def test_plain_values_and_back():
     one = layer("a")
     assert LayerReport.from_dict(json.loads(json.dumps(one.to_dict()))) == one
-    with pytest.raises(RelaxPruneError, match="exactly the keys"):
+    with pytest.raises(RelaxPruneError, match="a layer lacks 'parameter'"):
         LayerReport.from_dict({"name": "a"})
     values = json.loads(json.dumps(report(one).to_dict()))
     assert "masks" not in values
@@ -62,3 +57,18 @@ def test_the_table_has_every_layer_and_every_skipped_one():
 def test_columns_are_aligned():
     lines = table([("name", "x"), ("a", 1.0), ("longer", 12)])
     assert lines == ["name         x", "a       1.0000", "longer      12"]
+
+
+@pytest.mark.parametrize(
+    ("wanda", "objective", "bound", "share"),
+    [(4.0, 2.0, 1.0, 2 / 3), (4.0, 1.0, 1.0, 1.0), (4.0, 5.0, 1.0, 0.0), (1.0, 1.0, 1.0, None), (0.0, 0.0, 0.0, None)],
+)
+def test_proven_share(wanda, objective, bound, share):
+    one = layer("a", wanda_objective=wanda, objective=objective, lower_bound=bound)
+    assert one.proven_share == (None if share is None else pytest.approx(share))
+
+
+def test_a_gap_of_nothing():
+    assert layer("a", objective=0.0, lower_bound=-1.0).relative_gap == math.inf
+    one = layer("a", objective=1.0, lower_bound=1.0 + 1e-16)
+    assert one.gap == one.relative_gap == layer("a", objective=0.0, lower_bound=0.0).relative_gap == 0.0

@@ -27,8 +27,7 @@ from relaxprune.masks.density import grid
 from relaxprune.report.side_by_side import comparison_content
 from relaxprune.runs.finished_run import read_finished_run
 
-from ..cli.test_cli_prune import arguments, only_sentence
-from ..cli.test_cli_prune import place as place  # a fixture
+from ..command_line import arguments, only_sentence
 from ..tiny_llama import save_tiny_llama
 from ..tiny_models import padded_batches, tiny_model
 

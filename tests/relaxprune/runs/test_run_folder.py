@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,12 +18,15 @@ from relaxprune.models import saved_model
 from relaxprune.models.layers import apply_masks, find_layers
 from relaxprune.models.saved_model import verify_saved_model
 from relaxprune.problems import RelaxPruneError
-from relaxprune.pruning.prune_report import BlockRecord, LayerReport, PruneReport
+from relaxprune.pruning.block_record import BlockRecord
+from relaxprune.pruning.layer_report import LayerReport
+from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.runs.fingerprint import Fingerprint, weights_sha256
 from relaxprune.runs.mask_file import read_masks
 from relaxprune.runs.run_folder import RunFolder
 from relaxprune.runs.run_record import RunNotes, read_record
 
+from .. import reports
 from ..tiny_llama import CHAT_TEMPLATE, save_tiny_llama
 
 NOTES = RunNotes(command="relaxprune prune tiny --sparsity 0.5 --out out", base_model="someone/tiny", license="mit")
@@ -60,32 +62,19 @@ def records(model: LlamaForCausalLM) -> dict[int, BlockRecord]:
         mask = torch.rand(layer.shape, generator=generator) < 0.5
         record = found.setdefault(block, BlockRecord({}, []))
         record.masks[layer.parameter] = mask
-        record.layers.append(layer_report(layer.name, block, mask))
+        record.layers.append(report_of(layer.name, block, mask))
     return found
 
 
-def layer_report(name: str, block: int, mask: torch.Tensor) -> LayerReport:
-    values: dict[str, Any] = {
-        "name": name,
-        "parameter": f"{name}.weight",
-        "block": block,
-        "kind": "Linear",
-        "rows": mask.shape[0],
-        "cols": mask.shape[1],
-        "sparsity": 1 - float(mask.double().mean()),
-        "gram": name,
-        "solver": "fw",
-        "status": "DONE",
-        "relaxed_objective": None,
-        "unrounded_objective": 0.1,
-    }
-    return LayerReport(**{key: values.get(key, 1) for key in LayerReport.__dataclass_fields__})
+def report_of(name: str, block: int, mask: torch.Tensor) -> LayerReport:
+    sparsity = 1 - float(mask.double().mean())
+    return reports.layer_report(name, block=block, rows=mask.shape[0], cols=mask.shape[1], sparsity=sparsity)
 
 
 def prune_report(done: dict[int, BlockRecord]) -> PruneReport:
     masks = {name: mask for record in done.values() for name, mask in record.masks.items()}
     layers = [layer for record in done.values() for layer in record.layers]
-    return PruneReport(layers, [], {"total": 1.0}, {"kind": "ksparse"}, "fw", {}, "replay", masks)
+    return reports.prune_report(*layers, polytope={"kind": "ksparse"}, masks=masks)
 
 
 def run(path: Path, source: Path, model: LlamaForCausalLM) -> RunFolder:

@@ -20,7 +20,7 @@ from relaxprune import (
     solve,
 )
 from relaxprune.options.prune_options import PruneOptions
-from relaxprune.pruning.layer_solving import _kept
+from relaxprune.pruning.mask_solver import wanda_objective
 from relaxprune.solvers import make_solver, solver_names
 from relaxprune.solvers.exchange.engine.local_search import LocalSearch
 from relaxprune.solving.solving import least_memory
@@ -112,7 +112,7 @@ def test_wandas_mask_is_judged_within_the_budget_of_a_layer():
     problem = large()
     solution = solve(problem, "magnitude")
     with Peak() as peak:
-        _, wanda = _kept(problem, solution, BUDGET)
+        wanda = wanda_objective(problem, solution, BUDGET)
     assert wanda == pytest.approx(solve(problem, "wanda").objective)
     assert peak.most < ROWS * COLS + 2 * BUDGET
 

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from relaxprune.models.layers import apply_masks, find_layers
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import NM, KSparse, RelaxPruneError, TransposableNM
 from relaxprune.pruning.channels import channel_permuter as permuting
 from relaxprune.pruning.channels.channel_order import channel_order, kept_saliency
 from relaxprune.pruning.channels.channel_paths import NO_GROUPS, NO_PRODUCER, ChannelPath, find_paths
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
-from relaxprune.pruning.pipeline import PruneOptions, prune_model
+from relaxprune.pruning.pipeline import prune_model
 
+from ...recorders import BlockMemory
 from ...tiny_models import padded_batches, tiny_model
-from ..test_pipeline import Memory
 
 PERMUTE = PruneOptions(permute=True)
 # Layers whose columns can be reordered, in a block, and the layers that make them.
@@ -94,9 +95,9 @@ def test_heads_that_share_values_get_one_order():
 def test_a_run_goes_on_from_its_records():
     dense = tiny_model("llama")
     whole, partly = copy.deepcopy(dense), copy.deepcopy(dense)
-    memory = Memory()
+    memory = BlockMemory()
     full = pruned(whole, recorder=memory)
-    again = pruned(partly, recorder=Memory({0: memory.records[0], 1: memory.records[1]}))
+    again = pruned(partly, recorder=BlockMemory({0: memory.records[0], 1: memory.records[1]}))
     assert again.permutations == full.permutations
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), partly.parameters(), strict=True))
 

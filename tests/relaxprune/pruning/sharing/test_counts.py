@@ -16,7 +16,7 @@ from relaxprune.options.allocation import (
     equal_marginal_counts,
     rounded_counts,
 )
-from relaxprune.options.prune_options import Target
+from relaxprune.options.target import Target
 from relaxprune.problems import RelaxPruneError
 
 LEVELS = (0.3, 0.5, 0.7, 0.9)

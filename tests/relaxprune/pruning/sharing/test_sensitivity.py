@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from relaxprune.inputs.batches import borrowed, read_batches
+from relaxprune.inputs.batches import read_batches
+from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import find_layers
 from relaxprune.pruning.sharing.sensitivity import sensitivities
 

@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from relaxprune.pruning.plan import PrunePlan
-    from relaxprune.pruning.prune_report import LayerReport, PruneEvent
+    from collections.abc import Sequence
+
+    from relaxprune.pruning import LayerReport, PlannedLayer, PruneEvent
 
 
 class Pace:
@@ -21,9 +22,9 @@ class Pace:
         layers_done: number of finished ones.
     """
 
-    def __init__(self, plan: PrunePlan) -> None:
-        """Prepare to follow a run of ``plan``."""
-        self._work = {layer.name: layer.rows * layer.cols**2 for layer in plan.layers}
+    def __init__(self, layers: Sequence[PlannedLayer]) -> None:
+        """Prepare to follow a run that prunes ``layers``."""
+        self._work = {layer.name: layer.rows * layer.cols**2 for layer in layers}
         self.layers = len(self._work)
         self.layers_done = 0
         self._done = 0
@@ -55,12 +56,12 @@ class PruneProgress:
     """Follows the events of ``prune_model``, and prints a line for each finished layer.
 
     Args:
-        plan: what will be pruned.
+        layers: what will be pruned.
         title: the first word of every line.
     """
 
-    def __init__(self, plan: PrunePlan, title: str = "pruning") -> None:
-        self._pace = Pace(plan)
+    def __init__(self, layers: Sequence[PlannedLayer], title: str = "pruning") -> None:
+        self._pace = Pace(layers)
         self._title = title
 
     def __enter__(self) -> PruneProgress:

@@ -12,13 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from relaxprune.support.memory import resident_bytes
+from relaxprune.support import resident_bytes
 
 from .progress import Pace, duration
 
 if TYPE_CHECKING:
-    from relaxprune.pruning.plan import PrunePlan
-    from relaxprune.pruning.prune_report import LayerReport, PruneEvent
+    from collections.abc import Sequence
+
+    from relaxprune.pruning import LayerReport, PlannedLayer, PruneEvent
 
 _SHOWN = 6  # layers that are listed, the last ones
 _GIB = 2**30
@@ -28,13 +29,13 @@ class Dashboard:
     """Follows the events of ``prune_model``; a context manager, so that the terminal is always left in order.
 
     Args:
-        plan: what will be pruned.
+        layers: what will be pruned.
         title: of the panel.
         console: where it is drawn; None for stdout.
     """
 
-    def __init__(self, plan: PrunePlan, title: str = "pruning", console: Console | None = None) -> None:
-        self._pace = Pace(plan)
+    def __init__(self, layers: Sequence[PlannedLayer], title: str = "pruning", console: Console | None = None) -> None:
+        self._pace = Pace(layers)
         self._title = title
         self._reports: list[LayerReport] = []
         self._event: PruneEvent | None = None
@@ -91,5 +92,5 @@ class Dashboard:
             table.add_column(name, justify="right", no_wrap=True)
         for report in self._reports[-_SHOWN:]:
             numbers = (f"{report.relative_error:.4f}", f"{report.wanda_ratio:.3f}", f"{report.relative_gap:.3f}")
-            table.add_row(Text(report.name), *numbers, duration(report.seconds))
+            table.add_row(Text(report.name), *numbers, duration(report.cost.seconds))
         return table

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from relaxprune.inputs.dense_stream import DenseStream
-from relaxprune.inputs.stages import Pass, Propagation, Rerun, Stage
+from relaxprune.inputs.propagation import Pass, Propagation, Rerun
+from relaxprune.inputs.stages import Stage
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError

@@ -6,23 +6,24 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
 from relaxprune.inputs.stages import Stage
-from relaxprune.models.layers import PrunableLayer
+from relaxprune.models.layers import SkippedLayer
 
-from .block_tuning import BlockTuning
+from .block_record import BlockRecord
+from .block_tuner import BlockTuning
 from .channels.permutation import Permutation
-from .prune_report import LayerReport, PruneEvent, SkippedLayer
-
-UNREACHED = "no batch reached it"
+from .layer_report import LayerReport
+from .plan import Plan
+from .prune_report import UNREACHED, PruneEvent, PruneReport
 
 
 @dataclass
-class Ledger:
-    """The books of one call of ``prune_model``.
+class Outcome:
+    """The outcome of one call of ``prune_model``, as far as it has come.
 
     Attributes:
         planned: number of layers to prune.
@@ -45,22 +46,36 @@ class Ledger:
     carried: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    def finish(self, stage: Stage, report: LayerReport, mask: Tensor) -> None:
-        """Take in a pruned layer."""
+    def finish_layer(self, stage: Stage, report: LayerReport) -> None:
+        """Take in a pruned layer's report."""
         self.reports.append(report)
-        self.masks[report.parameter] = mask
         self.announce("layer_done", stage, report.name, report)
 
-    def skip(self, layers: list[PrunableLayer]) -> None:
-        """List layers that no batch reached."""
-        self.skipped += [SkippedLayer(layer.name, UNREACHED) for layer in layers]
+    def finish_block(self, stage: Stage, record: BlockRecord | None) -> None:
+        """Take in what became of a stage; its layers without a mask were not reached. None where it has no layers."""
+        if record is not None:
+            self.masks |= record.masks
+            self.weights |= record.weights
+            self.permutations += record.permutations
+            self.tunings += [] if record.tuning is None else [record.tuning]
+        missed = [layer for layer in stage.layers if record is None or layer.parameter not in record.masks]
+        self.skipped += [SkippedLayer(layer.name, UNREACHED) for layer in missed]
+        self.announce("block_done", stage)
 
     def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
         """Tell the listener what happened."""
         if self.on_event is not None:
-            done = len(self.reports) + len(self.skipped)
-            elapsed = time.perf_counter() - self.started
-            self.on_event(PruneEvent(kind, stage.index, self.stages, layer, done, self.planned, report, elapsed))
+            event = PruneEvent(
+                kind=kind,
+                block=stage.index,
+                blocks=self.stages,
+                layer=layer,
+                layer_index=len(self.reports) + len(self.skipped),
+                layers=self.planned,
+                report=report,
+                seconds_elapsed=time.perf_counter() - self.started,
+            )
+            self.on_event(event)
 
     def spent(self) -> dict[str, float]:
         """Return the seconds of each stage, those of the interrupted sessions before this one included."""
@@ -75,3 +90,20 @@ class Ledger:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
+
+    def report(self, plan: Plan, propagation: str) -> PruneReport:
+        """Return the report of the whole run."""
+        request = plan.request
+        return PruneReport(
+            layers=self.reports,
+            skipped=[*plan.skipped, *self.skipped],
+            seconds=self.spent(),
+            polytope=request.target.to_dict(),
+            solver=request.solver.name,
+            options={**asdict(request.options), "solver_options": request.solver.options()},
+            propagation=propagation,
+            masks=self.masks,
+            permutations=self.permutations,
+            weights=self.weights,
+            tunings=self.tunings,
+        )

@@ -9,16 +9,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from relaxprune.problems.errors import RelaxPruneError
+from relaxprune import RelaxPruneError
 
 from .dashboard import Dashboard
 from .progress import PruneProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from relaxprune.pruning.plan import PrunePlan
-    from relaxprune.pruning.prune_report import PruneEvent
+    from relaxprune.pruning import PlannedLayer, PruneEvent
 
 EVENTS_VERSION = 1
 Listener = Callable[["PruneEvent"], None]
@@ -59,13 +58,13 @@ class Output:
         """Print one event."""
         print(json.dumps({"schema_version": EVENTS_VERSION, "event": kind, **facts}), flush=True)
 
-    def progress(self, plan: PrunePlan, title: str = "pruning") -> AbstractContextManager[Listener]:
+    def progress(self, layers: Sequence[PlannedLayer], title: str = "pruning") -> AbstractContextManager[Listener]:
         """Return what follows the events of ``prune_model``."""
         if self.as_json:
             return self._events()
         if self.quiet:
             return _silence()
-        return Dashboard(plan, title) if sys.stdout.isatty() else PruneProgress(plan, title)
+        return Dashboard(layers, title) if sys.stdout.isatty() else PruneProgress(layers, title)
 
     @contextmanager
     def _events(self) -> Iterator[Listener]:

@@ -12,13 +12,15 @@ from relaxprune.options.statistics_options import AUTO, StatisticsOptions
 
 from .dense_stream import DenseStream
 from .joint_statistics import JointAccumulator, JointCollector
+from .layer_listener import LayerListener
+from .propagation import Propagation, observe
 from .shrinkage import estimate, shrink
-from .stages import Propagation, Stage, observe
+from .stages import Stage
 from .statistics import NormCollector, StatisticsCollector
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
+class LayerGram:
     """What the tokens that some layers read come to.
 
     Attributes:
@@ -40,8 +42,8 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class Gathering:
-    """How statistics are gathered.
+class GramMaker:
+    """Makes the Grams of stages.
 
     Attributes:
         options: what was asked for.
@@ -61,7 +63,7 @@ class Gathering:
         """
         if self.options.collect == "block" or len(stage.layers) < 2:
             return [stage]
-        scout = StatisticsCollector(stage.layers, multiply=False)
+        scout = LayerListener(stage.layers)
         observe(propagation, stage, scout, batches=1)
         reached, missed = scout.in_order()
         return [Stage(stage.index, layers) for layers in (*reached, missed) if layers]
@@ -80,7 +82,7 @@ class Gathering:
             observe(propagation, stage, collector)
         return collector
 
-    def take(self, collector: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], Gathered | None]:
+    def take(self, collector: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], LayerGram | None]:
         """Remove a collector's first group, and with it its sums.
 
         Returns:
@@ -93,4 +95,4 @@ class Gathering:
         share = estimate(sums) if isinstance(wanted, str) else float(wanted)
         joint = sums.joint(self.correct) if isinstance(sums, JointAccumulator) else None
         beside = {} if joint is None else {"cross": shrink(joint[0], share), "dense_gram": shrink(joint[1], share)}
-        return layers, Gathered(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)
+        return layers, LayerGram(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)

@@ -1,0 +1,1 @@
+"""``relaxprune prune``: its words, the job that they come to, and carrying it out."""

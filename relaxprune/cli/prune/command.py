@@ -1,0 +1,24 @@
+"""``relaxprune prune``: a model in, a folder out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..endings import interruptible
+from ..option_groups import with_groups
+from .words import PruneWords
+
+
+@with_groups
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf file, or smollm2-135m.")],
+    words: PruneWords,
+) -> int:
+    """Prune a model block by block and write a folder that transformers loads."""
+    from .job import resolve
+    from .run import left_behind, run_prune
+
+    with interruptible(lambda: left_behind(words.run.out)):
+        return run_prune(resolve(model, words))

@@ -1,0 +1,129 @@
+"""The output folder of a run from the command line: begun with what decides the result, ended with the result."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relaxprune import RelaxPruneError, apply_masks
+from relaxprune.models import LoadedModel
+from relaxprune.pruning import PruneReport, apply_permutations
+from relaxprune.runs import Fingerprint, RunFolder, RunNotes, plain_values, software_versions, weights_sha256
+from relaxprune.support import machine_line, peak_memory_bytes
+from relaxprune.text import TokenWindows
+
+from ..endings import door
+from ..loading import load_model
+from ..notices import report_notices
+from .job import PruneJob
+from .progress import duration
+
+# Of the loaded model's description: what decides which weights were read, and by which code.
+_MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "trust_remote_code")
+
+
+@contextmanager
+def abandoning(folder: RunFolder | None) -> Iterator[None]:
+    """Leave nothing of a run in its folder that bad input or the user ends inside before its first block."""
+    try:
+        yield
+    except (RelaxPruneError, KeyboardInterrupt):
+        if folder is not None:
+            folder.abandon()
+        raise
+
+
+def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
+    """Start the run's folder, or continue the one that is there."""
+    fingerprint = run_fingerprint(job, loaded, windows)
+    with door():
+        return RunFolder.open(job.folder, loaded.model, loaded.tokenizer, fingerprint, resume=job.run.resume)
+
+
+def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
+    """Collect everything that the masks depend on."""
+    model, request = loaded.model, job.request
+    return Fingerprint(
+        model={
+            "source": job.model,
+            **{name: loaded.description[name] for name in _MODEL_FACTS},
+            "class": type(model).__name__,
+            "weights_sha256": weights_sha256(model),
+            "dtype": loaded.description["dtype"],
+            "attention": model.config._attn_implementation,
+        },
+        calibration={
+            "source": windows.source,
+            "sha256": windows.sha256,
+            "windows": windows.tokens.shape[0],
+            "length": windows.tokens.shape[1],
+            "batch_windows": job.windows_at_once,
+            "description": plain_values(windows.description),
+        },
+        settings={
+            "solver": request.solver.name,
+            "solver_options": plain_values(asdict(request.solver)),
+            "polytope": request.target.to_dict(),
+            **plain_values(asdict(request.options)),
+            "device": str(model.device),
+            "threads": torch.get_num_threads(),
+        },
+        software=software_versions(request.distributions),
+    )
+
+
+def finish_folder(job: PruneJob, folder: RunFolder, loaded: LoadedModel, report: PruneReport) -> tuple[str, ...]:
+    """Write the pruned model, reload and check it; returns the notices that the user must see."""
+    notices = tuple(report_notices(report))
+    notes = RunNotes(
+        command=shlex.join(["relaxprune", *sys.argv[1:]]),
+        base_model=job.model if loaded.commit or not Path(job.model).exists() else Path(job.model).name,
+        license=loaded.description.get("license"),
+        notices=notices,
+        machine=machine_line(),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    weights = folder.fingerprint["model"]["weights_sha256"]
+    checked = folder.finish(in_stored_dtype(job, loaded, report, weights), report, notes)
+    job.output.result(
+        f"written to {folder.path}: reloaded, {checked.tensors} tensors as meant, {checked.pruned_weights} weights of "
+        f"{checked.pruned_layers} layers exactly zero; pruned in {duration(report.seconds['total'])}",
+        folder=str(folder.path),
+        pruned_weights=checked.pruned_weights,
+        pruned_layers=checked.pruned_layers,
+        mean_relative_error=report.mean_relative_error,
+        mean_wanda_ratio=report.mean_wanda_ratio,
+        notices=list(notices),
+    )
+    return notices
+
+
+def in_stored_dtype(job: PruneJob, loaded: LoadedModel, report: PruneReport, weights: str) -> Any:
+    """Return the pruned model in the dtype that the source stores.
+
+    ``--dtype`` only sets the dtype of the computation: kept weights must stay those of the source, bit for bit. So the
+    source is loaded again, as it is stored, and gets the same order of channels, masks and new values.
+
+    Raises:
+        RelaxPruneError: the source has changed, so that ``weights`` is not the SHA-256 of what is loaded again.
+    """
+    if job.load.dtype == "auto":
+        return loaded.model
+    # A branch may have moved since: the commit says what was pruned.
+    stored = load_model(job.model, replace(job.load, dtype="auto", revision=loaded.commit or job.load.revision))
+    computed = {name: tensor.dtype for name, tensor in loaded.model.state_dict().items()}
+    if (found := weights_sha256(stored.model, computed)) != weights:
+        raise RelaxPruneError(
+            f"model {job.model!r} must keep its weights until the pruned model is saved, got SHA-256 {found} now, "
+            f"{weights} when it was pruned: restore it and continue with --resume"
+        )
+    apply_permutations(stored.model, report.permutations)
+    apply_masks(stored.model, report.masks, report.weights)
+    return stored.model

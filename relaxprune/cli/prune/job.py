@@ -1,0 +1,115 @@
+"""What ``relaxprune prune`` was asked for, resolved once, and checked as far as that goes without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from relaxprune import RelaxPruneError
+from relaxprune.models import LoadOptions
+from relaxprune.options import PruneOptions
+from relaxprune.pruning import PruneRequest, solver_for
+from relaxprune.solvers import make_solver
+from relaxprune.text import CalibrationOptions, open_source
+
+from ..endings import door
+from ..loading import load_options
+from ..solver_options import parse_options
+from .output import Output
+from .words import CalibrationGroup, PruneWords, RunGroup
+
+# Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
+_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneJob:
+    """One pruning run from the command line.
+
+    Attributes:
+        model: hub id, folder, .gguf file or alias.
+        request: how much is pruned, by which solver, with which options.
+        load: how the model is loaded.
+        calibration: the calibration text, and how much of it.
+        windows: the same as ``calibration_windows`` takes it.
+        run: where the result goes, and how the run is made.
+        output: what is said meanwhile.
+    """
+
+    model: str
+    request: PruneRequest
+    load: LoadOptions
+    calibration: CalibrationGroup
+    windows: CalibrationOptions
+    run: RunGroup
+    output: Output
+
+    @property
+    def folder(self) -> Path:
+        """The output folder.
+
+        Raises:
+            RelaxPruneError: none is named.
+        """
+        if self.run.out is None:
+            raise RelaxPruneError("give --out FOLDER for the pruned model, or --plan to see what would be pruned")
+        return self.run.out
+
+    @property
+    def tokens(self) -> int:
+        """Number of calibration tokens."""
+        return self.calibration.windows * self.calibration.length
+
+    @property
+    def windows_at_once(self) -> int:
+        """How many windows go through the model at once."""
+        return max(1, _BATCH_TOKENS // self.calibration.length)
+
+
+def resolve(model: str, words: PruneWords) -> PruneJob:
+    """Return the job that the words of a command come to.
+
+    Raises:
+        RelaxPruneError: for everything that can be refused without the model, naming the option.
+    """
+    job = PruneJob(
+        model=model,
+        request=_request(words),
+        load=load_options(words.loading),
+        calibration=words.calibration,
+        windows=CalibrationOptions(
+            windows=words.calibration.windows, length=words.calibration.length, seed=words.run.seed
+        ),
+        run=words.run,
+        output=Output(words.run.json, words.run.quiet),
+    )
+    job.request.check_batches(-(-job.calibration.windows // job.windows_at_once))
+    with door():
+        open_source(job.calibration.calibration, "calibration")
+    return job
+
+
+def _request(words: PruneWords) -> PruneRequest:
+    """Return how much is pruned, by which solver, with which options."""
+    how, layers = words.how, words.layers
+    name = how.named(layers.refit)
+    given = parse_options(name, how.words)
+    solver = solver_for(words.certify.certify, make_solver(name, **given), given)
+    asked = how.options(words.run.seed)
+    if asked.polish == "auto":  # resolved, so that it is recorded
+        asked = replace(asked, polish=solver.polisher())
+    options = PruneOptions(
+        **vars(asked),
+        include=tuple(layers.include),
+        exclude=tuple(layers.exclude),
+        certify=words.certify.certify,
+        certify_rows=words.certify.certify_rows,
+        statistics=words.statistics.options,
+        permute=layers.permute,
+        weights="refit" if layers.refit else "keep",
+        damping=layers.damping,
+        correct=layers.correct,
+        tune=layers.tune,
+    )
+    target = replace(words.how_much.target, allocation=words.sharing.value)
+    return PruneRequest(target=target, solver=solver, options=options)

@@ -1,0 +1,111 @@
+"""One pruning run from the command line: load, plan, prune, write, reload and check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from relaxprune import RelaxPruneError, prune_model
+from relaxprune.models import FLOAT_DTYPES, LoadedModel
+from relaxprune.pruning import Plan, PruneReport, make_plan, with_prediction
+from relaxprune.runs import RunFolder
+from relaxprune.support import machine_line, memory_line
+from relaxprune.text import TokenWindows, calibration_windows
+
+from ..endings import door, tell
+from ..loading import load_model
+from .folder import abandoning, finish_folder, open_folder
+from .job import PruneJob
+
+
+def run_prune(job: PruneJob) -> int:
+    """Carry out a job and return the exit code.
+
+    Everything that can be checked with the model is checked before the first block is solved.
+
+    Raises:
+        RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
+    """
+    if not job.run.plan:
+        RunFolder.refuse_occupied(job.folder, job.run.resume)
+    if job.run.threads is not None:
+        torch.set_num_threads(job.run.threads)
+    job.output.say(f"loading {job.model}")
+    with door():
+        loaded = load_model(job.model, job.load)
+    refuse_rounding(job, loaded)
+    plan = make_plan(loaded.model, job.request, job.tokens)
+    windows = calibration_tokens(job, loaded)
+    if job.run.plan:
+        job.output.result(with_prediction(plan, batches(job, windows)))
+        return 0
+    folder = open_folder(job, loaded, windows)
+    if folder.finished:
+        files = folder.verify_files()
+        job.output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
+        return tell(folder.notices)
+    if folder.solved_blocks:
+        job.output.say(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them")
+    with abandoning(folder):
+        plan = with_prediction(plan, batches(job, windows))
+        announce(job, plan, windows)
+        report = prune_loaded(job, windows, plan, folder)
+    job.output.say(report)
+    notices = finish_folder(job, folder, loaded, report)
+    job.output.say(f"{machine_line()}; {memory_line()}")
+    job.output.say(f"before the run, {plan.prediction}")
+    return tell(notices)
+
+
+def announce(job: PruneJob, plan: Plan, windows: TokenWindows) -> None:
+    """Say what the run is expected to take, and what it begins with."""
+    count, length = windows.tokens.shape
+    job.output.say(plan.prediction)
+    job.output.say(f"{count} calibration windows of {length} tokens run through the model first")
+    if plan.request.target.allocation.measures:
+        job.output.say("then a pass over the dense model decides how much of each layer is pruned")
+
+
+def left_behind(out: Path | None) -> str:
+    """Say what an interrupted run leaves in its output folder."""
+    if out is None or not (folder := RunFolder(out, {})).begun:
+        return "nothing is written"
+    if folder.finished:
+        return f"the run in {out} is finished"
+    return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"
+
+
+def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
+    """Refuse new weights that would be rounded when they are saved: what is reported of them would not hold.
+
+    Raises:
+        RelaxPruneError: ``--refit`` with a ``--dtype`` of which the source stores no weights.
+    """
+    stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
+    computed = loaded.description["dtype"]
+    if job.request.options.moves and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
+        raise RelaxPruneError(
+            f"--refit must compute in the dtype that the model stores, {', '.join(sorted(stored))}, got --dtype "
+            f"{computed}: leave it out (Grams and solvers use float32 and float64 in any case)"
+        )
+
+
+def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
+    """Take the calibration windows that were asked for."""
+    with door():
+        return calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)
+
+
+def batches(job: PruneJob, windows: TokenWindows) -> tuple[torch.Tensor, ...]:
+    """Return the windows as they go through the model together, (windows, length) each."""
+    parts: tuple[torch.Tensor, ...] = windows.tokens.split(job.windows_at_once)
+    return parts
+
+
+def prune_loaded(
+    job: PruneJob, windows: TokenWindows, plan: Plan, folder: RunFolder | None, title: str = "pruning"
+) -> PruneReport:
+    """Prune the plan's model in place, with progress on stdout and finished blocks recorded in ``folder``."""
+    with abandoning(folder), job.output.progress(plan.layers, title) as progress:
+        return prune_model(plan.model, batches(job, windows), plan=plan, recorder=folder, on_event=progress)

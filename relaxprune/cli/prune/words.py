@@ -1,0 +1,141 @@
+"""The words of ``relaxprune prune``, as they are typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..option_groups import ModelGroup, PatternGroup, Seed, SolverGroup
+
+if TYPE_CHECKING:
+    from relaxprune.options import Allocation, StatisticsOptions
+
+
+@dataclass(frozen=True)
+class AllocationGroup:
+    """How a sparsity is shared among the layers of a model."""
+
+    allocation: Annotated[str, typer.Option(help="Who bears the sparsity: uniform, layer, owl or model.")] = "uniform"
+    max_sparsity: Annotated[
+        float | None, typer.Option(help="Most that any layer is pruned by --allocation model; else sparsity + 0.05.")
+    ] = None
+
+    @property
+    def value(self) -> Allocation:
+        """What is asked for, checked."""
+        from relaxprune.options import Allocation
+
+        return Allocation(self.allocation, self.max_sparsity)
+
+
+@dataclass(frozen=True)
+class CalibrationGroup:
+    """The text on which a layer's error is measured while its mask is chosen."""
+
+    calibration: Annotated[
+        str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4, wikitext2, or self (sampled).")
+    ] = "builtin"
+    windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
+    length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Which layers are pruned."""
+
+    include: Annotated[
+        list[str], typer.Option(metavar="PATTERN", help="Prune only layers whose name matches; may be repeated.")
+    ] = field(default_factory=list)
+    exclude: Annotated[
+        list[str], typer.Option(metavar="PATTERN", help="Leave alone layers whose name matches; may be repeated.")
+    ] = field(default_factory=list)
+    permute: Annotated[
+        bool, typer.Option("--permute", help="Reorder channels inside the blocks so that an N:M mask keeps more.")
+    ] = False
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Give kept weights new values, the least-squares ones on the mask.")
+    ] = False
+    damping: Annotated[
+        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03.")
+    ] = None
+    correct: Annotated[
+        float, typer.Option(help="With --refit: share of the errors of earlier layers to correct, 0 to 1.")
+    ] = 0.0
+    tune: Annotated[
+        int, typer.Option(min=0, help="With --refit: passes over the text to tune each block as a whole, at most.")
+    ] = 0
+
+
+@dataclass(frozen=True)
+class CertifyGroup:
+    """What is proven of every layer."""
+
+    certify: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Certificate of every layer: fw, diagonal or sdp.")
+    ] = None
+    certify_rows: Annotated[
+        int | None, typer.Option(help="Rows per layer that diagonal (default: all) or sdp (default: 32) is applied to.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class StatisticsGroup:
+    """What a layer's objective is made of."""
+
+    statistics: Annotated[
+        str,
+        typer.Option(help="Gather inputs once per block, or again for each group of layers in it: groups."),
+    ] = "block"
+    skip_tokens: Annotated[int, typer.Option(help="First tokens of every window that do not count.")] = 0
+    token_cap: Annotated[
+        float | None, typer.Option(help="Most that a token's squared norm counts, in medians; no cap if not given.")
+    ] = None
+    shrinkage: Annotated[
+        str, typer.Option(help="Share by which Grams shrink to their diagonals, 0 to 1; auto estimates it for each.")
+    ] = "0"
+
+    @property
+    def options(self) -> StatisticsOptions:
+        """What was asked for, checked.
+
+        Raises:
+            RelaxPruneError: naming the option.
+        """
+        from relaxprune.options import StatisticsOptions
+
+        try:
+            share: float | str = float(self.shrinkage)
+        except ValueError:
+            share = self.shrinkage
+        return StatisticsOptions(self.statistics, self.skip_tokens, self.token_cap, share)
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Where the result goes, and how the run is made."""
+
+    out: Annotated[Path | None, typer.Option(help="Output folder, new or empty.")] = None
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be pruned and stop.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")] = False
+    seed: Seed = 0
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
+    json: Annotated[bool, typer.Option("--json", help="Events for machines: one JSON object per line.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only.")] = False
+
+
+@dataclass(frozen=True)
+class PruneWords:
+    """All options of the command."""
+
+    how_much: PatternGroup = field(default_factory=PatternGroup)
+    how: SolverGroup = field(default_factory=SolverGroup)
+    calibration: CalibrationGroup = field(default_factory=CalibrationGroup)
+    layers: LayerGroup = field(default_factory=LayerGroup)
+    loading: ModelGroup = field(default_factory=ModelGroup)
+    run: RunGroup = field(default_factory=RunGroup)
+    certify: CertifyGroup = field(default_factory=CertifyGroup)
+    statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
+    sharing: AllocationGroup = field(default_factory=AllocationGroup)

@@ -1,0 +1,161 @@
+"""Hooks that hear what layers read: who shares a tensor with whom, who is called when, and how often."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from relaxprune.models.layers import PrunableLayer
+from relaxprune.problems.errors import RelaxPruneError
+
+from .experts import ExpertListener
+from .gram_accumulator import GramAccumulator
+
+
+@dataclass(frozen=True, eq=False)
+class GramGroup:
+    """Layers that read the same tensors in every batch so far.
+
+    Attributes:
+        layers: at least one, in the order of the model.
+        accumulator: their Gram; None when no batch reached them, or nothing was multiplied.
+    """
+
+    layers: tuple[PrunableLayer, ...]
+    accumulator: GramAccumulator | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One call of a layer: its input as it was, and the version that tells whether it was changed since."""
+
+    tensor: Tensor
+    version: int
+
+    def key(self) -> Hashable:
+        """Identify the tensor within one forward pass, during which it is held alive."""
+        tensor = self.tensor
+        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, self.version)
+
+
+class LayerListener:
+    """Hears what some layers read during one forward pass at a time; by itself it multiplies nothing.
+
+    Layers start in one group, and a group splits whenever its layers read different tensors. Inputs are held until the
+    pass ends; what is done with them then is up to the classes below (``_count``).
+
+    Attributes:
+        groups: the partition of the layers by what they have read so far.
+        calls: layer name -> the most calls in one pass.
+        order: names of the layers in the order of their first call.
+    """
+
+    def __init__(self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = ()) -> None:
+        """Prepare for some layers.
+
+        Args:
+            layers: the layers to listen to.
+            of_decoder: names of the layers whose padding is ``Batch.decoder_kept``; all others have ``Batch.kept``.
+        """
+        self.groups: list[GramGroup] = [GramGroup(tuple(layers), None)] if layers else []
+        self.calls: dict[str, int] = {layer.name: 0 for layer in layers}
+        self.order: list[str] = []
+        self._layers = tuple(layers)
+        self._of_decoder = of_decoder
+        self._readings: dict[str, list[Reading]] = defaultdict(list)
+
+    @contextmanager
+    def listening(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None = None) -> Iterator[None]:
+        """Listen to one forward pass, then count it; hooks are gone afterwards, also after an exception.
+
+        Args:
+            batch: index for error messages.
+            kept: (batch, tokens) bool, False for padding; None when all tokens count.
+            decoder_kept: the same for the layers that read the decoder's tokens.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._readings.clear)
+            for layer in self._layers:
+                if layer.expert is None:
+                    hook = layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True)
+                    stack.callback(hook.remove)
+            if any(layer.expert is not None for layer in self._layers):
+                stack.enter_context(ExpertListener(self._layers, partial(self._hear, kept)))
+            yield
+            self._absorb(batch, kept, decoder_kept)
+
+    def in_order(self) -> tuple[list[tuple[PrunableLayer, ...]], tuple[PrunableLayer, ...]]:
+        """Return the groups that were reached, in the order of their first calls, and the layers that were not."""
+        place = {name: number for number, name in enumerate(self.order)}
+        reached = [group.layers for group in self.groups if group.layers[0].name in place]
+        reached.sort(key=lambda members: min(place[layer.name] for layer in members))
+        return reached, tuple(layer for layer in self._layers if layer.name not in place)
+
+    def _hook(self, layer: PrunableLayer) -> Any:
+        """Return the hook that notes what one layer is called with."""
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            self._note(layer, tensor)
+
+        return note
+
+    def _note(self, layer: PrunableLayer, tensor: Tensor) -> None:
+        """Note one call of a layer."""
+        if not self.calls[layer.name] and not self._readings[layer.name]:
+            self.order.append(layer.name)
+        self._readings[layer.name].append(Reading(tensor.detach(), tensor._version))
+
+    def _hear(self, kept: Tensor | None, layer: PrunableLayer, inputs: Tensor, rows: Tensor | None) -> None:
+        """Note what an expert reads; tokens that are padding go first, for it reads them in an order of its own."""
+        if kept is not None:
+            if rows is None:
+                raise RelaxPruneError(
+                    f"which tokens expert {layer.name!r} reads is not known, so that padding cannot be told; give "
+                    "batches without padding, or exclude this layer"
+                )
+            inputs = inputs[kept.reshape(-1).to(rows.device)[rows]]
+        if len(inputs):
+            self._note(layer, inputs)
+
+    def _absorb(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None) -> None:
+        """Split the groups by what was read in this pass, and count each distinct reading once."""
+        groups: list[GramGroup] = []
+        for group in self.groups:
+            by_key: dict[Hashable, list[PrunableLayer]] = defaultdict(list)
+            for layer in group.layers:
+                readings = self._readings.get(layer.name, [])
+                by_key[(layer.reading() if readings else (), *(reading.key() for reading in readings))].append(layer)
+                self.calls[layer.name] = max(self.calls[layer.name], len(readings))
+            for part, layers in enumerate(by_key.values()):
+                own = group.accumulator if part == 0 or group.accumulator is None else group.accumulator.clone()
+                groups.append(GramGroup(tuple(layers), own))
+        # Only now is anything added: a clone must not hold what another part read in this pass.
+        self.groups = [
+            self._count(group, batch, decoder_kept if group.layers[0].name in self._of_decoder else kept)
+            for group in groups
+        ]
+
+    def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:
+        """Return a group with this pass's readings of its first layer, which are those of all its layers, counted."""
+        return group
+
+    def _columns(self, layer: PrunableLayer) -> Iterator[Tensor]:
+        """Yield what a layer has read in this pass, (..., cols) for each of its calls.
+
+        Raises:
+            RelaxPruneError: it was changed since.
+        """
+        for reading in self._readings.get(layer.name, []):
+            if reading.tensor._version != reading.version:
+                raise RelaxPruneError(
+                    f"the input of layer {layer.name!r} is changed in place after the layer has read it; "
+                    f"set inplace=False in the modules beside it, or exclude the layer"
+                )
+            yield layer.columns(reading.tensor)

@@ -1,0 +1,144 @@
+"""How layers get their inputs once those before them are pruned: block by block from a recording, or by whole runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from relaxprune.models.blocks import BlockList
+
+from .batches import Batch, run_model
+from .layer_listener import LayerListener
+from .replay import Tape, record_all
+from .stages import Stage
+from .tree import flatten
+
+_logger = logging.getLogger("relaxprune")
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One batch on its way through a stage.
+
+    Attributes:
+        number: index of the batch.
+        batch: the batch.
+        run: puts it through, and returns what comes out.
+    """
+
+    number: int
+    batch: Batch
+    run: Callable[[], list[Tensor]]
+
+
+class Propagation(Protocol):
+    """Gives the layers of a stage their inputs, after all earlier stages were pruned."""
+
+    def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Put the blocks' stages in the order in which they have to be pruned."""
+
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Yield one pass for each of the first batches, or of all for None, that may reach the stage."""
+
+    def advance(self, stage: Stage) -> None:
+        """Make the inputs of the next stage, now that this one is pruned."""
+
+    def fork(self) -> Propagation:
+        """Return another that goes on by itself from where this one is."""
+
+
+def observe(propagation: Propagation, stage: Stage, collector: LayerListener, batches: int | None = None) -> None:
+    """Put the first batches, or all for None, through a stage while the collector listens."""
+    for one in propagation.passes(stage, batches):
+        with collector.listening(one.number, one.batch.kept, one.batch.decoder_kept):
+            one.run()
+
+
+def probe(propagation: Propagation, stage: Stage) -> Callable[[], list[Tensor]] | None:
+    """Return what puts one batch, the largest, through the stage and gives what comes out; None if none reaches it."""
+    largest = max(propagation.passes(stage), key=lambda one: _numbers(one.batch), default=None)
+    return None if largest is None else largest.run
+
+
+@dataclass(frozen=True, eq=False)
+class Rerun:
+    """Runs the whole model for every stage: right for every model, slow for deep ones."""
+
+    model: nn.Module
+    batches: Sequence[Batch]
+
+    def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Keep the order of the model: every order would do."""
+        return list(stages)
+
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Run the whole model on every batch."""
+        for number, batch in enumerate(self.batches[:batches]):
+            yield Pass(number, batch, partial(self._run, batch))
+
+    def _run(self, batch: Batch) -> list[Tensor]:
+        """Run the whole model on one batch."""
+        return flatten(run_model(self.model, batch))[0]
+
+    def advance(self, stage: Stage) -> None:
+        """Do nothing: the next run goes through the pruned layers anyway."""
+
+    def fork(self) -> Rerun:
+        """Return the same: it has no place in the model."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Runs one block after the other on recorded arguments."""
+
+    blocks: Sequence[nn.Module]
+    batches: Sequence[Batch]
+    tapes: Sequence[Tape]
+
+    def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Follow the calls of the recording; blocks that no batch reaches come last."""
+        place = {index: number for number, index in enumerate(self.tapes[0].order)}
+        return sorted(stages, key=lambda stage: place.get(stage.index, len(place)))
+
+    def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
+        """Run the block on every batch that reaches it; later blocks see nothing of that but its outputs."""
+        pairs = zip(self.batches[:batches], self.tapes[:batches], strict=True)
+        for number, (batch, tape) in enumerate(pairs):
+            if stage.index in tape.calls:
+                yield Pass(number, batch, partial(tape.run, stage.index, self.blocks[stage.index]))
+
+    def advance(self, stage: Stage) -> None:
+        """Put every batch through the pruned block and keep what it puts out."""
+        for tape in self.tapes:
+            if stage.index in tape.calls:
+                tape.advance(stage.index, self.blocks[stage.index])
+
+    def fork(self) -> Replay:
+        """Copy the tapes, and none of their tensors."""
+        return replace(self, tapes=[tape.fork() for tape in self.tapes])
+
+
+def _numbers(batch: Batch) -> int:
+    """Return how many numbers a batch has: the larger of two has more tokens."""
+    return sum(tensor.numel() for tensor in flatten((batch.args, batch.kwargs))[0])
+
+
+def block_propagation(model: nn.Module, blocks: BlockList, batches: Sequence[Batch]) -> tuple[Propagation, str]:
+    """Replay the blocks where that gives the model's own values, else run the whole model for each block.
+
+    Returns:
+        How inputs are made, and the same in words: "replay", "rerun" or "rerun: REASON".
+    """
+    if not blocks.modules:
+        return Rerun(model, batches), "rerun"
+    tapes, reason = record_all(model, blocks.modules, batches)
+    if not reason:
+        return Replay(blocks.modules, batches, tapes), "replay"
+    _logger.info("the blocks %r are not replayed, the whole model is run for each: %s", blocks.name, reason)
+    return Rerun(model, batches), f"rerun: {reason}"

@@ -1,0 +1,126 @@
+"""How much of each layer to prune: what is asked for, and what is decided once the layers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from relaxprune.problems import NM, KSparse
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
+
+from .allocation import Allocation
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much of each layer is asked to be pruned: exactly one of the first three is set.
+
+    Attributes:
+        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` shares it out.
+        pattern: "N:M", keep N of every M consecutive columns.
+        polytope: the same feasible set for every layer.
+        allocation: how a sparsity is shared among layers and rows.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    polytope: Polytope | None = None
+    allocation: Allocation = field(default_factory=Allocation)
+
+    def __post_init__(self) -> None:
+        """Refuse none or several, and values out of range.
+
+        Raises:
+            RelaxPruneError: not exactly one is set, or the one that is set makes no sense.
+        """
+        given = {name: getattr(self, name) for name in ("sparsity", "pattern", "polytope")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none of them"
+            raise RelaxPruneError(f"give exactly one of sparsity, pattern and polytope, got {got}")
+        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
+            raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}")
+        if self.pattern is not None:
+            NM.from_pattern(self.pattern)
+        if self.sparsity is not None:
+            self.allocation.check(self.sparsity)
+        elif self.allocation.kind != "uniform":
+            raise RelaxPruneError(
+                f"allocation {self.allocation.kind!r} shares out a sparsity, got {', '.join(given)}; leave it out or "
+                "give sparsity instead"
+            )
+
+    def polytope_of(self, name: str, shape: Shape) -> Polytope:
+        """Return the feasible set of one layer, if the sparsity is not shared out by a pass over the model.
+
+        Raises:
+            RelaxPruneError: the layer's shape does not fit; the message names it.
+        """
+        return _fitting(partial(self._polytope, shape), name, shape)
+
+    def _polytope(self, shape: Shape) -> Polytope:
+        """Return the set for a shape, unchecked."""
+        if self.sparsity is not None:
+            return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.allocation.kind == "layer" else "row")
+        if self.pattern is not None:
+            return NM.from_pattern(self.pattern)
+        assert self.polytope is not None  # by __post_init__
+        return self.polytope
+
+    def fraction(self, shape: Shape) -> float:
+        """Return the fraction of a layer that is asked for, before it is rounded to a count."""
+        if self.sparsity is not None:
+            return self.sparsity
+        return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
+
+    @property
+    def n_of_m(self) -> NM | None:
+        """The N:M set that is asked for, None where it is a set of another kind."""
+        if self.pattern is not None:
+            return NM.from_pattern(self.pattern)
+        return self.polytope if isinstance(self.polytope, NM) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {"sparsity": S} with an allocation that is not uniform, {"pattern": "N:M"} or {"polytope": …}."""
+        if self.sparsity is not None:
+            return {"sparsity": self.sparsity, **self.allocation.to_dict()}
+        return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What came of a target: the set of masks of every layer.
+
+    Attributes:
+        target: what was asked for.
+        counts: layer -> entries to prune of every row, where a pass over the model has shared out the sparsity. Layers
+            that it does not name have what the target asks for.
+    """
+
+    target: Target
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def polytope_of(self, name: str, shape: Shape) -> Polytope:
+        """Return the feasible set of one layer; raises as ``Target.polytope_of`` does."""
+        if name in self.counts:
+            return _fitting(lambda: KSparse(shape[1] - self.counts[name]), name, shape)
+        return self.target.polytope_of(name, shape)
+
+    def fraction(self, name: str, shape: Shape) -> float:
+        """Return the fraction that a layer is to lose: its count, or what is asked for, before it is rounded to one."""
+        return self.counts[name] / shape[1] if name in self.counts else self.target.fraction(shape)
+
+
+def _fitting(make: Callable[[], Polytope], name: str, shape: Shape) -> Polytope:
+    """Make the set of a layer's masks, or refuse it by the layer's name."""
+    try:
+        polytope = make()
+        polytope.validate(shape)
+    except RelaxPruneError as error:
+        raise RelaxPruneError(f"layer {name!r} of shape {shape} does not fit: {error}") from error
+    return polytope

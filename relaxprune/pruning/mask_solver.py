@@ -1,0 +1,194 @@
+"""One layer: from its weight and Gram to its mask and its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relaxprune.certificates import Certificate
+from relaxprune.inputs.layer_grams import LayerGram
+from relaxprune.models.layers import PrunableLayer
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Decided
+from relaxprune.problems import Gram, MaskProblem, ReconstructionProblem
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers import Solver
+from relaxprune.solving.solution import Solution
+from relaxprune.solving.solving import solve, start_mask
+
+from .layer_certificates import certificate_of, estimated_gap
+from .layer_report import BoundReport, CostReport, InputReport, LayerReport, LossReport
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What is known of a layer's inputs.
+
+    Attributes:
+        gram: their Gram, shared by all layers that read them.
+        read: what it was made of.
+        calls: the most calls of the layer in one forward pass.
+        leader: name of the first of the layers that share the Gram.
+    """
+
+    gram: Gram
+    read: LayerGram
+    calls: int
+    leader: str
+
+    def report(self) -> InputReport:
+        """Return it as numbers."""
+        read = self.read
+        return InputReport(
+            tokens=read.tokens,
+            token_weight=read.token_weight,
+            shrinkage=read.shrinkage,
+            calls=self.calls,
+            gram=self.leader,
+        )
+
+
+# A certificate, and the set of masks that it is for.
+Proven = tuple[Certificate, Polytope]
+# A solution, the certificate that was asked for, and what the layer loses.
+Judged = tuple[Solution, Certificate | None, LossReport]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SolvedLayer:
+    """What became of one layer.
+
+    Attributes:
+        layer: the layer.
+        mask: (rows, cols) bool on the CPU, True = kept.
+        report: its report.
+        proof: its certificate with its set of masks, if one was asked for.
+        weight: (rows, cols) new values where weights may move, else None.
+    """
+
+    layer: PrunableLayer
+    mask: Tensor
+    report: LayerReport
+    proof: Proven | None
+    weight: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSolver:
+    """Solves layers, all with the same solver and effort, each for the masks that were decided on."""
+
+    decided: Decided
+    solver: Solver
+    options: PruneOptions
+
+    def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> SolvedLayer:
+        """Find the mask of one layer, and what Wanda's mask costs on the same Gram.
+
+        Where the solver broke down the mask is the one that it started from, polished, and the report's status says so:
+        one layer must not end a run.
+
+        Raises:
+            RelaxPruneError: the problem cannot be solved as asked; the message names the layer.
+        """
+        try:
+            polytope = self.decided.polytope_of(layer.name, layer.shape)
+            solved = (self._refitted if self.options.moves else self._kept)(layer, inputs, polytope)
+        except RelaxPruneError as error:
+            raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
+        solution, certificate, loss = solved
+        mask = solution.mask.cpu()
+        rows, cols = layer.shape
+        report = LayerReport(
+            name=layer.name,
+            parameter=layer.parameter,
+            block=block,
+            kind=layer.kind,
+            rows=rows,
+            cols=cols,
+            requested_sparsity=self.decided.fraction(layer.name, (rows, cols)),
+            sparsity=1 - int(mask.sum()) / mask.numel(),
+            inputs=inputs.report(),
+            loss=loss,
+            bound=_bound(solution, certificate),
+            cost=_cost(solution),
+        )
+        proof = None if certificate is None else (certificate, polytope)
+        return SolvedLayer(layer=layer, mask=mask, report=report, proof=proof, weight=solution.weight)
+
+    def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
+        """Solve a layer whose kept weights stay as they are."""
+        matrix = inputs.gram.matrix
+        problem = MaskProblem(layer.matrix().to(device=matrix.device, dtype=matrix.dtype), inputs.gram, polytope)
+        solution = self._solution(problem)
+        certificate = certificate_of(problem, solution, self.options)
+        wanda = wanda_objective(problem, solution, self.options.memory_bytes)
+        return solution, certificate, _loss(solution, problem.dense_energy, wanda)
+
+    def _refitted(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
+        """Solve a layer whose kept weights move; Wanda's mask is judged with the weights as they were."""
+        read = inputs.read
+        problem = ReconstructionProblem(
+            # In the weight's own dtype: the new values are judged as they will be written.
+            layer.matrix().to(inputs.gram.matrix.device),
+            inputs.gram,
+            polytope,
+            cross=read.cross,
+            dense_gram=read.dense_gram,
+            damping=self.options.ridge,
+        )
+        solution = self._solution(problem)
+        mask = start_mask(MaskProblem(problem.weight, problem.prepared, polytope), "wanda", self.options.memory_bytes)
+        loss = _loss(solution, problem.reference, problem.objective(torch.where(mask, problem.weight, 0.0)))
+        corrected = 0.0 if read.cross is None else self.options.correct
+        return solution, None, replace(loss, corrected=corrected, residual=float(problem.residual.sum()))
+
+    def _solution(self, problem: MaskProblem | ReconstructionProblem) -> Solution:
+        """Solve with the options of the run."""
+        return solve(problem, self.solver, options=self.options, throw=False)
+
+
+def wanda_objective(problem: MaskProblem, solution: Solution, memory_bytes: int) -> float:
+    """Return what Wanda's mask loses, without computing it where the solution has that mask."""
+    mask = start_mask(problem, "wanda", memory_bytes)
+    return solution.objective if torch.equal(mask, solution.mask) else problem.objective(mask, memory_bytes)
+
+
+def _loss(solution: Solution, energy: float, wanda: float) -> LossReport:
+    """Return what a solution loses, beside the energy of the layer and what Wanda's mask loses of it."""
+    return LossReport(
+        dense_energy=energy,
+        wanda_objective=wanda,
+        objective=solution.objective,
+        relaxed_objective=solution.relaxed_objective,
+        unrounded_objective=solution.unrounded_objective,
+        rounded_objective=solution.rounded_objective,
+        kept_objective=solution.kept_objective,
+    )
+
+
+def _bound(solution: Solution, certificate: Certificate | None) -> BoundReport:
+    """Return what is proven: by the certificate that was asked for, or by the solver itself."""
+    if certificate is None:
+        return BoundReport(lower_bound=solution.certificate.lower_bound)
+    return BoundReport(
+        lower_bound=certificate.lower_bound,
+        certificate=certificate.method,
+        certified_rows=certificate.rows_covered,
+        certificate_seconds=certificate.seconds,
+        estimated_gap=estimated_gap(certificate),
+    )
+
+
+def _cost(solution: Solution) -> CostReport:
+    """Return what a solution took."""
+    return CostReport(
+        solver=solution.solver,
+        polish=solution.polish,
+        status=solution.status.name,
+        products=solution.stats.products,
+        iterations=solution.stats.iterations,
+        seconds=solution.stats.seconds,
+    )

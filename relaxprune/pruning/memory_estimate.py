@@ -1,0 +1,61 @@
+"""The memory of a pruning run, estimated from the shapes of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.statistics_options import AUTO
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+
+from .plan import PlannedLayer
+
+_SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Return the size of a model's parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int) -> int:
+    """Estimate what a run holds beside the model, in bytes; no bound: the interpreter and its libraries come on top.
+
+    The sum of: one byte per mask entry; float64 Gram sums of the block with the most (as if no layers shared one); for
+    the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature), its weight in
+    float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and what the
+    solver holds within its memory budget; and twice the hidden states of all tokens, as wide as the first layer's
+    inputs. Attention masks and activations inside one block are not counted.
+    """
+    sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
+    masks = sum(layer.rows * layer.cols for layer in layers)
+    per_weight = 12 if options.certify is None else 60
+    solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
+    item = max(parameter.element_size() for parameter in model.parameters())
+    states = 2 * tokens * layers[0].cols * item
+    temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
+    solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
+    halves = sums if options.statistics.shrinkage == AUTO else 0  # the odd batches' sums besides
+    return masks + sums + halves + solving + solver + states + _moving_bytes(layers, options, tokens, sums)
+
+
+def _moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, sums: int) -> int:
+    """Return what ``correct`` and ``tune`` hold besides: two more sums for each Gram, and a block's weights again.
+
+    The dense stream has the block's dense weights and hidden states of its own; tuning has the weights, Adam's two
+    moments and the best so far, in float32.
+    """
+    weights = _largest_block(layers, lambda layer: 4 * layer.rows * layer.cols)
+    copies = 4 * bool(options.tune) + bool(options.correct or options.tune)
+    beside = 2 * sums + 8 * tokens * layers[0].cols if options.correct else 0
+    return copies * weights + beside
+
+
+def _largest_block(layers: Sequence[PlannedLayer], size: Callable[[PlannedLayer], int]) -> int:
+    """Return the largest sum of sizes over the layers of one block."""
+    blocks: dict[int | None, int] = {}
+    for layer in layers:
+        blocks[layer.block] = blocks.get(layer.block, 0) + size(layer)
+    return max(blocks.values())

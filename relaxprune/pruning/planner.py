@@ -1,0 +1,115 @@
+"""Planning a run: everything is decided and checked once, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from relaxprune.inputs.batches import read_batches
+from relaxprune.models.blocks import find_blocks
+from relaxprune.models.forward import refuse_unsupported
+from relaxprune.models.layers import find_layers
+from relaxprune.options.allocation import Allocation
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Target
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers import Solver
+
+from .block_tuner import check_tunable
+from .layer_choice import refuse_misfits, select_layers
+from .memory_estimate import added_bytes, model_bytes
+from .plan import Plan, PlannedLayer
+from .prediction import predict
+from .request import PruneRequest
+
+
+def plan_model(
+    model: nn.Module,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    polytope: Polytope | None = None,
+    allocation: str | Allocation = "uniform",
+    solver: str | Solver | None = None,
+    options: PruneOptions | None = None,
+    tokens: int = 0,
+    batches: Iterable[Any] | None = None,
+    **solver_options: Any,
+) -> Plan:
+    """Decide and check everything about a run of ``prune_model``; without ``batches`` nothing runs.
+
+    Args:
+        model: any module on one device; transformers language models are pruned in their blocks only, unless
+            ``options.include`` says otherwise.
+        sparsity: fraction to prune in every row. Give exactly one of this, ``pattern`` and ``polytope``.
+        pattern: "N:M", keep N of every M consecutive columns.
+        polytope: one feasible set for all layers.
+        allocation: how the sparsity is shared among layers and rows: "uniform", "layer", "owl", "model", or an
+            ``Allocation`` with options. With "owl" and "model" a first pass over the dense model decides the layers'
+            counts; then all layers together lose at most floor(sparsity * weights), less what no whole entry of every
+            row fits into. Layers that this pass does not reach, but the blocks once pruned do, have the sparsity.
+        solver: name or instance, as for ``solve``; None is "fw", and "reconstruct" where weights move.
+        options: which layers, and with how much effort; the defaults of ``PruneOptions`` if None.
+        tokens: number of calibration tokens, for the memory estimate.
+        batches: the calibration batches as ``prune_model`` takes them, to try a window, the products and a few
+            iterations for a few seconds, and predict time and peak memory; the pass of an allocation is in no
+            prediction. None to predict nothing.
+        **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp"
+            fw's ``tighten`` is "diagonal" unless it is given here: certificates go on from there. An instance's "none"
+            counts as not given.
+
+    Returns:
+        The plan, which ``prune_model(model, batches, plan=plan)`` carries out.
+
+    Raises:
+        RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
+            nothing, nothing left to prune, or a solver that ignores an option or cannot take a layer.
+    """
+    target = Target(sparsity, pattern, polytope, Allocation.of(allocation))
+    plan = make_plan(model, PruneRequest.of(target, solver, options, solver_options), tokens)
+    return plan if batches is None else with_prediction(plan, batches)
+
+
+def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
+    """Plan what was asked for: choose the layers, and check that all of them can be pruned as asked.
+
+    Raises:
+        RelaxPruneError: as ``plan_model`` says.
+    """
+    refuse_unsupported(model)
+    found, skipped = find_layers(model)
+    blocks = find_blocks(model, found)
+    weights, left = select_layers(model, found, blocks, request.options)
+    if not weights:
+        raise RelaxPruneError(
+            f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone"
+        )
+    check_tunable(request.options.tune, weights, blocks)
+    layers = []
+    for layer in weights:
+        if not bool(torch.isfinite(layer.stored).all()):
+            raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf")
+        rows, cols = layer.shape
+        keep = request.target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
+        layers.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
+    refuse_misfits(request, weights)
+    return Plan(
+        request=request,
+        model=model,
+        weights=weights,
+        blocks=blocks,
+        layers=layers,
+        skipped=[*skipped, *left],
+        model_bytes=model_bytes(model),
+        added_bytes=added_bytes(model, layers, request.options, tokens),
+    )
+
+
+def with_prediction(plan: Plan, batches: Iterable[Any]) -> Plan:
+    """Return a plan with what the run is expected to take; the model runs on a window for it."""
+    return replace(plan, prediction=predict(plan, read_batches(batches)))

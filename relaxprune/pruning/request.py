@@ -1,0 +1,64 @@
+"""What is asked of a pruning run, decided and checked as far as that goes without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.solve_options import default_solver, solver_of
+from relaxprune.options.target import Target
+from relaxprune.solvers import Solver, solver_distribution
+
+from .block_tuner import check_batches
+from .channels.channel_permuter import check_permute
+from .layer_certificates import solver_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRequest:
+    """How much of every layer to prune, by which solver, with which options; the three go together.
+
+    Attributes:
+        target: how much of each layer.
+        solver: finds the masks.
+        options: which layers, and with how much effort.
+    """
+
+    target: Target
+    solver: Solver
+    options: PruneOptions = field(default_factory=PruneOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse options that the solver ignores, or that the target makes no sense of.
+
+        Raises:
+            RelaxPruneError: naming the option.
+        """
+        self.options.check_for(self.solver)
+        check_permute(self.options, self.target)
+
+    @classmethod
+    def of(
+        cls,
+        target: Target,
+        solver: str | Solver | None = None,
+        options: PruneOptions | None = None,
+        solver_options: dict[str, Any] | None = None,
+    ) -> PruneRequest:
+        """Make a request of what ``plan_model`` takes; see there."""
+        options, words = options or PruneOptions(), solver_options or {}
+        named = default_solver(options.moves) if solver is None else solver
+        chosen = solver_for(options.certify, solver_of(named, words), words)
+        return cls(target=target, solver=chosen, options=options)
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The installed packages that the solver depends on: what it computes with, and what it comes in."""
+        owner = solver_distribution(self.solver.name)
+        return (*self.solver.distributions(), *(() if owner is None else (owner,)))
+
+    def check_batches(self, count: int) -> None:
+        """Raise RelaxPruneError where so many calibration batches are too few for what is asked."""
+        self.options.statistics.check_for(count)
+        check_batches(self.options.tune, count)

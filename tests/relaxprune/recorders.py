@@ -1,0 +1,34 @@
+"""Recorders that keep a run's blocks in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from relaxprune.pruning.block_record import BlockRecord
+
+
+class BlockMemory:
+    """Keeps finished blocks, and which ones were solved."""
+
+    def __init__(self, records: Mapping[int, BlockRecord] | None = None) -> None:
+        self.records = dict(records or {})
+        self.solved: list[int] = []
+
+    def load(self, block_index: int) -> BlockRecord | None:
+        return self.records.get(block_index)
+
+    def save(self, block_index: int, record: BlockRecord) -> None:
+        self.solved.append(block_index)
+        self.records[block_index] = record
+
+
+class RunMemory(BlockMemory):
+    """Keeps the allocation too."""
+
+    counts: dict[str, int] | None = None
+
+    def load_allocation(self) -> dict[str, int] | None:
+        return self.counts
+
+    def save_allocation(self, counts: dict[str, int]) -> None:
+        self.counts = counts
