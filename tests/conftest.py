@@ -37,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = SEED
     torch.set_num_threads(THREADS)
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        # The process that only hands out tests collects none, so it would not load this by itself.
+        from .solvers.conformance import conftest as conformance
+
+        config.pluginmanager.register(conformance, "conformance")
 
 
 def pytest_report_header() -> list[str]:

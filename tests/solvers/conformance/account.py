@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 REFERENCE = "the reference relaxation (Clarabel)"
 
@@ -25,6 +26,18 @@ class Account:
     partial: bool = False
     ran: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as plain values, which one process can send to another."""
+        sets = {name: sorted(getattr(self, name)) for name in ("planned", "started", "ran")}
+        return {**sets, "partial": self.partial, "refused": self.refused}
+
+    def add(self, account: dict[str, Any]) -> None:
+        """Take in what another process of the same run did, as ``to_dict`` gives it."""
+        for name in ("planned", "started", "ran"):
+            getattr(self, name).update(account[name])
+        self.partial |= account["partial"]
+        self.refused |= account["refused"]
 
     def complete(self) -> bool:
         """Tell whether the whole suite ran, so that a solver that is missing never ran at all."""

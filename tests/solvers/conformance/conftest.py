@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a complete run in which a solver gave no answer."""
     if session.shouldstop or session.shouldfail:
         ACCOUNT.partial = True
+    if hasattr(session.config, "workeroutput"):  # one of several processes: they are judged together
+        session.config.workeroutput["account"] = ACCOUNT.to_dict()
+        return
     if _missing() and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what another process of this run did; one that crashed leaves the account partial."""
+    account = getattr(node, "workeroutput", {}).get("account")
+    if account is None:
+        ACCOUNT.partial = True
+    else:
+        ACCOUNT.add(account)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

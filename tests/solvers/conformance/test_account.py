@@ -50,3 +50,12 @@ def test_the_run_fails_only_where_all_was_asked_for(pytester: pytest.Pytester, a
     assert done.ret == code
     failed = "CONFORMANCE FAILED: swap never ran in this session: it is Tuesday" in done.stdout.str()
     assert failed == (code == 1)
+
+
+def test_processes_of_one_run_are_judged_together() -> None:
+    first = Account(planned={"a", "b"}, started={"a"}, ran={"fw"}, refused={"ils": "no"})
+    second = Account(planned={"a", "b"}, started={"b"}, ran={"ils", REFERENCE})
+    together = Account()
+    for account in (first, second):
+        together.add(account.to_dict())
+    assert together.missing(["fw", "ils", "swap"]) == ["swap"]
