@@ -70,11 +70,12 @@ class ReconstructionProblem(BaseProblem):
         self.weight: Tensor = dense.weight
         self.polytope: Polytope = polytope
         _check_cross(cross, dense_gram, dense)
-        self._ridge = self.damping * read.scale
+        self.ridge: float = self.damping * read.scale  # what ‖W − V‖² costs
         self.target: Tensor = self.weight
         if cross is not None and dense_gram is not None:
-            self.target = _target(self.weight, cross, self.prepared, self._ridge)
-        self._cross, self._dense_gram = cross, dense_gram
+            self.target = _target(self.weight, cross, self.prepared, self.ridge)
+        self.cross: Tensor | None = cross
+        self.dense_gram: Tensor | None = dense_gram
         _ = self.residual
 
     @property
@@ -96,14 +97,14 @@ class ReconstructionProblem(BaseProblem):
     @cached_property
     def row_energy(self) -> Tensor:
         """W G_dense wᵀ of each row, (rows,) float64, damping left out."""
-        if self._dense_gram is None:
+        if self.dense_gram is None:
             return _energy(self.weight, self.prepared.matrix) - self._ridge_energy
-        return _energy(self.weight, self._dense_gram)
+        return _energy(self.weight, self.dense_gram)
 
     @property
     def _ridge_energy(self) -> Tensor:
         """What damping adds to the energy of each row of the weight, (rows,) float64."""
-        return self._ridge * self.weight.to(torch.float64).square().sum(dim=1)
+        return self.ridge * self.weight.to(torch.float64).square().sum(dim=1)
 
     @cached_property
     def reference(self) -> float:
@@ -117,7 +118,7 @@ class ReconstructionProblem(BaseProblem):
         Raises:
             RelaxPruneError: it is negative, so that ``cross``, ``gram`` and ``dense_gram`` are not of the same tokens.
         """
-        if self._cross is None:
+        if self.cross is None:
             return torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         reached = _energy(self.target, self.prepared.matrix)
         whole = self.row_energy + self._ridge_energy
@@ -134,7 +135,7 @@ class ReconstructionProblem(BaseProblem):
 
         It is a difference of two sums, whose rounding is taken off; an error is never negative.
         """
-        if self._cross is None:
+        if self.cross is None:
             return self.polytope.block_sum(self.residual)
         rounding = 16 * (self.shape[1] + 8) * UNIT_ROUNDOFF * (self.row_energy + self._ridge_energy)
         return self.polytope.block_sum(self.residual - rounding).clamp(min=0.0)

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from relaxprune.solvers import Solver as Solver
 
     from .certificates import Certificate as Certificate
+    from .certificates import CertificateError as CertificateError
+    from .certificates import MaskCertificate as MaskCertificate
+    from .certificates import WeightCertificate as WeightCertificate
     from .certificates import certify as certify
+    from .certificates import certify_weights as certify_weights
+    from .certificates import load_certificate as load_certificate
     from .evaluation.perplexity import perplexity as perplexity
     from .inputs import GramAccumulator as GramAccumulator
     from .models import LoadOptions as LoadOptions
@@ -68,11 +73,13 @@ __getattr__, __dir__, _NAMES = lazy(
         "Allocation": ".options",
         "CalibrationOptions": ".text",
         "Certificate": ".certificates",
+        "CertificateError": ".certificates",
         "Gram": ".problems",
         "GramAccumulator": ".inputs",
         "KSparse": ".problems",
         "LayerReport": ".pruning",
         "LoadOptions": ".models",
+        "MaskCertificate": ".certificates",
         "MaskProblem": ".problems",
         "NM": ".problems",
         "Plan": ".pruning",
@@ -92,12 +99,15 @@ __getattr__, __dir__, _NAMES = lazy(
         "StatisticsOptions": ".options",
         "Status": ".solving",
         "TransposableNM": ".problems",
+        "WeightCertificate": ".certificates",
         "apply_masks": ".models",
         "available_solvers": ".solving",
         "calibration_windows": ".text",
         "certify": ".certificates",
+        "certify_weights": ".certificates",
         "compare": ".solving",
         "evaluation_windows": ".text",
+        "load_certificate": ".certificates",
         "load_model": ".models",
         "perplexity": ".evaluation.perplexity",
         "plan_model": ".pruning",

@@ -5,27 +5,46 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.checks import check_seed, positive_number, whole_number
+from relaxprune.problems.checks import check_seed, one_of, positive_number, whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.problems.tightening import largest_tightening
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
-from relaxprune.solving.solution import Solution
 
-from .certificate import Certificate, assemble
+from .certificate import Certificate
 from .combining import Candidate, best_of
+from .limits import check_enumerable, check_limits
+from .mask_certificate import MaskCertificate, assemble
 from .row_sampling import chosen_rows, extrapolated, row_count
 from .sdp.row_bound import DenseRow, dense_rows, least_bytes
-from .underestimator import MATRICES, METHODS, Bound, Proof, check_method, tangent_bound
+from .underestimator import MATRICES, Bound, plain_proof, tangent_bound
+from .verify.claim import METHODS, TangentProof
 
 _ITERATIONS = 200
 _ENUMERATED_SLACK = 4
+
+
+@runtime_checkable
+class Solved(Protocol):
+    """What a solver has found of a problem, such as a ``Solution``."""
+
+    @property
+    def mask(self) -> Tensor:
+        """(rows, cols) bool, feasible."""
+
+    @property
+    def relaxed_mask(self) -> Tensor | None:
+        """A relaxed mask (rows, cols) that serves as a hint, or None."""
+
+    @property
+    def certificate(self) -> Certificate:
+        """Its tightening serves as a hint for that relaxed mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +62,7 @@ class _Task:
 
 def certify(
     problem: Problem,
-    mask: Tensor | Solution,
+    mask: Tensor | Solved,
     method: str = "fw",
     *,
     rows: int | Sequence[int] | Tensor | None = None,
@@ -51,7 +70,7 @@ def certify(
     seed: int = 0,
     max_iterations: int = _ITERATIONS,
     memory_budget_bytes: int = DEFAULT_MEMORY_BYTES,
-) -> Certificate:
+) -> MaskCertificate:
     """Prove how far a mask, from anywhere, can be from the best one.
 
     Every method tries cheaper ones first (``exact`` only ``fw``) and keeps, for every coupled block, the best bound.
@@ -75,10 +94,10 @@ def certify(
     Raises:
         RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
     """
-    check_method("method", method)
+    one_of("method", method, METHODS)
     check_limits(method, rows, time_limit_s)
-    hint = mask if isinstance(mask, Solution) else None
-    values = mask.mask if isinstance(mask, Solution) else mask
+    hint = mask if isinstance(mask, Solved) else None
+    values = mask.mask if isinstance(mask, Solved) else mask
     problem.check_mask(values, "mask", memory_budget_bytes)
     whole_number("max_iterations", max_iterations, 1)
     check_seed(seed)
@@ -118,13 +137,13 @@ def certify(
     return replace(certificate, estimate=estimate)
 
 
-def _plain(task: _Task, hint: Solution | None) -> Candidate:
+def _plain(task: _Task, hint: Solved | None) -> Candidate:
     """Bound by the box relaxation."""
     point = None if hint is None else hint.relaxed_mask
     return _tangent(task, _relaxed(task, task.problem, task.mask, "none")[0] if point is None else point, None)
 
 
-def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
+def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
     """Bound by the tightened relaxation, then once more with the diagonal that its solution asks for.
 
     It goes on from the relaxed mask of a solution, and where that is one of this relaxation, with its diagonal.
@@ -132,11 +151,11 @@ def _diagonal(task: _Task, hint: Solution | None) -> Candidate:
     problem = task.problem
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
     relaxed = None if hint is None else hint.relaxed_mask
-    tightening = None if hint is None or relaxed is None else cast("Certificate", hint.certificate).proof.tightening
-    if tightening is not None:
-        tightening = problem.prepared.proven_tightening(
-            tightening
-        )  # a claim of the solution, which may be of another problem
+    tightening = None
+    if hint is not None and relaxed is not None and isinstance(hint.certificate, MaskCertificate):
+        tightening = hint.certificate.proof.tightening
+    if tightening is not None:  # a claim of the solution, which may be of another problem
+        tightening = problem.prepared.proven_tightening(tightening)
     start = task.mask if relaxed is None else relaxed
     part = problem if rows is None else problem.rows(rows)
     point, used = _relaxed(task, part, start if rows is None else start[rows], "diagonal", tightening)
@@ -178,7 +197,7 @@ def _scattered(task: _Task, rows: Tensor | None, point: Tensor) -> Tensor:
 
 def _tangent(task: _Task, point: Tensor, tightening: Tensor | None, rows: Tensor | None = None) -> Candidate:
     """Bound every block by the tangent at ``point``; with a tightening, in ``rows`` alone (None for all)."""
-    proof = Proof.plain(task.problem, point, tightening)
+    proof = plain_proof(task.problem, point, tightening)
     if rows is not None:
         method = torch.zeros_like(proof.row_method)
         proof = replace(proof, row_method=method.index_fill_(0, rows, METHODS.index("diagonal")))
@@ -198,7 +217,7 @@ def _sdp(task: _Task, present: Candidate) -> Candidate:
     return proof, tangent_bound(problem, proof, task.memory_bytes, flatten=False)
 
 
-def _prices(task: _Task, proof: Proof) -> Tensor:
+def _prices(task: _Task, proof: TangentProof) -> Tensor:
     """Return what counts cost that are no equation of one row: (rows, cols) float64, at the relaxation's minimum."""
     problem = task.problem
     none = torch.zeros(1, 1, dtype=torch.float64, device=problem.device).expand(problem.shape)
@@ -213,7 +232,7 @@ def _prices(task: _Task, proof: Proof) -> Tensor:
     return prices
 
 
-def _with_dense(problem: Problem, proof: Proof, found: list[DenseRow]) -> Proof:
+def _with_dense(problem: Problem, proof: TangentProof, found: list[DenseRow]) -> TangentProof:
     """Return the proof in which some rows have an L of their own."""
     if not found:
         return proof
@@ -237,25 +256,7 @@ def _with_dense(problem: Problem, proof: Proof, found: list[DenseRow]) -> Proof:
     )
 
 
-def check_limits(method: str, rows: object, time_limit_s: float | None) -> None:
-    """Raise RelaxPruneError for limits that the method makes no use of."""
-    for name, value, methods in (("rows", rows, ("diagonal", "sdp")), ("time_limit_s", time_limit_s, ("sdp",))):
-        if value is not None and method not in methods:
-            raise RelaxPruneError(f"{name} is of use to {' and '.join(methods)} alone, got it for method {method!r}")
-
-
-def check_enumerable(problem: Problem) -> None:
-    """Raise RelaxPruneError where a coupled block has too many masks to try them all."""
-    try:
-        make_solver("enumerate").check(problem)
-    except RelaxPruneError as error:
-        raise RelaxPruneError(
-            f"method 'exact' tries every mask of a coupled block, up to 2^20, and blocks of {problem.polytope!r} over "
-            f"{problem.shape[1]} columns have more; leave it out or use 'sdp'"
-        ) from error
-
-
-def _exact(task: _Task, proof: Proof) -> Candidate:
+def _exact(task: _Task, proof: TangentProof) -> Candidate:
     """Bound every block by the objective of its best mask, found by enumeration, less the rounding."""
     problem = task.problem
     best = make_solver("enumerate").run(problem, Run(start=task.mask, memory_bytes=task.memory_bytes)).point

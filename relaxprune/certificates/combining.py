@@ -7,9 +7,10 @@ from torch import Tensor
 
 from relaxprune.problems import Problem
 
-from .underestimator import Bound, Proof
+from .underestimator import Bound
+from .verify.claim import TangentProof
 
-Candidate = tuple[Proof, Bound]
+Candidate = tuple[TangentProof, Bound]
 
 
 def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
@@ -30,7 +31,7 @@ def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
     point = candidates[0][0].point
     for place, (proof, _) in enumerate(candidates[1:], 1):
         point = torch.where((line == place).unsqueeze(1), proof.point, point)
-    proof = Proof(
+    proof = TangentProof(
         point=point,
         scale=per_block([proof.scale for proof, _ in candidates]),
         row_method=torch.stack([proof.row_method for proof, _ in candidates]).gather(0, line.unsqueeze(0)).squeeze(0),

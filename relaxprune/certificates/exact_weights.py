@@ -11,7 +11,7 @@ from relaxprune.problems import ReconstructionProblem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 from relaxprune.solvers.weights.engine.least_squares import LeastSquares
 
-from .certifying import check_enumerable
+from .limits import check_enumerable
 from .perspective import separable
 
 _MATRICES = 8  # (masks, cols) float64 tensors held at once, and as many systems

@@ -12,7 +12,7 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.checks import whole_number
 
-from .certificate import Estimate
+from .mask_certificate import Estimate
 
 _CONFIDENCE = 0.95
 _NORMAL = 1.959964  # the quantile of that confidence

@@ -21,92 +21,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relaxprune.problems import Problem, RelaxPruneError
-from relaxprune.problems.errors import did_you_mean
+from relaxprune.problems import Problem
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
-METHODS = ("fw", "diagonal", "sdp", "exact")
+from .verify.claim import METHODS, TangentProof
+
 MATRICES = 14  # float64 tensors of the problem's shape held at once
 _CONVEXITY_MARGIN = 1e-9
-
-
-def check_method(name: str, method: object) -> None:
-    """Raise RelaxPruneError, calling the argument ``name``, unless ``method`` is one of ``METHODS``."""
-    if method not in METHODS:
-        raise RelaxPruneError(
-            f"{name} is {method!r}; known methods are {', '.join(METHODS)}{did_you_mean(str(method), METHODS)}"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Proof:
-    """The numbers that a bound is rebuilt from.
-
-    Attributes:
-        point: (rows, cols) p, where the tangent is taken.
-        scale: (blocks,) float64; the tangent is taken at 1 − scale · (1 − p).
-        row_method: (rows,) int8, index into ``METHODS``: which L a row has; rows of method exact need none.
-        tightening: (cols,) float64 s for the rows of method diagonal, or None.
-        dense_rows: (r,) int64, ascending, the rows of method sdp.
-        dense_diagonal: (r, cols) float64, their d.
-        dense_weight: (r,) float64, their ρ.
-        cut_row: (m,) int64, the row of each cut.
-        cut_index: (m, 3) int64, its entries of x: 0 is the constant, j + 1 is column j.
-        cut_sign: (m, 3) int8, ±1.
-        cut_multiplier: (m,) float64, λ.
-    """
-
-    point: Tensor
-    scale: Tensor
-    row_method: Tensor
-    tightening: Tensor | None
-    dense_rows: Tensor
-    dense_diagonal: Tensor
-    dense_weight: Tensor
-    cut_row: Tensor
-    cut_index: Tensor
-    cut_sign: Tensor
-    cut_multiplier: Tensor
-
-    @classmethod
-    def plain(cls, problem: Problem, point: Tensor, tightening: Tensor | None = None) -> Proof:
-        """Return the proof of method fw, or with a tightening of method diagonal, at ``point``."""
-        rows, cols = problem.shape
-        device = problem.device
-        method = METHODS.index("fw" if tightening is None else "diagonal")
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        empty = torch.zeros(0, dtype=torch.float64, device=device)
-        return cls(
-            point=point,
-            scale=empty.new_ones(problem.polytope.block_count(problem.shape)),
-            row_method=torch.full((rows,), method, dtype=torch.int8, device=device),
-            tightening=tightening,
-            dense_rows=none,
-            dense_diagonal=empty.view(0, 1).expand(0, cols),
-            dense_weight=empty,
-            cut_row=none,
-            cut_index=none.view(0, 1).expand(0, 3),
-            cut_sign=torch.zeros(0, 3, dtype=torch.int8, device=device),
-            cut_multiplier=empty,
-        )
-
-    def part(self, rows: slice, blocks: slice) -> Proof:
-        """Return the proof of a run of whole coupled blocks."""
-        dense = (self.dense_rows >= rows.start) & (self.dense_rows < rows.stop)
-        cuts = (self.cut_row >= rows.start) & (self.cut_row < rows.stop)
-        return replace(
-            self,
-            point=self.point[rows],
-            scale=self.scale[blocks],
-            row_method=self.row_method[rows],
-            dense_rows=self.dense_rows[dense] - rows.start,
-            dense_diagonal=self.dense_diagonal[dense],
-            dense_weight=self.dense_weight[dense],
-            cut_row=self.cut_row[cuts] - rows.start,
-            cut_index=self.cut_index[cuts],
-            cut_sign=self.cut_sign[cuts],
-            cut_multiplier=self.cut_multiplier[cuts],
-        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +49,29 @@ class Bound:
     scale: Tensor
 
 
-def tangent_bound(problem: Problem, proof: Proof, memory_bytes: int, flatten: bool = True) -> Bound:
+def plain_proof(problem: Problem, point: Tensor, tightening: Tensor | None = None) -> TangentProof:
+    """Return the proof of method fw, or with a tightening of method diagonal, at ``point``."""
+    rows, cols = problem.shape
+    device = problem.device
+    method = METHODS.index("fw" if tightening is None else "diagonal")
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    empty = torch.zeros(0, dtype=torch.float64, device=device)
+    return TangentProof(
+        point=point,
+        scale=empty.new_ones(problem.polytope.block_count(problem.shape)),
+        row_method=torch.full((rows,), method, dtype=torch.int8, device=device),
+        tightening=tightening,
+        dense_rows=none,
+        dense_diagonal=empty.view(0, 1).expand(0, cols),
+        dense_weight=empty,
+        cut_row=none,
+        cut_index=none.view(0, 1).expand(0, 3),
+        cut_sign=torch.zeros(0, 3, dtype=torch.int8, device=device),
+        cut_multiplier=empty,
+    )
+
+
+def tangent_bound(problem: Problem, proof: TangentProof, memory_bytes: int, flatten: bool = True) -> Bound:
     """Bound every coupled block of ``problem`` from below by the tangents of ``proof``, which must make L convex.
 
     Everything is float64, and the worst case of rounding is subtracted.
@@ -141,7 +84,7 @@ def tangent_bound(problem: Problem, proof: Proof, memory_bytes: int, flatten: bo
     """
     height = problem.polytope.rows_per_block(problem.shape)
     pieces = [
-        _bound(piece, proof.part(part, slice(part.start // height, part.stop // height)), flatten)
+        _bound(piece, _part(proof, part, slice(part.start // height, part.stop // height)), flatten)
         for part, piece in problem.split(MATRICES, memory_bytes)
     ]
     return Bound(
@@ -153,12 +96,26 @@ def tangent_bound(problem: Problem, proof: Proof, memory_bytes: int, flatten: bo
     )
 
 
-def fw_bound(problem: Problem, point: Tensor, memory_bytes: int) -> Bound:
-    """Bound by the Frank-Wolfe gap of the box relaxation at ``point`` (rows, cols)."""
-    return tangent_bound(problem, Proof.plain(problem, point), memory_bytes)
+def _part(proof: TangentProof, rows: slice, blocks: slice) -> TangentProof:
+    """Return the proof of a run of whole coupled blocks."""
+    dense = (proof.dense_rows >= rows.start) & (proof.dense_rows < rows.stop)
+    cuts = (proof.cut_row >= rows.start) & (proof.cut_row < rows.stop)
+    return replace(
+        proof,
+        point=proof.point[rows],
+        scale=proof.scale[blocks],
+        row_method=proof.row_method[rows],
+        dense_rows=proof.dense_rows[dense] - rows.start,
+        dense_diagonal=proof.dense_diagonal[dense],
+        dense_weight=proof.dense_weight[dense],
+        cut_row=proof.cut_row[cuts] - rows.start,
+        cut_index=proof.cut_index[cuts],
+        cut_sign=proof.cut_sign[cuts],
+        cut_multiplier=proof.cut_multiplier[cuts],
+    )
 
 
-def _bound(problem: Problem, proof: Proof, flatten: bool) -> Bound:
+def _bound(problem: Problem, proof: TangentProof, flatten: bool) -> Bound:
     """Bound the coupled blocks of a problem that fits in memory."""
     polytope, shift = problem.polytope, problem.proof.shift
     point = proof.point.to(torch.float64)
@@ -197,7 +154,7 @@ def _bound(problem: Problem, proof: Proof, flatten: bool) -> Bound:
     return Bound(bound, value, slack, float(convexity.sum()), scale)
 
 
-def _added_diagonal(problem: Problem, proof: Proof) -> Tensor:
+def _added_diagonal(problem: Problem, proof: TangentProof) -> Tensor:
     """Return d: (rows, cols) float64."""
     tightening = torch.full_like(proof.point, -problem.proof.shift, dtype=torch.float64)
     if proof.tightening is not None:
@@ -207,7 +164,7 @@ def _added_diagonal(problem: Problem, proof: Proof) -> Tensor:
     return taken
 
 
-def _counts(problem: Problem, proof: Proof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _counts(problem: Problem, proof: TangentProof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return value (rows,), half gradient (rows, cols) and size (rows,) of ρ Σ (Σ m)(Σ m − keep)."""
     counts = row_counts(problem)
     if counts is None or not len(proof.dense_rows):
@@ -223,7 +180,7 @@ def _counts(problem: Problem, proof: Proof, point: Tensor) -> tuple[Tensor, Tens
     return weight * (sums * (sums - keep)).sum(dim=1), half.repeat_interleave(size, dim=1), 2 * total
 
 
-def _cuts(proof: Proof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _cuts(proof: TangentProof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return value (rows,), half gradient (rows, cols) and size (rows,) of −Σ λ ((s·x)² − 1)."""
     rows = len(point)
     value, size = point.new_zeros(rows), point.new_zeros(rows)

@@ -15,10 +15,7 @@ from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
 
 if TYPE_CHECKING:
     from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
-    from relaxprune.certificates import WeightCertificate
     from relaxprune.options import Target
-
-    Proof = Certificate | WeightCertificate
 
 _FILE_SCHEMA_VERSION = 1
 
@@ -66,10 +63,11 @@ class ProofGroup:
 
     def check(self) -> None:
         """Refuse an unknown method, and limits without one."""
-        from relaxprune.certificates.underestimator import check_method
+        from relaxprune.certificates.verify.claim import METHODS
+        from relaxprune.problems.checks import one_of
 
         if self.certify is not None:
-            check_method("--certify", self.certify)
+            one_of("--certify", self.certify, METHODS)
         for name, value in (("--certify-rows", self.certify_rows), ("--certify-time", self.certify_time)):
             if value is not None and self.certify is None:
                 raise bad_input(f"{name} is {value}, but there is no --certify")
@@ -77,22 +75,19 @@ class ProofGroup:
     def check_for(self, problem: MaskProblem | ReconstructionProblem) -> None:
         """Refuse what cannot be done for a problem before any work is."""
         from relaxprune import MaskProblem
-        from relaxprune.certificates.certifying import check_enumerable, check_limits
+        from relaxprune.certificates.limits import check_enumerable, check_limits
 
         if self.certify is not None:
             check_limits(self.certify, self.certify_rows, self.certify_time)
         moves = not isinstance(problem, MaskProblem)
         if moves and self.certify not in (None, "exact"):
             raise bad_input(f"--certify must be exact with --refit, got {self.certify!r}; leave it out otherwise")
-        if moves and self.certificate is not None:
-            raise bad_input("--certificate keeps proofs of masks whose weights stay; leave it out with --refit")
         if self.certify == "exact":
             check_enumerable(problem if isinstance(problem, MaskProblem) else problem.mask_problem)
 
-    def of(self, problem: MaskProblem | ReconstructionProblem, solution: Solution, seed: int) -> Proof:
+    def of(self, problem: MaskProblem | ReconstructionProblem, solution: Solution, seed: int) -> Certificate:
         """Return the certificate of a solution."""
-        from relaxprune import MaskProblem, certify
-        from relaxprune.certificates import certify_weights
+        from relaxprune import MaskProblem, certify, certify_weights
 
         if self.certify is None:
             return solution.certificate
@@ -134,7 +129,9 @@ def solve_file(
     facts = _facts(problem, solution, proven, result.seed)
     _show(facts)
     if proof.certificate is not None:
-        _write_certificate(problem, proven, proof.certificate)
+        with door():
+            proven.save(problem, proof.certificate)
+        print(f"{'certificate':<15} {proof.certificate}")
     _write(solution, facts, result.out, moving.weight_out)
     notice = status_notice(solution.status)
     return tell([notice] if notice else [])
@@ -196,16 +193,6 @@ def _show(facts: dict[str, Any]) -> None:
         print(f"{'estimated bound':<15} {_text(facts['estimated_bound'])} if all rows were treated; no proof")
 
 
-def _write_certificate(problem: MaskProblem | ReconstructionProblem, proven: Proof, path: Path) -> None:
-    """Write the certificate of a mask problem; there is no other by now."""
-    from relaxprune import Certificate, MaskProblem
-
-    assert isinstance(proven, Certificate) and isinstance(problem, MaskProblem)
-    with door():
-        proven.save(problem, path)
-    print(f"{'certificate':<15} {path}")
-
-
 def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_out: Path | None) -> None:
     """Write the mask with the facts, and the new weight, where that is asked for."""
     from relaxprune import write_masks
@@ -223,7 +210,7 @@ def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_o
         print(f"{'written':<15} no mask: --out FILE keeps it")
 
 
-def _facts(problem: Any, solution: Any, proven: Proof, seed: int) -> dict[str, Any]:
+def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[str, Any]:
     """Return what is known of a solution, as plain JSON values."""
     from relaxprune import __version__
 

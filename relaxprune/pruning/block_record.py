@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from relaxprune.problems.polytopes import Polytope
+    from relaxprune.problems import MaskProblem
 
     from ..certificates import Certificate
     from .block_tuner import BlockTuning
@@ -64,5 +64,5 @@ class AllocationRecorder(BlockRecorder, Protocol):
 class CertificateRecorder(BlockRecorder, Protocol):
     """Keeps certificates besides; a finished block's were all saved before it."""
 
-    def save_certificate(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
-        """Keep the certificate of a layer, by its parameter's name, with the set of masks that it is for."""
+    def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
+        """Keep the certificate of a layer, by its parameter's name, with the problem that it is for."""

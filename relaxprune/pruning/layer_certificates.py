@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Container
 from dataclasses import replace
-from typing import cast
 
-from relaxprune.certificates import Certificate, certify
+from relaxprune.certificates import MaskCertificate, certify
 from relaxprune.certificates.sdp.row_bound import least_bytes
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import MaskProblem
@@ -35,15 +34,16 @@ def solver_for(method: str | None, solver: Solver, given: Container[str] = ()) -
     return solver
 
 
-def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptions) -> Certificate | None:
+def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptions) -> MaskCertificate | None:
     """Return the certificate that was asked for, None for none.
 
     A solver of the relaxation has proven by itself what "fw" would prove; it then says of which method that proof is.
     """
     if options.certify is None:
         return None
-    if options.certify == "fw" and solution.relaxed_mask is not None:
-        return cast("Certificate", solution.certificate)
+    own = solution.certificate
+    if options.certify == "fw" and solution.relaxed_mask is not None and isinstance(own, MaskCertificate):
+        return own
     return certify(
         problem,
         solution,
@@ -62,7 +62,7 @@ def _iterations(options: PruneOptions) -> int:
     return min(_ITERATIONS, math.ceil(_SHARE * options.max_iterations))
 
 
-def estimated_gap(certificate: Certificate) -> float | None:
+def estimated_gap(certificate: MaskCertificate) -> float | None:
     """Return the relative gap of a certificate's estimate, None where it has none."""
     if certificate.estimate is None or not certificate.objective:
         return None

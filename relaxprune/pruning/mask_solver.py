@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relaxprune.certificates import Certificate
+from relaxprune.certificates import MaskCertificate
 from relaxprune.inputs.layer_grams import LayerGram
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.prune_options import PruneOptions
@@ -51,10 +51,10 @@ class LayerInputs:
         )
 
 
-# A certificate, and the set of masks that it is for.
-Proven = tuple[Certificate, Polytope]
-# A solution, the certificate that was asked for, and what the layer loses.
-Judged = tuple[Solution, Certificate | None, LossReport]
+# A certificate, and the problem that it is for.
+Proven = tuple[MaskCertificate, MaskProblem]
+# A solution, the proof that was asked for, and what the layer loses.
+Judged = tuple[Solution, Proven | None, LossReport]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,7 +65,7 @@ class SolvedLayer:
         layer: the layer.
         mask: (rows, cols) bool on the CPU, True = kept.
         report: its report.
-        proof: its certificate with its set of masks, if one was asked for.
+        proof: its certificate with the problem that it is for, if one was asked for.
         weight: (rows, cols) new values where weights may move, else None.
     """
 
@@ -98,7 +98,7 @@ class MaskSolver:
             solved = (self._refitted if self.options.moves else self._kept)(layer, inputs, polytope)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
-        solution, certificate, loss = solved
+        solution, proof, loss = solved
         mask = solution.mask.cpu()
         rows, cols = layer.shape
         report = LayerReport(
@@ -112,10 +112,9 @@ class MaskSolver:
             sparsity=1 - int(mask.sum()) / mask.numel(),
             inputs=inputs.report(),
             loss=loss,
-            bound=_bound(solution, certificate),
+            bound=_bound(solution, None if proof is None else proof[0]),
             cost=_cost(solution),
         )
-        proof = None if certificate is None else (certificate, polytope)
         return SolvedLayer(layer=layer, mask=mask, report=report, proof=proof, weight=solution.weight)
 
     def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
@@ -125,7 +124,8 @@ class MaskSolver:
         solution = self._solution(problem)
         certificate = certificate_of(problem, solution, self.options)
         wanda = wanda_objective(problem, solution, self.options.memory_bytes)
-        return solution, certificate, _loss(solution, problem.dense_energy, wanda)
+        proof = None if certificate is None else (certificate, problem)
+        return solution, proof, _loss(solution, problem.dense_energy, wanda)
 
     def _refitted(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
         """Solve a layer whose kept weights move; Wanda's mask is judged with the weights as they were."""
@@ -169,7 +169,7 @@ def _loss(solution: Solution, energy: float, wanda: float) -> LossReport:
     )
 
 
-def _bound(solution: Solution, certificate: Certificate | None) -> BoundReport:
+def _bound(solution: Solution, certificate: MaskCertificate | None) -> BoundReport:
     """Return what is proven: by the certificate that was asked for, or by the solver itself."""
     if certificate is None:
         return BoundReport(lower_bound=solution.certificate.lower_bound)

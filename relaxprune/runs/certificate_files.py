@@ -12,7 +12,7 @@ from relaxprune.support.durable import install_files, sync_folder
 
 if TYPE_CHECKING:
     from relaxprune.certificates import Certificate
-    from relaxprune.problems.polytopes import Polytope
+    from relaxprune.problems import MaskProblem
     from relaxprune.pruning.layer_report import LayerReport
 
 FOLDER_NAME = "certificates"
@@ -26,16 +26,14 @@ class CertificateFiles:
         self._path = path
         self._staged = work / "finished"
 
-    def save(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
+    def save(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
         """Write a layer's certificate durably."""
-        from relaxprune.certificates.certificate_file import save_certificate
-
         folder = self._staged / FOLDER_NAME
         if not folder.is_dir():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
             sync_folder(folder.parent.parent)
-        save_certificate(certificate, polytope, folder / _file_name(parameter))
+        certificate.save(problem, folder / _file_name(parameter))
 
     def missing(self, parameters: Iterable[str]) -> list[str]:
         """Return the parameters without a file, of an unfinished run."""
@@ -53,11 +51,11 @@ class CertificateFiles:
         Raises:
             RelaxPruneError: naming the first file that is missing, damaged, or not of the reported mask's bound.
         """
-        from relaxprune.certificates.certificate_file import load_certificate
+        from relaxprune.certificates.verify import read_claim
 
         for layer in layers:
             path = self._path / FOLDER_NAME / _file_name(layer.parameter)
-            read = load_certificate(path)[0]
+            read = read_claim(path).claim
             reported = (layer.bound.certificate, layer.objective, layer.lower_bound)
             if (read.method, read.objective, read.lower_bound) != reported:
                 raise RelaxPruneError(f"{str(path)!r} is not the certificate of the layer that the run has reported")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from relaxprune.certificates import Certificate
-    from relaxprune.problems.polytopes import Polytope
+    from relaxprune.problems import MaskProblem
 
 _logger = logging.getLogger("relaxprune")
 
@@ -168,9 +168,9 @@ class RunFolder:
         """Keep, durably, how many entries of every row each layer loses."""
         self._progress.save_allocation(counts)
 
-    def save_certificate(self, parameter: str, certificate: Certificate, polytope: Polytope) -> None:
+    def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
         """Keep a layer's certificate, durably; it counts once its block is recorded."""
-        self._progress.certificates.save(parameter, certificate, polytope)
+        self._progress.certificates.save(parameter, certificate, problem)
 
     def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> ReloadCheck:
         """Write the result, reload it from disk, check it, and only then declare the run finished.

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from relaxprune.certificates.certificate import build
-from relaxprune.certificates.weight_certificate import certified
+from relaxprune.certificates import Certificate
+from relaxprune.certificates.mask_certificate import build
+from relaxprune.certificates.weight_certificate import build_weights
 from relaxprune.problems import Problem, ReconstructionProblem
 from relaxprune.solvers import Answer, Solver, Status
 
 from .refitting import fit
 from .solution import CLOSED, Solution
-
-if TYPE_CHECKING:
-    from .solution import AnyCertificate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +44,7 @@ class Chosen:
 class _Judged:
     """What is known of a mask once it was judged; names as in ``Solution``, None for what a problem does not have."""
 
-    certificate: AnyCertificate
+    certificate: Certificate
     relaxed_mask: Tensor | None = None
     relaxed_objective: float | None = None
     unrounded_objective: float | None = None
@@ -86,7 +83,7 @@ def finished(problem: Problem | ReconstructionProblem, chosen: Chosen, started: 
     )
 
 
-def _status(problem: Problem | ReconstructionProblem, chosen: Chosen, certificate: AnyCertificate) -> Status:
+def _status(problem: Problem | ReconstructionProblem, chosen: Chosen, certificate: Certificate) -> Status:
     """Return the status that was reached: OPTIMAL for a closed gap, or a search of all masks whose weights stay."""
     status, objective, layer = chosen.answer.status, certificate.objective, problem.mask_problem
     if not math.isfinite(objective):  # values that the dtype of the weights does not hold
@@ -132,5 +129,5 @@ def _with_weights(problem: ReconstructionProblem, chosen: Chosen, started: float
         weight, kept_objective = fitted.weight, fitted.kept_objective
         answer.counts.products += fitted.products
     answer.counts.seconds = time.monotonic() - started
-    certificate = certified(problem, weight, memory_bytes=chosen.memory_bytes)
+    certificate = build_weights(problem, weight, chosen.memory_bytes)
     return _Judged(certificate=certificate, weight=weight, kept_objective=kept_objective)

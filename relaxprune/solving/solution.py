@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from relaxprune.solvers.base import Counts, Status
 from relaxprune.support.markup import piece
@@ -11,9 +11,7 @@ from relaxprune.support.markup import piece
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from relaxprune.certificates import Certificate, WeightCertificate
-
-    AnyCertificate: TypeAlias = Certificate | WeightCertificate
+    from relaxprune.certificates import Certificate
 
 __all__ = ["Counts", "Solution", "Status"]
 
@@ -29,7 +27,8 @@ class Solution:
         objective: f(mask), float64, recomputed from the mask.
         relative_error: objective / f(0), the share of the layer's output energy that is lost, 0 where there is none;
             None for a ``QuadraticProblem``, which has no natural objective to divide by.
-        certificate: the proof behind ``lower_bound``, recomputed from the problem.
+        certificate: the proof behind ``lower_bound``, recomputed from the problem: a ``MaskCertificate``, or a
+            ``WeightCertificate`` where weights move.
         block_objective: (blocks,) float64, the objective of each coupled block.
         relaxed_mask: (rows, cols), the end of the convex phase, comparable with the bound; None for one-shot solvers.
         relaxed_objective: f(relaxed_mask), or None.
@@ -48,7 +47,7 @@ class Solution:
     mask: Tensor
     objective: float
     relative_error: float | None
-    certificate: AnyCertificate
+    certificate: Certificate
     block_objective: Tensor
     relaxed_mask: Tensor | None
     relaxed_objective: float | None

@@ -1,60 +1,117 @@
-"""The least objective of a coupled block by looking at every mask, for verification."""
+"""Every mask of a tiny coupled block, for the method that looks at all of them, and the least objective of them."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from relaxprune.problems import Polytope
+from relaxprune.problems import RelaxPruneError
 
-from .definite import fractions
-from .rebuilding import Array, Quadratics
+from .arrays import UNIT, Array, fractions
+from .mask_set import MOST_MASKS, MaskSet, tile_masks, tiles
+from .quadratics import Quadratics
 
 _MASKS_AT_ONCE = 2**14
-_UNIT = 2.0**-53
+_TOO_MANY = f"the exact method looks at up to {MOST_MASKS} masks of a coupled block, and there are more"
 
 
-def least_of_all(polytope: Polytope, rows: slice, rough: Quadratics, exact: Quadratics | None, stored: float) -> Any:
-    """Return the least objective over all masks of one coupled block.
+def all_masks(block: MaskSet) -> Array:
+    """Return the masks of a set that is one coupled block: (masks, rows, cols) bool.
 
-    In rationals only the masks are looked at that the stored bound could exceed, seen in float64 with an allowance for
-    its error.
+    Raises:
+        RelaxPruneError: there are more than 2^20.
+    """
+    rows, cols = block.kept.shape
+    places = _places(rows, cols, block)
+    kept, pruned = block.kept.reshape(-1)[places], block.pruned.reshape(-1)[places]
+    cells = [_cell_masks(block, one, other) for one, other in zip(kept, pruned, strict=True)]
+    counts = [len(cell) for cell in cells]
+    total = math.prod(counts)
+    if total > MOST_MASKS:
+        raise RelaxPruneError(_TOO_MANY)
+    masks = np.zeros((total, rows * cols), dtype=bool)
+    for where, cell, chosen in zip(places, cells, np.unravel_index(np.arange(total), counts), strict=True):
+        masks[:, where] = cell[chosen]
+    return masks.reshape(total, rows, cols)
+
+
+def _places(rows: int, cols: int, block: MaskSet) -> Array:
+    """Return the entries, counted in reading order, that share counts: (cells, size)."""
+    order = np.arange(rows * cols).reshape(rows, cols)
+    if block.kind == "transposable":
+        return tiles(order, block.width)
+    lines: Array = order.reshape(-1, block.width or rows * cols)
+    return lines
+
+
+def _cell_masks(block: MaskSet, kept: Array, pruned: Array) -> Array:
+    """Return the masks of one line or tile, flat, with its fixed entries: (masks, size) bool."""
+    if block.kind == "transposable":
+        masks = tile_masks(block.keep, block.width)
+        return masks[masks[:, kept].all(axis=1) & ~masks[:, pruned].any(axis=1)]
+    free, must = np.flatnonzero(~kept & ~pruned), int(kept.sum())
+    most = min(block.keep - must, len(free))
+    sizes = range(most + 1) if block.at_most else [block.keep - must]
+    if sum(math.comb(len(free), size) for size in sizes) > MOST_MASKS:
+        raise RelaxPruneError(_TOO_MANY)
+    chosen = [some for size in sizes for some in itertools.combinations(free.tolist(), size)]
+    masks = np.repeat(kept[None], len(chosen), axis=0)
+    for line, some in zip(masks, chosen, strict=True):
+        line[list(some)] = True
+    return masks
+
+
+def least_of_all(block: Quadratics, stored: float) -> Fraction:
+    """Return what is proven of the least objective over all masks of one coupled block.
+
+    A mask that the stored bound could exceed, seen in float64 with an allowance for its error, is judged in rationals.
 
     Args:
-        polytope: the set of the whole problem.
-        rows: the rows of the block.
-        rough: the block in float64.
-        exact: the block in rationals, or None for float64 alone.
+        block: the block, in float64.
         stored: the bound that is to be judged.
 
     Raises:
         RelaxPruneError: there are more than 2^20 masks.
     """
-    height, cols = rough.factor.shape
-    whole = polytope.to_dict().get("per") == "layer"
-    masks = (polytope if whole else polytope.rows(rows)).vertices((height, cols)).numpy()
-    size = float((2 * (np.abs(rough.factor) * rough.root).sum(axis=1) ** 2).sum() + np.abs(rough.linear).sum())
-    allowance = 4 * (height + cols + 8) * _UNIT * size
-    least: Any = math.inf
+    height, cols = block.factor.shape
+    size = float(((np.abs(block.factor) * block.root).sum(axis=1) ** 2).sum() + np.abs(block.linear).sum())
+    allowance = 2 * (height * cols + cols + 8) * UNIT * size
+    return least_proven(
+        all_masks(block.masks),
+        lambda some: _values(block, some.astype(np.float64)) - allowance,
+        lambda mask: block.rational().value(fractions(mask.astype(np.float64))).sum(),
+        stored,
+    )
+
+
+def least_proven(
+    masks: Array, rough: Callable[[Array], Array], exact: Callable[[Array], Fraction], stored: float
+) -> Fraction:
+    """Return the least of what is proven of each mask: roughly, or exactly where that does not reach ``stored``.
+
+    Args:
+        masks: (masks, rows, cols) bool.
+        rough: gives what float64 proves of some masks, (masks,).
+        exact: gives the value of one mask.
+        stored: the bound that is to be judged.
+    """
+    least = []
     for start in range(0, len(masks), _MASKS_AT_ONCE):
-        some = masks[start : start + _MASKS_AT_ONCE].astype(np.float64)
-        values = _values(rough, some)
-        if exact is None:
-            least = min(least, float(values.min()))
-            continue
-        doubtful = values - allowance < stored
-        for mask in some[doubtful]:
-            least = min(least, exact.value(fractions(mask)).sum())
-        if not doubtful.all():
-            least = min(least, Fraction(float(values[~doubtful].min() - allowance)))
-    return least
+        some = masks[start : start + _MASKS_AT_ONCE]
+        values = rough(some)
+        reached = values >= stored
+        least += [exact(mask) for mask in some[~reached]]
+        if reached.any():
+            least.append(Fraction(float(values[reached].min())))
+    return min(least)
 
 
-def _values(quadratics: Quadratics, masks: Array) -> Array:
+def _values(block: Quadratics, masks: Array) -> Array:
     """Return the objectives of many masks of one coupled block: (masks,) float64 from (masks, height, cols)."""
-    moved = (masks - quadratics.offset) * quadratics.factor
-    values: Array = ((moved @ quadratics.gram) * moved).sum(axis=(1, 2)) + (masks * quadratics.linear).sum(axis=(1, 2))
+    moved = (masks - block.offset) * block.factor
+    values: Array = ((moved @ block.gram) * moved).sum(axis=(1, 2)) + (masks * block.linear).sum(axis=(1, 2))
     return values

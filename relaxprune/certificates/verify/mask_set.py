@@ -10,14 +10,15 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from relaxprune.problems import Polytope, RelaxPruneError
 
-Array = np.ndarray[Any, Any]
+from .arrays import UNIT, Array, sum_error
 
+MOST_MASKS = 2**20  # of a coupled block, where all are looked at
+_PART = 2**21  # entries
 _LISTED_TILE = 4  # tiles up to this size are minimised by listing their masks
 
 
@@ -87,6 +88,12 @@ class MaskSet:
         """Return the set of a run of whole coupled blocks."""
         return replace(self, kept=self.kept[rows], pruned=self.pruned[rows])
 
+    def parts(self) -> list[slice]:
+        """Return runs of rows of whole coupled blocks, of a size that is well worked with at once."""
+        (rows, cols), height = self.kept.shape, self.rows_per_block()
+        step = height * max(1, _PART // (height * cols))
+        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
     def block_sum(self, values: Array) -> Array:
         """Sum (rows,) or (rows, cols) over coupled blocks: (blocks,)."""
         sums: Array = values.reshape(len(values) // self.rows_per_block(), -1).sum(axis=1)
@@ -118,38 +125,54 @@ class MaskSet:
         sums: Array = chosen.reshape(blocks, -1).sum(axis=1)
         return sums
 
+    def least_error(self) -> float:
+        """Return what ``least`` may be wrong by in float64, relative to the sum of the costs' sizes."""
+        listed = self.width**2 * UNIT if self.kind == "transposable" and self.width <= _LISTED_TILE else 0.0
+        return listed + sum_error(self.rows_per_block() * self.kept.shape[1])
+
     def _lines(self, values: Array) -> Array:
         """Return one line per count: (lines, width)."""
         return values.reshape(-1, self.width) if self.width else values.reshape(1, -1)
 
     def _least_of_tiles(self, costs: Array) -> Array:
         """Minimise every tile: by its list of masks while that is short, else as a flow in whole numbers."""
-        tiles, kept, pruned = (_tiles(values, self.width) for values in (costs, self.kept, self.pruned))
+        each, kept, pruned = (tiles(values, self.width) for values in (costs, self.kept, self.pruned))
         if self.width <= _LISTED_TILE:
-            masks = _tile_masks(self.keep, self.width)
-            sums = tiles @ masks.T.astype(tiles.dtype)
+            masks = tile_masks(self.keep, self.width)
+            sums = each @ masks.T.astype(each.dtype)
             broken = (kept.astype(int) @ ~masks.T + pruned.astype(int) @ masks.T) > 0
             least = np.where(broken, np.inf, sums).min(axis=1)
         else:
-            least = np.empty(len(tiles), dtype=tiles.dtype)
-            for number in range(len(tiles)):
-                mask = _flow(tiles[number], kept[number], pruned[number], self.keep, self.width)
-                least[number] = tiles[number][mask].sum()
+            least = np.empty(len(each), dtype=each.dtype)
+            for place in range(len(each)):
+                mask = _flow(each[place], kept[place], pruned[place], self.keep, self.width)
+                least[place] = each[place][mask].sum()
         total: Array = least.reshape(len(costs) // self.width, -1).sum(axis=1)
         return total
 
 
-def _tiles(values: Array, size: int) -> Array:
+def tiles(values: Array, size: int) -> Array:
     """Return tiles in reading order, each flat: (tiles, size²)."""
     rows, cols = values.shape
     return values.reshape(rows // size, size, cols // size, size).swapaxes(1, 2).reshape(-1, size * size)
 
 
 @lru_cache(maxsize=8)
-def _tile_masks(keep: int, size: int) -> Array:
-    """Return every mask of a tile: (masks, size²) bool."""
-    lines = [line for line in itertools.product((False, True), repeat=size) if sum(line) == keep]
-    masks = np.array(list(itertools.product(lines, repeat=size)), dtype=bool)
+def tile_masks(keep: int, size: int) -> Array:
+    """Return every mask of a tile: (masks, size²) bool.
+
+    Raises:
+        RelaxPruneError: there are more than 2^20, or as many beginnings of one.
+    """
+    lines = np.array([line for line in itertools.product((False, True), repeat=size) if sum(line) == keep])
+    masks = np.zeros((1, 0, size), dtype=bool)
+    for _ in range(size):
+        if len(masks) * len(lines) > MOST_MASKS * 2:
+            raise RelaxPruneError(f"tiles of {size} x {size} entries have more than {MOST_MASKS} masks to look at")
+        longer = np.concatenate(
+            [np.repeat(masks, len(lines), axis=0), np.tile(lines, (len(masks), 1))[:, None]], axis=1
+        )
+        masks = longer[(longer.sum(axis=1) <= keep).all(axis=1)]
     found: Array = masks[(masks.sum(axis=1) == keep).all(axis=1)]
     return found.reshape(len(found), size * size)
 

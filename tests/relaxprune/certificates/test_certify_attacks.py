@@ -21,9 +21,8 @@ from relaxprune import (
     certify,
     solve,
 )
-from relaxprune.certificates import load_certificate
+from relaxprune.certificates import CertificateError, load_certificate
 from relaxprune.certificates.underestimator import tangent_bound
-from relaxprune.certificates.verify.verification import CertificateError
 from relaxprune.cli import main
 from tests.enumeration import Rule, best_mask, exact_objective
 from tests.layers import POLYTOPES, correlated_gram, layer
@@ -178,7 +177,7 @@ def test_one_row_gives_an_estimate_that_can_be_written(tmp_path):
     problem, _ = layer("row")
     certificate = certify(problem, solve(problem), "sdp", rows=1)
     certificate.save(problem, tmp_path / "proof")
-    loaded, _ = load_certificate(tmp_path / "proof")
+    loaded = load_certificate(tmp_path / "proof")
     assert loaded.estimate == certificate.estimate
     loaded.verify(problem)
 

@@ -175,7 +175,7 @@ def test_the_time_limit_ends_the_rounds():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"method": "sdq"}, "method is 'sdq'; known methods are fw, diagonal, sdp, exact; did you mean 'sdp'?"),
+        ({"method": "sdq"}, "method must be one of fw, diagonal, sdp, exact, got 'sdq'; did you mean 'sdp'?"),
         ({"method": "sdp", "rows": 0}, "rows must be a whole number of at least 1, got 0"),
         ({"method": "sdp", "rows": [0, 99]}, "different indices of the 4 rows"),
         ({"method": "sdp", "rows": [1, 1]}, "different indices of the 4 rows"),

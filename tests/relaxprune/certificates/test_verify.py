@@ -20,9 +20,7 @@ from relaxprune import (
     certify,
     solve,
 )
-from relaxprune.certificates import Certificate
-from relaxprune.certificates.certificate_file import load_certificate, save_certificate
-from relaxprune.certificates.verify.verification import CertificateError
+from relaxprune.certificates import CertificateError, MaskCertificate, load_certificate
 from relaxprune.cli import main
 from tests.conftest import LONG
 from tests.layers import POLYTOPES, correlated_gram, layer
@@ -32,13 +30,13 @@ METHODS = ("fw", "diagonal", "sdp", "exact")
 
 
 @cache
-def proven(method: str = "sdp", name: str = "row", fixed: bool = False) -> tuple[MaskProblem, Certificate]:
+def proven(method: str = "sdp", name: str = "row", fixed: bool = False) -> tuple[MaskProblem, MaskCertificate]:
     """A (6, 24) problem and a certificate that holds; made once, since none is changed in place."""
     problem, _ = layer(name, fixed=fixed)
     return problem, certify(problem, solve(problem, "wanda").mask, method, max_iterations=60)
 
 
-def changed(certificate: Certificate, **values: object) -> Certificate:
+def changed(certificate: MaskCertificate, **values: object) -> MaskCertificate:
     """The certificate with other numbers in its proof."""
     return replace(certificate, proof=replace(certificate.proof, **values))
 
@@ -50,17 +48,18 @@ def changed(certificate: Certificate, **values: object) -> Certificate:
 def test_every_set_round_trips_and_verifies(name, fixed, tmp_path):
     for method in ("sdp",):
         problem, certificate = proven(method, name, fixed)
-        save_certificate(certificate, problem.polytope, tmp_path / "c")
-        loaded, description = load_certificate(tmp_path / "c")
+        certificate.save(problem, tmp_path / "c")
+        loaded = load_certificate(tmp_path / "c")
+        assert isinstance(loaded, MaskCertificate) and loaded.subject is not None
         for item in fields(certificate):
             if item.name in ("mask", "block_objective", "block_lower_bound"):
                 assert torch.equal(getattr(loaded, item.name), getattr(certificate, item.name))
-            elif item.name != "proof":
+            elif item.name not in ("proof", "subject"):
                 assert getattr(loaded, item.name) == getattr(certificate, item.name)
         for item in fields(certificate.proof):
             one, other = getattr(loaded.proof, item.name), getattr(certificate.proof, item.name)
             assert (one is None and other is None) or (one.dtype == other.dtype and torch.equal(one, other))
-        assert (description["fixed_kept"] is not None) == fixed
+        assert (loaded.subject.fixed_kept is not None) == fixed
         found = [loaded.verify(problem)] + ([loaded.verify(problem, exact=True)] if method == "sdp" else [])
         for seen in found:
             assert seen.method == method and seen.rows_checked == 6
@@ -212,7 +211,7 @@ def test_a_flipped_entry_and_a_changed_weight_are_found(name):
 def test_files_that_are_no_certificates_are_refused(tmp_path):
     problem, certificate = proven("fw")
     path = tmp_path / "c.safetensors"
-    save_certificate(certificate, problem.polytope, path)
+    certificate.save(problem, path)
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -224,8 +223,8 @@ def test_files_that_are_no_certificates_are_refused(tmp_path):
     save_file(tensors, path)
     with pytest.raises(RelaxPruneError, match="not a certificate file"):
         load_certificate(path)
-    save_file(tensors, path, {**metadata, "schema_version": "2"})
-    with pytest.raises(RelaxPruneError, match="schema version '2'"):
+    save_file(tensors, path, {**metadata, "schema_version": "3"})
+    with pytest.raises(RelaxPruneError, match="schema version '3'"):
         load_certificate(path)
     save_file({name: value for name, value in tensors.items() if name != "scale"}, path, metadata)
     with pytest.raises(RelaxPruneError, match="no tensor 'scale'"):

@@ -61,7 +61,6 @@ def test_exact_proves_more(moments: Path, tmp_path: Path, capsys: pytest.Capture
         (["--sparsity", "0.5", "--damping", "0.1"], "there is no --refit"),
         (["--sparsity", "0.5", "--weight-out", "w.safetensors"], "there is no --refit"),
         ([*HALF, "--certify", "sdp"], "--certify must be exact with --refit"),
-        ([*HALF, "--certificate", "proof.safetensors"], "leave it out with --refit"),
         ([*HALF, "--damping", "-1"], "damping must lie in"),
         ([*HALF, "--out", "a.safetensors", "--weight-out", "a.safetensors"], "must be two files"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from relaxprune.certificates.certificate_file import load_certificate
+from relaxprune.certificates import load_certificate
 from relaxprune.cli import main
 from relaxprune.models.layer_roles import role_of, summarise
 from relaxprune.options.prune_options import PruneOptions
@@ -41,8 +41,8 @@ class Keeper:
     def save(self, block_index, record):
         self.saved.append(block_index)
 
-    def save_certificate(self, parameter, certificate, polytope):
-        self.certificates[parameter] = (certificate, polytope)
+    def save_certificate(self, parameter, certificate, problem):
+        self.certificates[parameter] = (certificate, problem)
         self.saved.append(parameter)
 
 
@@ -71,7 +71,7 @@ def pruned(certify, solver="fw", include=(LAYER,), rows=None, **solver_options):
 def test_the_report_has_the_numbers_of_the_certificate(method, rows, covered):
     report, keeper = pruned(method, rows=rows)
     (layer,) = report.layers
-    certificate, polytope = keeper.certificates[layer.parameter]
+    certificate, problem = keeper.certificates[layer.parameter]
     assert keeper.saved == [layer.parameter, 0], "a block counts once its certificates are kept"
     assert (layer.bound.certificate, layer.bound.certified_rows) == (method, covered)
     assert (certificate.method, certificate.rows_covered) == (method, covered)
@@ -79,7 +79,7 @@ def test_the_report_has_the_numbers_of_the_certificate(method, rows, covered):
     assert layer.relative_gap == certificate.relative_gap
     assert layer.objective == certificate.objective >= certificate.lower_bound
     assert torch.equal(certificate.mask, report.masks[layer.parameter])
-    assert polytope.kept((32, 32)) == 512
+    assert problem.polytope.kept((32, 32)) == 512
     way = layer.loss.wanda_objective - layer.lower_bound
     assert layer.proven_share == (layer.loss.wanda_objective - layer.objective) / way
     assert 0 < layer.proven_share < 1
@@ -209,7 +209,7 @@ def test_a_resumed_run_ends_with_every_certificate(finished):
     assert len(names) == 14 and set(names) <= set(record["files"]) and not (finished / ".relaxprune").exists()
     assert {path.name for path in (finished / "certificates").iterdir()} == {Path(name).name for name in names}
     for name, layer in names.items():
-        certificate, _ = load_certificate(finished / name)
+        certificate = load_certificate(finished / name)
         assert (certificate.lower_bound, certificate.relative_gap) == (layer["lower_bound"], layer["relative_gap"])
         assert (certificate.method, certificate.rows_covered) == ("diagonal", layer["rows"])
         # The tightened convex phase proved something of every row; the drawn ones only went on from there.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from relaxprune import (
     refit,
     solve,
 )
-from relaxprune.certificates import WeightCertificate, certify_weights
+from relaxprune.certificates import CertificateError, WeightCertificate, certify_weights
 from tests.layers import correlated_gram
 from tests.random_problems import GRAMS, Draw, make_gram
 
@@ -82,7 +81,8 @@ def test_every_solver_gives_weights_on_a_feasible_mask(polytope, solver):
     assert solution.objective == pytest.approx(least) or solver == "sparsegpt"
     assert solution.lower_bound <= solution.objective
     assert isinstance(solution.certificate, WeightCertificate)
-    solution.certificate.verify(problem, solution.weight)
+    assert torch.equal(solution.certificate.weight, solution.weight)
+    solution.certificate.verify(problem)
 
 
 @pytest.mark.parametrize("polytope", [KSparse(6), NM(2, 4)])
@@ -90,7 +90,7 @@ def test_every_solver_gives_weights_on_a_feasible_mask(polytope, solver):
 def test_bound_optimum_and_answers_are_in_order(polytope, seed):
     problem = problem_of(polytope, seed=seed)
     optimum = best_rows(problem)
-    bounds = certify_weights(problem, torch.zeros(problem.shape), iterations=200)
+    bounds = certify_weights(problem, torch.zeros(problem.shape), max_iterations=200)
     assert all(low <= best * (1 + 1e-9) for low, best in zip(bounds.block_lower_bound.tolist(), optimum, strict=True))
     assert bounds.lower_bound > 0.02 * sum(optimum)
     for solver in MOVERS:
@@ -110,7 +110,7 @@ def test_no_bound_exceeds_the_optimum_on_hard_grams(kind, seed):
         problem = ReconstructionProblem(weight, gram, KSparse(draw.whole(0, 6)), damping=damping)
     except RelaxPruneError:
         problem = ReconstructionProblem(weight, gram, KSparse(3), damping=1e-2)
-    certificate = certify_weights(problem, torch.zeros(problem.shape), iterations=30)
+    certificate = certify_weights(problem, torch.zeros(problem.shape), max_iterations=30)
     noise = 1e-9 * problem.mask_problem.dense_energy
     for low, best in zip(certificate.block_lower_bound.tolist(), best_rows(problem), strict=True):
         assert low <= best + noise
@@ -242,13 +242,13 @@ def test_what_cannot_be_done_is_refused(call, words):
 def test_a_changed_certificate_is_found_out():
     problem = problem_of(KSparse(6))
     solution = solve(problem)
-    with pytest.raises(RelaxPruneError, match="objective of a block"):
-        solution.certificate.verify(problem, 0.9 * solution.weight)
+    with pytest.raises(RelaxPruneError, match="objective of row 0"):
+        dataclasses.replace(solution.certificate, weight=0.9 * solution.weight).verify(problem)
     forged = dataclasses.replace(solution.certificate, lower_bound=2 * solution.objective)
-    with pytest.raises(RelaxPruneError, match=r"lower_bound is .* but its blocks sum to"):
-        forged.verify(problem, solution.weight)
-    with pytest.raises(RelaxPruneError, match="bound of a block"):
-        solution.certificate.verify(problem_of(KSparse(7)), solution.weight)
+    with pytest.raises(RelaxPruneError, match=r"lower_bound is .* but the bounds of the coupled blocks"):
+        forged.verify(problem)
+    with pytest.raises(RelaxPruneError, match="bound of row 0"):
+        solution.certificate.verify(problem_of(KSparse(7)))
 
 
 @pytest.mark.parametrize("sets", [KSparse(2), NM(2, 4), TransposableNM(2, 4), KSparse(8, per="layer")])
@@ -258,8 +258,8 @@ def test_certificates_of_badly_scaled_layers_verify(sets):
     weight = Draw(0).normal(4, 4) * torch.tensor([0.0, 1e-6, 1.0, 1e3])
     problem = ReconstructionProblem(weight, gram, sets, damping=0.01)
     weight = torch.where(sets.lmo(-weight.abs()) > 0.5, weight, 0.0)
-    certify_weights(problem, weight).verify(problem, weight)
-    split = certify_weights(problem, weight, memory_bytes=1)
+    certify_weights(problem, weight).verify(problem)
+    split = certify_weights(problem, weight, memory_budget_bytes=1)
     assert torch.allclose(split.block_lower_bound, certify_weights(problem, weight).block_lower_bound)
 
 
@@ -270,18 +270,19 @@ def test_weights_that_are_no_answer_have_no_certificate(polytope):
     certificate = certify_weights(problem, solution.weight)
     nan = solution.weight.clone()
     nan[0, 0] = torch.nan
-    for weight, words in (
-        (problem.weight, "0 outside a mask of"),
-        (nan, "must be finite"),
-        (solution.weight[:, :-1], "must be floats of shape"),
-        (solution.mask, "must be floats of shape"),
+    for weight, refused, found in (
+        (problem.weight, "0 outside a mask of", "0 outside a mask of"),
+        (nan, "must be finite", "holds NaN"),
+        (solution.weight[:, :-1], "must be floats of shape", "has shape"),
+        (solution.mask, "must be floats of shape", "must hold floats"),
     ):
-        for call in (partial(certify_weights, problem), partial(certificate.verify, problem)):
-            with pytest.raises(RelaxPruneError, match=words):
-                call(weight)
-    for wrong in ({"iterations": -1}, {"memory_bytes": 0}):
-        with pytest.raises(RelaxPruneError, match="iterations must be at least 0"):
-            certify_weights(problem, solution.weight, **wrong)
+        with pytest.raises(RelaxPruneError, match=refused):
+            certify_weights(problem, weight)
+        with pytest.raises(CertificateError, match=found):
+            dataclasses.replace(certificate, weight=weight).verify(problem)
+    for name, wrong in (("max_iterations", -1), ("memory_budget_bytes", 0)):
+        with pytest.raises(RelaxPruneError, match=name):
+            certify_weights(problem, solution.weight, **{name: wrong})
 
 
 def test_moments_that_do_not_belong_together_are_refused():

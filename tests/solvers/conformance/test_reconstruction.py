@@ -49,7 +49,7 @@ def check_answer(problem: ReconstructionProblem, solution: Solution) -> None:
     scale = 1e-9 * max(problem.reference, 1e-300)
     assert math.isclose(solution.objective, objective, rel_tol=1e-6, abs_tol=scale)
     assert solution.lower_bound <= objective * (1 + 1e-9) + scale
-    solution.certificate.verify(problem, weight)
+    solution.certificate.verify(problem)
 
 
 def value(problem: ReconstructionProblem, weight: torch.Tensor) -> float:
@@ -116,7 +116,7 @@ def test_the_exact_certificate(polytope, seed: int) -> None:
     problem = ReconstructionProblem(draw.normal(3, 8), correlated_gram(8, draw), polytope, damping=1e-3)
     solution = solve(problem, polish=None if polytope.is_at_most() else "obs-swap")
     exact = certify_weights(problem, solution.weight, "exact")
-    exact.verify(problem, solution.weight)
+    exact.verify(problem)
     if isinstance(polytope, NM):
         halves = itertools.product(itertools.combinations(range(4), 2), itertools.combinations(range(4, 8), 2))
         supports = [[*one, *other] for one, other in halves]

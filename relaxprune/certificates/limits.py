@@ -1,0 +1,24 @@
+"""What may be asked of a certificate: limits that its method uses, and few enough masks to try them all."""
+
+from __future__ import annotations
+
+from relaxprune.problems import Problem, RelaxPruneError
+from relaxprune.solvers import make_solver
+
+
+def check_limits(method: str, rows: object, time_limit_s: float | None) -> None:
+    """Raise RelaxPruneError for limits that the method does not use."""
+    for name, value, methods in (("rows", rows, ("diagonal", "sdp")), ("time_limit_s", time_limit_s, ("sdp",))):
+        if value is not None and method not in methods:
+            raise RelaxPruneError(f"{name} is of use to {' and '.join(methods)} alone, got it for method {method!r}")
+
+
+def check_enumerable(problem: Problem) -> None:
+    """Raise RelaxPruneError where a coupled block has too many masks to try them all."""
+    try:
+        make_solver("enumerate").check(problem)
+    except RelaxPruneError as error:
+        raise RelaxPruneError(
+            f"method 'exact' tries every mask of a coupled block, up to 2^20, and blocks of {problem.polytope!r} over "
+            f"{problem.shape[1]} columns have more; leave it out or use 'sdp'"
+        ) from error

@@ -1,0 +1,67 @@
+"""Reading certificates from disk as certificates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from relaxprune.problems import RelaxPruneError
+
+from .certificate import Certificate
+from .mask_certificate import Estimate, MaskCertificate
+from .verify import StoredClaim, read_claim
+from .verify.claim import MaskClaim, WeightClaim
+from .weight_certificate import WeightCertificate
+
+
+def load_certificate(path: str | Path) -> Certificate:
+    """Read a certificate; nothing of what it says is believed before ``Certificate.verify``.
+
+    Args:
+        path: a file that ``Certificate.save`` made.
+
+    Returns:
+        The certificate, on the CPU: a ``MaskCertificate`` or a ``WeightCertificate``.
+
+    Raises:
+        RelaxPruneError: there is no such file, it is no certificate, of another version, damaged, or incomplete.
+    """
+    stored = read_claim(path)
+    try:
+        return _certificate(stored)
+    except (KeyError, TypeError) as error:
+        raise RelaxPruneError(f"certificate file {str(path)!r} has a description that is not whole: {error}") from error
+
+
+def _certificate(stored: StoredClaim) -> Certificate:
+    """Return the certificate of a claim, with the numbers that no proof rests on."""
+    claim, notes = stored.claim, stored.description
+    if isinstance(claim, WeightClaim):
+        return WeightCertificate(
+            method=claim.method,
+            objective=claim.objective,
+            lower_bound=claim.lower_bound,
+            block_objective=claim.block_objective,
+            block_lower_bound=claim.block_lower_bound,
+            seconds=notes["seconds"],
+            subject=stored.subject,
+            weight=claim.weight,
+            point=claim.point,
+            tightening=claim.tightening,
+        )
+    assert isinstance(claim, MaskClaim)
+    estimate = notes["estimate"]
+    return MaskCertificate(
+        method=claim.method,
+        objective=claim.objective,
+        lower_bound=claim.lower_bound,
+        block_objective=claim.block_objective,
+        block_lower_bound=claim.block_lower_bound,
+        seconds=notes["seconds"],
+        subject=stored.subject,
+        rows_covered=claim.rows_covered,
+        checks=notes["checks"],
+        relaxed_objective=notes["relaxed_objective"],
+        mask=claim.mask,
+        proof=claim.proof,
+        estimate=None if estimate is None else Estimate(**estimate),
+    )

@@ -1,0 +1,163 @@
+"""Reading certificates from disk: one safetensors file with the answer, the numbers of the proof, and what it is for.
+
+Layout, schema version 2: ``block_objective`` and ``block_lower_bound``; of a certificate of masks ``mask`` and every
+tensor of ``TangentProof``, of one of weights ``weight`` and, for method perspective, ``point`` and ``tightening``; of a
+set with fixed entries ``fixed_kept`` and ``fixed_pruned``. Masks are uint8. The metadata holds ``format``,
+``schema_version`` and ``description``, JSON with the certificate's numbers, written so that every float is read back as
+it was, and under ``subject`` the set of masks, the damping, and the SHA-256 of every tensor of the problem.
+
+Version 1 knew certificates of masks alone, called three tensors otherwise, and had the set without any hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from relaxprune.problems import RelaxPruneError
+from relaxprune.support.container import TensorFormat, metadata_json, open_tensors, read_container
+
+from .claim import PROOF_TENSORS, Claim, MaskClaim, TangentProof, WeightClaim
+from .subject import Subject
+
+FORMAT = TensorFormat("certificate file", "relaxprune.certificate", version=2, keys=("description",))
+MASK, WEIGHTS = "mask", "weights"  # what a certificate is of
+FIXED = ("fixed_kept", "fixed_pruned")
+_FIRST_FORMAT = TensorFormat(FORMAT.kind, FORMAT.name, version=1, keys=("description",), sealed=False)
+_FIRST_NAMES = {"row_objective": "block_objective", "row_lower_bound": "block_lower_bound", "share": "tightening"}
+_BLOCKS = ("block_objective", "block_lower_bound")
+_TENSORS = {MASK: {*_BLOCKS, "mask", *PROOF_TENSORS}, WEIGHTS: {*_BLOCKS, "weight", "point", "tightening"}}
+_OPTIONAL = {MASK: {"tightening", *FIXED}, WEIGHTS: {"point", "tightening", *FIXED}}
+_NUMBER = (int, float)
+_NUMBERS: dict[str, dict[str, Any]] = {
+    MASK: {"rows_covered": int, "checks": dict, "relaxed_objective": _NUMBER},
+    WEIGHTS: {},
+}
+_ALWAYS = {"method": str, "objective": _NUMBER, "lower_bound": _NUMBER, "seconds": _NUMBER}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredClaim:
+    """What a certificate file holds.
+
+    Attributes:
+        claim: what it claims, on the CPU; its subject is set.
+        description: all its numbers by name, those that no proof rests on too.
+    """
+
+    claim: Claim
+    subject: Subject
+    description: dict[str, Any]
+
+
+def read_claim(path: str | Path) -> StoredClaim:
+    """Read a certificate file; nothing of what it says is believed before it is verified.
+
+    Args:
+        path: a file that ``Certificate.save`` made.
+
+    Raises:
+        RelaxPruneError: there is no such file, it is no certificate, of another version, damaged, or incomplete.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RelaxPruneError(f"certificate file {str(path)!r} does not exist")
+    form = _format(path)
+    tensors, metadata = read_container(path, form)
+    description = metadata_json(metadata, "description", path, form)
+    try:
+        if form is _FIRST_FORMAT:
+            tensors = {_FIRST_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+            description = _lifted(description)
+        kind = description["kind"]
+        _check_description(kind, description)
+        _check_names(path, kind, tensors)
+        subject = _subject(description["subject"], tensors)
+        claim = _CLAIMS[kind](description, tensors, subject)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RelaxPruneError(f"certificate file {str(path)!r} has a description that is not whole: {error}") from error
+    return StoredClaim(claim=claim, subject=subject, description=description)
+
+
+def _format(path: Path) -> TensorFormat:
+    """Return the version of the format that a file says it is of, the present one where it says neither."""
+    with open_tensors(path, FORMAT.describe(path)) as file:
+        version = file.header.metadata.get("schema_version")
+    return _FIRST_FORMAT if version == str(_FIRST_FORMAT.version) else FORMAT
+
+
+def _lifted(description: dict[str, Any]) -> dict[str, Any]:
+    """Return a description of version 1 as one of version 2."""
+    subject = {"polytope": description["polytope"], "damping": None, "sha256": {}}
+    return {**description, "kind": MASK, "subject": subject}
+
+
+def _check_description(kind: object, description: dict[str, Any]) -> None:
+    """Raise TypeError where an entry is of another type than is written."""
+    if kind not in _TENSORS:
+        raise TypeError(f"kind is {kind!r}")
+    for name, wanted in (_ALWAYS | _NUMBERS[str(kind)]).items():
+        value = description[name]
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}")
+
+
+def _check_names(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
+    """Refuse a file that lacks a tensor, or has one that no proof makes anything of."""
+    for name in sorted(_TENSORS[kind] - _OPTIONAL[kind]):
+        if name not in tensors:
+            raise RelaxPruneError(f"certificate file {str(path)!r} has no tensor {name!r}")
+    if left := sorted(set(tensors) - _TENSORS[kind] - _OPTIONAL[kind]):
+        raise RelaxPruneError(f"certificate file {str(path)!r} has a tensor {left[0]!r}, which no certificate has")
+
+
+def _subject(stored: dict[str, Any], tensors: dict[str, Tensor]) -> Subject:
+    """Read what the certificate is for."""
+    hashes, damping = dict(stored["sha256"]), stored["damping"]
+    if not all(isinstance(value, str) for value in hashes.values()):
+        raise TypeError("sha256 holds what is no text")
+    if damping is not None and (isinstance(damping, bool) or not isinstance(damping, _NUMBER)):
+        raise TypeError(f"damping is {damping!r}")
+    kept, pruned = (tensors[name].bool() if name in tensors else None for name in FIXED)
+    return Subject(
+        polytope=dict(stored["polytope"]), fixed_kept=kept, fixed_pruned=pruned, damping=damping, sha256=hashes
+    )
+
+
+def _mask_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject: Subject) -> MaskClaim:
+    return MaskClaim(
+        method=description["method"],
+        objective=description["objective"],
+        lower_bound=description["lower_bound"],
+        block_objective=tensors["block_objective"],
+        block_lower_bound=tensors["block_lower_bound"],
+        subject=subject,
+        mask=tensors["mask"].bool(),
+        proof=TangentProof(**{name: tensors.get(name) for name in PROOF_TENSORS}),  # type: ignore[arg-type]
+        shift=description["checks"]["shift"],
+        rows_covered=description["rows_covered"],
+    )
+
+
+def _weight_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject: Subject) -> WeightClaim:
+    return WeightClaim(
+        method=description["method"],
+        objective=description["objective"],
+        lower_bound=description["lower_bound"],
+        block_objective=tensors["block_objective"],
+        block_lower_bound=tensors["block_lower_bound"],
+        subject=subject,
+        weight=tensors["weight"],
+        point=tensors.get("point"),
+        tightening=tensors.get("tightening"),
+    )
+
+
+_CLAIMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Subject], Claim]] = {
+    MASK: _mask_claim,
+    WEIGHTS: _weight_claim,
+}

@@ -1,0 +1,219 @@
+"""Verification of what is claimed of masks: the objective, the convexity of every row's L, and the bounds."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from relaxprune.problems import Problem
+
+from .arrays import UNIT, Array, below, floats, fractions, number
+from .claim import METHODS, MaskClaim
+from .definite import check_semidefinite
+from .listing import least_of_all
+from .quadratics import Quadratics
+from .tangents import Terms, row_matrix, tangent_bound
+from .totals import SMALL, block_name, check_objectives, check_reached, check_total, misses
+from .verified import CertificateError, Verification
+from .wellformed import check_mask_claim
+
+_FW, _DIAGONAL, _SDP, _EXACT = range(len(METHODS))
+
+
+def verify_masks(problem: Problem, claim: MaskClaim, exact: bool) -> Verification:
+    """Check a claim on masks; see ``verify``."""
+    check_mask_claim(problem, claim)
+    check = _Check(problem, claim, exact)
+    objective = check.objective()
+    check.multipliers()
+    bound = check_total(claim, check.bounds())
+    if claim.lower_bound > claim.objective or bool((claim.block_lower_bound > claim.block_objective).any()):
+        raise CertificateError(f"lower_bound is {claim.lower_bound!r}, above what the certificate's own mask has")
+    return Verification(
+        method=claim.method,
+        arithmetic="rational" if exact else "float64",
+        objective=objective,
+        claimed_bound=claim.lower_bound,
+        lower_bound=bound,
+        smallest_eigenvalue=min(check.smallest, default=None),
+        rows_checked=problem.shape[0],
+        rows_by_method={name: int((check.method == place).sum()) for place, name in enumerate(METHODS)},
+    )
+
+
+class _Check:
+    """One verification: the problem and the claim as arrays, read when needed."""
+
+    def __init__(self, problem: Problem, claim: MaskClaim, exact: bool) -> None:
+        self.problem = problem
+        self.claim = claim
+        self.exact = exact
+        self.rough = Quadratics.of(problem)  # float64
+        self.quadratics = self.rough.rational() if exact else self.rough
+        self.method: Array = claim.proof.row_method.cpu().numpy()
+        self.stored = floats(claim.block_lower_bound)
+        self.height = self.rough.masks.rows_per_block()
+        self.name = block_name(self.height)
+        self.shift = float(claim.shift)
+        self.smallest: list[float] = []
+        self.shared: dict[str, Array] = {}  # what may be missing of convexity, (cols,), by the rows that it is for
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What the proof adds to the objective."""
+        return Terms.of(self.claim.proof, self.shift, self.quadratics, self.exact)
+
+    def objective(self) -> float:
+        """Check the mask and its objectives; return the sum."""
+        masks = self.rough.masks
+        mask: Array = self.claim.mask.cpu().numpy().astype(bool)
+        if not masks.feasible(mask):
+            raise CertificateError(f"mask is not in {self.problem.polytope!r}: it keeps {int(mask.sum())} entries")
+        entries = mask.astype(np.float64)
+        values = fractions(entries) if self.exact else entries
+        parts = ((rows, self.quadratics.part(rows)) for rows in self.rough.masks.parts())
+        found = np.concatenate([part.masks.block_sum(part.value(values[rows])) for rows, part in parts])
+        return check_objectives(self.claim, found, masks.block_sum(self.rough.size(entries)), self.name)
+
+    def multipliers(self) -> None:
+        """Check that everything taken off the objective is at least 0 on masks, and that every row's L is told."""
+        proof, cols = self.claim.proof, self.problem.shape[1]
+        dense = proof.dense_rows.cpu().numpy()
+        if not np.array_equal(dense, np.flatnonzero(self.method == _SDP)):
+            raise CertificateError("dense_rows are not the rows whose method is sdp")
+        if not np.isin(self.method, (_FW, _DIAGONAL, _SDP, _EXACT)).all():
+            raise CertificateError(f"row {int(np.argmax(~np.isin(self.method, range(4))))} has an unknown method")
+        if (self.method == _DIAGONAL).any() and proof.tightening is None:
+            raise CertificateError("there are rows of method diagonal, but no tightening")
+        weight = floats(proof.dense_weight)
+        allowed = weight >= 0 if self.rough.masks.row_count is not None else weight == 0
+        if not allowed.all():
+            place = int(np.argmin(allowed))
+            raise CertificateError(f"row {int(dense[place])} has the weight {weight[place]!r} of a count")
+        owner, index, sign = (tensor.cpu().numpy() for tensor in (proof.cut_row, proof.cut_index, proof.cut_sign))
+        multiplier = floats(proof.cut_multiplier)
+        ordered = np.sort(index, axis=1)
+        different = (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
+        within = ((index >= 0) & (index <= cols)).all(axis=1)
+        for what, good in (
+            ("belongs to no row of method sdp", np.isin(owner, dense)),
+            ("has a multiplier below 0", multiplier >= 0),
+            ("has signs other than 1 and -1", (np.abs(sign.astype(np.int64)) == 1).all(axis=1)),
+            ("does not name three different entries", different & within),
+        ):
+            if not good.all():
+                cut = int(np.argmin(good))
+                raise CertificateError(
+                    f"cut {cut} of row {int(owner[cut])} {what}: entries {index[cut].tolist()}, "
+                    f"signs {sign[cut].tolist()}, multiplier {float(multiplier[cut])!r}"
+                )
+
+    def rebuilt(self, rows: slice) -> Array:
+        """Return what the proof proves of some whole coupled blocks, rounding taken off: (blocks,).
+
+        Raises:
+            CertificateError: an L is not convex.
+        """
+        first = rows.start // self.height
+        quadratics = self.quadratics.part(rows)
+        least, allowance = tangent_bound(quadratics, self.terms.part(rows), self.missing(rows))
+        found = least - allowance
+        listed = (self.method[rows] == _EXACT).reshape(len(found), -1)
+        for block in np.flatnonzero(listed.any(axis=1)):
+            if not listed[block].all():
+                raise CertificateError(f"{self.name(first + int(block))} are not all of method exact")
+            found[block] = self.listed(first + int(block))
+        low = misses(found, self.stored[first : first + len(found)])
+        if low.any() and self.rough.offset:
+            found = np.where(low, np.maximum(found, self.energy_bound(quadratics)), found)
+        return found
+
+    def missing(self, rows: slice) -> Array:
+        """Show that L is convex in some rows, up to rounding: what may be missing on its diagonal, (rows, cols)."""
+        factor, method, proof = self.rough.factor[rows], self.method[rows], self.claim.proof
+        missing = np.zeros(factor.shape)
+        if (method == _FW).any():
+            missing[method == _FW] = self.common("rows of method fw", np.full(factor.shape[1], -self.shift))
+        if (method == _DIAGONAL).any() and proof.tightening is not None:
+            missing[method == _DIAGONAL] = self.common("rows of method diagonal", floats(proof.tightening))
+        missing *= factor * factor
+        for place in np.flatnonzero(method == _SDP):
+            missing[place] = self.own(rows.start + int(place))
+        return missing
+
+    def own(self, row: int) -> Array:
+        """Show that the L of a row of method sdp is convex in the entries that are free; return what may be missing."""
+        masks, terms = self.rough.masks, self.terms
+        fixed = masks.kept[row] | masks.pruned[row]
+        if not (terms.point[row][fixed] == masks.kept[row][fixed]).all():
+            raise CertificateError(f"the tangent of row {row} is taken where entries lack their fixed values")
+        line = slice(row, row + 1)
+        matrix, size = row_matrix(self.quadratics.part(line), terms.part(line), 0)
+        found = check_semidefinite(f"L is not convex for row {row}", matrix, size)
+        self.smallest.append(found.smallest)
+        missing = np.zeros(len(fixed))
+        missing[~fixed] = found.missing
+        return missing
+
+    def common(self, what: str, tightening: Array) -> Array:
+        """Show that G − Diag(tightening · diag G) is semidefinite, which suits every row; return what may be missing.
+
+        The matrix is scaled by the Gram's own diagonal: shares beyond it only add to the norm.
+        """
+        if what in self.shared:
+            return self.shared[what]
+        gram = self.quadratics.gram
+        live = self.rough.root > 0
+        matrix = gram[live][:, live]
+        places = np.arange(len(matrix))
+        size = np.abs(matrix)
+        matrix[places, places] -= (fractions(tightening) if self.exact else tightening)[live] * matrix[places, places]
+        found = check_semidefinite(f"L is not convex for {what}", matrix, size)
+        self.smallest.append(found.smallest)
+        missing = np.zeros(len(live))
+        missing[live] = found.missing
+        self.shared[what] = missing
+        return missing
+
+    def bounds(self) -> Array:
+        """Rebuild every block's bound and compare: (blocks,).
+
+        Where float64 leaves a doubt, and the block is small, rationals decide.
+        """
+        rebuilt = []
+        for rows in self.rough.masks.parts():
+            found, first = self.rebuilt(rows), rows.start // self.height
+            blocks = slice(first, first + len(found))
+            low = misses(found, self.stored[blocks])
+            if not self.exact and self.problem.shape[1] <= SMALL:
+                for block in np.flatnonzero(low):
+                    start = (first + int(block)) * self.height
+                    found[block] = below(self.rational.rebuilt(slice(start, start + self.height))[0])
+            check_reached(self.claim, blocks, found, self.name)
+            rebuilt.append(found)
+        return np.concatenate(rebuilt)
+
+    @cached_property
+    def rational(self) -> _Check:
+        """The same verification in rationals."""
+        return _Check(self.problem, self.claim, True)
+
+    def energy_bound(self, quadratics: Quadratics) -> Array:
+        """Return what zᵀQz ≥ −(shift and what is missing) Σ q z² proves of a layer: (blocks,)."""
+        missing = self.common("the bound by 0", np.full(self.problem.shape[1], -self.shift))
+        masks, diagonal = quadratics.masks, quadratics.diagonal()
+        off = number(self.shift, self.exact) * diagonal
+        if not self.exact:  # in rationals nothing may be missing
+            off = off + quadratics.factor * quadratics.factor * missing
+        off = np.where(masks.kept, 0 * diagonal, off)
+        rounded = 0.0 if self.exact else (8 * UNIT + 2 * masks.least_error()) * masks.block_sum(off)
+        bound: Array = masks.least(off) - masks.block_sum(off) - rounded
+        return bound
+
+    def listed(self, block: int) -> Any:
+        """Return what is proven of the least objective over all masks of one coupled block."""
+        rows = slice(block * self.height, (block + 1) * self.height)
+        least = least_of_all(self.rough.part(rows), float(self.stored[block]))
+        return least if self.exact else below(least)

@@ -1,0 +1,82 @@
+"""What is the same in every claim: objectives per block, and totals that are the sums of their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from .arrays import Array, floats, number
+from .claim import Claim
+from .verified import CertificateError
+
+SMALL = 64  # columns up to which rationals decide what float64 leaves open
+OBJECTIVE_TOLERANCE = 1e-9  # of the size of the terms: no bound rests on it
+
+
+def check_objectives(claim: Claim, found: Array, size: Array, name: Callable[[int], str]) -> float:
+    """Compare the objectives of a claim with those recomputed; return the sum.
+
+    Args:
+        claim: the claim.
+        found: (blocks,) recomputed, float64 or rationals.
+        size: (blocks,) float64, the size of their terms.
+        name: what errors call a coupled block.
+
+    Raises:
+        CertificateError: one differs, or their sum.
+    """
+    stored, exact = floats(claim.block_objective), found.dtype == object
+    for block in range(len(stored)):
+        if not abs(found[block] - number(stored[block], exact)) <= OBJECTIVE_TOLERANCE * size[block]:
+            raise CertificateError(
+                f"the objective of {name(block)} is {float(found[block])!r}, "
+                f"but the certificate says {float(stored[block])!r}"
+            )
+    total = float(found.sum())
+    if not abs(total - claim.objective) <= OBJECTIVE_TOLERANCE * float(size.sum()):
+        raise CertificateError(f"the objective is {total!r}, but the certificate says {claim.objective!r}")
+    return total
+
+
+def check_total(claim: Claim, found: Array) -> float:
+    """Check that the bound is at most the sum of the blocks' rebuilt bounds (blocks,), in rationals; return the sum.
+
+    Raises:
+        CertificateError: it is above.
+    """
+    total = sum((Fraction(value) for value in found.tolist()), Fraction(0))
+    if Fraction(claim.lower_bound) > total:
+        raise CertificateError(
+            f"lower_bound is {claim.lower_bound!r}, but the bounds of the coupled blocks sum to {float(total)!r}"
+        )
+    return float(total)
+
+
+def check_reached(claim: Claim, blocks: slice, found: Array, name: Callable[[int], str]) -> None:
+    """Compare the bounds of some coupled blocks with those rebuilt, from which rounding is taken off already.
+
+    Raises:
+        CertificateError: a rebuilt one (blocks,) does not reach the claim's.
+    """
+    low = misses(found, floats(claim.block_lower_bound)[blocks])
+    if low.any():
+        worst = int(np.argmax(low))
+        raise CertificateError(
+            f"the bound of {name(blocks.start + worst)} is {float(found[worst])!r} when rebuilt, "
+            f"but the certificate says {float(floats(claim.block_lower_bound)[blocks][worst])!r}"
+        )
+
+
+def misses(found: Array, stored: Array) -> Array:
+    """Tell which rebuilt bounds do not reach the stored ones, NaN among them: (blocks,) bool."""
+    reached = [one >= number(other, found.dtype == object) for one, other in zip(found, stored, strict=True)]
+    return ~np.array(reached, dtype=bool)
+
+
+def block_name(height: int) -> Callable[[int], str]:
+    """Return what errors call a coupled block of so many rows."""
+    if height == 1:
+        return lambda block: f"row {block}"
+    return lambda block: f"rows {block * height} to {(block + 1) * height - 1}"
