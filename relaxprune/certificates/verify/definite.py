@@ -56,8 +56,9 @@ def _definiteness(matrix: Array, size: Array) -> tuple[Definiteness, float]:
 
     Entries that stand alone are judged by themselves, so that an exact zero among them is none of the others'.
     """
-    n = len(matrix)
-    diagonal, missing = size.diagonal(), np.zeros(n)
+    diagonal, missing = size.diagonal(), np.zeros(len(matrix))
+    if not (np.isfinite(matrix).all() and np.isfinite(size).all()):
+        return Definiteness(-math.inf, missing), 0.0
     empty = diagonal == 0
     if size[empty].any():
         return Definiteness(-math.inf, missing), 0.0

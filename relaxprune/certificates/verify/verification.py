@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from relaxprune.problems import BaseProblem, Problem, ReconstructionProblem, RelaxPruneError
 
 from .claim import Claim, MaskClaim, WeightClaim
 from .masks import verify_masks
-from .verified import Verification
+from .verified import CertificateError, Verification
 from .weights import verify_weights
 
 _MOST_EXACT = (64, 24)  # rows, columns
@@ -31,9 +33,13 @@ def verify(problem: BaseProblem, claim: Claim, exact: bool = False) -> Verificat
         )
     if claim.subject is not None:
         claim.subject.check(problem)
-    if isinstance(claim, MaskClaim) and isinstance(problem, Problem):
-        return verify_masks(problem, claim, exact)
-    if isinstance(claim, WeightClaim) and isinstance(problem, ReconstructionProblem):
-        return verify_weights(problem, claim, exact)
+    try:
+        with np.errstate(all="ignore"):  # what overflows becomes infinite or NaN, and reaches no bound
+            if isinstance(claim, MaskClaim) and isinstance(problem, Problem):
+                return verify_masks(problem, claim, exact)
+            if isinstance(claim, WeightClaim) and isinstance(problem, ReconstructionProblem):
+                return verify_weights(problem, claim, exact)
+    except (OverflowError, np.linalg.LinAlgError) as error:
+        raise CertificateError(f"the certificate holds numbers that float64 cannot compute with: {error}") from error
     wanted = "a ReconstructionProblem" if isinstance(claim, WeightClaim) else "a mask or quadratic problem"
     raise RelaxPruneError(f"problem must be {wanted} for this certificate, got {type(problem).__name__}")

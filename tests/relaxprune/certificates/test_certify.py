@@ -174,7 +174,7 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(arguments, words):
 
 
 def test_a_bound_above_a_mask_is_an_error_and_never_a_closed_gap(monkeypatch):
-    from relaxprune.certificates import certificate, certifying, underestimator
+    from relaxprune.certificates import certifying, mask_certificate, underestimator
 
     def doctored(*arguments, **options):
         bound = underestimator.tangent_bound(*arguments, **options)
@@ -182,7 +182,7 @@ def test_a_bound_above_a_mask_is_an_error_and_never_a_closed_gap(monkeypatch):
 
     problem, _ = layer("row")
     mask = solve(problem, "wanda").mask
-    for module in (certificate, certifying):
+    for module in (mask_certificate, certifying):
         monkeypatch.setattr(module, "tangent_bound", doctored)
     with pytest.raises(RuntimeError, match="exceeds the objective"):
         solve(problem, "wanda")

@@ -23,7 +23,9 @@ from relaxprune import (
 )
 from relaxprune.certificates import CertificateError, load_certificate
 from relaxprune.certificates.underestimator import tangent_bound
+from relaxprune.certificates.verify.claim_file import FORMAT
 from relaxprune.cli import main
+from relaxprune.support.container import write_container
 from tests.enumeration import Rule, best_mask, exact_objective
 from tests.layers import POLYTOPES, correlated_gram, layer
 from tests.random_problems import Draw
@@ -197,7 +199,7 @@ def test_a_file_whose_description_is_wrong_is_refused_in_a_sentence(name, value,
     with safe_open(proof, framework="pt") as file:
         metadata = dict(file.metadata())
     description = {**json.loads(metadata["description"]), name: value}
-    save_file(load_file(proof), proof, {**metadata, "description": json.dumps(description)})
+    write_container(proof, FORMAT, load_file(proof), {"description": json.dumps(description)})
     assert main(["verify", str(layer_file), str(proof)]) in (2, 3)
     assert capsys.readouterr().err.count("\n") == 1
 
