@@ -37,7 +37,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     MASK: {"rows_covered": int, "checks": dict, "relaxed_objective": _NUMBER},
     WEIGHTS: {},
 }
-_ALWAYS = {"method": str, "objective": _NUMBER, "lower_bound": _NUMBER, "seconds": _NUMBER}
+_ALWAYS: dict[str, Any] = {"method": str, "objective": _NUMBER, "lower_bound": _NUMBER, "seconds": _NUMBER}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,11 +96,11 @@ def _lifted(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "kind": MASK, "subject": subject}
 
 
-def _check_description(kind: object, description: dict[str, Any]) -> None:
+def _check_description(kind: str, description: dict[str, Any]) -> None:
     """Raise TypeError where an entry is of another type than is written."""
     if kind not in _TENSORS:
         raise TypeError(f"kind is {kind!r}")
-    for name, wanted in (_ALWAYS | _NUMBERS[str(kind)]).items():
+    for name, wanted in (_ALWAYS | _NUMBERS[kind]).items():
         value = description[name]
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}")

@@ -116,7 +116,6 @@ def _root(gram: Array) -> Array:
     """Return (cols,) r with |G_ij| ≤ r_i r_j: the square roots of the diagonal, raised where G is indefinite."""
     root = np.sqrt(gram.diagonal())
     live = np.where(root > 0, root, 1.0)
-    largest = max(
-        (float((np.abs(line) / live).max() / here) for line, here in zip(gram, live, strict=True)), default=1.0
-    )
-    return root * np.sqrt(max(1.0, largest)) * (1 + 4 * UNIT)
+    largest = max(float((np.abs(line) / live).max() / own) for line, own in zip(gram, live, strict=True))
+    raised: Array = root * np.sqrt(max(1.0, largest)) * (1 + 4 * UNIT)
+    return raised

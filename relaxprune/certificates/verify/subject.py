@@ -102,7 +102,7 @@ def _tensor_hash(tensor: Tensor) -> str:
     digest = hashlib.sha256(json.dumps(list(tensor.shape)).encode())
     for part in tensor.detach().split(max(1, _ENTRIES_AT_ONCE // max(1, tensor.shape[-1]))):
         wide = part.to(torch.float64).cpu().numpy()
-        digest.update(np.ascontiguousarray(wide + 0.0, dtype="<f8"))  # -0.0 is 0.0
+        digest.update((wide + 0.0).astype("<f8").tobytes())  # -0.0 is 0.0
     return digest.hexdigest()
 
 
@@ -113,5 +113,5 @@ def _set_hash(polytope: Polytope) -> str:
     for name, entries in zip(("kept", "pruned"), polytope.fixed(), strict=True):
         if entries is not None and bool(entries.any()):
             digest.update(f"{name} {list(entries.shape)}".encode())
-            digest.update(np.packbits(entries.cpu().numpy()))
+            digest.update(np.packbits(entries.cpu().numpy()).tobytes())
     return digest.hexdigest()

@@ -70,7 +70,8 @@ class Terms:
     @property
     def move(self) -> Array:
         """How far an entry of a mask can be from the point's: (rows, cols)."""
-        return np.maximum(np.abs(self.point), np.abs(1 - self.point))
+        farthest: Array = np.maximum(np.abs(self.point), np.abs(1 - self.point))
+        return farthest
 
     def cut_sums(self) -> Array:
         """Return s·x of every cut: (m,)."""

@@ -171,19 +171,27 @@ class _Check:
         pruned = np.where(live, diagonal * part.target**2 + 2 * slope * part.target, 0 * slope)
         lines = pruned.sum(axis=1) - (point * pulled).sum(axis=1)
         bound = masks.block_sum(lines) + masks.least(kept - pruned)
-        if self.exact:
-            return np.maximum(bound, 0 * bound)
+        if not self.exact:
+            bound = bound - self._rounded(part, point, pulled, slope, lines) - 4 * UNIT * np.abs(bound)
+        proven: Array = np.maximum(bound, 0 * bound)
+        return proven
+
+    def _rounded(self, part: Distances, point: Array, pulled: Array, slope: Array, lines: Array) -> Array:
+        """Bound what float64 may have rounded of ``separated``: (blocks,).
+
+        The least over masks and over r is that of the s that was used, which belongs to another a: with δ the rounding
+        of s, the constant −aᵀc falls by at most 2 |a|ᵀδ + δᵀ(H − D)⁻¹δ, and H − D is at least half of what is held back.
+        """
+        masks, live, diagonal = part.masks, self.live, self.diagonal
+        divisor = np.where(live, diagonal, 1.0)
         cols, size = len(live), np.abs(point) * part.root
         off = (cols + 6) * UNIT * (part.root * size.sum(axis=1, keepdims=True) + np.abs(point) * diagonal)
         off = np.where(live, off + part.slope_error + 2 * UNIT * np.abs(slope), 0.0)
-        # The least over masks and over r is that of the s that was used, which belongs to another a: the constant
-        # −aᵀc falls by at most |a|ᵀδ + δᵀ(H − D)⁻¹δ, and H − D is at least half of what is held back of D.
-        rounded = (np.abs(point) * off + off * off / (_HELD_BACK / 2 * divisor)).sum(axis=1)
+        rounded = (2 * np.abs(point) * off + off * off / (_HELD_BACK / 2 * divisor)).sum(axis=1)
         energy = (diagonal * np.abs(part.target) + np.abs(slope)) ** 2 / divisor * live
         rounded += (2 * sum_error(cols) + 16 * UNIT) * (energy + np.abs(point * pulled)).sum(axis=1)
         rounded += masks.least_error() * energy.sum(axis=1) + sum_error(masks.rows_per_block()) * np.abs(lines)
-        bound = bound - masks.block_sum(rounded) * (1 + 1e-6) - 4 * UNIT * np.abs(bound)
-        return np.maximum(bound, 0 * bound)
+        return masks.block_sum(rounded) * (1 + 1e-6)
 
     @cached_property
     def errors(self) -> LeastErrors:
@@ -194,5 +202,6 @@ class _Check:
         """Return what trying every mask of some blocks proves beyond ``rest``, at least 0: (blocks,)."""
         wanted = [float(self.stored[block] - float(own)) for block, own in zip(blocks, rest, strict=True)]
         found = [self.errors.least(block, goal) for block, goal in zip(blocks, wanted, strict=True)]
-        values: Array = np.array(found if self.exact else [below(value) for value in found])
-        return np.maximum(values, 0 * values)
+        values = np.array(found if self.exact else [below(value) for value in found])
+        proven: Array = np.maximum(values, 0 * values)
+        return proven

@@ -191,7 +191,7 @@ def test_tensors_that_nothing_rests_on_are_refused(tmp_path):
 def test_weights_from_the_command_line(joint, more, tmp_path, capsys):
     problem, file, proof = moving(joint=joint, damping=0.0), tmp_path / "layer", tmp_path / "proof"
     tensors = {"weight": problem.weight, "gram": problem.prepared.matrix}
-    if joint:
+    if problem.cross is not None and problem.dense_gram is not None:
         tensors |= {"cross": problem.cross, "dense_gram": problem.dense_gram}
     save_file(tensors, file)
     words = ["solve", str(file), "--sparsity", "0.5", "--refit", "--damping", "0.01", *more]
