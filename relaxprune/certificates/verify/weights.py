@@ -180,7 +180,8 @@ class _Check:
         """Bound what float64 may have rounded of ``separated``: (blocks,).
 
         The least over masks and over r is that of the s that was used, which belongs to another a: with δ the rounding
-        of s, the constant −aᵀc falls by at most 2 |a|ᵀδ + δᵀ(H − D)⁻¹δ, and H − D is at least half of what is held back.
+        of s, the constant −aᵀc falls by at most 2 |a|ᵀδ + δᵀ(H − D)⁻¹δ, and H − D is at least half of what is held
+        back.
         """
         masks, live, diagonal = part.masks, self.live, self.diagonal
         divisor = np.where(live, diagonal, 1.0)
