@@ -125,8 +125,8 @@ def certify(
     if method == "exact":
         candidates.append(_exact(task, candidates[0][0]))
     treated = candidates[-1][0].row_method == METHODS.index(method)
-    proof, bound = best_of(problem, candidates)
-    certificate = assemble(problem, values, block_objective, proof, bound, method, started)
+    best = best_of(problem, candidates)
+    certificate = assemble(problem, values, block_objective, best, method=method, started=started)
     certificate = replace(certificate, rows_covered=int(treated.sum()))
     drawn = chosen is not None and row_count(rows) is not None and problem.polytope.rows_per_block(problem.shape) == 1
     if chosen is None or not drawn or not bool(treated[chosen].all()):

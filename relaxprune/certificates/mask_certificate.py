@@ -13,7 +13,8 @@ from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
 from .certificate import Certificate
-from .underestimator import Bound, plain_proof, tangent_bound
+from .combining import Candidate
+from .underestimator import plain_proof, tangent_bound
 from .verify.claim import METHODS, MaskClaim, TangentProof
 
 _LAST_DIGITS = 1e-12
@@ -106,19 +107,21 @@ def build(
     proof = plain_proof(problem, point, tightening)
     bound = tangent_bound(problem, proof, memory_bytes)
     method = "fw" if tightening is None else "diagonal"
-    return assemble(problem, mask, block_objective, replace(proof, scale=bound.scale), bound, method, started)
+    found = (replace(proof, scale=bound.scale), bound)
+    return assemble(problem, mask, block_objective, found, method=method, started=started)
 
 
 def assemble(
     problem: Problem,
     mask: Tensor,
     block_objective: Tensor,
-    proof: TangentProof,
-    bound: Bound,
+    found: Candidate,
+    *,
     method: str,
     started: float,
 ) -> MaskCertificate:
-    """Return the certificate of a mask with these objectives from a bound that was computed."""
+    """Return the certificate of a mask with these objectives from a bound that was found."""
+    proof, bound = found
     for name, values in (("objective", block_objective), ("bound", bound.block_lower_bound)):
         if not bool(torch.isfinite(values).all()):
             raise RelaxPruneError(f"the {name} of a coupled block is not finite in float64: scale the problem down")

@@ -24,6 +24,7 @@ from torch import Tensor
 from relaxprune.problems import Problem
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
+from .sdp.counts import row_counts
 from .verify.claim import METHODS, TangentProof
 
 MATRICES = 14  # float64 tensors of the problem's shape held at once
@@ -196,15 +197,3 @@ def _cuts(proof: TangentProof, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     flat = (row.unsqueeze(1) * signs.shape[1] + proof.cut_index).reshape(-1)
     gradient.view(-1).index_add_(0, flat, (2 * (weight * sums).unsqueeze(1) * proof.cut_sign).reshape(-1))
     return value, gradient[:, 1:], size
-
-
-def row_counts(problem: Problem) -> tuple[int, int] | None:
-    """Return the size of the groups of columns that share a count inside one row, and how many each keeps.
-
-    None where a count is over several rows and there is none inside a row: no ρ may be used then.
-    """
-    polytope, shape = problem.polytope, problem.shape
-    size = polytope.group_size(shape)
-    if polytope.rows_per_block(shape) > 1 and not polytope.counts_columns():
-        return None
-    return size, polytope.kept(shape) * size // (shape[0] * shape[1])

@@ -22,6 +22,7 @@ class CompareGroup(BudgetGroup):
     """Which solvers are compared, and what each of them is asked."""
 
     solvers: Annotated[str, typer.Option(help="all, or names with commas between them.")] = "all"
+    seed: Seed = 0
 
     @property
     def names(self) -> list[str] | None:
@@ -37,7 +38,6 @@ def compare_solvers(
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json and the plot; new or empty.")] = None,
     plot: Annotated[bool, typer.Option(help="Plot gap against time; costs each solver about one more solve.")] = True,
     device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None,
-    seed: Seed = 0,
 ) -> int:
     """Solve one layer by several solvers: objective, bound, gap, status and cost in one table."""
     from relaxprune.solving import ComparisonOptions, compare, require_matplotlib
@@ -51,7 +51,7 @@ def compare_solvers(
         require_matplotlib()
     if out is not None:
         refuse_output_folder(out)
-    options = ComparisonOptions(**vars(how.options(seed)), curves=draw)
+    options = ComparisonOptions(**vars(how.options(how.seed)), curves=draw)
     with interruptible():
         problem = read_problem(file, target, device)
         comparison = compare(problem, how.names, options=options, on_row=_show if sys.stderr.isatty() else None)

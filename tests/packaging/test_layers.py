@@ -50,11 +50,6 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-# Modules whose imports do not keep to this yet.
-PENDING = (
-    "relaxprune.certificates",
-    "relaxprune.solving.solution",
-)
 ROOT_NAME = "relaxprune"
 VERSION = f"{ROOT_NAME}.__version__"  # a plain string, which every room may read
 DEVICE = re.compile(r"(cuda|mps|xpu|hip|rocm|npu|hpu)(:\d+)?")
@@ -114,15 +109,11 @@ def _solver_files() -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 def test_imports_lead_to_lower_floors(module: Module) -> None:
-    if not module.name.startswith(PENDING):
-        assert _broken_imports(module) == []
+    assert _broken_imports(module) == []
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     graph = {module.name: {other.name for other in _imported(module)} for module in MODULES}
-    for name in graph:
-        if name.startswith(PENDING):
-            graph[name] = set()
     assert _circle(graph) == []
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from relaxprune.problems import Problem
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
-from ..underestimator import row_counts
+from .counts import row_counts
 from .cuts import Cuts
 from .frame import Frame
 from .interior_point import InteriorPoint
