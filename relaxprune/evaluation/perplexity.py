@@ -1,4 +1,4 @@
-"""Perplexity by the convention of the pruning papers.
+"""Perplexity as the pruning papers define it.
 
 Non-overlapping windows of a stated length, no context carried over; in each window the mean cross-entropy of its
 length - 1 predictions; the exponential of the mean of the window means. It is what SparseGPT (arXiv 2301.00774) and
@@ -58,16 +58,16 @@ def perplexity(
     """Measure the perplexity of a causal language model on token windows.
 
     Args:
-        model: runs where it is, in its own dtype; training flags and configuration are as before afterwards.
+        model: runs on its own device, in its own dtype; training flags and configuration are left unchanged.
         tokens: (windows, length) integer ids without padding, length at least 2.
-        batch_size: windows per forward pass; changes memory and time, the result only by rounding.
+        batch_size: windows per forward pass; affects memory and time, and the result only by rounding.
 
     Returns:
         The result; cross-entropies are taken in float32, or float64 if the logits are.
 
     Raises:
-        RelaxPruneError: the tokens are no integer tensor or do not fit the model, or a window's loss is not finite (it
-            names the window).
+        RelaxPruneError: the tokens are not an integer tensor or do not fit the model, or a window's loss is not finite
+            (the error names the window).
     """
     check_tokens(model, tokens)
     windows, length = tokens.shape

@@ -1,7 +1,7 @@
-"""Accuracy on the tasks of lm-eval: zero-shot, plain ``acc``, with the versions that a comparison needs.
+"""Accuracy on lm-eval tasks: zero-shot, plain ``acc``, with the versions that a comparison needs.
 
 The pruning papers report ``acc`` and not ``acc_norm``, and scores move with the version of the harness and of each
-task, so that both are part of every result. Needs the extra ``eval``.
+task, so both are part of every result. Needs the extra ``eval``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class TaskOptions:
     """How tasks are run.
 
     Attributes:
-        path: a folder of task files of one's own, which win over lm-eval's of the same name; None for lm-eval's only.
-        limit: only the first examples of every task, to try things out; None for all of them.
+        path: a folder of your own task files, which win over lm-eval's of the same name; None for lm-eval's only.
+        limit: use only this many examples of every task, to try things out; None for all of them.
         batch_size: requests per forward pass.
     """
 
@@ -42,7 +42,7 @@ class TaskOptions:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        """Raise RelaxPruneError for a folder that is not there, or numbers that are not positive."""
+        """Raise RelaxPruneError for a missing folder, or for numbers that are not positive."""
         if self.path is not None and not self.path.is_dir():
             raise RelaxPruneError(f"task path must be a folder with task files, got {str(self.path)!r}")
         whole_number("batch size", self.batch_size, 1)
@@ -57,10 +57,10 @@ class TaskScore:
     Attributes:
         task: its name.
         acc: the share of examples whose right answer is the likeliest; not normalised by length.
-        stderr: its standard error; None of a single example.
-        examples: how many were asked.
+        stderr: its standard error; None for a single example.
+        examples: how many were evaluated.
         of: how many the task has.
-        version: the task's, as lm-eval states it; None where it states none.
+        version: the task's, as lm-eval states it; None if it states none.
         shots: solved examples before each question.
     """
 
@@ -78,10 +78,10 @@ class TaskResult:
     """Scores with everything needed to compare them.
 
     Attributes:
-        scores: one for every task, those of groups and tags included.
+        scores: one for every task, including those of groups and tags.
         lm_eval: version of the harness.
         transformers: version of transformers.
-        bos: whether the harness puts the tokenizer's first token before every text.
+        bos: whether the harness puts the tokenizer's BOS token before every text.
         limit: as in the options.
     """
 
@@ -107,12 +107,12 @@ def evaluate_tasks(
     tasks: Sequence[str] | Mapping[str, Any],
     options: TaskOptions | None = None,
 ) -> TaskResult:
-    """Measure a causal language model on tasks of lm-eval, zero-shot unless a task says otherwise.
+    """Evaluate a causal language model on lm-eval tasks, zero-shot unless a task says otherwise.
 
     Args:
-        model: runs where it is, in its own dtype; training flags and random state are as before afterwards.
+        model: runs on its own device, in its own dtype; training flags and random state are left unchanged.
         tokenizer: the model's own.
-        tasks: names of tasks, groups or tags, such as ``["boolq", "arc_easy"]``, or what ``open_tasks`` gave for them.
+        tasks: names of tasks, groups or tags, such as ``["boolq", "arc_easy"]``, or what ``open_tasks`` returned.
         options: see ``TaskOptions``.
 
     Raises:
@@ -120,7 +120,7 @@ def evaluate_tasks(
             plain ``acc``.
     """
     options = options or TaskOptions()
-    with _same_random_state():  # importing lm-eval and loading tasks draw from them too
+    with _same_random_state():  # importing lm-eval and loading tasks also draw random numbers
         found = tasks if isinstance(tasks, Mapping) else open_tasks(tasks, options)
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -134,7 +134,7 @@ def evaluate_tasks(
                 limit=options.limit,
                 log_samples=False,
                 bootstrap_iters=0,
-                task_manager=TaskManager(include_defaults=False),  # else it reads 14,000 files that nobody asked for
+                task_manager=TaskManager(include_defaults=False),  # otherwise it reads 14,000 files that are not needed
             )
     return TaskResult(
         tuple(_score(name, results) for name in found),
@@ -146,13 +146,13 @@ def evaluate_tasks(
 
 
 def _score(name: str, results: Any) -> TaskScore:
-    """Return one task's score from what lm-eval returns."""
+    """Return one task's score from lm-eval's results."""
     acc, counts, version = float(results["results"][name]["acc,none"]), results["n-samples"][name], results["versions"]
     examples = int(counts["effective"])
     return TaskScore(
         task=name,
         acc=acc,
-        # Of a mean of zeros and ones; lm-eval's own comes only with a bootstrap of other metrics, which takes minutes.
+        # That of a mean of zeros and ones; lm-eval gives its own only with a bootstrap of other metrics: minutes.
         stderr=None if examples < 2 else math.sqrt(acc * (1 - acc) / (examples - 1)),
         examples=examples,
         of=int(counts["original"]),
@@ -162,13 +162,13 @@ def _score(name: str, results: Any) -> TaskScore:
 
 
 def open_tasks(tasks: Sequence[str], options: TaskOptions) -> dict[str, Any]:
-    """Load tasks with their data before a model is.
+    """Load tasks with their data; needs no model.
 
     Returns:
-        Task name -> lm-eval's task, groups and tags taken apart.
+        Task name -> lm-eval's task, with groups and tags expanded.
 
     Raises:
-        RelaxPruneError: as ``evaluate_tasks``.
+        RelaxPruneError: as in ``evaluate_tasks``.
     """
     if find_spec("lm_eval") is None:
         raise RelaxPruneError("tasks need the package lm-eval: run `pip install 'relaxprune[eval]'`")
@@ -195,7 +195,7 @@ def open_tasks(tasks: Sequence[str], options: TaskOptions) -> dict[str, Any]:
 
 
 def _manager(tasks: Sequence[str], path: Path | None) -> Any:
-    """Return lm-eval's list of tasks: of the folder alone where it has them all, for the others take seconds."""
+    """Return lm-eval's task manager, for the folder alone if it has all the tasks: listing the others takes seconds."""
     from lm_eval.tasks import TaskManager
 
     if path is not None:
@@ -207,7 +207,7 @@ def _manager(tasks: Sequence[str], path: Path | None) -> Any:
 
 @contextmanager
 def _same_random_state() -> Iterator[None]:
-    """Put back the random states that lm-eval seeds."""
+    """Restore the random states that lm-eval seeds."""
     import numpy
 
     state, numpy_state = random.getstate(), numpy.random.get_state()

@@ -1,12 +1,12 @@
-"""A checkpoint without its zeros: the other values and one bit for every entry, in safetensors.
+"""A checkpoint without its zeros: the other values and one bit per entry, in safetensors.
 
-Per weight file ``X.safetensors`` there is one ``X.compact.safetensors``. A tensor ``name`` that gets smaller by it is
-stored as ``name.values``, its entries that are not +0.0 in their order and dtype, and ``name.mask``, one bit for each
-entry in little order, set where there is a value; every other tensor as it is, and so one beside which the checkpoint
+Each weight file ``X.safetensors`` becomes an ``X.compact.safetensors``. A tensor ``name`` that gets smaller by it is
+stored as ``name.values``, its entries that are not +0.0 in their order and dtype, and ``name.mask``, one bit per entry
+in little bit order, set where there is a value. Every other tensor is stored as it is, and so is one if the checkpoint
 has a ``name.values`` or ``name.mask`` of its own. At half the weights of a bfloat16 matrix that is 9 of 16 bits.
 
 The metadata has the weight file's header and the SHA-256 of the whole file, so that ``restore`` gives it back byte for
-byte. Files written before they were recorded come back with every tensor bit by bit.
+byte. From files written before these were recorded, it gives back every tensor bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from relaxprune.support.sentences import damaged
 from relaxprune.support.tensor_bits import as_integers, checksum
 
 SUFFIX = ".compact.safetensors"
-# The checksum is over what comes back, so that the container has none of its own.
+# The checksum covers what is restored, so the container has none of its own.
 COMPACT_FILE = TensorFormat(
     kind="compact checkpoint",
     name="relaxprune.compact",
@@ -54,9 +54,9 @@ class RestoreResult:
     """What ``restore`` wrote and checked.
 
     Attributes:
-        tensors: number of tensors, each as it was, bit by bit.
-        exact: weight files that are as they were, byte for byte.
-        tensors_only: weight files of which only the tensors are known to be: compacted before bytes were recorded.
+        tensors: number of tensors, each restored bit for bit.
+        exact: weight files restored byte for byte.
+        tensors_only: weight files whose tensors alone could be checked: compacted before file hashes were recorded.
     """
 
     tensors: int
@@ -65,17 +65,17 @@ class RestoreResult:
 
 
 def compact(folder: Path, out: Path) -> tuple[int, int]:
-    """Write a model's folder without the zeros of its weights.
+    """Write a copy of a model's folder without the zeros of its weights.
 
     Args:
         folder: what ``relaxprune prune`` wrote, or any other checkpoint in safetensors.
-        out: new folder, outside ``folder``; it gets every other file of ``folder`` as it is. It appears when complete.
+        out: new folder, outside ``folder``; every other file is copied as it is. It appears when complete.
 
     Returns:
         Bytes of the weight files before and after.
 
     Raises:
-        RelaxPruneError: no such weights, damaged ones, or no such folder to write.
+        RelaxPruneError: the weights are missing or damaged, or ``out`` cannot be written.
     """
     names = checked_weights(folder)
     weights = {folder / name for name in names}
@@ -97,10 +97,10 @@ def restore(folder: Path, out: Path) -> RestoreResult:
 
     Args:
         folder: what ``compact`` wrote.
-        out: new folder, outside ``folder``, which gets the checkpoint as it was. It appears when complete.
+        out: new folder, outside ``folder``, for the original checkpoint. It appears when complete.
 
     Raises:
-        RelaxPruneError: no compact files, damaged ones, or no such folder to write.
+        RelaxPruneError: compact files are missing or damaged, or ``out`` cannot be written.
     """
     files = sorted(folder.rglob(f"*{SUFFIX}"))
     if not files:
@@ -121,7 +121,7 @@ def restore(folder: Path, out: Path) -> RestoreResult:
 
 
 def _compact_name(name: str) -> str:
-    """Return the name that a weight file's compact form has."""
+    """Return the name of a weight file's compact form."""
     return name.removesuffix(".safetensors") + SUFFIX
 
 
@@ -150,7 +150,7 @@ def _write_compact(folder: Path, name: str, target: Path) -> None:
 
 
 def _read_compact(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors that a compact file stands for, checked, and its metadata."""
+    """Return the original tensors of a compact file, checked, and its metadata."""
     packed, described = read_container(file, COMPACT_FILE)
     if _compact_name(Path(described["source"]).name) != file.name:
         raise RelaxPruneError(
@@ -170,13 +170,13 @@ def _write_source(file: Path, tensors: Mapping[str, Tensor], described: Mapping[
     """Write the weight file that a compact one stands for.
 
     Returns:
-        Whether it is that one byte for byte; False where only its tensors were recorded.
+        Whether it is the original byte for byte; False if only its tensors were recorded.
     """
     header = described.get("header", "").encode()
     if not header:
         metadata = metadata_json(described, "metadata", file, COMPACT_FILE)
         if misfit(metadata, Values(str)):
-            raise damaged(repr(str(file)), "the metadata that it keeps is not of its kind")
+            raise damaged(repr(str(file)), "its recorded metadata has the wrong type")
         write_tensors(target, tensors, metadata)
         return False
     try:
@@ -188,22 +188,22 @@ def _write_source(file: Path, tensors: Mapping[str, Tensor], described: Mapping[
     with target.open("wb") as written:
         write_data(written, len(header).to_bytes(8, "little") + header, ordered)
     if file_sha256(target) != described.get("file_sha256"):
-        raise damaged(repr(str(file)), "what it restores is not the file that it was made of")
+        raise damaged(repr(str(file)), "what it restores is not the file that it was made from")
     return True
 
 
 def _refuse_taken(path: Path) -> None:
-    """Refuse a file that another one was copied to.
+    """Refuse a path that another file was copied to.
 
     Raises:
-        RelaxPruneError: there is one.
+        RelaxPruneError: it exists.
     """
     if path.exists():
         raise RelaxPruneError(f"two files would become {path.name!r}: rename the one that holds no weights")
 
 
 def _shrinks(tensor: Tensor) -> bool:
-    """Tell whether values and bits take less than the tensor."""
+    """Return whether values and bits take less space than the tensor."""
     values = int((as_integers(tensor.reshape(-1)) != 0).sum())
     return tensor.dim() >= 2 and values * tensor.element_size() + tensor.numel() / 8 < tensor.nbytes
 
@@ -214,7 +214,7 @@ def _parts(name: str) -> set[str]:
 
 
 def _unpack(packed: Mapping[str, Tensor], shapes: Any) -> dict[str, Tensor]:
-    """Return the tensors as they were; raises ValueError before it makes one that its bits do not cover."""
+    """Return the original tensors; raises ValueError before it allocates one that its bits do not cover."""
     if misfit(shapes, Values([int])):
         raise ValueError("no shapes")
     owned = {part for name in shapes for part in _parts(name)}

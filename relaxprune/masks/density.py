@@ -12,21 +12,21 @@ from torch import Tensor
 
 from relaxprune.models.layer_roles import role_of
 
-# The projections whose rows, or columns, belong to heads, and whose heads they are, by the names that models give them.
+# The projections whose rows, or columns, belong to attention heads, and where a configuration states their number.
 _HEAD_ROWS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
 _HEAD_COLS = {"o_proj": "num_attention_heads"}
 
 
 @dataclass(frozen=True)
 class Density:
-    """Shares of kept weights of one mask.
+    """Shares of the weights that one mask keeps.
 
     Attributes:
         kept: of the whole mask.
         rows: of (bins of neighbouring) rows.
         cols: of (bins of neighbouring) columns.
-        row_range, col_range: least and most kept of any single row, of any single column.
-        heads: of each attention head's rows (columns of the output projection); empty where the configuration does not
+        row_range, col_range: smallest and largest of any single row, of any single column.
+        heads: of each attention head's rows (columns of the output projection); empty if the configuration does not
             say which they are.
     """
 
@@ -39,7 +39,7 @@ class Density:
 
 
 def density(name: str, mask: Tensor, config: Mapping[str, Any], bins: int = 96) -> Density:
-    """Return the shares of a mask (rows, cols) of the module ``name``, in at most ``bins`` bins each."""
+    """Return the density of a mask (rows, cols) of the module ``name``, in at most ``bins`` bins each way."""
     kept = mask.double()
     rows, cols = kept.mean(1), kept.mean(0)
     return Density(
@@ -57,8 +57,8 @@ def grid(mask: Tensor, group: int = 1, cells: int = 48) -> list[list[float]]:
 
     Args:
         mask: True = kept.
-        group: of an N:M pattern. Cells hold whole groups: else a picture would show where cells cut groups.
-        cells: the most on a side.
+        group: M of an N:M pattern. Cells hold whole groups: otherwise a picture would show where cells cut groups.
+        cells: the maximum on a side.
     """
     rows, cols = mask.shape
     high, wide = -(-rows // cells), -(-cols // cells)
@@ -73,14 +73,14 @@ def _heads(role: str, rows: Tensor, cols: Tensor, config: Mapping[str, Any]) -> 
     key = _HEAD_ROWS.get(role) or _HEAD_COLS.get(role)
     shares = rows if role in _HEAD_ROWS else cols
     heads, size = config.get(key or ""), config.get("head_dim") or _head_size(config)
-    # Some models put more into these rows than the heads (gates, say): then nothing is claimed.
+    # Some models put more into these rows than the heads (gates, say): then return nothing.
     if not isinstance(heads, int) or not isinstance(size, int) or heads < 1 or len(shares) != heads * size:
         return []
     return [float(value) for value in shares.reshape(heads, -1).mean(1)]
 
 
 def _head_size(config: Mapping[str, Any]) -> int | None:
-    """Return the width of a head of a model whose configuration gives it by the number of heads only."""
+    """Return the width of a head if the configuration implies it by the number of heads alone."""
     width, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0:
         return width // heads

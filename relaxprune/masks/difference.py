@@ -1,4 +1,4 @@
-"""Two sets of masks: how much they have in common, and where they differ."""
+"""Two sets of masks: what they have in common, and where they differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LayerOverlap:
 
     Attributes:
         name: the parameter's name.
-        entries: how many the mask has.
+        entries: number of entries of each mask.
         both, first_only, second_only: entries kept by both masks, and by one of them only.
         rows_that_differ: rows in which any entry differs.
     """
@@ -31,7 +31,7 @@ class LayerOverlap:
 
     @property
     def jaccard(self) -> float:
-        """Kept by both over kept by either; 1 where neither keeps anything."""
+        """Kept by both over kept by either; 1 if neither keeps anything."""
         return _jaccard(self.both, self.first_only + self.second_only)
 
     @property
@@ -45,8 +45,8 @@ class Overlap:
     """What two sets of masks have in common.
 
     Attributes:
-        layers: weights that both have a mask of.
-        first_only, second_only: names of weights that only one has a mask of.
+        layers: weights that have a mask in both sets.
+        first_only, second_only: names of weights that have a mask in one set only.
     """
 
     layers: list[LayerOverlap]
@@ -55,13 +55,13 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
-        """Kept by both over kept by either, over all entries of the layers in both; 1 where there are none."""
+        """Kept by both over kept by either, over all entries of the layers in both; 1 if there are none."""
         differ = sum(layer.first_only + layer.second_only for layer in self.layers)
         return _jaccard(sum(layer.both for layer in self.layers), differ)
 
     @property
     def agreement(self) -> float:
-        """Share of entries on which the masks agree; 1 where there are none."""
+        """Share of entries on which the masks agree; 1 if there are none."""
         entries = sum(layer.entries for layer in self.layers)
         differ = sum(layer.first_only + layer.second_only for layer in self.layers)
         return 1 - differ / entries if entries else 1.0

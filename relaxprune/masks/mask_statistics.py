@@ -11,7 +11,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """One mask.
+    """The statistics of one mask.
 
     Attributes:
         name: of the parameter.
@@ -20,7 +20,7 @@ class MaskStatistics:
         row_least, row_most: least and most kept share of a row.
         column_least, column_most: the same of a column.
         empty_rows, empty_columns: rows and columns that keep nothing.
-        pattern: the N:M, m of 4, 8 or 16, that every group keeps to, such as "2:4"; "" for none.
+        pattern: the N:M pattern, M of 4, 8 or 16, that every group has, such as "2:4"; "" for none.
     """
 
     name: str
@@ -42,13 +42,13 @@ class MaskStatistics:
 
 
 def describe(name: str, mask: Tensor) -> MaskStatistics:
-    """Return the statistics of a mask (rows, ...) bool, whose further dimensions count as columns.
+    """Return the statistics of a bool mask (rows, ...), whose further dimensions count as columns.
 
     Raises:
-        RelaxPruneError: it has no rows, or none of its rows has entries.
+        RelaxPruneError: it has no entries.
     """
     if mask.numel() == 0:
-        raise RelaxPruneError(f"mask {name!r} has shape {tuple(mask.shape)}, and no entries to tell of")
+        raise RelaxPruneError(f"mask {name!r} has shape {tuple(mask.shape)}, and so no entries")
     flat = mask.reshape(mask.shape[0], -1)
     rows, columns = flat.double().mean(dim=1), flat.double().mean(dim=0)
     return MaskStatistics(
@@ -67,11 +67,11 @@ def describe(name: str, mask: Tensor) -> MaskStatistics:
 
 
 def pattern_of(mask: Tensor, most_kept: float) -> str:
-    """Return the N:M that a mask (rows, cols) keeps to, the shortest group of equal ones; "" where there is none.
+    """Return the N:M pattern that a mask (rows, cols) has, the shortest of equal ones; "" if there is none.
 
     Args:
         mask: (rows, cols) bool.
-        most_kept: share that the fullest row keeps: a pattern that allows more says nothing.
+        most_kept: share that the fullest row keeps; a pattern that allows more says nothing.
     """
     found: tuple[float, str] = (1.0, "")
     for group in (4, 8, 16):

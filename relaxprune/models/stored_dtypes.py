@@ -1,8 +1,8 @@
-"""Every tensor keeps the dtype and the bits that it is stored with, also in checkpoints that mix dtypes.
+"""Every tensor keeps the dtype and the bits that it is stored with, even in checkpoints that mix dtypes.
 
-Transformers loads all tensors in one dtype, but for those that some classes force to float32, and most models compute
-in one only (a float32 norm between bfloat16 linear layers makes them fail). So a tensor of another dtype is put back as
-it is stored, and lent to its module in the dtype of the model while the module runs.
+Transformers loads all tensors in one dtype, except those that some classes force to float32, and most models compute
+in one only (a float32 norm between bfloat16 linear layers makes them fail). So a tensor of another dtype is restored as
+it is stored, and its module sees it in the dtype of the model while the module runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLOAT_DTYPES = {name: DTYPES[name] for name in ("BF16", "F16", "F32", "F64")}
 
 
 def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[str] = ()) -> int:
-    """Put back the tensors that loading has cast, with their stored bits; the model computes as before.
+    """Restore the stored bits of the tensors that loading cast; the model computes as before.
 
     Args:
         model: loaded from ``folder``.
@@ -36,7 +36,7 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
         unused: tensors of the checkpoint that the model does not have.
 
     Returns:
-        How many tensors were put back.
+        How many tensors were restored.
 
     Raises:
         RelaxPruneError: a tensor of another dtype cannot be found in the model under its stored name.
@@ -92,7 +92,7 @@ def _dtype_of(tensor: Tensor, state: dict[str, Tensor], dtypes: dict[str, torch.
 
 
 def _lend(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """Have a module's own tensors in these dtypes while it runs, and with their stored bits at all other times."""
+    """Cast a module's own tensors to these dtypes while it runs; they have their stored bits at all other times."""
     stored: dict[str, Tensor] = {}
 
     def before(owner: nn.Module, _args: Any) -> None:

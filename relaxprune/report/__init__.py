@@ -1,1 +1,1 @@
-"""Reports that people look at: one HTML page for a run, or for several side by side, and the same numbers as JSON."""
+"""Reports to look at: one HTML page for a run, or for several side by side, and the same numbers as JSON."""

@@ -29,7 +29,7 @@ _ENERGIES = {
 
 
 def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
-    """Return everything that a report says of one run, as plain JSON values; of its masks, where that is asked for."""
+    """Return everything that a report says about one run, and with ``masks`` about its masks, as plain JSON values."""
     report, fingerprint = run.record["report"], run.record["fingerprint"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -76,7 +76,7 @@ def summary(run: FinishedRun) -> dict[str, Any]:
         "mean_relative_error": mean(layer.relative_error for layer in layers),
         "mean_wanda_relative_error": mean(layer.wanda_relative_error for layer in layers),
         "mean_wanda_ratio": mean(layer.wanda_ratio for layer in layers),
-        # A bound below 0 proves what 0 does.
+        # A bound below 0 proves no more than 0 does.
         "mean_relative_gap": mean(min(layer.relative_gap, 1.0) for layer in layers),
         "certificate": run.settings.get("certify"),
         "refitted": any(layer.loss.kept_objective is not None for layer in layers),
@@ -87,7 +87,7 @@ def summary(run: FinishedRun) -> dict[str, Any]:
 
 
 def layer_content(layer: LayerReport) -> dict[str, Any]:
-    """Return what is said of one layer: its errors, and the energies of its phases over Wanda's."""
+    """Return the numbers of one layer: its errors, and the objectives of its phases over Wanda's."""
     return {
         "name": layer.name,
         "block": layer.block,
@@ -109,7 +109,7 @@ def layer_content(layer: LayerReport) -> dict[str, Any]:
 
 
 def worst_masks(run: FinishedRun) -> list[dict[str, Any]]:
-    """Return the shares that some masks keep in cells of a grid: of each role the layer with the largest error."""
+    """Return the shares kept in the cells of a grid, for the layer of each role with the largest error."""
     worst: dict[str, LayerReport] = {}
     for layer in run.layers:
         known = worst.setdefault(role_of(layer.name), layer)
@@ -125,9 +125,9 @@ def worst_masks(run: FinishedRun) -> list[dict[str, Any]]:
 
 
 def phase_ratios(layer: LayerReport) -> dict[str, float | None]:
-    """Return the objective at the end of each phase over that of Wanda's mask; None for a phase there was not.
+    """Return the objective at the end of each phase over that of Wanda's mask; None for a phase the solver lacks.
 
-    Solvers keep no history of their iterations; these are the objectives that they state, each taken in float64.
+    Solvers keep no history of their iterations; these are the objectives that they report, each computed in float64.
     """
     base, numbers = layer.loss.wanda_objective, layer.to_dict()
     values = {name: numbers[key] for name, key in _ENERGIES.items()}
@@ -135,7 +135,7 @@ def phase_ratios(layer: LayerReport) -> dict[str, float | None]:
 
 
 def error_by_role(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
-    """Return mean relative errors of the layers with one role: Wanda's mask, this one, and what is proven of any."""
+    """Return mean relative errors of the layers with one role: of Wanda's mask, of this one, and the bound."""
     groups: dict[str, list[LayerReport]] = {}
     for layer in layers:
         groups.setdefault(role_of(layer.name), []).append(layer)
@@ -160,7 +160,7 @@ def _bound_share(layer: LayerReport) -> float:
 
 
 def seconds_by_block(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
-    """Return each block's seconds, of solving and of certificates."""
+    """Return each block's seconds of solving and of certifying."""
     blocks: dict[int, list[LayerReport]] = {}
     for layer in layers:
         blocks.setdefault(layer.block, []).append(layer)

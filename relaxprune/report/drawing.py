@@ -39,7 +39,7 @@ _STYLE = {
 
 @contextmanager
 def drawing(height: float, rows: int = 1, cols: int = 1, **options: Any) -> Iterator[tuple[Figure, list[Any]]]:
-    """Give an empty figure and its axes, in the style of the page."""
+    """Yield an empty figure and its axes, in the style of the page."""
     import matplotlib
     from matplotlib.figure import Figure  # no pyplot: no window, no state that outlives the figure
 
@@ -47,13 +47,13 @@ def drawing(height: float, rows: int = 1, cols: int = 1, **options: Any) -> Iter
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         engine: Any = figure.get_layout_engine()
-        engine.set(rect=(0, 0, 0.97, 1))  # the reader's letters may be wider than those that were measured
+        engine.set(rect=(0, 0, 0.97, 1))  # the reader's font may be wider than the one that was measured
         axes = figure.subplots(rows, cols, squeeze=False, **options)
         yield figure, list(axes.flat)
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """Return a figure as an SVG element; to be called inside ``drawing``.
+    """Return a figure as an SVG element; call it inside ``drawing``.
 
     Args:
         figure: what was drawn.

@@ -23,7 +23,7 @@ _FEW_CELLS = 24  # of a heat map: their numbers are written into them
 
 
 def grid_of(layers: Layers, key: str) -> tuple[list[int], list[str], list[list[float]]]:
-    """Return blocks, roles, and one number for each of both: the mean where several layers have both, NaN for none."""
+    """Return blocks, roles, and one number for each pair: the mean over its layers, NaN if it has none."""
     blocks = sorted({layer["block"] for layer in layers})
     roles = list(dict.fromkeys(layer["role"] for layer in layers))
     found: dict[tuple[int, str], list[float]] = {}
@@ -35,7 +35,7 @@ def grid_of(layers: Layers, key: str) -> tuple[list[int], list[str], list[list[f
 
 
 def heat_map(layers: Layers, key: str, name: str, label: str, high: float | None = None) -> str:
-    """Draw a number of the layers by block (down) and role (across)."""
+    """Draw one number of every layer by block (down) and role (across)."""
     blocks, roles, values = grid_of(layers, key)
     seen = [value for row in values for value in row if not math.isnan(value)]
     low, top = min([0.0, *seen]), high if high is not None else max(seen, default=1.0) or 1.0
@@ -79,7 +79,7 @@ def role_bars(series: Mapping[str, Mapping[str, float]], name: str, label: str, 
 
 
 def phase_lines(layers: Layers, name: str) -> str:
-    """Draw for each role how the objective changes from phase to phase, over Wanda's; and as dashes what is proven."""
+    """Draw each role's objective over Wanda's, from phase to phase, and its bound as a dotted line."""
     roles = list(dict.fromkeys(layer["role"] for layer in layers))
     steps = [phase for phase in PHASES[:-1] if any(layer["phases"][phase] is not None for layer in layers)]
     with drawing(3.4) as (figure, (axes,)):
@@ -131,7 +131,7 @@ def stage_bars(seconds: Mapping[str, Mapping[str, float]], name: str) -> str:
 
 
 def block_bars(blocks: Sequence[Mapping[str, float]], name: str) -> str:
-    """Draw each block's seconds, of solving and of certificates."""
+    """Draw each block's seconds of solving and of certifying."""
     with drawing(2.2) as (figure, (axes,)):
         where = [item["block"] for item in blocks]
         solve = [item["solve"] for item in blocks]
@@ -149,7 +149,7 @@ def block_bars(blocks: Sequence[Mapping[str, float]], name: str) -> str:
 
 
 def perplexity_bars(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Draw perplexities measured on the same text; where methods repeat, bars also have their models' names."""
+    """Draw perplexities measured on the same text; if methods repeat, their bars also name the models."""
     methods = [row["method"] for row in rows]
     names = [
         item if methods.count(item) == 1 else f"{item}, {row['model']}" for item, row in zip(methods, rows, strict=True)
@@ -166,7 +166,7 @@ def perplexity_bars(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def plain(axes: Any) -> None:
-    """Leave only the lines of an axes that help to read it."""
+    """Keep only the lines of an axes that help to read it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -177,7 +177,7 @@ def scatter(names: Sequence[str], errors: Sequence[Sequence[float]], name: str) 
 
     Args:
         names: of the runs.
-        errors: for each layer one number of every run; those that are not above 0 have no place and are left out.
+        errors: for each layer one number per run; layers with a number that is not positive are left out.
         name: of the figure.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -204,7 +204,7 @@ def scatter(names: Sequence[str], errors: Sequence[Sequence[float]], name: str) 
 
 
 def run_bars(values: Mapping[str, float], name: str, label: str) -> str:
-    """Draw one number of every run."""
+    """Draw one number per run."""
     with drawing(0.7 + 0.26 * len(values)) as (figure, (axes,)):
         colours = [SERIES[place % len(SERIES)] for place in range(len(values))]
         bars = axes.barh(range(len(values)), list(values.values()), color=colours)
@@ -235,7 +235,7 @@ def mask_picture(shares: Sequence[Sequence[float]], rows: int, cols: int, name: 
 
 
 def short(text: object, most: int = 22) -> str:
-    """Return a name that fits beside a plot, in printable ASCII: what the font of a plot lacks is spelled out."""
+    """Return a name short enough for a plot, in printable ASCII: what a plot's font may lack is spelled out."""
     clean = str(text).encode("ascii", "backslashreplace").decode()
     clean = "".join(letter if letter.isprintable() else " " for letter in clean)
     return clean if len(clean) <= most else f"{clean[: most - 3]}..."

@@ -1,4 +1,4 @@
-"""A page from its parts: what a section is made of, and the one place where text becomes HTML."""
+"""The parts of a page, and the one place where text becomes HTML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .template import PAGE
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, as SVG of our own making, and what it shows."""
+    """A figure, as SVG that we made, and what it shows."""
 
     svg: Markup
     caption: str
@@ -25,7 +25,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, as HTML of our own making; folded away where it is long."""
+    """A table, as HTML that we made; folded away if it is long."""
 
     title: str
     html: Markup
@@ -54,7 +54,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page says."""
+    """The content of a page."""
 
     title: str
     lead: Sequence[str]

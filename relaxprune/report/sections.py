@@ -35,7 +35,7 @@ def run_page(content: Content) -> Page:
 
 
 def amount(polytope: Mapping[str, Any] | None) -> str:
-    """Return what was asked for in a few words."""
+    """Return the requested sparsity or pattern in a few words."""
     shown = {key: value for key, value in (polytope or {}).items() if value not in (None, False)}
     return ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
@@ -43,7 +43,7 @@ def amount(polytope: Mapping[str, Any] | None) -> str:
 
 
 def lead(summary: Content) -> str:
-    """Say what the run was."""
+    """Return one sentence about the run."""
     moved = "; kept weights have new values" if summary["refitted"] else ""
     return (
         f"{summary['layers']} layers with {summary['weights']:,} weights, {summary['pruned_weights']:,} of them pruned "
@@ -52,7 +52,7 @@ def lead(summary: Content) -> str:
 
 
 def facts(summary: Content) -> list[tuple[str, str, str]]:
-    """Return the numbers on top, each with its name and what it means."""
+    """Return the numbers at the top, each with its name and its meaning."""
     proof = f"certified by {summary['certificate']}" if summary["certificate"] else "proven by the solver itself"
     seconds, memory = summary["seconds"], summary["peak_memory_gib"]
     return [
@@ -66,7 +66,7 @@ def facts(summary: Content) -> list[tuple[str, str, str]]:
 
 
 def quality(content: Content) -> Section:
-    """Perplexity, where it was measured, and error by method."""
+    """Perplexity, if it was measured, and error by method."""
     rows = content["error_by_role"]
     series = {
         title: {row["role"]: row[key] for row in rows}
@@ -86,14 +86,14 @@ def quality(content: Content) -> Section:
             Group("Error", [picture(drawn, caption)], [numbers]),
         ],
         text=[] if content["perplexity"] else [
-            f"Perplexity was not measured. To add it to this report: relaxprune eval {folder}, and for the model "
+            f"Perplexity was not measured. To add it to this report, run relaxprune eval {folder}, and for the model "
             f"before pruning relaxprune eval MODEL --record {folder}; then write the report again."
         ],
     )  # fmt: skip
 
 
 def perplexity_group(results: Sequence[Content]) -> Group:
-    """One figure for each text that was measured on, for others do not compare, and a table of all."""
+    """One figure per evaluation text, since perplexities compare only on the same one, and a table of all."""
     texts: dict[str, list[Content]] = {}
     for item in results:
         texts.setdefault(item["tokens_sha256"], []).append(item)
@@ -132,25 +132,25 @@ def layers(content: Content) -> Section:
 
 
 def convergence(content: Content) -> Section:
-    """How the objective went from Wanda's mask to the final one."""
+    """How the objective changed from Wanda's mask to the final one."""
     drawn = figures.phase_lines(content["layers"], "phases")
-    caption = "Mean by role. Dotted: what is proven to be out of reach of every mask; a bound below 0 is drawn at 0."
+    caption = "Mean by role. Dotted: the bound, which no mask can be below; a bound below 0 is drawn at 0."
     explained = (
-        "Objective at the end of each phase, over that of Wanda's mask on the same inputs: relaxed mask (end of the "
-        "convex phase), the unrounded one (after annealing), the mask as it was rounded, and the final one after the "
-        "search that polishes it; where weights move, the final mask before they do, and after. The step from "
-        "unrounded to rounded is what rounding loses. The curve has no finer steps, for solvers keep no history "
+        "Objective at the end of each phase, over that of Wanda's mask on the same inputs: the relaxed mask (end of "
+        "the convex phase), the unrounded one (after annealing), the rounded one, and the final one after the "
+        "search that polishes it; if weights move, the final mask before and after they do. The step from "
+        "unrounded to rounded is what rounding loses. The curve has no finer steps, since solvers keep no history "
         "of their iterations; phases that the solver does not have are left out."
     )
     return Section("convergence", "Convergence by phase", [explained], [Group("", [picture(drawn, caption)])])
 
 
 def tuned(content: Content) -> Section:
-    """What tuning blocks as a whole has gained."""
+    """What tuning blocks as a whole gained."""
     head = ("block", "passes kept", "tuned on, before", "after", "held out, before", "after", "seconds")
     keys = ("block", "epochs", "error_before", "error_after", "held_out_before", "held_out_after", "seconds")
     text = (
-        "Mean over tokens of the relative error of a block's outputs, on the windows that it was tuned on and on those "
+        "Mean over tokens of the relative error of a block's outputs, on the windows it was tuned on and on those "
         "held out. The errors, gaps and objectives of layers on this page are from before their block was tuned."
     )
     body = [tuple(item[key] for key in keys) for item in content["tunings"]]
@@ -174,7 +174,7 @@ def masks(content: Content) -> Section:
             text.append("All rows of a layer keep the same share, as the sparsity or pattern asks.")
         elif key == "heads":
             known = any(item["density"]["heads"] for item in items)
-            why = "they keep equal shares" if known else "config.json does not tell which rows are whose"
+            why = "they keep equal shares" if known else "config.json does not say which rows belong to which head"
             text.append(f"No picture of attention heads: {why}.")
     pictures = [
         picture(
@@ -183,13 +183,13 @@ def masks(content: Content) -> Section:
         )
         for place, item in enumerate(content["masks"])
     ]
-    groups.insert(0, Group("Whole masks: of each role (up to six) the layer with the largest relative error", pictures))
-    intro = "Share of weights kept, neighbours averaged into at most 96 bins. Each line is a layer, each scale its own."
+    groups.insert(0, Group("Whole masks: the layer with the largest relative error of each role (up to six)", pictures))
+    intro = "Share of weights kept, neighbours averaged into at most 96 bins. Each line is a layer; scales differ."
     return Section("masks", "Density of the masks", [intro, *text], groups)
 
 
 def _spreads(items: Sequence[Content], role: str, key: str) -> bool:
-    """Say whether shares differ within any layer of a role."""
+    """Return whether shares differ within any layer of a role."""
     shares = [item["density"][key] for item in items if item["role"] == role and item["density"][key]]
     return any(max(row) - min(row) > 1e-9 for row in shares)
 
@@ -231,7 +231,7 @@ def skipped(content: Content) -> Section:
 
 
 def repeat(content: Content) -> Section:
-    """Everything that the same run needs."""
+    """Everything needed to repeat the run."""
     facts = content["repeat"]
     leaves = [(key, written(value)) for key, value in flat(facts["fingerprint"]).items()]
     files = [(name, entry.get("bytes"), entry.get("sha256")) for name, entry in facts["files"].items()]
@@ -249,5 +249,5 @@ def repeat(content: Content) -> Section:
 
 
 def written(value: Any) -> str:
-    """Return a setting as JSON has it, without the quotes of a text."""
+    """Return a setting as JSON, a string without its quotes."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -17,13 +17,13 @@ from .page import Group, Page, Picture, Section, page_table, picture
 from .sections import amount, written
 
 Content = Mapping[str, Any]
-# What has to be equal for numbers to compare: dotted names in the fingerprint, and what a difference means.
+# What must be equal for numbers to compare: dotted names in the fingerprint, and what a difference means.
 _GROUNDS = {
     "model.weights_sha256": "the runs pruned different weights: neither errors nor perplexities compare",
     "calibration.sha256": "the runs saw different calibration text: errors are on different Gram matrices",
     "settings.statistics": "the runs weigh their calibration text differently: errors are on different Gram matrices",
-    "settings.weights": "weights moved in some of the runs only: gaps do not prove the same",
-    "settings.damping": "moving a weight costs differently (damping): errors count that in where weights moved",
+    "settings.weights": "weights moved in only some of the runs: their gaps do not prove the same thing",
+    "settings.damping": "the runs have different damping, which is part of the error if weights moved",
     "settings.device": "the runs computed on different devices: seconds do not compare",
     "settings.threads": "the runs computed with different numbers of threads: seconds do not compare",
 }
@@ -68,7 +68,7 @@ def comparison_content(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Return the runs' names, with a number behind each that is not the first of its name."""
+    """Return the runs' names, with a number after each repeated one."""
     found: list[str] = []
     for name in names:
         rival = 1
@@ -79,7 +79,7 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def differing_settings(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings that are not the same in all runs: dotted name -> run -> value, None where it has none."""
+    """Return the settings that are not the same in all runs: dotted name -> run -> value, None if it has none."""
     leaves = {name: flat(value) for name, value in fingerprints.items()}
     keys = dict.fromkeys(key for found in leaves.values() for key in found)
     values = {key: {name: found.get(key) for name, found in leaves.items()} for key in keys}
@@ -87,7 +87,7 @@ def differing_settings(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, A
 
 
 def common_perplexity(runs: Mapping[str, FinishedRun]) -> dict[str, Any] | None:
-    """Return the perplexities of the runs' models on the text on which all were evaluated; None if there is none."""
+    """Return the perplexities of the runs' models on a text that all were evaluated on; None if there is none."""
     found = {name: {item.tokens_sha256: item for item in run.evaluations if item.own} for name, run in runs.items()}
     first = next(iter(found.values()))
     for sha256, item in reversed(first.items()):
@@ -99,7 +99,7 @@ def common_perplexity(runs: Mapping[str, FinishedRun]) -> dict[str, Any] | None:
 
 
 def _dense(runs: Collection[FinishedRun], sha256: str) -> float | None:
-    """Return the perplexity of the weights that all of the runs pruned, None where it was not measured."""
+    """Return the perplexity of the weights that all runs pruned; None if they differ or it was not measured."""
     if len({run.record["fingerprint"]["model"]["weights_sha256"] for run in runs}) > 1:
         return None
     kept = [item for run in runs for item in run.evaluations if item.method == DENSE and item.tokens_sha256 == sha256]
@@ -107,7 +107,7 @@ def _dense(runs: Collection[FinishedRun], sha256: str) -> float | None:
 
 
 def incomparable(content: Content) -> list[str]:
-    """Say which numbers of the runs do not compare, and why."""
+    """Return sentences on which numbers of the runs do not compare, and why."""
     said = [
         meaning
         for ground, meaning in _GROUNDS.items()
@@ -116,7 +116,7 @@ def incomparable(content: Content) -> list[str]:
     if len({tuple(sorted(layer["name"] for layer in run["layers"])) for run in content["runs"].values()}) > 1:
         said.append("the runs pruned different layers: their means are over different sets")
     if len({run["summary"]["machine"] for run in content["runs"].values()} - {None}) > 1:
-        said.append("the runs were made on machines that differ: seconds and memory do not compare")
+        said.append("the runs were made on different machines: seconds and memory do not compare")
     return said
 
 
@@ -203,7 +203,7 @@ def _errors(runs: Mapping[str, Content]) -> Section:
 
 
 def _scatter(runs: Mapping[str, Content]) -> list[Picture]:
-    """Every layer that all runs pruned, if there is any that loses something."""
+    """Every layer that all runs pruned, if any of them loses something."""
     tables = [{layer["name"]: layer["relative_error"] for layer in run["layers"]} for run in runs.values()]
     errors = [[table[name] for table in tables] for name in tables[0] if all(name in table for table in tables)]
     if not any(min(row) > 0 for row in errors):

@@ -21,20 +21,20 @@ _MARK = '<meta name="generator" content="relaxprune.report'
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write the report of a run, or of several side by side, as one HTML page with its JSON beside it.
+    """Write the report of a run, or of several side by side, as one HTML page with its JSON next to it.
 
     The page needs no network and runs no script. An earlier report of the same name is replaced.
 
     Args:
         folders: one finished run folder, or several to be compared.
-        out: the page, ending in .html; by default report.html in the one folder. The JSON has the same name with .json.
+        out: the page, ending in .html; by default report.html in the only folder. The JSON is next to it.
 
     Returns:
         The page's path.
 
     Raises:
-        RelaxPruneError: no folder, a folder without a finished run, a damaged file, matplotlib is missing, or an output
-            that is somebody else's file.
+        RelaxPruneError: there is no folder, no finished run in one, a damaged file or no matplotlib, or an output is a
+            file that is not a report.
     """
     if not folders:
         raise RelaxPruneError("give at least one run folder to report on")
@@ -62,7 +62,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse to replace a file that is no report of ours, and one that cannot be written.
+    """Refuse to replace a file that is not a report, and a file that cannot be written.
 
     Raises:
         RelaxPruneError: naming the file.
@@ -73,10 +73,10 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _ours(path: Path) -> bool:
-    """Say whether a file is a report, or the JSON of one."""
+    """Return whether a file is a report, or the JSON of one."""
     try:
         if path.suffix == ".json":
             return read_json(path).get("kind") == KIND
         return _MARK in path.read_text(encoding="utf-8")[:2000]
-    except ValueError:  # no text, or no JSON object
+    except ValueError:  # not text, or not a JSON object
         return False

@@ -1,4 +1,4 @@
-"""The finished blocks of a run that is under way: one mask file each, with its reports, and the weights that moved."""
+"""The finished blocks of a run in progress: one mask file each, with its reports, and the weights that moved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHAPE = {"block": int, "layers": [dict], "permutations": [dict], "seconds": Val
 
 
 class BlockFiles:
-    """The folders ``blocks`` and, where weights move, ``weights`` of a run's progress.
+    """The folders ``blocks`` and, if weights move, ``weights`` of a run's progress.
 
     Args:
         work: the folder of the progress.
@@ -39,14 +39,14 @@ class BlockFiles:
         return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if _NAME.fullmatch(path.name))
 
     def refuse_strays(self) -> None:
-        """Refuse files that no run has put there.
+        """Refuse files that no run wrote.
 
         Raises:
             RelaxPruneError: naming the first.
         """
         strays = sorted(path for path in self.folder.glob("*.safetensors") if not _NAME.fullmatch(path.name))
         if strays:
-            raise RelaxPruneError(f"{str(strays[0])!r} is no file of this run: move it elsewhere, or delete it")
+            raise RelaxPruneError(f"{str(strays[0])!r} is not a file of this run: move it elsewhere, or delete it")
 
     def path(self, block: int) -> Path:
         """Return the path of a block's file."""
@@ -69,7 +69,7 @@ class BlockFiles:
         """Return a block's record.
 
         Raises:
-            RelaxPruneError: the file is damaged or is not of this block; deleting it has the block solved again.
+            RelaxPruneError: the file is damaged or is of another block; delete it to solve the block again.
         """
         masks, extra = read_mask_file(self.path(block))
         try:
@@ -87,5 +87,5 @@ class BlockFiles:
         return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tuning)
 
     def delete(self, block: int) -> None:
-        """Have a block solved again."""
+        """Delete a block's record, so that it is solved again."""
         self.path(block).unlink()

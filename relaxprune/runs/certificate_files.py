@@ -19,7 +19,7 @@ FOLDER_NAME = "certificates"
 
 
 class CertificateFiles:
-    """Where a run keeps its certificates: among its progress while it lasts, then in a folder beside the model."""
+    """Where a run keeps its certificates: with its progress while it lasts, then in a folder next to the model."""
 
     def __init__(self, path: Path, work: Path) -> None:
         """Hold the run's folder and that of its progress; writes nothing."""
@@ -36,12 +36,12 @@ class CertificateFiles:
         certificate.save(problem, folder / _file_name(parameter))
 
     def missing(self, parameters: Iterable[str]) -> list[str]:
-        """Return the parameters without a file, of an unfinished run."""
+        """Return the parameters of an unfinished run that have no file."""
         folders = (self._staged / FOLDER_NAME, self._path / FOLDER_NAME)
         return [name for name in parameters if not any((folder / _file_name(name)).is_file() for folder in folders)]
 
     def install(self) -> list[str]:
-        """Move the files to where they stay, durably; returns all their paths relative to the run's folder."""
+        """Move the files to their final folder durably; return all paths there, relative to the run's folder."""
         install_files(self._staged, self._path)
         return sorted(f"{FOLDER_NAME}/{path.name}" for path in (self._path / FOLDER_NAME).glob("*.safetensors"))
 
@@ -49,7 +49,7 @@ class CertificateFiles:
         """Read every layer's file back and compare it with the report.
 
         Raises:
-            RelaxPruneError: naming the first file that is missing, damaged, or not of the reported mask's bound.
+            RelaxPruneError: naming the first file that is missing, damaged, or does not have the reported bound.
         """
         from relaxprune.certificates.verify import read_claim
 
@@ -58,9 +58,9 @@ class CertificateFiles:
             read = read_claim(path).claim
             reported = (layer.bound.certificate, layer.objective, layer.lower_bound)
             if (read.method, read.objective, read.lower_bound) != reported:
-                raise RelaxPruneError(f"{str(path)!r} is not the certificate of the layer that the run has reported")
+                raise RelaxPruneError(f"{str(path)!r} is not the certificate that the run reported for its layer")
 
 
 def _file_name(parameter: str) -> str:
-    """Return a file name that no two parameters share; a name of the usual kind is kept as it is."""
+    """Return a file name that no two parameters share; ordinary names are kept as they are."""
     return f"{quote(parameter, safe='')}.safetensors"

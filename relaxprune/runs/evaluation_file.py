@@ -1,4 +1,4 @@
-"""``evaluation.json``: what was measured of a run's model, and of others to compare it with, beside its record."""
+"""``evaluation.json``, next to a run's record: what was measured of its model, and of others to compare with."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ DENSE, OTHER = "dense", "other"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A perplexity, what it is of, and what it was measured on.
+    """A perplexity, the model that has it, and what it was measured on.
 
     Attributes:
-        method: how the weights came about: a solver's name, "dense" for the very weights that the run pruned, or
+        method: where the weights come from: a solver's name, "dense" for exactly the weights that the run pruned, or
             "other" for a model that is neither those nor a run's.
-        own: whether it is of the folder's own pruned model.
+        own: whether the model is the folder's own pruned one.
         model: what was evaluated.
         text: where the held-out text comes from.
         tokens_sha256: of the token windows; results with different ones do not compare.
@@ -64,15 +64,15 @@ class Evaluation:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What a newer result takes the place of."""
+        """What a result shares with the older ones that it replaces."""
         return (self.own, *(() if self.own else (self.method, self.model)), self.tokens_sha256)
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Return the results that are recorded in a run folder, none where nothing was evaluated.
+    """Return the results recorded in a run folder, none if nothing was evaluated.
 
     Raises:
-        RelaxPruneError: the file is damaged or of another schema version.
+        RelaxPruneError: the file is damaged or has another schema version.
     """
     path = folder / EVALUATION_NAME
     if not path.is_file():
@@ -89,10 +89,10 @@ def record_evaluation(folder: Path, result: Evaluation) -> None:
 
 
 def run_folder_of(model: str, record: Path | None) -> Path | None:
-    """Return the run folder that a perplexity is kept in: the one named, or the model's own; None for none.
+    """Return the run folder to record a perplexity in: ``record``, or the model's own if it is one; else None.
 
     Raises:
-        RelaxPruneError: the one named is no finished run.
+        RelaxPruneError: ``record`` is not a finished run.
     """
     if record is not None and not (record / RECORD_NAME).is_file():
         raise RelaxPruneError(f"--record must name a folder that `relaxprune prune` wrote, got {str(record)!r}")
@@ -103,14 +103,14 @@ def run_folder_of(model: str, record: Path | None) -> Path | None:
 def evaluation_of(
     model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows, weights_sha256: str
 ) -> Evaluation:
-    """Return what is kept of a perplexity.
+    """Return the record of a perplexity.
 
     Args:
         model: what was evaluated.
-        folder: the run folder that it is kept in.
+        folder: the run folder that it is recorded in.
         result: the perplexity.
         tokens: what it was measured on.
-        weights_sha256: of the weights that were evaluated, in the precision in which they were.
+        weights_sha256: of the evaluated weights, in the precision of the evaluation.
     """
     own = Path(model).resolve() == folder.resolve()
     return Evaluation(
@@ -129,7 +129,7 @@ def evaluation_of(
 
 
 def _method(model: str, folder: Path, weights_sha256: str) -> str:
-    """Say how weights came about: by a run's solver, by no pruning, or in a way that the folder does not know."""
+    """Return where weights come from: a run's solver, no pruning, or something that the folder does not know."""
     made = Path(model) / RECORD_NAME
     if made.is_file():
         return str(read_record(made.parent)["report"]["solver"])

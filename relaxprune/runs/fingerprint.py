@@ -29,8 +29,8 @@ class Fingerprint:
         model: source, resolved commit, class, dtype and the SHA-256 of every weight before pruning.
         calibration: source, SHA-256 of the token windows, their count and length, seed.
         settings: solver and its options, polytope, layer selection, budgets, seed, device, threads.
-        software: versions of relaxprune, Python, the libraries whose arithmetic or text handling is used, and what the
-            solver computes with.
+        software: versions of relaxprune, Python, the libraries whose arithmetic or text handling is used, and the
+            packages that the solver computes with.
     """
 
     model: dict[str, Any]
@@ -101,5 +101,5 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -
 
 
 def plain_values(value: Any) -> Any:
-    """Return ``value`` in JSON's own types: a tuple becomes a list, a type that JSON lacks the text that names it."""
+    """Return ``value`` in JSON's own types: a tuple becomes a list, a value of any other type its text."""
     return json.loads(json.dumps(value, allow_nan=False, default=str))

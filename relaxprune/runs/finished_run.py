@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder and checked before anything is made of it."""
+"""A finished run, read back from its folder and checked before it is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FinishedRun:
         record: the content of ``relaxprune.json``.
         layers: its layers' reports.
         masks: parameter name -> (rows, cols) bool, True = kept; unpacked one by one.
-        config: the content of ``config.json``; empty where there is none.
+        config: the content of ``config.json``; empty if there is none.
         evaluations: what ``relaxprune eval`` has recorded.
     """
 
@@ -54,7 +54,7 @@ def read_finished_run(path: str | Path) -> FinishedRun:
     """Read a finished run's folder.
 
     Raises:
-        RelaxPruneError: there is none, it is not finished, or a file in it is damaged.
+        RelaxPruneError: there is no run, it is not finished, or a file in it is damaged.
     """
     folder = Path(path)
     if folder.is_file():

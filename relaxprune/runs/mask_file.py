@@ -57,7 +57,7 @@ def write_masks(path: str | Path, masks: Mapping[str, Tensor], extra: Any = None
     Args:
         path: the file to create or replace.
         masks: parameter name to bool mask ``(..., cols)``, True = kept.
-        extra: anything that JSON can hold, kept beside the masks and under the same checksum.
+        extra: any JSON value, stored with the masks and under the same checksum.
 
     Returns:
         The checksum, in hexadecimal, as the file's metadata has it.
@@ -89,16 +89,16 @@ def read_masks(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        RelaxPruneError: if it is not a mask file, is of a newer format, or is damaged (one flipped bit is enough).
+        RelaxPruneError: if it is not a mask file, has another version, or is damaged (one flipped bit is enough).
     """
     return read_mask_file(path)[0]
 
 
 class PackedMasks(Mapping[str, Tensor]):
-    """The masks of a file as ``read_masks`` gives them, each unpacked when it is asked for: to eight times its size."""
+    """The masks of a file as ``read_masks`` returns them, each unpacked (to eight times its size) on access."""
 
     def __init__(self, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Hold masks that ``pack_mask`` made, with the shape that each had."""
+        """Hold masks that ``pack_mask`` made, with their original shapes."""
         self._packed, self.shapes = packed, shapes
 
     def __getitem__(self, name: str) -> Tensor:
@@ -115,13 +115,13 @@ class PackedMasks(Mapping[str, Tensor]):
 
 
 def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], Any]:
-    """Read masks as ``read_masks`` does, with the ``extra`` value that was written beside them."""
+    """Read masks as ``read_masks`` does, with the ``extra`` value that was written with them."""
     masks, extra = open_mask_file(path)
     return dict(masks), extra
 
 
 def open_mask_file(path: str | Path) -> tuple[PackedMasks, Any]:
-    """Read masks as ``read_mask_file`` does, and leave them packed until they are asked for."""
+    """Read masks as ``read_mask_file`` does, but leave them packed until they are accessed."""
     path = Path(path)
     file = path / MASKS_NAME if path.is_dir() else path
     packed, metadata = read_container(file, MASK_FILE)
@@ -136,7 +136,7 @@ def open_mask_file(path: str | Path) -> tuple[PackedMasks, Any]:
 
 
 def _fits(packed: Tensor, shape: Sequence[Any]) -> bool:
-    """Tell whether a packed mask is one of a mask of ``shape``."""
+    """Return whether a packed mask fits a mask of ``shape``."""
     if not shape or not all(is_kind(size, int) and size >= 0 for size in shape):
         return False
     return packed.dtype == torch.uint8 and tuple(packed.shape) == (*shape[:-1], -(-shape[-1] // 8))

@@ -53,7 +53,7 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
 
 
 def _kept(settings: Mapping[str, Any]) -> str:
-    """Say what became of the weights that are kept."""
+    """Return a clause on what happened to the kept weights."""
     if settings.get("weights") == "refit":
         return "kept weights have new values, fitted to the calibration text by least squares"
     return "kept weights are those of the base model, bit for bit"
@@ -75,12 +75,12 @@ def _commit(fingerprint: Mapping[str, Any]) -> str:
 
 
 def _order(settings: Mapping[str, Any]) -> str:
-    """Say that channels have another order than in the base model, where they have."""
+    """Return a clause on the order of channels, if it is not the base model's."""
     return ", in the order of channels that `relaxprune.json` states" if settings.get("permute") else ""
 
 
 def _pattern(polytope: Mapping[str, Any]) -> str:
-    """Say in words what was asked for (``Target.to_dict``)."""
+    """Return in words what was asked for (``Target.to_dict``)."""
     if "sparsity" in polytope:
         return f"sparsity {polytope['sparsity']} in every row"
     if "pattern" in polytope:

@@ -1,6 +1,6 @@
-"""The file in which any codebase hands a layer over: safetensors with ``weight`` and ``gram``.
+"""The file in which any codebase can hand over a layer: safetensors with ``weight`` and ``gram``.
 
-Where weights may move it can hold ``cross`` and ``dense_gram`` too, as ``ReconstructionProblem`` takes them. It needs
+If weights may move, it can also hold ``cross`` and ``dense_gram``, as ``ReconstructionProblem`` takes them. It needs
 no metadata, so that one call of ``safetensors.torch.save_file`` makes such a file.
 """
 
@@ -23,7 +23,7 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """What a problem file holds of a layer.
+    """A layer as a problem file holds it.
 
     Attributes:
         weight: (rows, cols).
@@ -40,14 +40,14 @@ class LayerProblem:
 
 
 def read_problem_file(path: str | Path, device: str | None = None) -> LayerProblem:
-    """Read a layer from a problem file; values and sizes are checked by the problem that is made of it.
+    """Read a layer from a problem file; values and sizes are checked by the problem made from it.
 
     Args:
         path: a safetensors file; tensors of other names are not read.
         device: where to put the tensors, None for the CPU.
 
     Raises:
-        RelaxPruneError: there is no such file or device, the file is damaged, lacks a tensor, or has one that is no
+        RelaxPruneError: there is no such file or device, the file is damaged, lacks a tensor, or has one that is not a
             matrix of float64, float32, float16 or bfloat16.
         OSError: the file cannot be read.
     """
@@ -67,7 +67,7 @@ def read_problem_file(path: str | Path, device: str | None = None) -> LayerProbl
             raise RelaxPruneError(f"{name!r} in {what} must have 2 dimensions, got shape {tuple(tensor.shape)}")
         if tensor.dtype not in _DTYPES:
             known = ", ".join(str(dtype) for dtype in _DTYPES)
-            raise RelaxPruneError(f"{name!r} in {what} must be of one of {known}, got {tensor.dtype}")
+            raise RelaxPruneError(f"{name!r} in {what} must have one of the dtypes {known}, got {tensor.dtype}")
     return LayerProblem(**{name: tensor.to(place) for name, tensor in found.items()})
 
 

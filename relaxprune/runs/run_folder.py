@@ -1,7 +1,7 @@
 """The folder a pruning run writes: a model that transformers loads, its masks, a record of every number, a model card.
 
-While a run is under way its progress lies in ``.relaxprune/`` inside the folder, each finished block in a file of its
-own, written durably the moment the block is done. ``finish`` writes the model, reloads it, checks it, and writes
+While a run is in progress, its state is in ``.relaxprune/`` inside the folder, each finished block in a file of its
+own, written durably as soon as the block is done. ``finish`` writes the model, reloads it, checks it, and writes
 ``relaxprune.json`` last: a folder that has this file is complete and checked.
 """
 
@@ -53,11 +53,11 @@ class RunFolder:
 
     @staticmethod
     def refuse_occupied(path: str | Path, resume: bool = False) -> None:
-        """Refuse a folder that a run may not write to; to be called before any work.
+        """Refuse a folder that a run may not write to; call it before any work.
 
         Args:
             path: the output folder.
-            resume: whether an interrupted run in it is to be continued.
+            resume: whether to continue an interrupted run in it.
 
         Raises:
             RelaxPruneError: if ``path`` is a file, cannot be written to, or is not empty and is not a run to be
@@ -118,7 +118,7 @@ class RunFolder:
 
     @property
     def notices(self) -> list[str]:
-        """What the user must see of the finished run in this folder."""
+        """What the user must see about the finished run in this folder."""
         found: list[str] = read_record(self.path)["notes"]["notices"]
         return found
 
@@ -130,12 +130,12 @@ class RunFolder:
     def load(self, block_index: int) -> BlockRecord | None:
         """Return a block's record from the interrupted run, or None if it has to be solved.
 
-        Blocks are asked for in the order of execution, which need not be that of their indices. When one is missing,
-        the records that were not asked for before are dropped: they were solved on inputs from a block that will now
-        be solved anew.
+        Blocks are requested in the order of execution, which need not be that of their indices. When one is missing,
+        the records not requested before are dropped: they were solved on inputs from a block that will now be solved
+        again.
 
         Raises:
-            RelaxPruneError: if the file is damaged or lacks a certificate; deleting it has the block solved again.
+            RelaxPruneError: if the file is damaged or lacks a certificate; delete it to solve the block again.
         """
         blocks = self._progress.blocks
         if not blocks.path(block_index).is_file():
@@ -157,19 +157,19 @@ class RunFolder:
         self._used.add(block_index)
 
     def load_allocation(self) -> dict[str, int] | None:
-        """Return how the interrupted run shares its sparsity, None if that has to be decided.
+        """Return how the interrupted run shares its sparsity, None if that is not decided yet.
 
         Raises:
-            RelaxPruneError: if the file is damaged; deleting it has it decided again.
+            RelaxPruneError: if the file is damaged; delete it to have it decided again.
         """
         return self._progress.load_allocation()
 
     def save_allocation(self, counts: dict[str, int]) -> None:
-        """Keep, durably, how many entries of every row each layer loses."""
+        """Save durably how many entries of every row each layer loses."""
         self._progress.save_allocation(counts)
 
     def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
-        """Keep a layer's certificate, durably; it counts once its block is recorded."""
+        """Save a layer's certificate durably; it counts once its block is recorded."""
         self._progress.certificates.save(parameter, certificate, problem)
 
     def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> ReloadCheck:
@@ -208,7 +208,7 @@ class RunFolder:
         return verify_files(self.path)
 
     def abandon(self) -> None:
-        """Remove what a run wrote that ended before its first block: bad input must leave nothing behind."""
+        """Remove everything a run wrote if it ended before its first block: bad input must leave nothing behind."""
         if self.finished or self.solved_blocks:
             return
         for path in self._written:
@@ -242,7 +242,7 @@ class RunFolder:
         return stored
 
     def _drop_unused(self, block_index: int) -> None:
-        """Delete the records that no earlier step of this session used, for block ``block_index`` has none."""
+        """Delete the records that this session has not used so far, since block ``block_index`` has none."""
         for index in sorted({*self.solved_blocks} - self._used):
             _logger.warning("block %d has no record: block %d is solved again", block_index, index)
             self._progress.blocks.delete(index)

@@ -1,4 +1,4 @@
-"""``.relaxprune``, the folder in which a run keeps what it has done until it is finished."""
+"""``.relaxprune``, the folder in which a run keeps its progress until it is finished."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ALLOCATION = JsonFormat(version=1, shape={"pruned_per_row": Values(int)}, advic
 
 
 class RunProgress:
-    """What an unfinished run has done: ``run.json``, ``allocation.json``, its blocks and its certificates.
+    """The progress of an unfinished run: ``run.json``, ``allocation.json``, its blocks and its certificates.
 
     Args:
         path: the run's folder.
-        settings: those of the run's fingerprint, which say whether weights move and layers are certified; empty while
-            they are not known.
+        settings: those of the run's fingerprint, which say whether weights move and layers are certified; empty if
+            unknown.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class RunProgress:
         return (self.folder / "run.json").is_file()
 
     def begin(self, fingerprint: Mapping[str, Any]) -> None:
-        """Write the fingerprint, so that any later crash can be resumed; one that is there stays."""
+        """Write the fingerprint, so that the run can be resumed after a crash; an existing one stays."""
         self.blocks.folder.mkdir(parents=True, exist_ok=True)
         if not self.begun:
             run = {"schema_version": _RUN.version, "fingerprint": dict(fingerprint), "started": now()}
@@ -57,10 +57,10 @@ class RunProgress:
         return found
 
     def load_allocation(self) -> dict[str, int] | None:
-        """Return how the run shares its sparsity, None if that has to be decided.
+        """Return how the run shares its sparsity, None if that is not decided yet.
 
         Raises:
-            RelaxPruneError: the file is damaged; deleting it has it decided again.
+            RelaxPruneError: the file is damaged; delete it to have it decided again.
         """
         path = self.folder / "allocation.json"
         if not path.is_file():
@@ -71,7 +71,7 @@ class RunProgress:
         return counts
 
     def save_allocation(self, counts: Mapping[str, int]) -> None:
-        """Keep, durably, how many entries of every row each layer loses."""
+        """Save durably how many entries of every row each layer loses."""
         content = {"schema_version": _ALLOCATION.version, "pruned_per_row": dict(counts)}
         write_json(self.folder / "allocation.json", content)
 
@@ -83,5 +83,5 @@ class RunProgress:
         return staging
 
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove the folder with everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)

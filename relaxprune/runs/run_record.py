@@ -48,7 +48,7 @@ RECORD = JsonFormat(
 
 @dataclass(frozen=True)
 class RunNotes:
-    """What a run folder states beside the report.
+    """What a run folder states in addition to the report.
 
     Attributes:
         command: the command line that made it.
@@ -57,7 +57,7 @@ class RunNotes:
         notices: sentences that the user must see (also the reason for exit code 3).
         machine: processor, cores, threads, accelerator and versions that seconds depend on, in one line.
         peak_memory_bytes: the largest resident size of the process that pruned, until the model was written; of the
-            last session where the run was continued. None where the system does not tell.
+            last session if the run was continued. None if the system does not report it.
     """
 
     command: str
@@ -71,7 +71,7 @@ class RunNotes:
 def run_record(
     fingerprint: Mapping[str, Any], report: PruneReport, notes: RunNotes, verification: ReloadCheck
 ) -> dict[str, Any]:
-    """Return the content of ``relaxprune.json``, less the list of files, as plain JSON values."""
+    """Return the content of ``relaxprune.json``, without the list of files, as plain JSON values."""
     return {
         "schema_version": RECORD.version,
         "finished": now(),
@@ -83,23 +83,23 @@ def run_record(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read ``relaxprune.json``, or that of a run's folder.
+    """Read ``relaxprune.json``, given its path or that of its folder.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        RelaxPruneError: if it is damaged or of another schema version.
+        RelaxPruneError: if it is damaged or has another schema version.
     """
     path = Path(path)
     file = path / RECORD_NAME if path.is_dir() else path
     record = read_document(file, RECORD)
     for name in record["files"]:
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
-            raise damaged(repr(str(file)), f"it lists {name!r}, which is no file of its folder")
+            raise damaged(repr(str(file)), f"it lists {name!r}, which is not in its folder")
     return record
 
 
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of files of a folder, by their names."""
+    """Return size and SHA-256 of files in a folder, by name."""
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
     }
@@ -123,5 +123,5 @@ def verify_files(folder: Path) -> int:
 
 
 def now() -> str:
-    """Return the present time, UTC, to the second, in ISO 8601."""
+    """Return the current time in UTC, to the second, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""New values of weights that moved, block by block, while a run is under way."""
+"""New values of the weights that moved, block by block, while a run is in progress."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class WeightFiles:
     """One safetensors file for each finished block.
 
     Args:
-        folder: of the files; made when the first one is written.
+        folder: for the files; created with the first one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, block: int, weights: Mapping[str, Tensor]) -> None:
-        """Keep a block's weights, (rows, cols) each, durably: whole or not at all."""
+        """Save a block's weights, (rows, cols) each, durably: whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_container(self._path(block), WEIGHT_FILE, weights, {})
 
@@ -32,7 +32,7 @@ class WeightFiles:
         """Return a block's weights.
 
         Raises:
-            RelaxPruneError: the file is missing or damaged, or is of other parameters than ``names``.
+            RelaxPruneError: the file is missing or damaged, or has other parameters than ``names``.
         """
         path = self._path(block)
         try:
@@ -40,7 +40,7 @@ class WeightFiles:
         except (OSError, RelaxPruneError) as error:
             raise RelaxPruneError(f"{str(path)!r} cannot be read: delete the record of block {block}") from error
         if set(weights) != set(names):
-            raise RelaxPruneError(f"{str(path)!r} is not of the layers of block {block}: delete its record")
+            raise RelaxPruneError(f"{str(path)!r} does not hold the layers of block {block}: delete its record")
         return weights
 
     def _path(self, block: int) -> Path:
@@ -48,7 +48,7 @@ class WeightFiles:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read one file; the first ones had no metadata, and so no checksum."""
+    """Read one file; early ones have no metadata, and so no checksum."""
     with open_tensors(path, WEIGHT_FILE.describe(path)) as file:
         if not file.header.metadata:
             return file.tensors()

@@ -1,7 +1,7 @@
 """The container of all our tensor files: safetensors with a name, a version and a checksum in the metadata.
 
-Whatever is wrong with a file, its reader says so in one sentence, and before it has allocated more than the file holds.
-The checksum has no key: it finds damage, not malice, so that readers still check what a file claims.
+A reader reports anything wrong with a file in one sentence, before it allocates more than the file holds. The checksum
+has no key: it detects damage, not malice, so readers still check what a file claims.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class TensorFormat:
     """A kind of tensor file that we write.
 
     Attributes:
-        kind: what sentences call such a file.
+        kind: what error messages call such a file.
         name: the metadata's ``format``.
         version: the metadata's ``schema_version``, as text there.
-        keys: further entries of the metadata.
-        sealed: whether ``sha256`` is over everything else in the file; else the format checks in its own way.
-        hint: said of a file that is of no such format.
+        keys: further entries that the metadata must have.
+        sealed: whether ``sha256`` covers everything else in the file; if not, the format has a check of its own.
+        hint: appended to the error for a file of another format.
     """
 
     kind: str
@@ -49,15 +49,15 @@ class TensorFormat:
     hint: str = ""
 
     def describe(self, path: Path) -> str:
-        """Return what sentences call a file of this kind."""
+        """Return what error messages call the file."""
         return f"{self.kind} {str(path)!r}"
 
 
 class TensorFile:
-    """An open safetensors file, whose header fits it.
+    """An open safetensors file with a checked header.
 
     Attributes:
-        what: names it in sentences.
+        what: its name in error messages.
         header: what it declares.
     """
 
@@ -85,11 +85,11 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
-    """Open a safetensors file of anybody's, to read its tensors one by one.
+    """Open any safetensors file to read its tensors one by one.
 
     Args:
         path: the file.
-        what: names it in sentences.
+        what: its name in error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -101,14 +101,14 @@ def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
 
 
 def read_container(path: Path, form: TensorFormat) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a tensor file of ours.
+    """Read one of our tensor files.
 
     Returns:
         Its tensors on the CPU, sorted by name, and its metadata.
 
     Raises:
         FileNotFoundError: there is no such file.
-        RelaxPruneError: it is damaged, of another format or version, or lacks an entry.
+        RelaxPruneError: it is damaged, has another format or version, or lacks an entry.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{form.describe(path)} does not exist")
@@ -122,7 +122,7 @@ def read_container(path: Path, form: TensorFormat) -> tuple[dict[str, Tensor], d
 
 
 def check_format(metadata: Mapping[str, str], path: Path, form: TensorFormat) -> None:
-    """Refuse metadata of another format or version, or that lacks an entry.
+    """Refuse metadata with another format or version, or without a required entry.
 
     Raises:
         RelaxPruneError: naming the file.
@@ -142,10 +142,10 @@ def check_format(metadata: Mapping[str, str], path: Path, form: TensorFormat) ->
 
 
 def metadata_json(metadata: Mapping[str, str], key: str, path: Path, form: TensorFormat) -> Any:
-    """Return the JSON value of an entry of the metadata.
+    """Return the JSON value of a metadata entry.
 
     Raises:
-        RelaxPruneError: it is no JSON.
+        RelaxPruneError: it is not valid JSON.
     """
     try:
         return parse_json(metadata[key])
@@ -156,13 +156,13 @@ def metadata_json(metadata: Mapping[str, str], key: str, path: Path, form: Tenso
 def write_container(
     path: Path, form: TensorFormat, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, str]:
-    """Write a tensor file of ours durably: it appears whole or not at all, and equal content gives equal bytes.
+    """Write one of our tensor files durably: it appears whole or not at all, and equal content gives equal bytes.
 
     Returns:
-        The whole metadata, with format, version and, of a sealed format, the checksum.
+        The whole metadata, with format, version and, for a sealed format, the checksum.
 
     Raises:
-        RelaxPruneError: a tensor of a dtype that no safetensors file can hold.
+        RelaxPruneError: a tensor has a dtype that safetensors cannot store.
         OSError: the file cannot be written.
     """
     described = {"format": form.name, "schema_version": str(form.version), **metadata}
@@ -180,20 +180,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write_data(file: BinaryIO, header: bytes, tensors: Iterable[Tensor]) -> None:
-    """Write a header and the bytes of tensors behind it, one by one."""
+    """Write a header, then the bytes of the tensors, one by one."""
     file.write(header)
     for tensor in tensors:
         file.write(raw_bytes(tensor))
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 over the metadata (less ``sha256``) and the tensors."""
+    """Return the SHA-256 over the metadata (without ``sha256``) and the tensors."""
     described = {key: value for key, value in metadata.items() if key != "sha256"}
     return checksum(sorted(tensors.items()), json.dumps(described, sort_keys=True).encode())
 
 
 def _told(what: str, read: Callable[[], T]) -> T:
-    """Return what the library reads, or say that the file is damaged."""
+    """Return what the library reads, or report the file as damaged."""
     try:
         return read()
     except _LIBRARY_ERRORS as error:

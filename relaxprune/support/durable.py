@@ -1,4 +1,4 @@
-"""Writing files so that a crash, or a power cut, leaves either the old file or the new one and never half of one.
+"""Durable writes: a crash or a power cut leaves either the old file or the new one, never half of one.
 
 A new file is written under a temporary name in the same folder, flushed to the disk (``fsync``), renamed over the
 target (``os.replace``, atomic within one file system) and the folder is flushed too, so that the rename itself lasts.
@@ -21,7 +21,7 @@ _SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk; a system that cannot open folders (Windows) has no such flush."""
+    """Flush a folder's list of names to disk; do nothing on Windows, which cannot open folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -32,7 +32,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file that another library wrote to the disk."""
+    """Flush to disk a file that another library wrote."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -42,10 +42,10 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def durable_path(target: Path) -> Iterator[Path]:
-    """Give the path of a new empty file beside ``target``; on a clean exit it replaces ``target`` durably.
+    """Yield the path of a new, empty file next to ``target``; on a clean exit it replaces ``target`` durably.
 
-    The file is created with mode 0666 less the umask, as any file of the user's would be (``tempfile`` would make it
-    0600, and the rename would keep that). If the body raises, the new file is removed and ``target`` is untouched.
+    The file is created with mode 0666 less the umask, like any new file of the user's (``tempfile`` would use 0600, and
+    the rename would keep that). If the body raises, the new file is removed and ``target`` is untouched.
 
     Args:
         target: the file to create or replace; its folder must exist.
@@ -54,7 +54,7 @@ def durable_path(target: Path) -> Iterator[Path]:
         The path to write to.
 
     Raises:
-        OSError: if the folder cannot be written.
+        OSError: the folder cannot be written to.
     """
     scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
     os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -68,7 +68,7 @@ def durable_path(target: Path) -> Iterator[Path]:
 
 
 def sweep_scratch(folder: Path) -> None:
-    """Remove what writers that were killed left under ``folder``: files whose names are those of ``durable_path``."""
+    """Remove the temporary files that killed writers left under ``folder``, named as by ``durable_path``."""
     for path in folder.rglob(".*.part"):
         if _SCRATCH.fullmatch(path.name) and path.is_file():
             path.unlink()
@@ -89,7 +89,7 @@ def write_json(target: Path, value: Any) -> None:
     """Write ``value`` to ``target`` durably as indented JSON.
 
     Raises:
-        ValueError: for a NaN or an infinity, which JSON has no words for.
+        ValueError: the value holds a NaN or an infinity, which JSON cannot represent.
     """
     write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
@@ -97,7 +97,7 @@ def write_json(target: Path, value: Any) -> None:
 def move_into(source: Path, folder: Path) -> Path:
     """Move a finished file into ``folder`` (same file system) durably, replacing a file of the same name.
 
-    The file gets the permissions that a new file of the user's would have.
+    The file gets the permissions of a newly created file.
 
     Returns:
         The file's new path.

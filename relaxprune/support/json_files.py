@@ -1,4 +1,4 @@
-"""JSON files: one reader, which says in a sentence what is wrong with one.
+"""JSON files: one reader, which says in one sentence what is wrong with a file.
 
 Python's own parser accepts NaN, infinities, numbers of any size, repeated keys, and text that no file can hold (lone
 surrogates). The last is refused in every file, the others in the files that we write.
@@ -42,7 +42,7 @@ class JsonFormat:
 
     Attributes:
         version: the ``schema_version`` that is written and read.
-        shape: of what it holds besides, as ``misfit`` takes it.
+        shape: the shape of its other entries, as ``misfit`` takes it.
         advice: what to do about a damaged one.
     """
 
@@ -56,10 +56,10 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
 
     Args:
         text: one JSON value.
-        strict: whether repeated keys, NaN, infinities and whole numbers of more than 64 bits are refused.
+        strict: whether to refuse repeated keys, NaN, infinities and integers of more than 64 bits.
 
     Raises:
-        ValueError: it is no JSON, or is nested too deeply.
+        ValueError: it is not valid JSON, or is nested too deeply.
     """
     hooks: dict[str, Any] = {
         "object_pairs_hook": _unique,
@@ -98,11 +98,11 @@ def read_json(path: Path, *, strict: bool = False, advice: str = "fetch it again
 
 
 def read_document(path: Path, form: JsonFormat) -> dict[str, Any]:
-    """Read a JSON file of ours and check its version and its shape.
+    """Read one of our JSON files and check its version and shape.
 
     Raises:
         FileNotFoundError: there is no such file.
-        RelaxPruneError: it is damaged, or of another version.
+        RelaxPruneError: it is damaged, or has another version.
     """
     content = read_json(path, strict=True, advice=form.advice)
     found = content.get("schema_version")
@@ -110,15 +110,15 @@ def read_document(path: Path, form: JsonFormat) -> dict[str, Any]:
         raise RelaxPruneError(f"{str(path)!r} has schema version {found!r}, this relaxprune reads {form.version}")
     wrong = misfit(content, {"schema_version": int, **form.shape})
     if wrong:
-        raise damaged(repr(str(path)), f"{wrong!r} is missing or not of its kind", form.advice)
+        raise damaged(repr(str(path)), f"{wrong!r} is missing or has the wrong type", form.advice)
     return content
 
 
 def misfit(value: Any, shape: Any, name: str = "") -> str | None:
-    """Return the name of the first part of a JSON value that does not have its shape, None where all have.
+    """Return the name of the first part of a JSON value that does not have the given shape, or None.
 
     Args:
-        value: what JSON gave.
+        value: a parsed JSON value.
         shape: a type or a tuple of them; a list with one shape, for a list of such; a dict, for an object with at least
             these keys; ``Values`` or ``Maybe``.
         name: the dotted name of the value, "" for the whole.
@@ -139,7 +139,7 @@ def misfit(value: Any, shape: Any, name: str = "") -> str | None:
 
 
 def is_kind(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Tell whether a JSON value is of a kind; true and false are no numbers, and a whole number is a float too."""
+    """Return whether a JSON value has a type; a bool is not a number, and an int is also a float."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if isinstance(value, bool):
         return bool in kinds
@@ -161,7 +161,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     """Refuse NaN, Infinity and -Infinity."""
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:

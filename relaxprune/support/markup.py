@@ -20,7 +20,7 @@ def number(value: object) -> str:
 
 
 def html_table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "") -> str:
-    """Return an HTML table; every cell is escaped, the first column is at the left and the others at the right."""
+    """Return an HTML table; every cell is escaped, the first column is left-aligned, the others right-aligned."""
     lines = [f"<caption>{escape(caption)}</caption>"] if caption else []
     if head:
         lines.append(f"<thead>{_row(head, 'th')}</thead>")
@@ -29,10 +29,10 @@ def html_table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), ca
 
 
 def sparkline(values: Sequence[float], label: str) -> str:
-    """Return a line of values as inline SVG, the smallest at the bottom; "" for fewer than two.
+    """Return a line plot of values as inline SVG, without axes; "" for fewer than two.
 
     Args:
-        values: finite numbers; long rows are thinned out to the mean of neighbours.
+        values: finite numbers; long sequences are thinned out to means of neighbours.
         label: what is drawn, for people and for screen readers.
     """
     points = _thinned(values, _WIDTH // 2)
@@ -52,7 +52,7 @@ def sparkline(values: Sequence[float], label: str) -> str:
 
 
 def piece(title: str, rows: Iterable[Sequence[object]], lines: Iterable[tuple[str, Sequence[float]]] = ()) -> str:
-    """Return what a notebook shows of an object: its name, a table of two columns, and sparklines with their labels."""
+    """Return what a notebook shows for an object: its name, a two-column table and labelled sparklines."""
     drawn = "".join(
         f"<div>{escape(label)}<br>{svg}</div>" for label, values in lines if (svg := sparkline(values, label))
     )

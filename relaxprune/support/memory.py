@@ -1,4 +1,4 @@
-"""What memory this process holds, as the system tells."""
+"""How much memory this process uses, as the system reports it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the largest resident size of this process so far, in bytes; None where the system does not tell."""
+    """Return the largest resident size of this process so far, in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows has no such module.
@@ -17,7 +17,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def resident_bytes() -> int | None:
-    """Return the resident size of this process now, in bytes; the largest so far where only that is told."""
+    """Return the resident size of this process now, in bytes; the largest so far if only that is reported."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

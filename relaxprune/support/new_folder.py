@@ -1,4 +1,4 @@
-"""A folder made from another one: it appears whole and on the disk, or not at all."""
+"""A folder made from another one: it appears complete and on disk, or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .outputs import refuse_output_folder, refuse_unwritable_folder
 
 @contextmanager
 def new_folder(out: Path, source: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``out``; on a clean exit it takes that name durably, on any error it is removed.
+    """Yield an empty folder next to ``out``; on a clean exit it takes that name durably, on any error it is removed.
 
     Args:
         out: folder to create, new or empty.
@@ -27,14 +27,16 @@ def new_folder(out: Path, source: Path) -> Iterator[Path]:
         The folder to write to.
 
     Raises:
-        RelaxPruneError: ``out`` is ``source``, lies in it, is not empty or cannot be written. Nothing is written then.
+        RelaxPruneError: ``out`` is ``source``, lies in it, is not empty or cannot be written. Then nothing is written.
     """
-    target = out.resolve()  # of a link to an empty folder, the folder
+    target = out.resolve()  # for a link to an empty folder, that folder
     if target.is_relative_to(source.resolve()):
         raise RelaxPruneError(f"output folder {str(out)!r} is or lies in {str(source)!r}, which is read: name another")
     refuse_output_folder(out, "name one that is new or empty")
     if os.path.ismount(target):
-        raise RelaxPruneError(f"output folder {str(out)!r} is a mount point, which cannot be renamed: name one in it")
+        raise RelaxPruneError(
+            f"output folder {str(out)!r} is a mount point, which cannot be renamed: name one inside it"
+        )
     refuse_unwritable_folder(target.parent)
     made = [parent for parent in target.parents if not parent.exists()]
     staging = target.with_name(f".{target.name}.{uuid4().hex}.part")
@@ -45,7 +47,7 @@ def new_folder(out: Path, source: Path) -> Iterator[Path]:
         yield staging
         _flush(staging)
         if target.exists():
-            target.rmdir()  # Windows renames onto no folder; no system removes one that is not empty
+            target.rmdir()  # Windows cannot rename onto a folder; rmdir never removes one with files in it
         os.replace(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -58,10 +60,10 @@ def new_folder(out: Path, source: Path) -> Iterator[Path]:
 
 
 def copy_others(source: Path, out: Path, leave: Collection[Path]) -> None:
-    """Copy everything in a folder but the paths ``leave``; a link to a file becomes that file.
+    """Copy everything in a folder except the paths ``leave``; a link to a file is copied as that file.
 
     Raises:
-        RelaxPruneError: there is what cannot be copied: a link to nothing or to a folder, or a device.
+        RelaxPruneError: something cannot be copied: a broken link, a link to a folder, or a device.
     """
     out.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
@@ -72,7 +74,7 @@ def copy_others(source: Path, out: Path, leave: Collection[Path]) -> None:
         elif path.is_dir() and not path.is_symlink():
             copy_others(path, out / path.name, leave)
         else:
-            kind = "a link to a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+            kind = "a link to a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "not a file"
             raise RelaxPruneError(f"{str(path)!r} is {kind} and cannot be copied: remove it, or put a file there")
 
 

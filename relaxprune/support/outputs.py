@@ -1,4 +1,4 @@
-"""Refusing an output that cannot be written before the work is done that would be lost with it."""
+"""Checks that an output can be written, made before the work that would otherwise be lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def refuse_output_file(path: Path) -> None:
         raise RelaxPruneError(f"output file {str(path)!r} exists; name a new one")
     if not path.parent.is_dir():
         raise RelaxPruneError(
-            f"output file {str(path)!r} has no folder to lie in; create {str(path.parent)!r} or name another file"
+            f"output file {str(path)!r} cannot be written: create the folder {str(path.parent)!r}, or name another file"
         )
     _refuse_unwritable(path.parent, f"output file {str(path)!r}")
 
@@ -51,7 +51,7 @@ def refuse_unwritable_folder(path: Path) -> None:
 
 
 def _refuse_unwritable(folder: Path, output: str) -> None:
-    """Refuse unless a file can be created in ``folder``: permissions alone do not tell (read-only file systems)."""
+    """Refuse unless a file can be created in ``folder``: permissions alone do not show it (read-only file systems)."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

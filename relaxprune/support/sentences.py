@@ -1,4 +1,4 @@
-"""Sentences about files, and what another library says of an error in few enough words for one of them."""
+"""Error sentences about files, and errors of other libraries cut short enough to be part of one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _MOST_LETTERS = 300
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text without its full stop, or the name of its class if it has no text.
 
-    A first line that ends with a colon has the second one behind it.
+    If the first line ends with a colon, the second line follows it.
     """
-    # One of a decoder's arguments is everything that it was to decode.
+    # A decoder's error has its whole input among its arguments.
     text = str(error) if isinstance(error, UnicodeError) else " ".join(str(arg) for arg in error.args)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
@@ -20,10 +20,10 @@ def first_line(error: BaseException) -> str:
 
 
 def damaged(what: str, reason: str, advice: str = "") -> RelaxPruneError:
-    """Return the error that says that a file is damaged.
+    """Return the error for a damaged file.
 
     Args:
-        what: names the file.
+        what: the file's name in error messages.
         reason: a clause.
         advice: what to do about it.
     """

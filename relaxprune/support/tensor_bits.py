@@ -13,7 +13,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return a dense tensor's bytes, row-major, without a copy where it lies contiguous on the CPU."""
+    """Return a dense tensor's bytes, row-major, without a copy if it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -25,7 +25,7 @@ def as_integers(tensor: Tensor) -> Tensor:
         tensor: any dense tensor whose entries take at most 8 bytes.
 
     Returns:
-        The same shape; of the same memory where ``tensor`` lies contiguous on the CPU. A bool tensor stays bool.
+        The same shape, sharing memory with ``tensor`` if that is contiguous and on the CPU. A bool tensor stays bool.
     """
     dense = tensor.detach().cpu().contiguous()
     return dense if dense.dtype == torch.bool else dense.view(_INTEGERS[dense.element_size()])
@@ -35,7 +35,7 @@ def checksum(tensors: Iterable[tuple[str, Tensor]], head: bytes = b"") -> str:
     """Return the SHA-256 over every tensor's name, dtype, shape and bytes, in hexadecimal.
 
     Args:
-        tensors: names and dense tensors, in an order that does not change from time to time; read one by one.
+        tensors: names and dense tensors, in a fixed order; read one by one.
         head: hashed before them.
     """
     digest = hashlib.sha256(head)

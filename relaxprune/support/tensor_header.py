@@ -44,7 +44,7 @@ _TORCH_NAMES = {
     "I64": "int64",
     "U64": "uint64",
 }
-# Older versions of torch lack some; of the sub-byte formats none is a dtype of torch, one entry each.
+# Older versions of torch lack some; none has a dtype for one entry of a sub-byte format.
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, torch_name) for name, torch_name in _TORCH_NAMES.items() if hasattr(torch, torch_name)
 }
@@ -55,10 +55,10 @@ _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8} | {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What a header says of one tensor.
+    """What a header says about one tensor.
 
     Attributes:
-        dtype: in the format's own words, such as "BF16".
+        dtype: its name in the format, such as "BF16".
         shape: its shape.
         start, end: where its bytes lie, counted from the end of the header.
     """
@@ -71,12 +71,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A header that fits its file.
+    """A header that matches its file.
 
     Attributes:
         tensors: name -> entry, in the order of the data.
-        metadata: the texts that the file holds beside its tensors.
-        text: the header as it stands in the file.
+        metadata: the strings that the file holds in addition to its tensors.
+        text: the header as it is in the file.
     """
 
     tensors: Mapping[str, TensorEntry]
@@ -85,7 +85,7 @@ class TensorHeader:
 
 
 def check_not_empty(path: Path, what: str, advice: str = "") -> int:
-    """Return the size of a file in bytes; arguments and errors as of ``read_header``."""
+    """Return the size of a file in bytes; arguments and errors as in ``read_header``."""
     size = path.stat().st_size
     if size == 0:
         raise damaged(what, "it is empty", advice)
@@ -105,19 +105,19 @@ def read_header(path: Path, what: str, advice: str = "") -> TensorHeader:
 
     Args:
         path: the file.
-        what: names it in sentences.
+        what: its name in error messages.
         advice: what to do about a damaged one.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        RelaxPruneError: the file is empty, a pointer of git-LFS, not of the size that its header declares, or its
-            header is not sound.
+        RelaxPruneError: the file is empty or a git-LFS pointer, its size is not the one that its header declares, or
+            its header is invalid.
     """
     size = check_not_empty(path, what, advice)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER_BYTES:
-            raise damaged(what, f"it is no safetensors file, its header claims {length} bytes", advice)
+            raise damaged(what, f"it is not a safetensors file, its header claims {length} bytes", advice)
         if 8 + length > size:
             raise damaged(what, f"it is truncated, {size} bytes of at least {8 + length}", advice)
         raw = file.read(length)
@@ -128,14 +128,14 @@ def read_header(path: Path, what: str, advice: str = "") -> TensorHeader:
     declared = 8 + length + max((entry.end for entry in header.tensors.values()), default=0)
     if size != declared:
         state = "truncated" if size < declared else "too long"
-        raise damaged(what, f"it is {state}, {size} bytes where its header declares {declared}", advice)
+        raise damaged(what, f"it is {state}, {size} bytes instead of the {declared} that its header declares", advice)
     return header
 
 
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
     """Return the header of a file with these tensors, and the names in the order in which their bytes follow it.
 
-    Equal tensors and metadata give equal bytes; the library itself writes metadata in an order of chance.
+    Equal tensors and metadata give equal bytes; the library itself writes metadata in no fixed order.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -144,7 +144,7 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in names or name == "__metadata__":
-            raise RelaxPruneError(f"no safetensors file can hold tensor {name!r} of dtype {tensor.dtype}")
+            raise RelaxPruneError(f"safetensors cannot store tensor {name!r} of dtype {tensor.dtype}")
         end = start + tensor.numel() * tensor.element_size()
         entries[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
@@ -154,19 +154,19 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _parse(text: str) -> TensorHeader:
-    """Return what a header says; raises ValueError unless it is sound in itself."""
+    """Return what a header says; raises ValueError unless it is consistent."""
     content = parse_json(text)
     if not isinstance(content, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("metadata that is no text")
+        raise ValueError("metadata that is not text")
     entries = {name: _entry(value) for name, value in content.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
     place = 0
     for entry in ordered.values():
         if entry.start != place:
-            raise ValueError("gaps, or tensors in one place")
+            raise ValueError("gaps or overlaps between tensors")
         place = entry.end
     return TensorHeader(ordered, metadata, text)
 
@@ -174,22 +174,22 @@ def _parse(text: str) -> TensorHeader:
 def _entry(value: Any) -> TensorEntry:
     """Return one tensor's entry; raises ValueError unless its bytes are as many as its dtype and shape need."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError("an entry without dtype, shape and place")
+        raise ValueError("an entry other than dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise ValueError("a dtype that safetensors does not have")
+        raise ValueError("a dtype that safetensors does not know")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise ValueError("a shape or a place that is none")
+        raise ValueError("a shape or data_offsets that are not lists of counts")
     if len(shape) > _MAX_DIMENSIONS or any(size >= 2**63 for size in shape):
         raise ValueError("a shape that no tensor can have")
     bits = _BITS[dtype]
     for size in shape:
         bits *= size
     if bits != 8 * (offsets[1] - offsets[0]):
-        raise ValueError("a place of another size than the tensor")
+        raise ValueError("data_offsets that do not match the size of the tensor")
     return TensorEntry(dtype, tuple(shape), *offsets)
 
 
 def _counts(value: Any) -> bool:
-    """Tell whether a value is a list of whole numbers that are not negative."""
+    """Return whether a value is a list of non-negative integers."""
     return isinstance(value, list) and all(is_kind(item, int) and item >= 0 for item in value)

@@ -1,8 +1,8 @@
 """Where calibration and evaluation text comes from, with the two kept apart at the source.
 
-A ``TextSource`` has two parts, "calibration" and "evaluation", which never share text: the official splits where there
-are some, otherwise a cut of one text. It yields documents; ``windows.py`` cuts them into token windows. A new source is
-a function here and its line in ``CORPORA``.
+A ``TextSource`` has two parts, "calibration" and "evaluation", which never share text: the official splits if there are
+any, otherwise the two ends of one text. It yields documents; ``windows.py`` cuts them into token windows. A new source
+is a function here and a line in ``CORPORA``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _C4_EVALUATION_ROWS = 1100
 
 
 class Documents(Protocol):
-    """Texts that can be counted and read one by one, which a data set on disk need not load at once."""
+    """Texts that can be counted and read one by one, so that a data set on disk need not be loaded at once."""
 
     def __len__(self) -> int:
-        """How many documents there are."""
+        """Return the number of documents."""
 
     def __getitem__(self, index: int, /) -> str:
-        """The document at ``index``."""
+        """Return the document at ``index``."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TextSource:
 
     Attributes:
         name: what the user asked for.
-        documents: gives the documents of a part. A single one gives many windows; of several, each gives at most one.
+        documents: returns the documents of a part. A single one gives many windows; several give at most one each.
         description: JSON-ready facts that identify the text: hashes, versions, splits.
     """
 
@@ -53,16 +53,16 @@ class TextSource:
 
 
 def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) -> TextSource:
-    """Return the text source of a name or a path; nothing is downloaded before its documents are asked for.
+    """Return the text source for a name or a path; nothing is downloaded before its documents are requested.
 
     Args:
         source: a name in ``CORPORA``, such as "builtin" (English from the standard library) or "c4" (through
             ``datasets``), or the path of a UTF-8 text file. A name wins over a file; write ``./name`` for the file.
         held_out: share of a builtin or file text, at its end, kept for evaluation: 0 for none, 1 for all.
-        besides: names that the caller takes besides, for the message about an unknown one.
+        besides: further names that the caller accepts, for the error about an unknown one.
 
     Raises:
-        RelaxPruneError: unknown source, unreadable file, no package ``datasets``, or ``held_out`` outside [0, 1].
+        RelaxPruneError: unknown source, unreadable file, missing package ``datasets``, or ``held_out`` outside [0, 1].
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     if not 0 <= held_out <= 1:
@@ -78,14 +78,14 @@ def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) 
         raise FileNotFoundError(f"text source {source!r} looks like a file, but there is no such file")
     known = [*CORPORA, *besides]
     hint = did_you_mean(source, known)
-    raise RelaxPruneError(f"text source {source!r} is no text file and none of: {', '.join(known)}{hint}")
+    raise RelaxPruneError(f"text source {source!r} is neither a text file nor one of: {', '.join(known)}{hint}")
 
 
 def split_text(text: str, held_out: float) -> tuple[str, str]:
-    """Cut ``text`` in two at the paragraph, line or word end nearest before its first ``1 - held_out`` characters.
+    """Cut ``text`` in two at the end of a paragraph, line or word, shortly before its share ``1 - held_out`` is full.
 
     Returns:
-        The calibration part and the evaluation part; together they are the text, without a character in both.
+        The calibration part and the evaluation part; joined they are the text, and they share no character.
     """
     cut = round(len(text) * (1 - held_out))
     if 0 < cut < len(text):
@@ -112,7 +112,7 @@ def _single_text(name: str, text: str, held_out: float, facts: dict[str, Any]) -
 
 
 def _builtin(held_out: float) -> TextSource:
-    """The language reference that Python carries for its ``help()``; it differs between versions of Python.
+    """The language reference that Python ships for ``help()``; it differs between versions of Python.
 
     Its topics quote each other's sections, so each paragraph is kept once: otherwise held-out text would repeat
     calibration text.
@@ -167,7 +167,7 @@ def _c4(_held_out: float) -> TextSource:
 
 
 CORPORA: dict[str, Callable[[float], TextSource]] = {"builtin": _builtin, "c4": _c4, "wikitext2": _wikitext2}
-"""Name -> opens it, given the share of one text that is kept for evaluation (official splits need none)."""
+"""Name -> function that opens it, given the share of a text kept for evaluation (official splits ignore it)."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class _Rows:
 
 
 def _require_datasets(source: str) -> Any:
-    """Return the module ``datasets``, or name the extra that brings it."""
+    """Return the module ``datasets``, or raise an error that names the extra to install."""
     try:
         import datasets
     except ImportError as error:
@@ -195,7 +195,7 @@ def _require_datasets(source: str) -> Any:
 
 
 def _load_split(source: str, *arguments: str, **options: Any) -> Documents:
-    """Load one split through ``datasets``; scripts are never run, and a failure is one sentence."""
+    """Load one split through ``datasets``; scripts are never run, and a failure becomes one sentence."""
     datasets = _require_datasets(source)
     _logger.info("text source %s: loading %s", source, ", ".join(arguments))
     try:

@@ -1,4 +1,4 @@
-"""Calibration text sampled from the model itself ("Self-calibration for LLM pruning and quantisation").
+"""Calibration text sampled from the model itself (self-calibration).
 
 Williams, Chrysostomou and Aletras, "Self-calibration for Language Model Quantization and Pruning", arXiv 2410.17170:
 text that the model writes is close to what it was trained on, and needs no data set.
@@ -16,23 +16,23 @@ from relaxprune.problems.errors import RelaxPruneError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Windows that are written side by side: bounds the cache of keys and values.
+# Windows sampled at once: bounds the key-value cache.
 _AT_ONCE = 16
 
 
 def sample_windows(
     model: PreTrainedModel, windows: int, length: int, seed: int, temperature: float, start: int | None
 ) -> torch.Tensor:
-    """Sample token windows from a causal language model, by its full distribution, token by token.
+    """Sample token windows from a causal language model, from its full distribution, token by token.
 
     An end-of-text token does not end a window: the model goes on with another text, as in its training data. Random
-    numbers come from a generator of their own, so the global random state stays as it was; so do the training flags.
+    numbers come from a separate generator: the global random state is left alone, and so are the training flags.
 
     Args:
-        model: runs where it is.
+        model: runs on its own device.
         windows: how many.
         length: tokens in each, at most the positions that the model knows.
-        seed: of the sampling.
+        seed: for the sampling.
         temperature: divides the logits; 1 is the model's own distribution.
         start: first token of each window; None draws it uniformly from the vocabulary.
 
@@ -59,7 +59,7 @@ def sample_windows(
 def _continue(
     model: PreTrainedModel, first: torch.Tensor, length: int, temperature: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Continue (windows, 1) tokens to (windows, length), one forward pass a token."""
+    """Continue (windows, 1) tokens to (windows, length), one forward pass per token."""
     device = input_device(model)
     tokens = first
     cache: Any = None

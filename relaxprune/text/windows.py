@@ -32,11 +32,11 @@ class CalibrationOptions:
     """Which windows to take.
 
     Attributes:
-        windows: how many; None for all that there are (not for sources without a useful end, such as "c4" and "self").
+        windows: how many; None for all available (not for sources without a useful end, such as "c4" and "self").
         length: tokens in each window.
-        seed: of the choice of windows, or of the sampling for "self".
+        seed: for the choice of windows, or for sampling with "self".
         held_out: share of a builtin or file text kept for evaluation, at its end.
-        temperature: of the sampling for "self".
+        temperature: for sampling with "self".
     """
 
     windows: int | None = 32
@@ -46,7 +46,7 @@ class CalibrationOptions:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, before a model is loaded for them."""
+        """Refuse numbers out of range, before any model is loaded."""
         if self.windows is not None:
             whole_number("windows", self.windows, 1)
         whole_number("length", self.length, 2)
@@ -57,11 +57,11 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class TokenWindows:
-    """Token windows and what identifies them.
+    """Token windows with what identifies them.
 
     Attributes:
         tokens: (windows, length) int64 on the CPU.
-        source: what was asked for.
+        source: the source that was asked for.
         sha256: of the shape and the tokens, see ``tokens_sha256``.
         description: JSON-ready facts: source, windows, length, seed, hashes, versions.
     """
@@ -95,7 +95,7 @@ def windows_from_tokens(
         description: further JSON-ready facts.
 
     Raises:
-        RelaxPruneError: not an integer tensor, not two-dimensional, empty, or negative ids.
+        RelaxPruneError: not an integer tensor, not two-dimensional, empty, or with negative ids.
     """
     check_windows(tokens)
     if int(tokens.min()) < 0:
@@ -123,7 +123,7 @@ def calibration_windows(
         model: needed for "self" only, and left as it was.
 
     Raises:
-        RelaxPruneError: unknown source, text too short, or fewer windows than asked for (it says how many there are).
+        RelaxPruneError: unknown source, text too short, or fewer windows than asked for (the error says how many).
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions()
@@ -146,7 +146,7 @@ def evaluation_windows(
     Non-overlapping, remainder dropped; ``options.windows=None`` takes all of them. ``options.seed`` is not used.
 
     Raises:
-        RelaxPruneError: as ``calibration_windows``, and for "self", which holds no text out.
+        RelaxPruneError: as in ``calibration_windows``, and for "self", which holds out no text.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions(windows=None)
@@ -156,13 +156,13 @@ def evaluation_windows(
 
 
 def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource | None:
-    """Open what windows are taken from; needs no model, so that a wrong source is refused before one is loaded.
+    """Open a source of windows; needs no model, so a wrong source is refused before one is loaded.
 
     Returns:
         The text, as ``open_text`` opens it; None for "self", which is sampled.
 
     Raises:
-        RelaxPruneError: as ``open_text``, and for "self" as evaluation, for it holds no text out.
+        RelaxPruneError: as in ``open_text``, and for evaluation on "self", which holds out no text.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     if source != SELF:
@@ -194,7 +194,7 @@ def _windows(
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
     """Return the (tokens,) int64 ids of a text, with the tokenizer's default special tokens."""
-    # verbose=False: the warning that the text is longer than the model's context is not for text cut into windows.
+    # verbose=False: no warning that the text exceeds the model's context, since it is cut into windows.
     ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 

@@ -142,8 +142,8 @@ def test_outputs_that_cannot_be_written(
         monkeypatch.setattr(module, "solve", lambda *_, **__: pytest.fail("a layer was solved"))
     half = [str(layer), "--sparsity", "0.5", "--out"]
     wrong = [
-        ("solve", tmp_path / "absent/mask.safetensors", "has no folder to lie in"),
-        ("solve", layer / "mask.safetensors", "has no folder to lie in"),
+        ("solve", tmp_path / "absent/mask.safetensors", "create the folder"),
+        ("solve", layer / "mask.safetensors", "create the folder"),
         ("solve", layer, "exists; name a new one"),
         ("compare", layer / "below", "cannot be written"),
         ("compare", layer, "is a file"),

@@ -139,7 +139,7 @@ def test_a_damaged_shard_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     file = source / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole.replace(b'"F32"', b'"F23"'))  # of the right size
-    assert "a dtype that safetensors does not have" in refused(capsys, "compact", source, tmp_path / "deep" / "small")
+    assert "a dtype that safetensors does not know" in refused(capsys, "compact", source, tmp_path / "deep" / "small")
     file.write_bytes(whole[:-1])
     assert "is truncated" in refused(capsys, "compact", source, tmp_path / "deep" / "small")
     assert list(tmp_path.iterdir()) == [source]
@@ -189,8 +189,8 @@ def test_metadata_that_lacks_an_entry_is_one_sentence(
         ({"shapes": '{"w": null}'}, "do not fit together"),
         ({"header": "{"}, "do not fit its header"),
         ({"header": '{"v": {"data_offsets": [0, 4]}}'}, "do not fit its header"),
-        ({"header": '{"w": {"data_offsets": [0, 4]}}'}, "not the file that it was made of"),
-        ({"file_sha256": ""}, "not the file that it was made of"),
+        ({"header": '{"w": {"data_offsets": [0, 4]}}'}, "not the file that it was made from"),
+        ({"file_sha256": ""}, "not the file that it was made from"),
     ],
 )
 def test_metadata_that_is_forged_is_one_sentence(
@@ -281,7 +281,7 @@ def test_links_are_followed_to_files_and_refused_else(tmp_path: Path, capsys: py
     (source / "link").symlink_to(source / "notes" / "read.me")
     compact(source, tmp_path / "small")
     assert (tmp_path / "small" / "link").read_text() == "kept" and not (tmp_path / "small" / "link").is_symlink()
-    for target, words in (("nothing", "a link to nothing"), ("notes", "a link to a folder")):
+    for target, words in (("nothing", "a broken link"), ("notes", "a link to a folder")):
         (source / "link").unlink()
         (source / "link").symlink_to(source / target)
         assert words in refused(capsys, "compact", source, tmp_path / "other")

@@ -166,7 +166,7 @@ def test_empty_pointer_and_garbage_files(tiny_folder):
     path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n")
     refused(tiny_folder, f"git-LFS pointer .* {size} bytes: run `git lfs pull`")
     path.write_bytes(b"\xff" * 200)
-    refused(tiny_folder, "no safetensors file")
+    refused(tiny_folder, "not a safetensors file")
     path.write_bytes((16).to_bytes(8, "little") + b'{"a": {"b": 1}} ')
     refused(tiny_folder, "safetensors header is corrupt")
 
@@ -244,7 +244,7 @@ def test_bad_gguf_files(tmp_path):
     path.write_bytes(b"")
     refused(path, "is empty")
     path.write_bytes(b"nonsense" * 9)
-    refused(path, "no GGUF file")
+    refused(path, "not a GGUF file")
     path.write_bytes(b"GGUF" + b"\3\0\0\0" + b"\xff" * 16)
     refused(path, "truncated or corrupt")
 

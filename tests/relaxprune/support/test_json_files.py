@@ -50,7 +50,7 @@ def test_a_document_of_its_shape(tmp_path: Path) -> None:
     [
         ({"schema_version": 3}, "has schema version 3, this relaxprune reads 2"),
         ({"schema_version": None}, "'schema_version' is missing"),
-        ({"names": [1]}, r"'names\[0\]' is missing or not of its kind; write it again"),
+        ({"names": [1]}, r"'names\[0\]' is missing or has the wrong type; write it again"),
         ({"names": {}}, "'names' is missing"),
         ({"counts": {"a": True}}, r"'counts\.a' is missing"),
         ({"counts": {"a": 1.5}}, r"'counts\.a' is missing"),
