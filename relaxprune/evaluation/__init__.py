@@ -1,4 +1,4 @@
-"""What a model is worth after pruning."""
+"""Evaluating a model: perplexity and accuracy on tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What masks are like, apart from the model that they are for."""
+"""Properties of masks, independent of the model that they are for."""
 
 from __future__ import annotations
 

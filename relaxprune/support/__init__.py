@@ -1,4 +1,4 @@
-"""Files, memory, text and machine: what every room may need, whatever it is about."""
+"""Helpers that any package may use: files, memory, text and the machine."""
 
 from __future__ import annotations
 

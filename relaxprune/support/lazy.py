@@ -1,4 +1,4 @@
-"""Rooms that offer names without importing what defines them until it is needed (PEP 562)."""
+"""Packages that import the module of a name only when the name is first used (PEP 562)."""
 
 from __future__ import annotations
 

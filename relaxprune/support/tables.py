@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(lines: Sequence[Sequence[object]]) -> list[str]:
-    """Align columns, the first to the left and the others to the right; floats get four decimals."""
+    """Return lines with aligned columns, the first left and the others right; floats get four decimals."""
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     texts = []
