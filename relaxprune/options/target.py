@@ -21,7 +21,7 @@ class Target:
     """How much of each layer is asked to be pruned: exactly one of the first three is set.
 
     Attributes:
-        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` shares it out.
+        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` divides it.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: the same feasible set for every layer.
         allocation: how a sparsity is shared among layers and rows.
@@ -33,10 +33,10 @@ class Target:
     allocation: Allocation = field(default_factory=Allocation)
 
     def __post_init__(self) -> None:
-        """Refuse none or several, and values out of range.
+        """Refuse none or several of the three, and values out of range.
 
         Raises:
-            RelaxPruneError: not exactly one is set, or the one that is set makes no sense.
+            RelaxPruneError: not exactly one is set, or its value is wrong.
         """
         given = {name: getattr(self, name) for name in ("sparsity", "pattern", "polytope")}
         given = {name: value for name, value in given.items() if value is not None}
@@ -51,7 +51,7 @@ class Target:
             self.allocation.check(self.sparsity)
         elif self.allocation.kind != "uniform":
             raise RelaxPruneError(
-                f"allocation {self.allocation.kind!r} shares out a sparsity, got {', '.join(given)}; leave it out or "
+                f"allocation {self.allocation.kind!r} divides a sparsity, got {', '.join(given)}; leave it out or "
                 "give sparsity instead"
             )
 
