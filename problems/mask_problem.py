@@ -155,7 +155,7 @@ def _check_range(weight: Tensor, diagonal: Tensor) -> None:
 class WorkingMask(Working):
     """A ``MaskProblem`` scaled so that every coupled block is of order one.
 
-    The Gram keeps its memory where its dtype already fits: its scale is folded into the weight, since
+    The Gram keeps its memory if its dtype already fits: its scale is folded into the weight, since
     Diag(w) G Diag(w) is all that enters.
     """
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 _TOLERANCE = 1e-12  # of a count, per entry of a line: what a last exact correction removes
 _PASSES = 100
-_FEW = 4  # lines still open go on by themselves once they are fewer than one in so many
+_FEW = 4  # lines still open go on by themselves once they are fewer than one in this many
 _ZERO = 1e-100  # weights below this share of a line's largest count as zero
 
 

@@ -1,4 +1,4 @@
-"""What a user asks of a pruning run besides how much to prune: of which layers, with how much effort."""
+"""What a user asks of a pruning run other than how much to prune: which layers, with how much effort."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class PruneOptions(SolveOptions):
         if self.moves and self.certify is not None:
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
-                'weights="refit", where every layer has its own bound'
+                'weights="refit", which gives every layer its own bound'
             )
 
     def _check_certify(self) -> None:

@@ -160,7 +160,7 @@ class Descent:
         return rows
 
     def _interchange(self) -> None:
-        """Interchange inside tiles until no interchange helps, nor, where tiles are small, any other mask of one."""
+        """Interchange inside tiles until no interchange helps and, for small tiles, no other mask of a tile."""
         coupling, groups, tiles = self.group_coupling, self.group_masks, self.tile_masks
         assert coupling is not None
         blocks = torch.arange(self.polytope.block_count(self.shape), device=self.state.mask.device)

@@ -13,7 +13,7 @@ from relaxprune.problems.working import Quadratic
 
 from ...exchange.engine.gains import ExchangeState
 
-_TENSORS = 16  # (copies, n) held at once for each line, beside three (n, n)
+_TENSORS = 16  # (copies, n) held at once for each line, plus three (n, n)
 _FILL = 4  # extra entries a side
 _WIDEST = 256  # entries of a row at most
 _NARROW = 64  # and no more than a quarter of the row, where that is not below this

@@ -60,7 +60,7 @@ class Block:
         """Count if entries have several counts: decide one by one, and merge choices that leave the same counts.
 
         Choices that can no longer reach a count are dropped at once, so a number above ``most`` on the way means about
-        as many masks (exactly as many where nothing is fixed).
+        as many masks (exactly as many if nothing is fixed).
         """
         numbers = torch.arange(len(self.cells)).unsqueeze(1).expand_as(self.cells)
         pairs = torch.stack([self.cells.reshape(-1), numbers.reshape(-1)])

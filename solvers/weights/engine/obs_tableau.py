@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PAIR_TENSORS = 4  # (R, k, n − k) held while all pairs are judged, beside C
+PAIR_TENSORS = 4  # (R, k, n − k) held while all pairs are judged, plus C
 _TINY = 1e-10  # of the unit diagonal: a column that the support nearly spans is not restored
 
 
@@ -153,7 +153,7 @@ class Tableau:
         room = room - schur.square() / size.unsqueeze(1)
         inverse.baddbmm_(toward.unsqueeze(2), (toward / size.unsqueeze(1)).unsqueeze(1))
         coupling.baddbmm_(toward.unsqueeze(2), (schur / size.unsqueeze(1)).unsqueeze(1), alpha=-1)
-        # The entry that left stands where the one that entered stood, beside the new support.
+        # The entry that left takes the place of the one that entered, outside the new support.
         gone = inside[line, leave]
         order[line, leave], order[line, self.count + enter] = name, gone
         edge = self.matrix[gone.unsqueeze(1), order[:, : self.count]]

@@ -266,7 +266,7 @@ def test_transposable_masks_need_only_the_linear_oracle():
 
 def test_a_problem_without_weight_and_gram_is_refused():
     problem = QuadraticProblem(torch.eye(6), torch.zeros(2, 6), KSparse(2))
-    words = r"solver 'admm' needs the weight and the Gram matrix .* QuadraticProblem; fw"
+    words = r"solver 'admm' needs the weight and the Gram matrix .* QuadraticProblem; use fw"
     with pytest.raises(RelaxPruneError, match=words):
         solve(problem, "admm")
 
