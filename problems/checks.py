@@ -23,10 +23,10 @@ def one_of(name: str, value: object, known: Iterable[str], others: str = "") -> 
     """Raise RelaxPruneError unless ``value`` is one of the ``known`` words; the closest is suggested.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: what was given.
-        known: the words.
-        others: what the caller takes besides, as the sentence is to go on: ``" or None"``.
+        known: the allowed words.
+        others: what else the caller takes, as the sentence should go on: ``" or None"``.
     """
     words = list(known)
     if not isinstance(value, str) or value not in words:
@@ -74,9 +74,9 @@ def check_floats(name: str, value: object, dimensions: tuple[int, ...] = (2,), f
     """Raise RelaxPruneError unless ``value`` is a float tensor with entries.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: what was given.
-        dimensions: how many it may have.
+        dimensions: how many dimensions it may have.
         form: its shape, for the sentence.
     """
     if not isinstance(value, Tensor) or value.dim() not in dimensions or not value.is_floating_point():
@@ -86,7 +86,7 @@ def check_floats(name: str, value: object, dimensions: tuple[int, ...] = (2,), f
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise RelaxPruneError where a tensor holds a value that is not finite."""
+    """Raise RelaxPruneError if a tensor holds a value that is not finite."""
     if not bool(torch.isfinite(value).all()):
         raise RelaxPruneError(f"{name} holds NaN or Inf")
 
@@ -95,7 +95,7 @@ def check_mask(name: str, mask: object, shape: tuple[int, int], device: torch.de
     """Return ``mask``.
 
     Raises:
-        RelaxPruneError: it is no bool tensor of this ``shape`` (rows, cols), or not on ``device`` if one is given.
+        RelaxPruneError: not a bool tensor of this ``shape`` (rows, cols), or not on ``device``, if given.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != tuple(shape):
         raise RelaxPruneError(f"{name} must be a bool mask of shape {tuple(shape)}, got {described(mask)}")

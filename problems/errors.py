@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class RelaxPruneError(ValueError):
-    """Bad input, in one sentence that names the argument, what it got and what would be right."""
+    """Bad input: one sentence that names the argument, what it got and what would be right."""
 
 
 class SolveError(RelaxPruneError, FloatingPointError):

@@ -22,14 +22,14 @@ _BAND_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class PsdProof:
-    """What was proven about the eigenvalues of a Gram matrix G.
+    """What is proven about the eigenvalues of a Gram matrix G.
 
     Attributes:
         shift: G + shift · Diag(G) is positive semidefinite; 0 when G itself is.
         psd: G itself is proven positive semidefinite.
         method: ``"cholesky"`` or ``"eigenvalues"``.
-        smallest_eigenvalue: of Diag(G)^-½ G Diag(G)^-½ as computed, or None when a Cholesky factorisation sufficed.
-        slack: what was allowed for rounding, in the same scaling.
+        smallest_eigenvalue: of Diag(G)^-½ G Diag(G)^-½ as computed, or None if a Cholesky factorisation sufficed.
+        slack: allowance for rounding, in the same scaling.
     """
 
     shift: float
@@ -47,7 +47,7 @@ class Gram:
     Args:
         matrix: (cols, cols), float; symmetric up to float noise (the symmetric part is used), finite, and positive
             semidefinite up to −1e-3 in correlation scaling.
-        name: what errors call the matrix.
+        name: name of the matrix in error messages.
 
     Raises:
         RelaxPruneError: the matrix is not square, not finite, not symmetric, or clearly not PSD.
@@ -62,7 +62,7 @@ class Gram:
         if not matrix.is_floating_point():
             raise RelaxPruneError(f"{name} must hold floats, got {matrix.dtype}")
         if not bool(torch.isfinite(matrix).all()):
-            raise RelaxPruneError(f"{name} holds NaN or Inf; check what it was made from")
+            raise RelaxPruneError(f"{name} holds NaN or Inf; check the inputs it was computed from")
         matrix = matrix.detach()
         if matrix.dtype not in (torch.float32, torch.float64):
             matrix = matrix.float()
@@ -87,7 +87,7 @@ class Gram:
 
     @property
     def proof(self) -> PsdProof:
-        """What is proven of the spectrum.
+        """What is proven about the spectrum.
 
         Raises:
             RelaxPruneError: an eigenvalue is below −1e-3, or the matrix was changed in place since it was checked.
@@ -101,7 +101,7 @@ class Gram:
 
         A Cholesky factorisation that succeeds on C − 2s·I proves C ⪰ s·I > 0 when s bounds its backward error,
         n(n + 5)·u for a matrix with unit diagonal (Higham, Accuracy and Stability, theorem 10.3), plus the rounding
-        of C itself. Only where that fails are all eigenvalues computed.
+        of C itself. All eigenvalues are computed only if that fails.
 
         Raises:
             RelaxPruneError: an eigenvalue is below −1e-3.
@@ -157,18 +157,18 @@ class Gram:
 
     @cached_property
     def isolated(self) -> Tensor:
-        """Columns that are correlated with no other: (cols,) bool."""
+        """Columns that are not correlated with any other: (cols,) bool."""
         return (self.diagonal > 0) & ((self.matrix != 0).sum(dim=1) == 1)
 
     def remember(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return what ``make`` gives, computed once per Gram: what all rows and layers share."""
+        """Return what ``make`` returns, computed once per Gram for all rows and layers."""
         self._unchanged.check()
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
 
     def damped(self, damping: float) -> Gram:
-        """Return G + damping · mean(diag G) · I, prepared once for all layers that share G; itself without damping."""
+        """Return G + damping · mean(diag G) · I, prepared once for all layers that share G; G for 0."""
         if damping == 0:
             return self
         self._unchanged.check()
@@ -211,7 +211,7 @@ class Gram:
         return self.correlation(torch.ones_like(self.diagonal, dtype=torch.bool))
 
     def _check_diagonal(self, matrix: Tensor) -> None:
-        """Refuse a negative diagonal, or a zero one with something beside it."""
+        """Refuse a negative diagonal entry, or a zero one with a non-zero entry in its column."""
         if bool((self.diagonal < 0).any()):
             column = int(self.diagonal.argmin())
             raise RelaxPruneError(
@@ -222,12 +222,12 @@ class Gram:
         if bool(dead.any()) and bool((matrix[dead] != 0).any()):
             column = int(((matrix != 0).any(dim=1) & dead).nonzero()[0])
             raise RelaxPruneError(
-                f"{self.name} must be positive semidefinite, but column {column} has a zero diagonal and non-zero "
-                "entries beside it"
+                f"{self.name} must be positive semidefinite, but column {column} has a zero diagonal and "
+                "non-zero entries elsewhere"
             )
 
     def _symmetric(self, matrix: Tensor) -> Tensor:
-        """Return the symmetric part, which alone enters the objective; refuse more than float noise beside it."""
+        """Return the symmetric part, which alone enters the objective; refuse asymmetry beyond float noise."""
         root = self.diagonal.sqrt()
         exact = True
         for part in row_blocks(matrix.shape[0], 3 * matrix.element_size() * matrix.shape[0], _BAND_BYTES):
@@ -245,7 +245,7 @@ class Gram:
 
 
 def _factorises(correlation: Tensor, shift: float | Tensor) -> bool:
-    """Tell whether ``correlation`` + Diag(shift) has a Cholesky factor; the argument is left as it was."""
+    """Return whether ``correlation`` + Diag(shift) has a Cholesky factor; the argument is unchanged."""
     correlation.diagonal().add_(shift)
     _, info = torch.linalg.cholesky_ex(correlation)
     correlation.diagonal().fill_(1.0)

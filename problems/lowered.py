@@ -1,4 +1,4 @@
-"""Products with a matrix in less than float32: where a solver can bear it, and a device is faster for it."""
+"""Products with a matrix in less than float32, for solvers that tolerate it on devices that are faster at it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import RelaxPruneError
 
 PRECISIONS = ("full", "tf32", "bf16")
 _SWITCHED = Lock()
-_PROBED = 512  # rows and columns: where a device multiplies by TF32 at all, it does so at this size
+_PROBED = 512  # rows and columns: a device that uses TF32 at all uses it at this size
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Lowered:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise RelaxPruneError where ``device`` does not multiply in ``precision``."""
+    """Raise RelaxPruneError if ``device`` does not multiply in ``precision``."""
     if precision == "tf32" and not _has_tf32(device):
         raise RelaxPruneError(
-            f'precision is "tf32", which {device} does not multiply in; "full" is float32, and "bf16" works anywhere'
+            f'precision is "tf32", which {device} does not support; "full" is float32, and "bf16" works anywhere'
         )
 
 
 def _tf32_product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply with TF32 allowed, by torch's switch for the whole process, which is as before when this returns.
+    """Multiply with TF32 allowed, by torch's switch for the whole process, which is restored afterwards.
 
     On an accelerator the switch is on while the product is launched, not while it runs.
     """
@@ -76,14 +76,14 @@ def _tf32_product(left: Tensor, right: Tensor) -> Tensor:
 
 @cache
 def _has_tf32(device: torch.device) -> bool:
-    """Tell whether a product with TF32 allowed rounds its factors: asked of the device itself."""
+    """Return whether a product with TF32 allowed rounds its factors, by trying it on the device."""
     finer = torch.full((_PROBED, _PROBED), 1 + 2.0**-12, device=device)  # TF32 has no such number
     return bool((_tf32_product(finer, torch.eye(_PROBED, device=device)) != finer).any())
 
 
 @cache
 def _widens(device: torch.device) -> bool:
-    """Tell whether the device has a product of bfloat16 factors with a float32 result."""
+    """Return whether the device has a product of bfloat16 factors with a float32 result."""
     one = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
     try:
         return bool(torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32)

@@ -20,7 +20,7 @@ from .saliency import SALIENCIES, saliency
 from .working import Working
 
 _BAND_ENTRIES = 2**18
-_RANGE = 1e-280, 1e280  # of w² G_jj: far enough inside of float64 that no rounding allowance underflows
+_RANGE = 1e-280, 1e280  # of w² G_jj: far enough inside float64 that no rounding allowance underflows
 
 
 class MaskProblem(Problem):
@@ -121,13 +121,13 @@ class MaskProblem(Problem):
         return quadratic, -2 * quadratic.sum(dim=1)
 
     def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
-        """Return a saliency by name, of all or some rows, float64; ``power`` is RIA's."""
+        """Return a saliency by name, for all or some rows, float64; ``power`` is RIA's."""
         sums = self._column_sums if name == "ria" else None
         return saliency(name, self.weight[rows], self.prepared.diagonal, power, sums)
 
     @cached_property
     def _column_sums(self) -> Tensor:
-        """Sums of |W| over rows, (cols,) float64, a band of rows at a time."""
+        """Sums of |W| over rows, (cols,) float64, some rows at a time."""
         wide = (self.weight[part].abs().to(torch.float64) for part in row_blocks(*self.shape, _BAND_ENTRIES))
         return torch.stack([band.sum(dim=0) for band in wide]).sum(dim=0)
 
@@ -137,7 +137,7 @@ class MaskProblem(Problem):
 
 
 def _check_range(weight: Tensor, diagonal: Tensor) -> None:
-    """Refuse weights (rows, cols) whose energies w² G_jj leave float64; only float64 can hold such."""
+    """Refuse weights (rows, cols) whose energies w² G_jj leave float64; only float64 can hold such weights."""
     if torch.float64 not in (weight.dtype, diagonal.dtype):
         return
     ends = []
@@ -155,7 +155,7 @@ def _check_range(weight: Tensor, diagonal: Tensor) -> None:
 class WorkingMask(Working):
     """A ``MaskProblem`` scaled so that every coupled block is of order one.
 
-    The Gram keeps its memory where its dtype already fits: its scale is folded into the weight, since
+    The Gram keeps its memory if its dtype already fits: its scale is folded into the weight, since
     Diag(w) G Diag(w) is all that enters.
     """
 
@@ -171,7 +171,7 @@ class WorkingMask(Working):
 
     @classmethod
     def of(cls, problem: MaskProblem, dtype: torch.dtype) -> WorkingMask:
-        """Scale a problem: divide each block by its root mean square of |w| sqrt(G_jj)."""
+        """Scale a problem: divide each coupled block by its root mean square of |w| sqrt(G_jj)."""
         polytope, gram = problem.polytope, problem.prepared
         wide = problem.weight.to(torch.float64)
         energy = polytope.block_sum((wide.square() * gram.diagonal.to(torch.float64)).mean(dim=1))

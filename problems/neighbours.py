@@ -1,4 +1,4 @@
-"""Which columns are most correlated with which: what makes exact exchange searches cheap."""
+"""Which columns are most correlated with which: this makes exact exchange searches cheap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Neighbours:
 
     @classmethod
     def of(cls, gram: Tensor) -> Neighbours:
-        """Find the neighbours in ``gram`` (cols, cols), a band of rows at a time."""
+        """Find the neighbours in ``gram`` (cols, cols), some rows at a time."""
         cols = gram.shape[0]
         count = max(1, min(_COUNT, cols - 2))
         diagonal = gram.diagonal().to(torch.float64)

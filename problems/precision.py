@@ -10,9 +10,9 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 def product64(left: Tensor, gram: Tensor) -> Tensor:
-    """Multiply ``left`` (rows, cols) by ``gram`` (cols, cols) in float64, a band of columns at a time.
+    """Multiply ``left`` (rows, cols) by ``gram`` (cols, cols) in float64, some columns at a time.
 
-    Only a band of the Gram is ever converted, so a 14336-column layer needs no second, doubled copy of it.
+    So a 14336-column layer needs no float64 copy of its Gram.
     """
     left = left.to(torch.float64)
     if gram.dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""What is asked: masks of a polytope at which a quadratic is least, with weights that stay or move."""
+"""What is asked: the mask of a polytope that minimises a quadratic, with weights that stay or move."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _JUDGE_MATRICES = 5
 
 
 class BaseProblem(ABC):
-    """Find a mask of a polytope; where ``moves_weights``, new values for the weights that it keeps as well.
+    """Find a mask of a polytope and, if ``moves_weights``, new values for the weights that it keeps.
 
-    An answer is a mask (rows, cols), or weights (rows, cols) that are 0 outside of one. Everything that is reported of
-    it is computed in float64.
+    An answer is a mask (rows, cols), or weights (rows, cols) that are 0 outside one. Everything reported about it is
+    computed in float64.
     """
 
     polytope: Polytope
-    prepared: Gram  # what every row's quadratic is made of
+    prepared: Gram  # what every row's quadratic is made from
     moves_weights: ClassVar[bool]
 
     @property
@@ -46,7 +46,7 @@ class BaseProblem(ABC):
     @property
     @abstractmethod
     def reference(self) -> float | None:
-        """The objective that relative errors are divided by, float64; None where there is no natural one."""
+        """The objective that relative errors are divided by, float64; None if there is no natural one."""
 
     @property
     @abstractmethod
@@ -76,7 +76,7 @@ class Problem(BaseProblem):
     Rows share a matrix, and each has a term of its own. ``working`` hands solvers a normalised copy in a faster dtype.
 
     Args:
-        term: (rows, cols), what rows have of their own, any float dtype.
+        term: (rows, cols), what each row has of its own, any float dtype.
         matrix: (cols, cols), what they share, as a tensor or a prepared ``Gram``.
         polytope: the set of masks.
         fixed_kept: (rows, cols) bool, entries that every mask keeps, or None.
@@ -89,7 +89,7 @@ class Problem(BaseProblem):
     moves_weights: ClassVar[Literal[False]] = False
     names: ClassVar[tuple[str, str]]  # what sentences call the term and the matrix
     saliencies: ClassVar[tuple[str, ...]]  # the scores that a problem of this kind has
-    default_start: ClassVar[str]  # that of them whose mask a solve starts from
+    default_start: ClassVar[str]  # the one whose mask a solve starts from
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Problem(BaseProblem):
 
     @property
     def proof(self) -> PsdProof:
-        """What is proven of the curvature: Q + shift · Diag(q) is positive semidefinite for every row, as the matrix.
+        """What is proven about curvature: Q + shift · Diag(q) is positive semidefinite for every row, as the matrix.
 
         Raises:
             RelaxPruneError: a tensor was changed in place since it was checked.
@@ -163,7 +163,7 @@ class Problem(BaseProblem):
         """Bound the rounding error of the value and of a tangent at ``point`` over all masks: (rows,) float64."""
 
     def terms(self) -> int:
-        """Return how many terms the longest sum of a coupled block adds up, for bounds on rounding."""
+        """Return the number of terms of the longest sum of a coupled block, for bounds on rounding."""
         rows, cols = self.shape
         return cols + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
 
@@ -173,9 +173,9 @@ class Problem(BaseProblem):
         return False
 
     def flattening(self, point: Tensor, half_gradient: Tensor) -> Tensor:
-        """Return by how much to scale z = 1 − m of each coupled block for a tangent that bounds better: (blocks,).
+        """Return the factor of z = 1 − m of each coupled block whose tangent bounds better: (blocks,).
 
-        Other than 1 only where the half gradient is linear in z, so that it scales along.
+        Different from 1 only if the half gradient is linear in z, so that it scales with z.
 
         Args:
             point: (rows, cols) float64.
@@ -192,7 +192,7 @@ class Problem(BaseProblem):
         """Return the normalised copy that solvers compute with."""
 
     def rows(self, index: slice | Tensor) -> Self:
-        """Return the problem of a run of whole coupled blocks, sharing what rows share; nothing is checked again."""
+        """Return the problem of some whole coupled blocks, with the same matrix; nothing is checked again."""
         return self._replaced(term=self.term[index], polytope=self.polytope.rows(index))
 
     def over(self, polytope: Polytope) -> Self:
@@ -200,7 +200,7 @@ class Problem(BaseProblem):
         return self._replaced(polytope=polytope)
 
     def _replaced(self, **parts: Any) -> Self:
-        """Return a copy with other parts, unchecked, to which nothing that was computed of these comes along."""
+        """Return a copy with other parts, unchecked and without the values cached for the old ones."""
         copied = object.__new__(type(self))
         for name in ("term", "prepared", "polytope", "_unchanged"):
             setattr(copied, name, parts.get(name, getattr(self, name)))
@@ -208,10 +208,10 @@ class Problem(BaseProblem):
 
     @abstractmethod
     def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
-        """Return one of ``saliencies``, of all or some rows, float64: what warm starts and one-shot solvers round.
+        """Return one of ``saliencies``, for all or some rows, float64: what warm starts and one-shot solvers round.
 
         Args:
-            name: which.
+            name: which saliency.
             power: RIA's exponent.
             rows: which rows.
 
@@ -219,8 +219,8 @@ class Problem(BaseProblem):
             RelaxPruneError: as ``check_saliency``.
         """
 
-    def check_saliency(self, name: str, asker: str = "score", remedy: str = "ask for what it has") -> None:
-        """Raise RelaxPruneError, in a sentence about ``asker``, where a problem of this kind has no such saliency."""
+    def check_saliency(self, name: str, asker: str = "score", remedy: str = "ask for one that it has") -> None:
+        """Raise RelaxPruneError, in a sentence about ``asker``, if a problem of this kind has no such saliency."""
         if name not in self.saliencies:
             raise RelaxPruneError(
                 f"{asker} needs the saliency {name!r}, which a {type(self).__name__} does not have (it has "
@@ -231,7 +231,7 @@ class Problem(BaseProblem):
         """Round values to a feasible mask, some coupled blocks at a time.
 
         Args:
-            values: gives the values of some rows, to be kept where large.
+            values: returns the values of some rows; large ones are kept.
             memory_bytes: bound on temporaries.
 
         Returns:
@@ -243,7 +243,7 @@ class Problem(BaseProblem):
         return mask
 
     def check_mask(self, mask: object, name: str = "mask", memory_bytes: int = _JUDGE_BYTES) -> None:
-        """Raise RelaxPruneError, which calls it ``name``, unless ``mask`` is a feasible (rows, cols) bool mask."""
+        """Raise RelaxPruneError, under the name ``name``, unless ``mask`` is a feasible (rows, cols) bool mask."""
         given = check_mask(name, mask, self.shape, self.device)
         if not self.feasible(given, memory_bytes):
             raise RelaxPruneError(
@@ -252,7 +252,7 @@ class Problem(BaseProblem):
             )
 
     def feasible(self, mask: Tensor, memory_bytes: int = _JUDGE_BYTES) -> bool:
-        """Tell whether a mask (rows, cols) lies in the polytope."""
+        """Return whether a mask (rows, cols) lies in the polytope."""
         return all(piece.polytope.contains(mask[part]) for part, piece in self.split(_JUDGE_MATRICES, memory_bytes))
 
     def block_objective(self, answer: Tensor, memory_bytes: int = _JUDGE_BYTES) -> Tensor:
@@ -264,11 +264,11 @@ class Problem(BaseProblem):
         return torch.cat(pieces)
 
     def split(self, matrices: int, budget_bytes: int) -> Iterator[tuple[slice, Self]]:
-        """Yield runs of whole coupled blocks, and their problems, of a size that fits a memory budget.
+        """Yield slices of whole coupled blocks, with their problems, that fit a memory budget.
 
         Args:
             matrices: number of float64 tensors of the problem's shape that the caller holds at once.
-            budget_bytes: bound on their size together; at least one coupled block is yielded at a time.
+            budget_bytes: bound on their total size; at least one coupled block is yielded at a time.
         """
         rows, cols = self.shape
         height = self.polytope.rows_per_block(self.shape)
@@ -285,5 +285,5 @@ class Problem(BaseProblem):
 
 
 def relative_error(objective: float, reference: float) -> float:
-    """Return ``objective`` / ``reference``, 0 where nothing can be lost."""
+    """Return ``objective`` / ``reference``, or 0 if nothing can be lost."""
     return objective / reference if reference > 0 else 0.0

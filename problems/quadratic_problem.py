@@ -1,4 +1,4 @@
-"""Any convex quadratic over the same polytopes: what keeps the solvers honest about being generic."""
+"""Any convex quadratic over the same polytopes; it keeps the solvers honest about being generic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .working import Working
 class QuadraticProblem(Problem):
     """Minimise Σ_rows (mᵀ Q m + linearᵀ m) over the masks M of a polytope, with one Q for all rows.
 
-    Feature selection, a sparse portfolio with equal weights, or a densest subgraph are of this form. m_i = 1 selects.
+    Feature selection, a sparse portfolio with equal weights, or a densest subgraph have this form. m_i = 1 selects.
 
     Args:
         quadratic: (n, n), symmetric positive semidefinite up to float noise, as a tensor or a prepared ``Gram``.

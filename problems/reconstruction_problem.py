@@ -1,4 +1,4 @@
-"""Choosing a mask and new values for the weights that it keeps."""
+"""Choosing a mask together with new values for the weights that it keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .polytopes.base import Shape
 from .precision import UNIT_ROUNDOFF, product64, row_blocks
 from .problem import BaseProblem
 
-_NOT_JOINT = 1e-4  # of the energies: a residual below minus it is no rounding of float32 moments
+_NOT_JOINT = 1e-4  # of the energies: a residual below minus this is not rounding of float32 moments
 _BAND_BYTES = 256 * 2**20
 _JUDGE_MATRICES = 4  # (rows, cols) float64 tensors held while judging
 
@@ -25,9 +25,9 @@ _JUDGE_MATRICES = 4  # (rows, cols) float64 tensors held while judging
 class ReconstructionProblem(BaseProblem):
     """Minimise f(V) = trace((W − V) G (W − V)ᵀ) over weights V that are 0 outside a mask of a polytope.
 
-    With ``cross`` C = E[x x̃ᵀ] the layer reads x in the dense model and x̃ in the pruned one, ``gram`` is E[x̃ x̃ᵀ], and
-    V is to give on x̃ what W gives on x: f(V) = tr(W G_dense Wᵀ) − 2 tr(W C Vᵀ) + tr(V G Vᵀ), so that the errors of
-    earlier layers are corrected instead of carried on. Both are, up to a constant, distances from one matrix:
+    With ``cross`` C = E[x x̃ᵀ] the layer reads x in the dense model and x̃ in the pruned one, ``gram`` is E[x̃ x̃ᵀ],
+    and V should give on x̃ what W gives on x: f(V) = tr(W G_dense Wᵀ) − 2 tr(W C Vᵀ) + tr(V G Vᵀ), so that the errors
+    of earlier layers are corrected instead of passed on. Both are, up to a constant, distances from one matrix:
     f(V) = residual + tr((T − V) H (T − V)ᵀ) with ``target`` T (W itself without ``cross``) and
     ``prepared`` H = G + damping · mean(diag G) · I.
 
@@ -37,7 +37,7 @@ class ReconstructionProblem(BaseProblem):
         polytope: the set of masks.
         cross: (cols, cols) E[x x̃ᵀ], rows for the dense model's inputs, or None.
         dense_gram: (cols, cols) E[x xᵀ] of the dense model; needed with ``cross``, and only then.
-        damping: added to the objective is damping · mean(diag G) · ‖W − V‖²; at least 0.
+        damping: adds damping · mean(diag G) · ‖W − V‖² to the objective; at least 0.
 
     Raises:
         RelaxPruneError: sizes, dtypes or values that cannot be right, or a Gram that is not positive semidefinite: the
@@ -91,12 +91,12 @@ class ReconstructionProblem(BaseProblem):
 
     @cached_property
     def mask_problem(self) -> MaskProblem:
-        """The mask problem of the target: its objective is f of the masked target, less the residual."""
+        """The mask problem of the target: its objective is f of the masked target minus the residual."""
         return MaskProblem(self.target, self.prepared, self.polytope)
 
     @cached_property
     def row_energy(self) -> Tensor:
-        """W G_dense wᵀ of each row, (rows,) float64, damping left out."""
+        """The energy w G_dense wᵀ of each row w, (rows,) float64, without damping."""
         if self.dense_gram is None:
             return _energy(self.weight, self.prepared.matrix) - self._ridge_energy
         return _energy(self.weight, self.dense_gram)
@@ -113,10 +113,10 @@ class ReconstructionProblem(BaseProblem):
 
     @cached_property
     def residual(self) -> Tensor:
-        """What no weights can remove, (rows,) float64, as computed: 0 without ``cross``.
+        """The error that no weights can remove, (rows,) float64, as computed: 0 without ``cross``.
 
         Raises:
-            RelaxPruneError: it is negative, so that ``cross``, ``gram`` and ``dense_gram`` are not of the same tokens.
+            RelaxPruneError: it is negative, so ``cross``, ``gram`` and ``dense_gram`` are not of the same tokens.
         """
         if self.cross is None:
             return torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
@@ -131,9 +131,9 @@ class ReconstructionProblem(BaseProblem):
         return residual
 
     def residual_of_blocks(self) -> Tensor:
-        """Return what is proven of ``residual``, (blocks,) float64: no weights do better, whatever the mask.
+        """Return a proven lower bound on ``residual``, (blocks,) float64: no weights do better, whatever the mask.
 
-        It is a difference of two sums, whose rounding is taken off; an error is never negative.
+        It is a difference of two sums, minus their rounding; an error is never negative.
         """
         if self.cross is None:
             return self.polytope.block_sum(self.residual)
@@ -162,7 +162,7 @@ def _check_cross(cross: Tensor | None, dense_gram: Tensor | None, dense: MaskPro
     """Refuse matrices that cannot belong together.
 
     Raises:
-        RelaxPruneError: one without the other, or a shape, dtype, device or value that is wrong.
+        RelaxPruneError: one without the other, or a wrong shape, dtype, device or value.
     """
     if (cross is None) != (dense_gram is None):
         missing, given = ("dense_gram", "cross") if dense_gram is None else ("cross", "dense_gram")
@@ -183,12 +183,12 @@ def _target(weight: Tensor, cross: Tensor, gram: Gram, ridge: float) -> Tensor:
     """Return the weights without a mask, T = (W C + ridge W) H⁻¹, in float64: (rows, cols).
 
     Raises:
-        RelaxPruneError: H is singular, so that T is not determined.
+        RelaxPruneError: H is singular, so T is not determined.
     """
     wide = weight.to(torch.float64)
     right = product64(wide, cross) + ridge * wide
     root = torch.where(gram.diagonal > 0, gram.diagonal.to(torch.float64), 1.0).rsqrt()
     factor, info = torch.linalg.cholesky_ex(gram.full_correlation())
     if int(info):
-        raise RelaxPruneError("gram is singular, so that cross leaves the target open; give damping, such as 1e-4")
+        raise RelaxPruneError("gram is singular, so cross does not determine the target; give damping, such as 1e-4")
     return torch.cholesky_solve((right * root).T, factor).T * root

@@ -16,7 +16,7 @@ SALIENCIES: tuple[str, ...] = get_args(Saliency)
 def saliency(
     name: str, weight: Tensor, gram_diagonal: Tensor, power: float = 0.5, column_sums: Tensor | None = None
 ) -> Tensor:
-    """Score every weight; larger is worth more.
+    """Score every weight; larger matters more.
 
     - ``magnitude``: |W_ij|.
     - ``wanda``: |W_ij| sqrt(G_jj) (Sun et al., arXiv 2306.11695).
@@ -27,8 +27,8 @@ def saliency(
         name: one of the above.
         weight: (rows, cols).
         gram_diagonal: (cols,), the mean squared input of each column.
-        power: exponent of the activation norm in RIA; 0.5 by default, SparseFW's text has 1.
-        column_sums: (cols,) float64, RIA's sums of |W| over all rows where ``weight`` is some of them, or None.
+        power: exponent of the activation norm in RIA; 0.5 by default, 1 in SparseFW's text.
+        column_sums: (cols,) float64, RIA's sums of |W| over all rows if ``weight`` holds only some of them, or None.
 
     Returns:
         (rows, cols) float64.

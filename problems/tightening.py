@@ -1,4 +1,4 @@
-"""The diagonal that may leave a quadratic form: Q − Diag(d) stays convex, and on masks nothing changes.
+"""The diagonal that a quadratic form can give up: Q − Diag(d) stays convex, and nothing changes on masks.
 
 On binaries m_j² = m_j, so f(m) = f(m) + Σ d_j m_j (1 − m_j) for every d. The larger d, the larger the right-hand side
 between the masks, and the better the bounds (quadratic convex reformulation: Billionnet and Elloumi, Mathematical
@@ -8,8 +8,8 @@ Finding the largest such s is minimum trace factor analysis (Saunderson, Chandra
 Journal on Matrix Analysis 33, 2012). Entries may be negative.
 
 It is done by Newton's method on weights·s + μ log det(C − Diag(s)) while μ falls. With S = (C − Diag(s))⁻¹ the Hessian
-is −μ S∘S, so that a step is one inverse and two factorisations, in float32 where matrices are large: what is found is
-a hint, which ``Gram.proven_tightening`` lowers until float64 proves it.
+is −μ S∘S, so a step is one inverse and two factorisations, in float32 for large matrices: the result is only a hint,
+which ``Gram.proven_tightening`` lowers until float64 proves it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _LEAST_WEIGHT = 1e-3
 
 
 def largest_tightening(gram: Gram, weights: Tensor | None = None) -> Tensor:
-    """Return s with C − Diag(s) proven positive semidefinite and Σ weights · s about as large as can be.
+    """Return s with C − Diag(s) proven positive semidefinite and Σ weights · s about as large as possible.
 
     Args:
         gram: G, (cols, cols).
-        weights: (cols,) nonnegative: what a unit of s is worth, in units of q; None takes all alike, and the result is
-            remembered with the Gram.
+        weights: (cols,) nonnegative: what a unit of s is worth, in units of q; None weighs all alike, and the result is
+            cached with the Gram.
 
     Returns:
         (cols,) float64, 0 for columns with a zero diagonal.
@@ -65,7 +65,7 @@ def _largest(gram: Gram, weights: Tensor) -> Tensor:
 
 
 def _ascended(correlation: Tensor, worth: Tensor) -> Tensor:
-    """Maximise worth·s such that C − Diag(s) ⪰ 0, nearly: (n,), strictly inside as far as the dtype sees.
+    """Maximise worth·s such that C − Diag(s) ⪰ 0, nearly: (n,), strictly inside at the precision of the dtype.
 
     Args:
         correlation: C, (n, n) positive definite with a diagonal near 1.
@@ -102,7 +102,7 @@ def _ascended(correlation: Tensor, worth: Tensor) -> Tensor:
 def _line_search(
     correlation: Tensor, tightening: Tensor, factor: Tensor, step: Tensor, worth: Tensor, gain: float
 ) -> tuple[Tensor, Tensor, float] | None:
-    """Return a better tightening, its factor and the length of the step, or None where rounding leaves none."""
+    """Return a better tightening, its factor and the length of the step, or None if rounding leaves none."""
     before = 2 * factor.diagonal().log().sum()
     length = 1.0
     while length > _LEAST_STEP:

@@ -1,4 +1,4 @@
-"""Notice when a caller changes, in place, a tensor that was checked and that cached numbers rest on."""
+"""Notice when a caller changes, in place, a checked tensor that cached numbers depend on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .errors import RelaxPruneError
 
 
 class Unchanged:
-    """Remembers torch's count of in-place changes of some tensors; views count with what they are views of.
+    """Remember torch's count of in-place changes of some tensors; a view shares the count of its base.
 
     Args:
-        **tensors: by the name that an error calls them; None and inference tensors, which have no count, are let pass.
+        **tensors: by their names in error messages; None and inference tensors, which have no count, are skipped.
     """
 
     def __init__(self, **tensors: Tensor | None) -> None:
@@ -23,7 +23,7 @@ class Unchanged:
         ]
 
     def check(self) -> None:
-        """Raise RelaxPruneError if a tensor was changed in place since."""
+        """Raise RelaxPruneError if a tensor was changed in place since then."""
         for name, tensor, version in self._seen:
             if tensor._version != version:
                 raise RelaxPruneError(f"{name} was changed in place after it was checked; build a new problem from it")

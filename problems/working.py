@@ -1,4 +1,4 @@
-"""What a solver computes with: a quadratic over a polytope, one independent quadratic per row."""
+"""What a solver computes with: a polytope and one independent quadratic per row."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Quadratic(ABC):
 
     polytope: Polytope
     diagonal: Tensor  # (rows, cols): q, the diagonal of every row's Q
-    source: Gram | None  # what every row's Q is made of, unscaled; None where a solver made the problem up
-    lowered: Lowered | None = None  # what ``image`` multiplies by in place of the matrix; see ``Working.lower``
+    source: Gram | None  # what every row's Q is made from, unscaled; None if a solver made the problem up
+    lowered: Lowered | None = None  # what ``image`` multiplies by instead of the matrix; see ``Working.lower``
 
     @abstractmethod
     def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
@@ -56,13 +56,13 @@ class Working(Quadratic):
         """Return what ``image`` multiplies by, (cols, cols)."""
 
     def lower(self, precision: str) -> Self:
-        """Return a copy whose ``image`` alone computes in a lower precision; half gradients do not."""
+        """Return a copy in which ``image``, but not ``half_gradient``, computes in a lower precision."""
         part = copy(self)
         part.lowered = None if precision == "full" else Lowered.of(self.matrix_of_products(), precision)
         return part
 
     def full(self) -> Self:
-        """Return the copy whose every product is in the dtype of its tensors."""
+        """Return the copy in which every product is in the dtype of its tensors."""
         return self if self.lowered is None else self.lower("full")
 
     def multiplied(self, left: Tensor, out: Tensor | None = None) -> Tensor:
@@ -77,10 +77,10 @@ class Working(Quadratic):
 
     @abstractmethod
     def summed(self, mask: Tensor) -> Tensor:
-        """Return which entries of a mask (R, cols) the sums of a half gradient go over; the others add exact zeros."""
+        """Return the entries of a mask (R, cols) that the sums of a half gradient run over; others add exact zeros."""
 
     def constant_size(self) -> Tensor | float:
-        """Return what a half gradient adds to these sums, in magnitude: (rows, cols), or a number for all."""
+        """Return the magnitude of what a half gradient adds to these sums: (rows, cols), or one number for all."""
         return 0.0
 
     @abstractmethod
@@ -115,4 +115,4 @@ class Working(Quadratic):
     @property
     @abstractmethod
     def neighbours(self) -> Neighbours:
-        """The most correlated columns: |Q_ij| ≤ ρ sqrt(Q_ii Q_jj) for every row, with the ρ that it gives."""
+        """The most correlated columns: |Q_ij| ≤ ρ sqrt(Q_ii Q_jj) for every row, with the ρ that they give."""

@@ -1,7 +1,7 @@
 """relaxprune: choose which weights of a layer to keep, with any solver and a proven bound on every answer.
 
-Importing this package is cheap: every public name is loaded when it is first used, so neither transformers nor cvxpy
-nor typer is imported until something needs it.
+Importing this package is cheap: every public name is loaded when it is first used, so transformers, cvxpy and
+typer are not imported until something needs them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """How problems are solved: one solver per file, one protocol, one driver over bands of rows, one loop.
 
-``base`` is the protocol; ``driver`` leads every solver over the bands of rows that fit in memory; ``loop`` iterates on
-a ``state``; ``gap`` says when it may stop; ``registry`` knows the names. The solvers are in the families
-``frank_wolfe``, ``projection``, ``exchange``, ``weights`` and ``reference``, whose ``engine`` folders hold what their
-solvers are made of.
+``base`` is the protocol; ``driver`` runs every solver over the bands of rows that fit in memory; ``loop`` iterates on a
+``state``; ``gap`` decides when it may stop; ``registry`` knows the names. The solvers are in the families
+``frank_wolfe``, ``projection``, ``exchange``, ``weights`` and ``reference``, whose ``engine`` folders hold their parts.
 """
 
 from .base import Answer as Answer

@@ -17,7 +17,7 @@ from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
-DTYPES = ("float32", "float64")  # what solvers that have a choice compute in
+DTYPES = ("float32", "float64")  # the choices of solvers that have one
 JUDGED_MATRICES = 5  # held while a mask is rounded and judged
 BUDGETS = ("start", "max_iterations", "time_limit_s", "gap_tolerance")  # arguments of ``solve``
 
@@ -37,7 +37,7 @@ class Status(Enum):
 
     @property
     def failed(self) -> bool:
-        """Whether the solver broke down somewhere; the mask is its start there, which is feasible all the same."""
+        """Whether the solver broke down somewhere; the mask is the start there, and still feasible."""
         return self in (Status.NOT_FINITE, Status.BACKEND_FAILED)
 
 
@@ -55,7 +55,7 @@ def needs_weights(name: str, problem: Problem) -> MaskProblem:
     if not isinstance(problem, MaskProblem):
         raise RelaxPruneError(
             f"solver {name!r} needs the weight and the Gram matrix of a MaskProblem or ReconstructionProblem, got "
-            f"{type(problem).__name__}; fw and fista need neither and fit"
+            f"{type(problem).__name__}; use fw or fista, which need neither"
         )
     return problem
 
@@ -83,18 +83,18 @@ def check_kind(name: str, value: object, example: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far one band of rows is: what a callback gets every ``CHECK_EVERY`` iterations and at the end of each band.
+    """The progress of one band of rows: a callback gets it every ``CHECK_EVERY`` iterations and at the band's end.
 
     Attributes:
         solver: name of the solver.
         band: number of the band of rows being solved, from 0. A solver that goes over the rows twice, such as ``ils``
             after a descent, counts on.
-        bands: how many there are.
-        iteration: iterations done in this band; rounds, masks or nodes where a solver counts those.
+        bands: number of bands.
+        iteration: iterations done in this band; rounds, masks or nodes if the solver counts those.
         products: matrix products done in this band, in matrices of its shape.
-        active_blocks: coupled blocks of this band that have not converged, as far as the solver can tell; rows where a
-            search moves inside rows alone.
-        seconds: since the solver started.
+        active_blocks: coupled blocks of this band that are not known to have converged; rows if a search moves only
+            inside rows.
+        seconds: time since the solver started.
     """
 
     solver: str
@@ -111,14 +111,14 @@ class Run:
     """What a caller asks of one solve, the same for every solver.
 
     Attributes:
-        start: (rows, cols) bool feasible mask to start from; a relaxed one where only a relaxation is solved.
-        max_iterations: None takes the solver's own default.
+        start: (rows, cols) bool feasible mask to start from; a relaxed one if only a relaxation is solved.
+        max_iterations: None for the solver's own default.
         deadline: ``time.monotonic()`` to stop at, or None.
         gap_tolerance: relative Frank-Wolfe gap at which a convex phase ends, or None.
         seed: for solvers that draw random numbers.
         memory_bytes: bound on temporaries; rows are solved in bands that fit.
-        callback: called with a ``Progress`` now and then; it may raise to stop.
-        tightening: (cols,) float64, proven by ``Gram.proven_tightening``: None for the Gram's own.
+        callback: called with a ``Progress`` now and then; it may raise to stop the solve.
+        tightening: (cols,) float64, proven by ``Gram.proven_tightening``; None for the Gram's own.
     """
 
     start: Tensor
@@ -131,7 +131,7 @@ class Run:
     tightening: Tensor | None = None
 
     def expired(self) -> bool:
-        """Tell whether the deadline has passed."""
+        """Return whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
 
@@ -141,8 +141,8 @@ class Counts:
 
     Attributes:
         iterations: the most iterations any band of rows took.
-        products: full (rows, cols) @ (cols, cols) products, in whole matrices (a band of rows counts its fraction).
-        swap_rounds, swaps: rounds of swap descent, and exchanges made in all.
+        products: (rows, cols) @ (cols, cols) products of the whole matrix (a band of rows counts as its fraction).
+        swap_rounds, swaps: rounds of swap descent, and the total number of exchanges.
         seconds: wall-clock time of solver and polish together.
     """
 
@@ -153,7 +153,7 @@ class Counts:
     seconds: float = 0.0
 
     def add(self, other: Counts, fraction: float = 1.0) -> None:
-        """Add what a band took, which has this ``fraction`` of all rows."""
+        """Add the costs of a band, which has this ``fraction`` of all rows."""
         self.iterations = max(self.iterations, other.iterations)
         self.products += other.products * fraction
         self.swap_rounds += other.swap_rounds
@@ -166,7 +166,7 @@ class Counts:
 
 @dataclass
 class Answer:
-    """What a solver hands back, of all rows or of one band; everything reported is recomputed from it.
+    """What a solver returns, for all rows or for one band; everything reported is recomputed from it.
 
     Attributes:
         point: (rows, cols) relaxed mask to round, or a bool mask that is final.
@@ -174,8 +174,8 @@ class Answer:
         status: how it ended.
         counts: what it cost.
         tightening: (cols,) float64, what tightened the convex phase, or None.
-        weight: (rows, cols), new values of the weights on the mask that were found along, or None. Where weights may
-            move least squares go on from them, unless they are final by ``own_weights``.
+        weight: (rows, cols), new values of the weights on the mask, found on the way, or None. If weights may move,
+            least squares start from them, unless ``own_weights`` makes them final.
     """
 
     point: Tensor
@@ -191,17 +191,16 @@ class Solver(ABC):
     """A frozen dataclass of options with one method.
 
     ``name`` is the registry's, ``summary`` one line for listings, ``default_polish`` what ``polish="auto"`` means.
-    ``honours`` names those of ``BUDGETS`` that the solver uses; ``solve`` refuses any other that it is given.
-    ``polishes`` says that it may end the masks of other solvers: it begins at a mask and never ends at a worse one.
-    ``needs_moving_weights`` says that what it lowers is the error after the kept weights were fitted again, so that it
-    polishes only where they are.
+    ``honours`` names those of ``BUDGETS`` that the solver uses; ``solve`` refuses the others. ``polishes`` says that it
+    can polish the masks of other solvers: it starts at a mask and never ends at a worse one. ``needs_moving_weights``
+    says that it lowers the error after refitting, so it polishes only if weights move.
 
-    The rest are promises, which the conformance suite holds a solver to: ``monotone``, that more iterations never end
-    at a higher objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem
-    over its own polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through
-    ``Working.image``, so that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of
-    all masks. Without the last, ``solve`` lets nothing but a closed gap be called OPTIMAL. ``ordered`` says that the
-    answer depends on the order of the columns, ``own_weights`` that ``Answer.weight`` is part of the method.
+    The rest are promises that the conformance suite checks: ``monotone``, that more iterations never end at a higher
+    objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem over its own
+    polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through ``Working.image``, so
+    that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of all masks. Without the
+    last, ``solve`` calls only a closed gap OPTIMAL. ``ordered`` says that the answer depends on the order of the
+    columns, ``own_weights`` that ``Answer.weight`` is part of the method.
     """
 
     name: ClassVar[str]
@@ -218,10 +217,10 @@ class Solver(ABC):
     own_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check that every option is of its default's kind; solvers with more to check call this first.
+        """Check that every option has the type of its default; solvers with more to check call this first.
 
         Raises:
-            RelaxPruneError: an option is not a number, a bool or a string as it should be.
+            RelaxPruneError: an option is not the number, bool or string that it should be.
         """
         for item in fields(self):
             check_kind(item.name, getattr(self, item.name), item.default)
@@ -231,26 +230,26 @@ class Solver(ABC):
         """Solve ``problem`` within the budgets of ``run``, band by band of its rows: see ``Driver``."""
 
     def check(self, problem: Problem) -> None:
-        """Raise RelaxPruneError when the solver cannot take ``problem``: what is missing, and which solvers fit."""
+        """Raise RelaxPruneError if the solver cannot take ``problem``: what is missing, and which solvers fit."""
         return None
 
     def check_device(self, device: torch.device) -> None:
-        """Raise RelaxPruneError when the solver, with these options, cannot work on ``device``."""
+        """Raise RelaxPruneError if the solver, with these options, cannot work on ``device``."""
         return None
 
     def budgets(self) -> frozenset[str]:
-        """Return those of ``BUDGETS`` that the solver uses with these options."""
+        """Return the names in ``BUDGETS`` that the solver uses with these options."""
         return self.honours
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return the smallest memory budget in which this solver's temporaries fit: those of one coupled block."""
+        """Return the smallest memory budget for this solver's temporaries: those of one coupled block."""
         return block_bytes(problem, JUDGED_MATRICES)
 
     def planned_iterations(self, max_iterations: int | None) -> int | None:
         """Return how many iterations a band of rows will take, for predictions of time.
 
-        0 where a solve is not a number of iterations but takes about the same time on every layer of a shape; None
-        where that cannot be told.
+        0 if a solve has no iterations but takes about the same time on every layer of a shape; None if that is not
+        known.
         """
         return None
 
@@ -259,9 +258,9 @@ class Solver(ABC):
         return self.default_polish
 
     def distributions(self) -> tuple[str, ...]:
-        """Return the installed distributions that do the work with these options, where that is not our own code.
+        """Return the installed distributions that do the work with these options, if it is not our own code.
 
-        Their versions belong to what decides a mask, as do those of torch and numpy, which need no naming.
+        Their versions help decide a mask, as do those of torch and numpy, which need not be named.
         """
         return ()
 

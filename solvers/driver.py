@@ -1,4 +1,4 @@
-"""The one driver of bands of rows under every solver: time, progress, costs, and what becomes of a band that broke."""
+"""The one driver of bands of rows under every solver: time, progress, costs, and bands that broke down."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Rows = slice | Tensor  # of a band: a slice, or (R,) indices
 
 @dataclass(kw_only=True)
 class Band(Generic[P]):
-    """Rows that are solved together, and what the caller grants them.
+    """Rows that are solved together, and their budgets.
 
     Attributes:
         problem: the problem of these rows.
         rows: which rows of the whole they are.
-        run: their own: their start, and a deadline that leaves every other band as much time.
-        number: of the band, from 0.
-        count: of all bands.
+        run: their own run: their start, and a deadline that leaves every other band as much time.
+        number: number of the band, from 0.
+        count: number of bands.
         solver: name of the solver, for ``report``.
         started: ``time.monotonic()`` when the solver started, for ``report``.
         iteration, products, active_blocks: what ``report`` was told last.
@@ -46,16 +46,16 @@ class Band(Generic[P]):
     _told: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Begin with every coupled block at work."""
+        """Begin with every coupled block active."""
         self.active_blocks = self.problem.polytope.block_count(self.problem.shape)
 
     def report(self, iteration: int, products: float, active_blocks: int | None = None) -> None:
-        """Tell the caller's callback, if there is one, how far these rows are.
+        """Report the progress of these rows to the caller's callback, if there is one.
 
         Args:
             iteration: iterations done.
             products: matrix products done, in matrices of this band.
-            active_blocks: coupled blocks that have not converged; None for as many as last time.
+            active_blocks: coupled blocks that have not converged; None for as many as in the last report.
         """
         self.iteration, self.products, self._told = iteration, products, True
         if active_blocks is not None:
@@ -74,22 +74,22 @@ class Band(Generic[P]):
             )
 
     def close(self, answer: Answer) -> None:
-        """Report the end, unless the solver has."""
+        """Report the end, unless the solver has done so."""
         if not self._told or self.iteration < answer.counts.iterations:
             settled = answer.status in (Status.OPTIMAL, Status.CONVERGED)
             self.report(answer.counts.iterations, answer.counts.products, 0 if settled else None)
 
 
 class Driver(Generic[P]):
-    """Leads a solver over the bands of a problem, in one sweep over the rows or in several.
+    """Run a solver over the bands of a problem, in one or several sweeps over the rows.
 
-    Every band gets an even share of the time that is left when it begins. Its answer goes into the whole one: costs in
-    whole matrices, the worst status. A band that broke down keeps what it began with, and the others what they came to.
+    Every band gets an even share of the time left when it begins. Its answer goes into the whole answer: costs in whole
+    matrices, the worst status. A band that broke down keeps what it began with; the others keep their results.
 
     Args:
         solver: its name.
         run: what the caller asks of all rows.
-        *sweeps: the bands of each sweep, as rows and the problem of these rows. No row is in two bands of a sweep.
+        *sweeps: the bands of each sweep, as rows and the problem of these rows. Bands of a sweep do not overlap.
     """
 
     def __init__(self, solver: str, run: Run, *sweeps: Iterable[tuple[Rows, P]]) -> None:
@@ -104,7 +104,7 @@ class Driver(Generic[P]):
 
         Args:
             solve: solves one band.
-            begun: what the sweep before came to, where this one begins; None begins at the start of the run.
+            begun: the answer of the sweep before, from which this one begins; None begins at the start of the run.
         """
         bands = self.sweeps.pop(0)
         if begun is None:
@@ -139,7 +139,7 @@ class Driver(Generic[P]):
 
 
 class _Whole:
-    """The answer of all rows while it grows; the first band that has a tensor decides its dtype."""
+    """The growing answer of all rows; the first band that has a tensor decides its dtype."""
 
     def __init__(self, begun: Answer) -> None:
         self.begun, self.status, self.counts = begun, begun.status, replace(begun.counts)
@@ -159,12 +159,12 @@ class _Whole:
         self.status = worse(self.status, answer.status)
 
     def answer(self) -> Answer:
-        """Return what the bands came to together."""
+        """Return the answer of all bands together."""
         point = self.begun.point.clone() if self.point is None else self.point
         return Answer(point, self.relaxed, self.status, self.counts, self.begun.tightening, self.weight)
 
     def _with(self, whole: Tensor | None, band: Band[Q], part: Tensor) -> Tensor:
-        """Put the rows of a band into a tensor of all rows, which holds what was begun with elsewhere."""
+        """Put the rows of a band into a tensor of all rows, whose other rows hold what the sweep began with."""
         if whole is None:
             whole = self.begun.point.to(part.dtype, copy=True)
         whole[band.rows] = part

@@ -1,4 +1,4 @@
-"""When a solver may stop: the Frank-Wolfe gap against a tolerance, and vertices that it would not leave."""
+"""When a solver may stop: a Frank-Wolfe gap within tolerance, or a vertex that it would not leave."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from relaxprune.problems import Working
 
-# The relative gap that ends a solve when the caller names none: what the arithmetic can still tell from zero.
+# The relative gap that ends a solve by default: what the arithmetic can still tell from zero.
 _DEFAULT = {torch.float32: 1e-4, torch.float64: 1e-6}
 _VERTEX_TOLERANCE = 1e-5
 
 
 def at_fixed_vertex(problem: Working, point: Tensor, half_gradient: Tensor) -> Tensor:
-    """Tell which coupled blocks sit at a vertex that the oracle answers there: Frank-Wolfe stays.
+    """Return which coupled blocks sit at a vertex that the oracle returns there: Frank-Wolfe stays.
 
     When annealing, a larger θ only favours such a vertex more.
 
@@ -30,13 +30,13 @@ def at_fixed_vertex(problem: Working, point: Tensor, half_gradient: Tensor) -> T
 
 
 def within_gap(problem: Working, point: Tensor, half_gradient: Tensor, tolerance: float | None) -> Tensor:
-    """Tell which coupled blocks have a Frank-Wolfe gap ⟨∇f, m − v⟩ of at most ``tolerance`` times |f|.
+    """Return which coupled blocks have a Frank-Wolfe gap ⟨∇f, m − v⟩ of at most ``tolerance`` times |f|.
 
     Args:
         problem: the working problem.
         point: (rows, cols), the relaxed mask m.
         half_gradient: (rows, cols), half the gradient at m.
-        tolerance: None takes 1e-4 in float32 and 1e-6 in float64.
+        tolerance: None for 1e-4 in float32 and 1e-6 in float64.
 
     Returns:
         (blocks,) bool.

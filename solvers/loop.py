@@ -1,4 +1,4 @@
-"""The one loop under every iterative solver: iterations, looks at the state, rows that leave, refining."""
+"""The one loop under every iterative solver: iterations, checks of the state, rows that leave, refining."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import CHECK_EVERY, DTYPES, Answer, Counts, Run, Solver, Status, bloc
 from .driver import Band, Driver
 from .state import State
 
-NEGLIGIBLE = 1e-18  # of the mean diagonal: entries that no mask can feel
+NEGLIGIBLE = 1e-18  # of the mean diagonal: entries too small to matter to any mask
 _SCALING_MATRICES = 2
 
 S = TypeVar("S", bound=State)
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 class Shared:
-    """What the bands of a run share: values that the first band to ask for one makes, by their type."""
+    """Values that all bands of a run use, by their type; the first band that needs one computes it."""
 
     def __init__(self) -> None:
         self._made: dict[type, object] = {}
 
     def get(self, kind: type[T], make: Callable[[], T]) -> T:
-        """Return the value of this type, made now unless it is there."""
+        """Return the value of this type, computed on first use."""
         value = self._made.get(kind)
         if not isinstance(value, kind):
             value = self._made[kind] = make()
@@ -43,12 +43,12 @@ class Budget:
     """What the iterations on one band of rows may take.
 
     Attributes:
-        iterations: of the loop.
-        total: these and those of refining.
+        iterations: iterations of the loop.
+        total: iterations of the loop and of refining.
         gap_tolerance: relative Frank-Wolfe gap at which a convex phase ends, or None.
         memory_bytes: bound on temporaries.
-        bands: how many bands of rows the run has.
-        shared: what a solver makes once for all of them.
+        bands: number of bands of rows.
+        shared: what a solver computes once for all of them.
         tightening: (cols,) float64, what tightens the relaxation, or None.
     """
 
@@ -94,8 +94,8 @@ class Refined:
 class IterativeSolver(Solver, Generic[S]):
     """A solver made of ``init``, ``step`` and ``done``; the loop is here, once.
 
-    CONVERGED means that ``done`` said so of every coupled block, be it when the last iteration was over; else the
-    status is ITERATION_LIMIT, or that of the budget that ended first. A solver whose ``done`` looks at
+    CONVERGED means that every coupled block was ``done``, at the latest after the last iteration; otherwise the status
+    is ITERATION_LIMIT, or that of the budget that ended first. A solver whose ``done`` looks at
     ``budget.gap_tolerance`` adds it to ``honours``.
 
     Args:
@@ -132,23 +132,23 @@ class IterativeSolver(Solver, Generic[S]):
         """
 
     def before_refining(self, iterations: int) -> int:
-        """Return how many of all iterations are the loop's; the others are for ``refine``."""
+        """Return how many of all iterations the loop gets; the others are for ``refine``."""
         return iterations
 
     def refine(self, band: Band[Problem], working: Working, point: Tensor, budget: Budget) -> Refined | None:
-        """Improve what the iterations on one band ended at, ``point`` (rows, cols), or leave it."""
+        """Improve ``point`` (rows, cols), where the iterations on one band ended, or return None to leave it."""
         return None
 
     def iterations(self) -> int:
-        """Return how many iterations a band of rows gets where the caller names no number."""
+        """Return how many iterations a band of rows gets by default."""
         return self.default_iterations
 
     def planned_iterations(self, max_iterations: int | None) -> int | None:
-        """Return the iterations where nothing ends them early."""
+        """Return the iterations if nothing ends them early."""
         return self.iterations() if max_iterations is None else max_iterations
 
     def wide(self) -> int:
-        """Return the float64 tensors of the problem's shape that a solve amounts to.
+        """Return how many float64 tensors of the problem's shape a solve holds.
 
         Scaling passes through float64, and the iterations hold ``matrices`` tensors of their own dtype.
         """
@@ -160,7 +160,7 @@ class IterativeSolver(Solver, Generic[S]):
         return block_bytes(problem, self.wide())
 
     def row_budget(self, problem: Problem, run: Run) -> int:
-        """Return the bytes that ``wide`` tensors of a band of rows may take."""
+        """Return how many bytes the ``wide`` tensors of a band of rows may take."""
         return run.memory_bytes
 
     def run(self, problem: Problem, run: Run) -> Answer:
@@ -172,7 +172,7 @@ class IterativeSolver(Solver, Generic[S]):
         return answer
 
     def _solve(self, band: Band[Problem], budget: Budget) -> Answer:
-        """Iterate on one band, and refine what that came to."""
+        """Iterate on one band, and refine the result."""
         loop = _Loop(self, band, budget)
         loop.go()
         if not loop.status.failed:
@@ -212,11 +212,11 @@ class _Loop(Generic[S]):
         self._keep(self.active, torch.arange(len(self.active), device=self.active.device))
 
     def _look(self, finished: Tensor) -> bool:
-        """Check the state: finite, converged, in time. Returns whether to stop. Waits for the device once."""
+        """Check the state (finite, converged, in time) and return whether to stop. Waits for the device once."""
         finite, count = torch.stack([self.state.finite().to(torch.long), finished.sum()]).tolist()
         if not finite:
             self.status = Status.NOT_FINITE
-            self.active = self.active[:0]  # nothing of a broken state is kept: the start stays in the output
+            self.active = self.active[:0]  # a broken state is dropped: the start stays in the output
             return True
         remaining = len(finished) - count
         self.band.report(self.counts.iterations, self.counts.products, remaining)
@@ -236,7 +236,7 @@ class _Loop(Generic[S]):
         return False
 
     def _compact(self, finished: Tensor, remaining: int) -> None:
-        """Let finished rows leave; the number of the others is known, so nothing waits for the device."""
+        """Drop finished rows; the number of the others is known, so nothing waits for the device."""
         stay, leave = finished.to(torch.uint8).argsort(stable=True).tensor_split([remaining])
         self._keep(self.active[leave], leave)
         self.active = self.active[stay]
@@ -254,7 +254,7 @@ class _Loop(Generic[S]):
             self.out_relaxed[rows] = relaxed[index]
 
     def take(self, refined: Refined | None) -> None:
-        """Put a refined mask in place of the point that the iterations ended at."""
+        """Replace the point that the iterations ended at with a refined mask."""
         if refined is None:
             return
         self.out = refined.mask
@@ -266,5 +266,5 @@ class _Loop(Generic[S]):
             self.status = worse(ended, refined.status)
 
     def answer(self) -> Answer:
-        """Return what the band came to."""
+        """Return the answer of the band."""
         return Answer(self.out, self.out_relaxed if self.has_relaxed else None, self.status, self.counts)

@@ -39,7 +39,7 @@ _BUILT_IN: dict[str, str] = {
 
 
 def _outside() -> dict[str, EntryPoint]:
-    """Return the solvers that other installed packages declare; a name of ours cannot be taken over."""
+    """Return the solvers that other installed packages declare; they cannot override our names."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in _BUILT_IN or point.name in found:
@@ -54,12 +54,12 @@ def solver_names() -> list[str]:
 
 
 def polish_names() -> list[str]:
-    """Return the names of the solvers that may end the masks of others: values of ``polish``. Imports all of them."""
+    """Return the names of the solvers that can polish: the values of ``polish``. Imports all of them."""
     return [name for name in solver_names() if polishes(name)]
 
 
 def polishes(name: object) -> bool:
-    """Tell whether this names a solver that may end the masks of others; one that cannot be loaded may not."""
+    """Return whether ``name`` is a solver that can polish; one that cannot be loaded cannot."""
     try:
         return isinstance(name, str) and solver_class(name).polishes
     except RelaxPruneError:
@@ -67,7 +67,7 @@ def polishes(name: object) -> bool:
 
 
 def solver_distribution(name: str) -> str | None:
-    """Return the installed distribution that declares a solver; None for our own, and where none is known."""
+    """Return the installed distribution that declares a solver; None for our own, or if it is not known."""
     distribution = getattr(_outside().get(name), "dist", None)
     return None if distribution is None else str(distribution.name)
 
@@ -100,12 +100,12 @@ def make_solver(solver: str | Solver, /, **options: Any) -> Solver:
     """Return a solver instance from a name and options, or the instance given.
 
     Raises:
-        RelaxPruneError: unknown name, unknown option, or options beside an instance.
+        RelaxPruneError: unknown name, unknown option, or options with an instance.
     """
     if isinstance(solver, Solver):
         if options:
             raise RelaxPruneError(
-                f"solver is an instance, which carries its own options; got {', '.join(sorted(options))} beside it"
+                f"solver is an instance, which carries its own options; got {', '.join(sorted(options))} as well"
             )
         return solver
     if not isinstance(solver, str):

@@ -12,13 +12,13 @@ from relaxprune.problems import Quadratic
 
 
 class State(ABC):
-    """The tensors of an iterative solver, and what they have cost.
+    """The tensors of an iterative solver, and their cost.
 
     A tensor has one line per row of the problem, or per coupled block, or a single line that serves all of them.
 
     Attributes:
         iteration: iterations done.
-        product_count: matrix products done, for the rows that are still here.
+        product_count: matrix products done, for the rows that are left.
     """
 
     iteration: int = 0
@@ -42,11 +42,11 @@ class State(ABC):
                 setattr(self, name, value[index])
 
     def finite(self) -> Tensor:
-        """Return whether the computation has stayed in the finite numbers, as a tensor of one bool.
+        """Return whether the computation has stayed finite, as a tensor of one bool.
 
-        Every floating tensor that the state holds is looked at: NaN anywhere is a failure, and so is an infinity in
-        what has a number per entry, as points and gradients have. What has one per coupled block may say "none yet" by
-        an infinity.
+        Every floating-point tensor of the state is checked: NaN anywhere is a failure, and so is an infinity in a
+        tensor with a number per entry, such as a point or a gradient. In one with a number per coupled block infinity
+        may mean "none yet".
         """
         point = self.point()
         held = [value for value in vars(self).values() if isinstance(value, Tensor) and value.is_floating_point()]
@@ -57,20 +57,20 @@ class State(ABC):
         return torch.stack(sound).all()
 
     def full(self) -> bool:
-        """Tell whether the state has no memory left to go on, without waiting for the device."""
+        """Return whether the state has no memory left to go on, without waiting for the device."""
         return False
 
     def next_phase(self) -> bool:
-        """Go on to the next phase, where there is one, once every coupled block is done with this one."""
+        """Go on to the next phase, if there is one, once every coupled block is done with this one."""
         return False
 
     def may_leave(self) -> bool:
-        """Tell whether blocks that are done may leave now, or wait for the others to go on to the next phase."""
+        """Return whether blocks that are done may leave now, or wait for the others to go on to the next phase."""
         return True
 
 
 class GradientState(State):
-    """A state with half the gradient at its point, which steps carry along: made afresh now and then, against drift.
+    """A state with half the gradient at its point, which steps carry along; recomputed now and then, against drift.
 
     Args:
         problem: the working problem.
@@ -90,7 +90,7 @@ class GradientState(State):
         self.product_count += 1
 
     def refresh_when_due(self, problem: Quadratic) -> None:
-        """Refresh every ``refresh_every`` iterations; for the beginning of a step."""
+        """Refresh every ``refresh_every`` iterations; call it at the beginning of a step."""
         if self.iteration and self.iteration % self.refresh_every == 0:
             self.refresh(problem)
 

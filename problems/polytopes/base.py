@@ -1,4 +1,4 @@
-"""What every set of masks offers: a linear oracle, rounding, a feasibility check, and its coupled blocks."""
+"""What every set of masks offers: a linear oracle, rounding, a feasibility check and coupled blocks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ KINDS: dict[str, type[Polytope]] = {}
 class Polytope(ABC):
     """The convex hull of a set of feasible masks of shape (rows, cols).
 
-    Subclasses write their set in mathematics in their docstring and give an exact linear minimisation oracle.
-    ``kind`` names the set in files; two polytopes are equal when their options are.
+    Subclasses define their set in their docstring and give an exact linear minimisation oracle. ``kind`` names the set
+    in files; two polytopes are equal when their options are.
     """
 
     kind: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the set under its ``kind``, so that files can name it."""
+        """Register the set under its ``kind``, by which files name it."""
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
             KINDS[cls.kind] = cls
 
     @abstractmethod
     def validate(self, shape: Shape) -> None:
-        """Raise RelaxPruneError when no mask of this ``shape`` (rows, cols) can be in the set as described."""
+        """Raise RelaxPruneError if no mask of this ``shape`` (rows, cols) can be in the set."""
 
     @abstractmethod
     def kept(self, shape: Shape) -> int:
@@ -47,8 +47,8 @@ class Polytope(ABC):
     def lmo(self, gradient: Tensor) -> Tensor:
         """Minimise ⟨gradient, v⟩ over the set.
 
-        Where several vertices are tied, any of them is returned, the same for the same input: a rule for ties would
-        cost about a tenth of a matrix product per call, and only ``round``, which has one, decides masks.
+        If several vertices tie, any of them is returned, always the same for the same input: a rule for ties would cost
+        about a tenth of a matrix product per call, and only ``round``, which has one, decides masks.
 
         Args:
             gradient: (rows, cols), any float dtype, finite or ±inf.
@@ -58,7 +58,7 @@ class Polytope(ABC):
         """
 
     def near_lmo(self, gradient: Tensor, hint: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return a point of the set where ⟨gradient, v⟩ is least or nearly so, for steps that need no exact vertex.
+        """Return a point of the set that minimises ⟨gradient, v⟩ or nearly so, for steps that need no exact vertex.
 
         Args:
             gradient: (rows, cols), any float dtype, finite.
@@ -66,12 +66,12 @@ class Polytope(ABC):
 
         Returns:
             The point, (rows, cols) in the dtype of ``gradient``, and a hint for the next call: a line per coupled
-            block, or None where ``lmo`` answered.
+            block, or None if ``lmo`` answered.
         """
         return self.lmo(gradient), None
 
     def lmo_bound(self, gradient: Tensor, kept: Tensor | None = None, pruned: Tensor | None = None) -> Tensor:
-        """Bound ⟨gradient, v⟩ from below over the set, per coupled block: what certificates may rely on.
+        """Bound ⟨gradient, v⟩ from below over the set, per coupled block; certificates rely on it.
 
         A set whose oracle is not exact to the last digit subtracts what it cannot prove.
 
@@ -89,13 +89,13 @@ class Polytope(ABC):
     def face_lmo(self, gradient: Tensor, point: Tensor, tolerance: float = 0.0) -> Tensor:
         """Minimise ⟨gradient, v⟩ over the minimal face that contains ``point``: its entries at 0 and 1 stay there.
 
-        The face of a count is cut by its bounds, so infinite costs on the entries at a bound make ``lmo`` exact; where
-        an "at most" count is tight at the point it is tight on the face. Negate the gradient for an away vertex.
+        The bounds 0 and 1 define the face of a count, so infinite costs on the entries at a bound make ``lmo`` exact;
+        an "at most" count that is tight at the point is tight on the face. Negate the gradient for an away vertex.
 
         Args:
             gradient: (rows, cols), any float dtype, finite.
             point: (rows, cols), in the set up to rounding.
-            tolerance: entries this near to 0 or 1, and counts this near to full, count as there.
+            tolerance: entries this near to 0 or 1, and counts this near to full, count as reached.
 
         Returns:
             A vertex of the set, (rows, cols) of 0 and 1 in the dtype of ``gradient``.
@@ -117,8 +117,8 @@ class Polytope(ABC):
     def round(self, point: Tensor) -> Tensor:
         """Return the feasible mask nearest to ``point``: the largest entries are kept.
 
-        Ties go to the lowest column (over a layer: to the lowest row, then column), except in transposable sets, where
-        one of the tied masks is returned, the same for the same input.
+        Ties go to the lowest column (over a layer: to the lowest row, then column). Transposable sets return one of the
+        tied masks, always the same for the same input.
 
         Args:
             point: (rows, cols), any float dtype; saliencies are welcome too.
@@ -129,10 +129,10 @@ class Polytope(ABC):
 
     @abstractmethod
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
-        """Tell whether ``point``, a (rows, cols) mask or relaxed mask, lies in the set, up to ``tolerance`` a count."""
+        """Return whether ``point`` (rows, cols), a mask or relaxed one, is in the set up to ``tolerance`` a count."""
 
     def projects(self) -> bool:
-        """Tell whether ``project`` is there."""
+        """Return whether the set has ``project``."""
         return False
 
     def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -146,10 +146,10 @@ class Polytope(ABC):
             (rows, cols) in the dtype of ``point``.
 
         Raises:
-            RelaxPruneError: the set has no projection (``projects`` tells).
+            RelaxPruneError: the set has no projection; see ``projects``.
         """
         raise RelaxPruneError(
-            f"a {self.kind} set has no projection; solvers that need only a linear oracle, as fw, fit"
+            f"a {self.kind} set has no projection; use a solver that needs only a linear oracle, such as fw"
         )
 
     def rows_per_block(self, shape: Shape) -> int:
@@ -161,25 +161,25 @@ class Polytope(ABC):
         return shape[1]
 
     def counts_columns(self) -> bool:
-        """Tell whether columns have counts inside group x group tiles: exchanges inside one row then leave the set."""
+        """Return whether columns have counts inside group x group tiles: exchanges inside a row then leave the set."""
         return False
 
     def prices(self, gradient: Tensor) -> Tensor:
-        """Return what counts cost at a gradient that are no equation of one row, so that rows can be looked at alone.
+        """Return the prices, at a gradient, of counts that are not an equation of one row, so that rows separate.
 
-        These are the counts that join several rows, and those that say "at most".
+        These are the counts that join several rows, and "at most" counts.
 
         Args:
             gradient: (rows, cols) float64, of a relaxation at its minimum.
 
         Returns:
-            (rows, cols), π with Σ π m the same for all masks of an exact set, and least for masks that keep all they
-            may of an "at most" one; 0 where all counts are equations of one row.
+            (rows, cols), π with Σ π m the same for all masks of an exact set, and least for masks of an "at most" set
+            that keep all they may; 0 if all counts are equations of one row.
         """
         return torch.zeros_like(gradient)
 
     def fixed(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the (rows, cols) bool entries that the set fixes to kept and to pruned, None for none."""
+        """Return the entries that the set fixes to kept and to pruned, (rows, cols) bool each, or None for none."""
         return None, None
 
     def cells(self, shape: Shape) -> tuple[Tensor, int]:
@@ -197,13 +197,13 @@ class Polytope(ABC):
         """Return every mask of ONE coupled block of a (rows, cols) mask: (masks, rows_per_block, cols) bool.
 
         Raises:
-            RelaxPruneError: there are more than 2^20 masks, or blocks differ because entries are fixed.
+            RelaxPruneError: more than 2^20 masks, or blocks that differ because entries are fixed.
         """
         height = self.rows_per_block(shape)
         kept, pruned = self.fixed()
         if shape[0] != height and (kept is not None or pruned is not None):
             raise RelaxPruneError(
-                f"shape must be one coupled block of {height} x {shape[1]} where entries are fixed, got {shape}"
+                f"shape must be one coupled block of {height} x {shape[1]} if entries are fixed, got {shape}"
             )
         cells, keep = self.cells(shape)
         masks = block_vertices(height * shape[1], cells, keep, self.is_at_most(), kept, pruned)
@@ -211,13 +211,13 @@ class Polytope(ABC):
 
     @property
     def label(self) -> str:
-        """What sentences call the set."""
+        """The name of the set in error messages."""
         return self.kind
 
     def separable(self, shape: Shape) -> bool:
-        """Tell whether every entry of a (rows, cols) mask has one count only.
+        """Return whether every entry of a (rows, cols) mask has one count only.
 
-        Exchanges inside rows (inside groups of columns) then keep all counts.
+        If so, exchanges inside rows (inside groups of columns) keep all counts.
         """
         cells, _ = self.cells(shape)
         return cells.numel() == self.rows_per_block(shape) * shape[1]
@@ -225,40 +225,40 @@ class Polytope(ABC):
     def loosened(self) -> Polytope:
         """Return the set with the same fixed entries and no counts: rows become independent.
 
-        Where the set is ``separable``, a search by exchanges over the looser set never leaves this one.
+        If the set is ``separable``, a search by exchanges over the looser set never leaves this one.
         """
         return AnyMask()
 
     def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
         """Return the set of the columns from ``start`` to ``stop`` of a (rows, cols) mask.
 
-        Masks of neighbouring parts, from the first column to the last, make up a mask of this set. None where the set
+        Masks of neighbouring parts, from the first column to the last, make up a mask of this set. None if the set
         cannot be cut there.
         """
         return self if (start, stop) == (0, shape[1]) else None
 
     def rows(self, index: Tensor | slice) -> Polytope:
-        """Return the set for a selection of whole coupled blocks, given by their rows."""
+        """Return the set for some whole coupled blocks, given by their rows."""
         return self
 
     def room(self, mask: Tensor) -> Tensor:
-        """Return where ``mask`` (rows, cols) bool stays feasible with one more kept entry: nowhere for exact counts."""
+        """Return where ``mask`` (rows, cols) bool stays feasible with one more kept entry; nowhere for exact counts."""
         return torch.zeros_like(mask)
 
     @abstractmethod
     def with_share(self, share: float) -> Polytope:
-        """Return the set whose count is floor(share · keep): where SparseFW's alpha fixes the most salient weights."""
+        """Return the set with count floor(share · keep), in which SparseFW's alpha fixes the most salient weights."""
 
     def at_most_set(self) -> Polytope:
         """Return the smallest "at most" set that contains this one: the set of the SparseFW paper."""
         return self
 
     def is_at_most(self) -> bool:
-        """Tell whether masks may keep fewer entries than the count allows."""
+        """Return whether masks may keep fewer entries than the count allows."""
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the set as plain values for reports; ``polytope_from_dict`` is the inverse where nothing is fixed."""
+        """Return the set as plain values for reports; ``polytope_from_dict`` is the inverse if nothing is fixed."""
         return {"kind": self.kind, **asdict(self)}
 
     def block_count(self, shape: Shape) -> int:
@@ -279,7 +279,7 @@ class Polytope(ABC):
 
 @dataclass(frozen=True)
 class AnyMask(Polytope):
-    """{m ∈ [0, 1]^(rows × cols)}: no counts, so that rows are independent. What every set is loosened to."""
+    """{m ∈ [0, 1]^(rows × cols)}: no counts, so rows are independent. What every set is loosened to."""
 
     kind: ClassVar[str] = "any"
 
@@ -291,7 +291,7 @@ class AnyMask(Polytope):
         return shape[0] * shape[1]
 
     def is_at_most(self) -> bool:
-        """Tell that fewer entries may be kept."""
+        """Return True: fewer entries may be kept."""
         return True
 
     def lmo(self, gradient: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class AnyMask(Polytope):
         return point > 0
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
-        """Tell whether the box holds up to ``tolerance``."""
+        """Return whether every entry lies in [0, 1], up to ``tolerance``."""
         return in_box(point.to(torch.float64), tolerance)
 
     def room(self, mask: Tensor) -> Tensor:
@@ -311,5 +311,5 @@ class AnyMask(Polytope):
         return ~mask
 
     def with_share(self, share: float) -> Polytope:
-        """Refuse: there is no count to take a share of."""
+        """Raise RelaxPruneError: there is no count to take a share of."""
         raise RelaxPruneError("a set of all masks has no count to take a share of; give it one, such as KSparse(keep)")

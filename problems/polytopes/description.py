@@ -1,4 +1,4 @@
-"""A set of masks from its description in a file."""
+"""Building a set of masks from its description in a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def polytope_from_dict(values: dict[str, Any]) -> Polytope:
     """Build the set that ``Polytope.to_dict`` described.
 
     Raises:
-        RelaxPruneError: an unknown set, wrong options, or the description of a ``Face``, which lacks its entries.
+        RelaxPruneError: an unknown set, wrong options, or a ``Face``, whose description lacks its entries.
     """
     options = dict(values)
     fixed = [name for name in FIXED_COUNTS if name in options]
     if fixed:
         raise RelaxPruneError(
-            f"polytope has {' and '.join(fixed)} as counts only, so the fixed entries are unknown: "
+            f"polytope gives {' and '.join(fixed)} as counts only, so the fixed entries are unknown; "
             "build the set without them, and give the masks to Face"
         )
     kind = options.pop("kind", None)

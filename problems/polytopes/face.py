@@ -32,21 +32,21 @@ class Face(Polytope):
     kind: ClassVar[str] = "face"
 
     def __post_init__(self) -> None:
-        """Make a face of a face one face of the set below."""
+        """Turn a face of a face into one face of the base set."""
         if isinstance(self.base, Face):
             object.__setattr__(self, "kept_entries", _either(self.base.kept_entries, self.kept_entries))
             object.__setattr__(self, "pruned_entries", _either(self.base.pruned_entries, self.pruned_entries))
             object.__setattr__(self, "base", self.base.base)
 
     def validate(self, shape: Shape) -> None:
-        """Raise RelaxPruneError when the fixed entries leave no feasible mask."""
+        """Raise RelaxPruneError if the fixed entries leave no feasible mask."""
         self.base.validate(shape)
         for name, entries in zip(FIXED_COUNTS, self.fixed(), strict=True):
             if entries is not None:
                 check_mask(name, entries, shape)
         kept, pruned = self.kept_entries, self.pruned_entries
         if kept is not None and pruned is not None and bool((kept & pruned).any()):
-            raise RelaxPruneError("fixed_kept and fixed_pruned share entries, and an entry cannot be both")
+            raise RelaxPruneError("fixed_kept and fixed_pruned share entries, but an entry cannot be both")
         device = next((entries.device for entries in (kept, pruned) if entries is not None), None)
         mask = self.round(torch.ones(shape, device=device))
         if not self.contains(mask):
@@ -56,7 +56,7 @@ class Face(Polytope):
 
     @property
     def label(self) -> str:
-        """What sentences call the base set."""
+        """The name of the base set in error messages."""
         return self.base.label
 
     def kept(self, shape: Shape) -> int:
@@ -76,7 +76,7 @@ class Face(Polytope):
         return self.base.cells(shape)
 
     def counts_columns(self) -> bool:
-        """Tell whether columns of the base set have counts."""
+        """Return whether columns of the base set have counts."""
         return self.base.counts_columns()
 
     def fixed(self) -> tuple[Tensor | None, Tensor | None]:
@@ -98,7 +98,7 @@ class Face(Polytope):
         return room if self.pruned_entries is None else room & ~self.pruned_entries
 
     def with_share(self, share: float) -> Polytope:
-        """Return the base's set of that share with the same fixed entries, which are then among the first chosen."""
+        """Return the base's set of that share with the same fixed entries, which are among the first chosen."""
         return Face(self.base.with_share(share), self.kept_entries, self.pruned_entries)
 
     def loosened(self) -> Face:
@@ -106,7 +106,7 @@ class Face(Polytope):
         return Face(self.base.loosened(), self.kept_entries, self.pruned_entries)
 
     def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
-        """Cut nowhere: where columns are filled evenly the fixed entries of one part may be more than its count."""
+        """Return None: with columns filled evenly, one part may have more fixed entries than its count."""
         return self if (start, stop) == (0, shape[1]) else None
 
     def at_most_set(self) -> Face:
@@ -114,14 +114,14 @@ class Face(Polytope):
         return Face(self.base.at_most_set(), self.kept_entries, self.pruned_entries)
 
     def is_at_most(self) -> bool:
-        """Tell whether fewer entries may be kept."""
+        """Return whether fewer entries may be kept."""
         return self.base.is_at_most()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the base set and how many entries are fixed.
 
-        For people who read a report. The fixed entries are as large as a mask and are not in it, so
-        ``polytope_from_dict`` refuses it.
+        For people who read a report. The fixed entries, as large as a mask, are left out, so ``polytope_from_dict``
+        refuses it.
         """
         masks = zip(FIXED_COUNTS, self.fixed(), strict=True)
         fixed = {name: int(entries.sum()) for name, entries in masks if entries is not None}
@@ -132,7 +132,7 @@ class Face(Polytope):
         return self.base.lmo(self._forced(gradient, -torch.inf))
 
     def lmo_bound(self, gradient: Tensor, kept: Tensor | None = None, pruned: Tensor | None = None) -> Tensor:
-        """Bound by the base, which is told what is fixed."""
+        """Return the base's bound, given what is fixed."""
         return self.base.lmo_bound(gradient, _either(self.kept_entries, kept), _either(self.pruned_entries, pruned))
 
     def round(self, point: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ class Face(Polytope):
         return self.base.round(self._forced(point, torch.inf))
 
     def prices(self, gradient: Tensor) -> Tensor:
-        """Return the base's, among the entries that are free."""
+        """Return the base's prices, among the free entries."""
         limit = gradient.abs().amax() + 1
         forced = with_fixed(gradient, self.kept_entries, self.pruned_entries, float(-limit))
         return self.base.prices(forced)
 
     def projects(self) -> bool:
-        """Tell whether the base has a projection."""
+        """Return whether the base has a projection."""
         return self.base.projects()
 
     def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -154,7 +154,7 @@ class Face(Polytope):
         return self.base.project(self._forced(point, torch.inf), weights)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
-        """Tell whether the base holds and every fixed entry has its value."""
+        """Return whether the base contains ``point`` and every fixed entry has its value."""
         kept, pruned = self.kept_entries, self.pruned_entries
         values = point.to(torch.float64)
         good = self.base.contains(point, tolerance)

@@ -69,7 +69,7 @@ class KSparse(Polytope):
         return cls(size - pruned_count(size, sparsity), per, at_most)
 
     def validate(self, shape: Shape) -> None:
-        """Raise RelaxPruneError when ``keep`` exceeds a row (the matrix) of this (rows, cols) ``shape``."""
+        """Raise RelaxPruneError if ``keep`` exceeds a row (the matrix) of this (rows, cols) ``shape``."""
         size = shape[1] if self.per == "row" else shape[0] * shape[1]
         if self.keep > size:
             where = "each row" if self.per == "row" else "the matrix"
@@ -80,7 +80,7 @@ class KSparse(Polytope):
         return self.keep * shape[0] if self.per == "row" else self.keep
 
     def rows_per_block(self, shape: Shape) -> int:
-        """Return 1, or all rows when the count is over the layer."""
+        """Return 1, or all rows if the count is over the layer."""
         return 1 if self.per == "row" else shape[0]
 
     def rows(self, index: Tensor | slice) -> KSparse:
@@ -103,11 +103,11 @@ class KSparse(Polytope):
         return KSparse(self.keep, self.per, at_most=True)
 
     def is_at_most(self) -> bool:
-        """Tell whether fewer entries may be kept."""
+        """Return whether fewer entries may be kept."""
         return self.at_most
 
     def on_columns(self, start: int, stop: int, shape: Shape) -> KSparse:
-        """Return the set that keeps as many as are due from ``start`` to ``stop`` when columns are filled evenly."""
+        """Return the set that keeps as many as fall between ``start`` and ``stop`` if columns are filled evenly."""
         rows, cols = shape
         done, now = (self.keep * end // cols for end in (start, stop))
         width = (1 if self.per == "row" else rows) * (stop - start)
@@ -130,13 +130,13 @@ class KSparse(Polytope):
         return mask & (point > 0) if self.at_most else mask
 
     def prices(self, gradient: Tensor) -> Tensor:
-        """Return the gradient's threshold where the count is over the matrix or an "at most"."""
+        """Return the gradient's threshold if the count is over the matrix or "at most"."""
         if self.per == "row" and not self.at_most:
             return torch.zeros_like(gradient)
         return thresholds(self._flat(gradient), self.keep, self.at_most).view_as(gradient)
 
     def projects(self) -> bool:
-        """Tell that ``project`` is there."""
+        """Return True."""
         return True
 
     def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -145,7 +145,7 @@ class KSparse(Polytope):
         return project_capped(self._flat(point), self.keep, lines, at_most=self.at_most).view(point.shape)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
-        """Tell whether the counts and the box hold up to ``tolerance``."""
+        """Return whether the counts and the box hold up to ``tolerance``."""
         values = point.to(torch.float64)
         return in_box(values, tolerance) and counts_within(
             self._flat(values).sum(dim=1), self.keep, self.at_most, tolerance

@@ -45,14 +45,14 @@ class NM(Polytope):
 
     @classmethod
     def from_pattern(cls, pattern: str) -> NM:
-        """Read ``"2:4"`` as: keep 2 of every 4 consecutive columns."""
+        """Read ``"2:4"`` as "keep 2 of every 4 consecutive columns"."""
         match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pattern) if isinstance(pattern, str) else None
         if match is None:
             raise RelaxPruneError(f'pattern must look like "2:4" (keep 2 of every 4 columns), got {pattern!r}')
         return cls(int(match[1]), int(match[2]))
 
     def validate(self, shape: Shape) -> None:
-        """Raise RelaxPruneError when ``group`` does not divide the columns."""
+        """Raise RelaxPruneError if ``group`` does not divide the columns."""
         if shape[1] % self.group:
             raise RelaxPruneError(f"group is {self.group}, which does not divide the {shape[1]} columns of the weight")
 
@@ -80,7 +80,7 @@ class NM(Polytope):
         return NM(self.keep, self.group, at_most=True)
 
     def is_at_most(self) -> bool:
-        """Tell whether fewer entries may be kept."""
+        """Return whether fewer entries may be kept."""
         return self.at_most
 
     def on_columns(self, start: int, stop: int, shape: Shape) -> NM | None:
@@ -104,13 +104,13 @@ class NM(Polytope):
         return mask & (point > 0) if self.at_most else mask
 
     def prices(self, gradient: Tensor) -> Tensor:
-        """Return the gradient's threshold in every group where the counts are "at most"."""
+        """Return the gradient's threshold in every group if the counts are "at most"."""
         if not self.at_most:
             return torch.zeros_like(gradient)
         return thresholds(gradient.reshape(-1, self.group), self.keep, True).view_as(gradient)
 
     def projects(self) -> bool:
-        """Tell that ``project`` is there."""
+        """Return True."""
         return True
 
     def project(self, point: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -121,7 +121,7 @@ class NM(Polytope):
         return project_capped(groups, self.keep, lanes, at_most=self.at_most, dim=0).T.reshape(point.shape)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
-        """Tell whether the counts and the box hold up to ``tolerance``."""
+        """Return whether the counts and the box hold up to ``tolerance``."""
         values = point.to(torch.float64)
         counts = values.reshape(-1, self.group).sum(dim=1)
         return in_box(values, tolerance) and counts_within(counts, self.keep, self.at_most, tolerance)

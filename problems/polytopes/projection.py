@@ -7,7 +7,7 @@ from torch import Tensor
 
 _TOLERANCE = 1e-12  # of a count, per entry of a line: what a last exact correction removes
 _PASSES = 100
-_FEW = 4  # lines still open go on by themselves once they are fewer than one in so many
+_FEW = 4  # lines still open go on by themselves once they are fewer than one in this many
 _ZERO = 1e-100  # weights below this share of a line's largest count as zero
 
 
@@ -20,7 +20,7 @@ def project_capped(
     with the price λ, whose root a Newton iteration inside a bracket finds (Ang, Ma, Liu, Huang and Wang, NeurIPS 2021,
     arXiv 2110.08471; by sorting: Wang and Lu, arXiv 1503.01002). A Newton step from the right linear piece is exact, so
     the active set is identified and solved, not approached. Entries of zero weight take up the count that the others
-    leave free, as near to their own values as that allows: the limit of small weights.
+    leave, as near to their own values as possible: the limit of small weights.
 
     Args:
         point: (lines, n), or (n, lines) with ``dim=0``, any float dtype; an entry of +∞ stays at 1, one of −∞ at 0.
@@ -63,7 +63,7 @@ def _solve(values: Tensor, inverse: Tensor, target: Tensor, dim: int, price: Ten
 
     Args:
         values: like the point.
-        inverse: 1 / w, and 0 for entries that are no part of the line: they come back as 0.
+        inverse: 1 / w, and 0 for entries outside the line: they come back as 0.
         target: the sums to reach, from 0 to the number of entries of the line; one per line, with ``dim`` kept.
         dim: the dimension that runs along a line.
         price: the first λ to try, shaped like ``target``.
@@ -116,7 +116,7 @@ def _bracket(values: Tensor, inverse: Tensor, member: Tensor, dim: int) -> tuple
 def _between(values: Tensor, inverse: Tensor, target: Tensor, ends: tuple[Tensor, Tensor], dim: int) -> Tensor:
     """Return the mean of the answers at the two ends of a bracket that sums to ``target``.
 
-    Reached when prices next to each other in float64 still differ in the sum, for weights many orders apart.
+    Needed when neighbouring float64 prices still differ in the sum, for weights many orders apart.
     """
     upper, lower = ((values - end * inverse).clamp(0, 1) for end in ends)
     lower_sum = lower.sum(dim, keepdim=True)

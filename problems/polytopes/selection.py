@@ -1,4 +1,4 @@
-"""Selecting and counting the entries of masks: what the sets of masks share."""
+"""Selecting and counting entries of masks, for all sets of masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def with_fixed(values: Tensor, kept: Tensor | None, pruned: Tensor | None, kept_
 def smallest(scores: Tensor, count: int) -> Tensor:
     """Mark the ``count`` smallest entries of each row of ``scores`` (rows, n) with 1, in the dtype of ``scores``.
 
-    Exact in count; ties fall as ``torch.topk`` breaks them, as ``Polytope.lmo`` says.
+    Exact in count; ties are broken as ``torch.topk`` does, see ``Polytope.lmo``.
     """
     cols = scores.shape[1]
     if count >= cols:
@@ -43,7 +43,7 @@ def largest_stable(scores: Tensor, count: int) -> Tensor:
 
 
 def thresholds(lines: Tensor, keep: int, at_most: bool) -> Tensor:
-    """Return the ``keep``-th smallest value of each line, at most 0 where fewer may be kept: (lines, n), expanded."""
+    """Return the ``keep``-th smallest value of each line, at most 0 if fewer may be kept: (lines, n), expanded."""
     if not 0 < keep < lines.shape[1]:
         return torch.zeros_like(lines)
     values = lines.kthvalue(keep, dim=1, keepdim=True).values
@@ -51,12 +51,12 @@ def thresholds(lines: Tensor, keep: int, at_most: bool) -> Tensor:
 
 
 def counts_within(counts: Tensor, target: int, at_most: bool, tolerance: float) -> bool:
-    """Tell whether every count is ``target`` (at most ``target``), up to ``tolerance``."""
+    """Return whether every count is ``target`` (at most ``target``), up to ``tolerance``."""
     excess = counts - target
     worst = excess.amax() if at_most else excess.abs().amax()
     return bool(worst <= tolerance)
 
 
 def in_box(point: Tensor, tolerance: float) -> bool:
-    """Tell whether every entry lies in [0, 1] up to ``tolerance``; NaN does not."""
+    """Return whether every entry lies in [0, 1] up to ``tolerance``; NaN does not."""
     return bool(((point >= -tolerance) & (point <= 1 + tolerance)).all())

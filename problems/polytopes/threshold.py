@@ -1,4 +1,4 @@
-"""The smallest entries of each row by a search for the threshold: a few passes, where a selection costs a product."""
+"""The smallest entries of each row by a search for the threshold: a few passes, while a selection costs a product."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FROM, _TO = 128, 2**24  # entries: fewer are soon selected, more ones than that
 
 
 def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Mark the ``count`` smallest entries of each row with 1, entries too near to the threshold with a common share.
+    """Mark the ``count`` smallest entries of each row with 1, entries too near the threshold with a common fraction.
 
-    Each row sums to ``count``. Accelerators select the entries of many rows sooner than they search: there, and for few
-    entries, the selection is exact.
+    Each row sums to ``count``. On accelerators, which select faster than they search, and for few entries, the
+    selection is exact.
 
     Args:
         scores: (rows, n), finite, of order one as solvers scale them; exact selection for 16-bit floats.
@@ -30,7 +30,7 @@ def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Te
             exactly.
 
     Returns:
-        (rows, n) in the dtype of ``scores``, and the hint for the next call (None where selection is exact anyhow).
+        (rows, n) in the dtype of ``scores``, and the hint for the next call (None if the selection was exact).
     """
     size = scores.shape[1]
     selects = not scores.is_cpu and len(scores) > 1  # a single row would be sorted
@@ -40,11 +40,10 @@ def nearly_smallest(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Te
 
 
 def search(scores: Tensor, count: int, hint: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Do what ``nearly_smallest`` says by a search, where 0 < count < n.
+    """Do what ``nearly_smallest`` says by a search; 0 < count < n.
 
     A pass over the scores counts the entries below a trial threshold, which moves by false position once it is
-    bracketed; what is left between the last two thresholds, most often nothing or little, shares what is left of the
-    count.
+    bracketed; the entries between the last two thresholds, usually few or none, share what is left of the count.
     """
     size = scores.shape[1]
     if hint is None:

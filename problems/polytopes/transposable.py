@@ -22,7 +22,7 @@ class TransposableNM(Polytope):
     """Masks that keep exactly ``keep`` in every row and every column of each group x group tile.
 
     {m ∈ [0, 1]^(rows × cols) : Σ_{j in T} m_ij = keep for every row i of every tile T, Σ_{i in T} m_ij = keep for every
-    column j of every tile T}. Integral, since the constraints of a tile are those of a bipartite graph. A band of
+    column j of every tile T}. Integral, since the constraints of a tile are those of a bipartite graph. Each run of
     ``group`` rows is a coupled block. The linear oracle is exact: see ``transposable_oracle``. There is no "at most"
     set: ``at_most_set`` returns the set itself.
 
@@ -47,12 +47,12 @@ class TransposableNM(Polytope):
 
     @classmethod
     def from_pattern(cls, pattern: str) -> Self:
-        """Read ``"2:4"`` as: keep 2 in every row and every column of each 4 x 4 tile."""
+        """Read ``"2:4"`` as "keep 2 in every row and every column of each 4 x 4 tile"."""
         rows = NM.from_pattern(pattern)
         return cls(rows.keep, rows.group)
 
     def validate(self, shape: Shape) -> None:
-        """Raise RelaxPruneError when ``group`` does not divide rows and columns."""
+        """Raise RelaxPruneError if ``group`` does not divide rows and columns."""
         for size, name in zip(shape, ("rows", "columns"), strict=True):
             if size % self.group:
                 raise RelaxPruneError(f"group is {self.group}, which does not divide the {size} {name} of the weight")
@@ -62,7 +62,7 @@ class TransposableNM(Polytope):
         return shape[0] * (shape[1] // self.group) * self.keep
 
     def rows_per_block(self, shape: Shape) -> int:
-        """Return ``group``: a band of tiles shares its column counts."""
+        """Return ``group``: the rows of a tile share its column counts."""
         return self.group
 
     def group_size(self, shape: Shape) -> int:
@@ -70,11 +70,11 @@ class TransposableNM(Polytope):
         return self.group
 
     def counts_columns(self) -> bool:
-        """Tell that columns have counts: moves are interchanges of two rows and two columns of a tile."""
+        """Return True: moves are interchanges of two rows and two columns of a tile."""
         return True
 
     def cells(self, shape: Shape) -> tuple[Tensor, int]:
-        """Return the rows and columns of the tiles of one band, and ``keep``."""
+        """Return the rows and columns of the tiles of one coupled block, and ``keep``."""
         index = torch.arange(self.group * shape[1]).view(self.group, shape[1])
         return torch.cat([index.reshape(-1, self.group), index.T]), self.keep
 
@@ -87,15 +87,15 @@ class TransposableNM(Polytope):
         return None if start % self.group or stop % self.group else self
 
     def lmo(self, gradient: Tensor) -> Tensor:
-        """Solve every tile's transportation problem; an infinite cost is obeyed where a mask can obey it."""
+        """Solve every tile's transportation problem; infinite costs are obeyed if a mask can obey them."""
         return self._cheapest(gradient).to(gradient.dtype)
 
     def lmo_bound(self, gradient: Tensor, kept: Tensor | None = None, pruned: Tensor | None = None) -> Tensor:
         """Bound ⟨gradient, v⟩ by linear programming duality.
 
         Row and column prices u, v prove keep · (Σu + Σv) + Σ min(0, g − u − v) per tile, where entries fixed to kept
-        count g − u − v and those fixed to pruned 0. The oracle's mask gives the prices, but nothing of it is trusted,
-        and the worst rounding is subtracted.
+        count g − u − v and those fixed to pruned 0. The oracle's mask gives the prices, but the bound does not rely on
+        it, and the worst rounding is subtracted.
         """
         wide = gradient.to(torch.float64)
         forced = with_fixed(wide, kept, pruned, -torch.inf)
@@ -107,7 +107,7 @@ class TransposableNM(Polytope):
         if pruned is not None:
             counted = counted.masked_fill(to_tiles(pruned, self.group), 0.0)
         value = self.keep * (rows.sum(dim=0) + columns.sum(dim=0)) + counted.sum(dim=(0, 1))
-        # Reduced costs are rounded twice; then every term enters a sum over its tile and one over the band.
+        # Reduced costs are rounded twice; then every term enters a sum over its tile and one over the coupled block.
         size = rows.abs().sum(dim=0) + columns.abs().sum(dim=0)
         terms = self.group**2 + wide.shape[1] // self.group + 16
         slack = 2 * UNIT_ROUNDOFF * terms * (self.group * size + counted.abs().sum(dim=(0, 1)))
@@ -120,11 +120,11 @@ class TransposableNM(Polytope):
         return from_tiles(columns.expand_as(tiles).contiguous(), gradient.shape[0], gradient.shape[1])
 
     def round(self, point: Tensor) -> Tensor:
-        """Keep the mask of the largest sum; among equal ones always the same."""
+        """Keep the mask of the largest sum; ties are broken the same way every time."""
         return self._cheapest(-point)
 
     def contains(self, point: Tensor, tolerance: float = 0.0) -> bool:
-        """Tell whether the box and the counts of every tile's rows and columns hold up to ``tolerance``."""
+        """Return whether the box and the counts of every tile's rows and columns hold up to ``tolerance``."""
         tiles = to_tiles(point.to(torch.float64), self.group)
         return in_box(tiles, tolerance) and all(
             counts_within(tiles.sum(dim=dim), self.keep, False, tolerance) for dim in (0, 1)

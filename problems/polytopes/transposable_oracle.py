@@ -25,7 +25,7 @@ _CHUNK = 2**18  # entries of tiles solved at once: what they need fits a process
 
 
 def to_tiles(matrix: Tensor, group: int) -> Tensor:
-    """Return the tiles of a (rows, cols) matrix as (group, group, tiles), by bands, then left to right."""
+    """Return the tiles of a (rows, cols) matrix as (group, group, tiles), top to bottom, then left to right."""
     rows, cols = matrix.shape
     return matrix.reshape(rows // group, group, cols // group, group).permute(1, 3, 0, 2).reshape(group, group, -1)
 
@@ -73,7 +73,7 @@ def cheapest(costs: Tensor, keep: int) -> Tensor:
     """Return a cheapest mask of every tile, exact for costs rounded to whole multiples of 2^-37 of the tile's largest.
 
     Args:
-        costs: (group, group, tiles), any float dtype, finite or ±inf. Infinite costs are obeyed where that is possible.
+        costs: (group, group, tiles), any float dtype, finite or ±inf. Infinite costs are obeyed if possible.
         keep: entries kept in every row and column.
 
     Returns:
@@ -116,7 +116,7 @@ def _whole(costs: Tensor) -> Tensor:
     """Scale each tile by a power of two and round, so that all sums of path lengths are exact.
 
     Infinities become finite: a cost of ±2·group times the largest finite one outweighs any alternating cycle, so it is
-    paid only where it must.
+    paid only if it must be.
     """
     group = costs.shape[0]
     finite = costs.isfinite()
@@ -127,7 +127,7 @@ def _whole(costs: Tensor) -> Tensor:
     whole = torch.ldexp(costs, (bits - torch.frexp(top).exponent).clamp(-1000, 1000)).round_()
     if bool(forced.any()):
         limit = 2.0 ** (_MANTISSA - 3 * factor) * 2 * group
-        # A cost that is no number is a caller's breakdown: any mask will do, but there has to be one.
+        # A NaN cost means that the caller broke down: any mask will do, but there has to be one.
         whole = torch.where(finite, whole, whole.nan_to_num(nan=0.0).clamp(-limit, limit))
     return whole.mul_(2 * group)
 
@@ -186,7 +186,7 @@ def _balance(costs: Tensor, mask: Tensor, keep: int) -> Tensor:
 
 
 def _augment(costs: Tensor, mask: Tensor, surplus: Tensor) -> None:
-    """Move along one shortest path from each column with a surplus that reaches a lack, in place.
+    """Move along one shortest path from each column with a surplus that reaches a column with a lack, in place.
 
     Shortest paths form one tree per source; paths of different trees share no arc, and all arcs of the trees are tight
     for the distances as prices, so moving along all of them at once keeps the mask cheapest.
@@ -222,8 +222,8 @@ def _augment(costs: Tensor, mask: Tensor, surplus: Tensor) -> None:
 def _arcs(costs: Tensor, mask: Tensor, hop: float) -> tuple[Tensor, Tensor]:
     """Return the lengths of the arcs column → row (a kept entry leaves) and row → column (one comes): (g, g, tiles).
 
-    Each arc counts ``hop`` more, so that of two paths of equal cost the one with fewer arcs is shorter and no cycle of
-    cost 0 can hide in the shortest paths.
+    Each arc counts ``hop`` more, so that of two paths of equal cost the one with fewer arcs is shorter, and shortest
+    paths contain no cycle of cost 0.
     """
     return torch.where(mask, hop - costs, torch.inf), torch.where(mask, torch.inf, costs + hop)
 

@@ -15,8 +15,8 @@ def block_vertices(
 ) -> Tensor:
     """Return every mask of a block whose cells keep ``keep`` entries each, or at most that.
 
-    Masks grow entry by entry; those that exceed a count, or can no longer reach it, are dropped at once, so the work
-    is that of the masks there are (cells that overlap, as those of transposable patterns, add a few dead ends).
+    Masks grow entry by entry; those that exceed a count, or can no longer reach it, are dropped at once, so the work is
+    proportional to the number of masks (overlapping cells, as in transposable patterns, add a few dead ends).
 
     Args:
         size: entries in the block.
@@ -30,7 +30,7 @@ def block_vertices(
         (masks, size) bool, on the CPU, in lexicographic order (False first).
 
     Raises:
-        RelaxPruneError: there are more than 2^20 masks.
+        RelaxPruneError: more than 2^20 masks.
     """
     cells = cells.cpu()
     member = torch.zeros(size, cells.shape[0], dtype=torch.int32)
@@ -52,7 +52,7 @@ def block_vertices(
         masks, counts = grown[alive], counts[alive]
         if len(masks) > VERTEX_LIMIT:
             raise RelaxPruneError(
-                f"the masks of one coupled block can be listed up to {VERTEX_LIMIT} of them, and this set has more: "
+                f"a coupled block may have at most {VERTEX_LIMIT} masks to be listed, but this set has more: "
                 f"{keep} kept in each of {cells.shape[0]} cells of {cells.shape[1]} entries"
             )
     return masks[_lexicographic(masks)]

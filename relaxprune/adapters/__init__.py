@@ -1,1 +1,1 @@
-"""Plugs for other libraries, one module each: it imports its host, and no other adapter."""
+"""Adapters for other libraries, one module each: it imports its host library and no other adapter."""

@@ -1,13 +1,13 @@
 """A modifier for llm-compressor (0.13 or newer): masks by optimisation inside its ``oneshot``.
 
-From Python the modifier is an object in the recipe; from a YAML recipe it is found once this module is imported:
+In Python the modifier is an object in the recipe; a YAML recipe finds it once this module is imported:
 
     pruning_stage:
       pruning_modifiers:
         RelaxPruneModifier:
           sparsity: 0.5
 
-llm-compressor collects, compresses and propagates; this brings what is done with the inputs of a layer.
+llm-compressor collects, compresses and propagates; this module handles the inputs of a layer.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ HeldBy = dict[torch.nn.Module, Any]
 
 
 class RelaxPruneModifier(SparsityModifierBase):
-    """Chooses each layer's mask with ``solve`` on the inputs that the host shows, and writes +0.0 into the weight.
+    """Choose each layer's mask with ``solve`` on the inputs that the host passes, and write +0.0 into the weight.
 
     Args:
-        sparsity: fraction pruned of every row; a list or an OWL profile as the host has them.
-        mask_structure: "N:M" PRUNES N of every M consecutive columns, in the host's way of counting; "0:0" for none.
+        sparsity: fraction pruned of every row; or a list or an OWL profile, as in the host.
+        mask_structure: "N:M" PRUNES N of every M consecutive columns, as the host counts; "0:0" for none.
         solver: name of a solver.
         solver_options: further arguments of ``solve``.
-        targets, ignore, sparsity_profile: as the host has them; the output head is ignored always.
+        targets, ignore, sparsity_profile: as in the host; the output head is always ignored.
 
     Attributes:
         figures: layer name -> error and proven bound of its mask.
@@ -52,13 +52,13 @@ class RelaxPruneModifier(SparsityModifierBase):
     @field_validator("ignore", mode="after")
     @classmethod
     def ignore_names_too(cls, ignore: list[str]) -> list[str]:
-        """Have a plain name match the layer of that name, which the host calls by the name and a dot."""
+        """Make a plain name match the layer of that name, to which the host appends a dot."""
         names = [entry for entry in ignore if not entry.startswith("re:")]
         return [*ignore, *(f"{name}." for name in names), *([] if HEAD in ignore else [HEAD])]
 
     @model_validator(mode="after")
     def check_choice(self) -> Self:
-        """Refuse an amount, a solver or options that would only fail once the first layer is compressed."""
+        """Refuse an amount, a solver or options that would otherwise fail only at the first layer."""
         for amount in self.sparsity if isinstance(self.sparsity, list) else [self.sparsity]:
             self._choice(amount)
         return self
@@ -73,10 +73,10 @@ class RelaxPruneModifier(SparsityModifierBase):
         self._inputs.setdefault(module, InputGram(module, self._name(module))).add(args[0])
 
     def compress_modules(self) -> None:
-        """Choose and write the masks of all layers that inputs were counted for.
+        """Choose and write the masks of all layers with counted inputs.
 
         Raises:
-            RelaxPruneError: an amount that does not fit a layer, which the message names.
+            RelaxPruneError: an amount that does not fit a layer; the message names it.
         """
         for module in list(self._inputs):
             inputs, name = self._inputs.pop(module), self._name(module)
@@ -90,22 +90,22 @@ class RelaxPruneModifier(SparsityModifierBase):
             self._figures[name] = figures_of(solution, inputs.tokens)
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
-        """Remove the hooks, and make sure that no layer was left over."""
+        """Remove the hooks, and raise RelaxPruneError if a layer was left over."""
         if not self.ended_:
             self.on_end(state, None)
         if self._inputs:
             left = [self._name(module) for module in self._inputs]
-            raise RelaxPruneError(f"{len(left)} layers were calibrated and not compressed, {left[0]!r} among them")
+            raise RelaxPruneError(f"{len(left)} layers were calibrated but not compressed, {left[0]!r} among them")
         for held in (self._module_names, self._module_sparsities):
             held.clear()
         return True
 
     def _name(self, module: torch.nn.Module) -> str:
-        """Return a layer's name without the host's dot at the end."""
+        """Return a layer's name without the host's trailing dot."""
         return str(self._module_names[module]).rstrip(".")
 
     def _choice(self, sparsity: float | None) -> Choice:
-        """Return how the mask of a layer with this sparsity, in the host's words, is chosen."""
+        """Return how to choose the mask of a layer with this sparsity, as the host counts."""
         if self._prune_m:
             return choice(None, f"{self._prune_m - self._prune_n}:{self._prune_m}", self.solver, self.solver_options)
         return choice(sparsity, None, self.solver, self.solver_options)

@@ -1,6 +1,6 @@
-"""One weight of a module that other code owns: what it is multiplied with, and its mask in the shape it is stored in.
+"""One weight of a module that other code owns: the Gram of its inputs, and its mask in the stored shape.
 
-What every adapter needs and ``prune_model`` has its own way of: there, layers share Grams and come one after the other.
+Every adapter needs this; ``prune_model`` has its own way, since there layers share Grams and are pruned in order.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from relaxprune.solving.solving import solve
 
 @dataclass(frozen=True)
 class Choice:
-    """How masks are chosen: how much is pruned, and what ``solve`` is told beside the problem.
+    """How masks are chosen: how much is pruned, and the arguments of ``solve`` other than the problem.
 
     Attributes:
         target: how much.
-        solver: what chooses them.
+        solver: the solver that chooses them.
         options: start, polish, budgets, seed, memory.
     """
 
@@ -39,13 +39,13 @@ class Choice:
     options: SolveOptions
 
     def solution(self, layer: PrunableLayer, gram: Tensor, pruned: Tensor | None = None) -> Solution:
-        """Return what ``solve`` gives for one weight.
+        """Return what ``solve`` returns for one weight.
 
         Args:
             layer: the weight.
             gram: (cols, cols), on the device of the weight.
-            pruned: entries that are pruned already and stay so, bool in the stored shape; they count as pruned. None
-                where there are none.
+            pruned: entries that are pruned already and stay so, bool in the stored shape; they count towards the
+                sparsity. None for none.
 
         Raises:
             RelaxPruneError: shapes, values or options that cannot be right.
@@ -58,11 +58,11 @@ class Choice:
 def choice(
     sparsity: float | None, pattern: str | None, solver: str | Solver = "fw", options: Mapping[str, Any] | None = None
 ) -> Choice:
-    """Return a choice whose amount, solver and options are checked before any calibration.
+    """Return a choice, with amount, solver and options checked before any calibration.
 
     Args:
         sparsity: fraction pruned of every row.
-        pattern: ``"N:M"``, KEEP N of every M consecutive columns; exactly one of the two.
+        pattern: ``"N:M"``, KEEP N of every M consecutive columns; give exactly one of the two.
         solver: a name or an instance, as for ``solve``.
         options: further arguments of ``solve``: fields of ``SolveOptions``, and options of the solver named.
 
@@ -77,15 +77,15 @@ def choice(
     asked.check_for(chosen)
     asked.check_moves(False)
     if sparsity is not None:
-        pruned_count(0, sparsity)  # refuses what is no number
+        pruned_count(0, sparsity)  # refuses anything that is not a fraction
     return Choice(Target(sparsity, pattern), chosen, asked)
 
 
 def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") -> PrunableLayer:
-    """Return one weight of a module as a matrix to prune, with the values that it has now.
+    """Return one weight of a module as a matrix to prune, with its present values.
 
-    Where ``torch.nn.utils.prune`` has replaced the parameter they are its ``name_orig`` under the mask: what it has
-    under the name itself dates from the last forward pass.
+    If ``torch.nn.utils.prune`` has replaced the parameter, these are ``name_orig`` under the mask: the tensor under the
+    name itself dates from the last forward pass.
 
     Args:
         module: a Linear, Conv1D or Conv2d with ``groups=1``; any module for a 2-D tensor stored as (rows, cols).
@@ -93,7 +93,7 @@ def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") ->
         name: the module's name, for messages.
 
     Raises:
-        RelaxPruneError: there is no such tensor, or no known way to see it as (rows, cols).
+        RelaxPruneError: no such tensor, or no known way to view it as (rows, cols).
     """
     owner = type(module).__name__
     if not isinstance(module, nn.Module):
@@ -114,7 +114,7 @@ def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") ->
 
 
 def _values_of(module: nn.Module, tensor_name: str) -> Any:
-    """Return what a module has under a name, None for nothing; of a pruned parameter, its mask applied anew."""
+    """Return the tensor under a name, or None; for a pruned parameter, with its mask applied again."""
     parameter, mask = module._parameters.get(f"{tensor_name}_orig"), module._buffers.get(f"{tensor_name}_mask")
     if parameter is None or mask is None:
         return getattr(module, str(tensor_name), None)
@@ -123,10 +123,10 @@ def _values_of(module: nn.Module, tensor_name: str) -> Any:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is kept of a layer's solution once its mask is written: none of its tensors, which are as large as weights.
+    """What is kept of a layer's solution once its mask is written: no tensors, which are as large as weights.
 
     Attributes:
-        tokens: how many its Gram is the mean over.
+        tokens: number of tokens that its Gram averages over.
         objective: the layer's mean squared error.
         relative_error: the share of the layer's output energy that is lost.
         lower_bound: proven to be at most the objective of every mask.
@@ -155,10 +155,10 @@ def figures_of(solution: Solution, tokens: int) -> Figures:
 
 
 class InputGram:
-    """The Gram of what a module's weight is multiplied with, batch by batch; holds none of the module's tensors.
+    """The Gram of a module's inputs, batch by batch; holds none of the module's tensors.
 
     Attributes:
-        name: the module's, for messages.
+        name: the module's name, for messages.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -172,7 +172,7 @@ class InputGram:
         """Count one batch of the module's inputs: (..., cols), or images for Conv2d.
 
         Raises:
-            RelaxPruneError: no tensor, another width or dtype than before, or values that are not finite.
+            RelaxPruneError: not a tensor, a width or dtype that differs from before, or values that are not finite.
         """
         if not isinstance(inputs, Tensor):
             raise RelaxPruneError(
@@ -187,7 +187,7 @@ class InputGram:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were counted."""
+        """Number of tokens counted."""
         return 0 if self._accumulator is None else self._accumulator.tokens
 
     def counted(self) -> GramAccumulator:

@@ -1,9 +1,9 @@
 """Masks by optimisation as pruning methods of ``torch.nn.utils.prune``.
 
-They behave as torch's own: ``name_orig`` and ``name_mask`` are in the ``state_dict``, ``prune.remove`` makes the zeros
-permanent, and they go on top of other methods. What was pruned before stays pruned and counts: ``sparsity=0.5`` after
-20 % of torch's prunes half of every row in all. Once a mask of ours is on a parameter, all of its zeros are +0.0, those
-of other methods too.
+They behave like torch's own: ``name_orig`` and ``name_mask`` are in the ``state_dict``, ``prune.remove`` makes the
+zeros permanent, and they go on top of other methods. What was pruned before stays pruned and counts: ``sparsity=0.5``
+after torch pruned 20 % prunes half of every row in total. Once a parameter has a mask of ours, all of its zeros are
++0.0, including those of other methods.
 
 >>> import torch
 >>> inputs = torch.randn(64, 8)
@@ -30,18 +30,18 @@ Module = TypeVar("Module", bound=nn.Module)
 class RelaxPruneMethod(prune.BasePruningMethod):
     """A mask that ``solve`` found for one weight.
 
-    It is found before torch touches the module: an error halfway through torch's ``apply`` would leave a module whose
-    earlier pruning has lost its hook.
+    It is found before torch touches the module: an error halfway through torch's ``apply`` would remove the hook of
+    earlier pruning.
 
     Attributes:
-        solution: what ``solve`` gave: the mask, its objective and the proven bound.
+        solution: what ``solve`` returned: the mask, its objective and the proven bound.
     """
 
     # A container hands a "global" method the whole weight, an "unstructured" one a flat list of what is left.
     PRUNING_TYPE = "global"
 
     def __init__(self, solution: Solution, mask: Tensor) -> None:
-        """Hold a solution, and its mask in the shape that the module stores the weight in."""
+        """Hold a solution, and its mask in the stored shape of the weight."""
         self.solution = solution
         self._mask = mask
 
@@ -58,10 +58,10 @@ class RelaxPruneMethod(prune.BasePruningMethod):
             chosen: how much, and by which solver.
 
         Returns:
-            All methods on that parameter, also if it is the only one: torch adds later ones to a container there is.
+            All methods on that parameter, even if there is only one: torch adds later ones to an existing container.
 
         Raises:
-            RelaxPruneError: bad input; the module is as it was.
+            RelaxPruneError: bad input; the module is unchanged.
         """
         layer = weight_of(module, name)
         before = getattr(module, f"{name}_mask", None)
@@ -108,8 +108,8 @@ def relaxprune_unstructured(
     Args:
         module: a Linear, Conv1D or Conv2d, or the owner of a 2-D parameter stored as (rows, cols); changed in place.
         name: the parameter, such as ``"weight"``.
-        gram: (cols, cols) second moment of the inputs, on the weight's device; ``GramAccumulator`` makes one.
-        sparsity: fraction pruned, in [0, 1]; entries that are pruned already count.
+        gram: (cols, cols) second moment of the inputs, on the weight's device; ``GramAccumulator`` computes one.
+        sparsity: fraction pruned, in [0, 1]; entries that are already pruned count.
         solver: a name or an instance, as for ``solve``.
         **options: further arguments of ``solve``.
 
@@ -117,7 +117,7 @@ def relaxprune_unstructured(
         ``module``.
 
     Raises:
-        RelaxPruneError: bad input, among it a sparsity below what a row has lost already; the module is as it was.
+        RelaxPruneError: bad input, such as a sparsity below what a row has already lost; the module is unchanged.
     """
     RelaxPruneMethod.apply(module, name, gram, choice(sparsity, None, solver, options))
     return module
@@ -126,13 +126,13 @@ def relaxprune_unstructured(
 def relaxprune_n_m(
     module: Module, name: str, gram: Tensor, pattern: str, solver: str | Solver = "fw", **options: Any
 ) -> Module:
-    """KEEP N of every M consecutive columns of a weight; ``pattern`` is ``"N:M"``, all else as for unstructured."""
+    """KEEP N of every M consecutive columns of a weight; ``pattern`` is ``"N:M"``, the rest as for unstructured."""
     RelaxPruneMethod.apply(module, name, gram, choice(None, pattern, solver, options))
     return module
 
 
 def solution_of(module: nn.Module, name: str) -> Solution | None:
-    """Return the latest solution behind a pruned parameter, None where no mask of ours is on it."""
+    """Return the latest solution behind a pruned parameter, or None if it has no mask of ours."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, RelaxPruneContainer) and hook._tensor_name == name:
             return next(one.solution for one in reversed(list(hook)) if isinstance(one, RelaxPruneMethod))

@@ -31,16 +31,16 @@ _KEYS = ("tensor_fqn", *_OWN)  # of an entry of ``config``
 
 
 class RelaxPruneSparsifier(BaseSparsifier):
-    """Chooses each layer's mask with ``solve``, on the inputs of the forward passes since the last step.
+    """Choose each layer's mask with ``solve``, on the inputs of the forward passes since the last step.
 
-    Every layer is measured on the model as it runs, so all of them on the dense one in a first step; ``prune_model``
-    goes block by block, with inputs from blocks that are pruned already. Padding counts as tokens: give batches
-    without.
+    Every layer is measured on the model as it runs, so the first step measures all of them on the dense model;
+    ``prune_model`` goes block by block, with inputs from blocks that are already pruned. Padding counts as tokens: give
+    batches without padding.
 
     Args:
         sparsity: fraction pruned of every row.
-        pattern: ``"N:M"``, KEEP N of every M consecutive columns; one of the two. An entry of ``config`` may have its
-            own amount, solver and options: ``{"tensor_fqn": "0.weight", "sparsity": None, "pattern": "2:4"}``.
+        pattern: ``"N:M"``, KEEP N of every M consecutive columns; give one of the two. An entry of ``config`` may have
+            its own amount, solver and options: ``{"tensor_fqn": "0.weight", "sparsity": None, "pattern": "2:4"}``.
         solver: a name or an instance, as for ``solve``.
         **options: further arguments of ``solve``.
 
@@ -64,14 +64,14 @@ class RelaxPruneSparsifier(BaseSparsifier):
 
         Args:
             model: changed in place.
-            config: ``[{"tensor_fqn": "0.weight"}, …]``; None for every layer that can be pruned, but an output head.
+            config: ``[{"tensor_fqn": "0.weight"}, …]``; None for every layer that can be pruned, except an output head.
 
         Raises:
-            RelaxPruneError: a name that is no weight that can be pruned or comes twice, an amount that does not fit it,
-                an unknown key, or a second call; the model is as it was.
+            RelaxPruneError: a name given twice or not of a weight that can be pruned, an amount that does not fit it,
+                an unknown key, or a second call; the model is unchanged.
         """
         if self.groups:
-            raise RelaxPruneError("prepare was called before, and a sparsifier is for one model: make a new one")
+            raise RelaxPruneError("prepare was called before, and a sparsifier is for one model: create a new one")
         layers, skipped = find_layers(model)
         known = {layer.parameter: layer for layer in layers if layer.expert is None}  # torch masks whole parameters
         reasons = {f"{layer.name}.weight": layer.reason for layer in skipped}
@@ -80,7 +80,7 @@ class RelaxPruneSparsifier(BaseSparsifier):
             config = [{"tensor_fqn": layer.parameter} for layer in known.values() if layer.module is not getter()]
         names = [self._check_entry(entry, known, reasons) for entry in config]
         if not names or len(set(names)) < len(names):
-            raise RelaxPruneError(f"config must name one weight or more, each once, got {', '.join(names) or 'none'}")
+            raise RelaxPruneError(f"config must name at least one weight, each once, got {', '.join(names) or 'none'}")
         super().prepare(model, config)  # type: ignore[no-untyped-call]
         self._layers = {name: known[name] for name in names}
         self._inputs = {name: InputGram(layer.module, name) for name, layer in self._layers.items()}
@@ -90,7 +90,7 @@ class RelaxPruneSparsifier(BaseSparsifier):
         ]
 
     def _check_entry(self, entry: Any, known: dict[str, PrunableLayer], reasons: dict[str, str]) -> str:
-        """Return the name in an entry of ``config``, which must be right in all it says."""
+        """Return the name in an entry of ``config``, once all of the entry is checked."""
         if not isinstance(entry, dict):
             raise RelaxPruneError(f'config must be a list of dicts such as {{"tensor_fqn": "0.weight"}}, got {entry!r}')
         for key in entry:
@@ -106,15 +106,15 @@ class RelaxPruneSparsifier(BaseSparsifier):
         return name
 
     def _listen(self, name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count what a layer is called with."""
+        """Count the inputs of one call of a layer."""
         self._inputs[name].add(next(iter((*args, *kwargs.values())), None))
 
     def step(self, use_path: bool = True) -> None:
-        """Choose the masks of all layers, then write them and forget the inputs: a later step looks at later passes.
+        """Choose the masks of all layers, then write them and forget the inputs: a later step uses later passes.
 
         Raises:
             RelaxPruneError: nothing is prepared, or no token reached a layer since the last step; as after any other
-                error, masks and inputs are as they were.
+                error, masks and inputs are unchanged.
         """
         self._refuse_unprepared()
         if self.enable_mask_update:
@@ -135,7 +135,7 @@ class RelaxPruneSparsifier(BaseSparsifier):
         return layer.as_stored(solution.mask), figures_of(solution, inputs.tokens)
 
     def _write(self, name: str, mask: Tensor, figures: Figures) -> None:
-        """Write the mask of one layer and start anew with its inputs."""
+        """Write the mask of one layer and start again with its inputs."""
         self._mask(name).copy_(mask)
         self.figures[name] = figures
         self._inputs[name] = InputGram(self._layers[name].module, name)
@@ -149,7 +149,7 @@ class RelaxPruneSparsifier(BaseSparsifier):
         if not self._layers:
             raise RelaxPruneError(
                 "step and squash_mask need a prepared model: "
-                + ("the masks are squashed already; make a new sparsifier" if self.groups else "call prepare first")
+                + ("the masks are squashed already; create a new sparsifier" if self.groups else "call prepare first")
             )
 
     def squash_mask(self, *args: Any, **kwargs: Any) -> None:
@@ -166,5 +166,5 @@ class RelaxPruneSparsifier(BaseSparsifier):
 
 
 def _choice(entry: dict[str, Any]) -> Choice:
-    """Return how an entry of a whole configuration wants its mask chosen."""
+    """Return how to choose the mask for an entry of the complete configuration."""
     return choice(*(entry[key] for key in _OWN))

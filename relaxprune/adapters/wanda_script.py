@@ -1,8 +1,8 @@
 """For scripts written like Wanda's (arXiv 2306.11695): statistics gathered by a forward hook, then a mask per layer.
 
-``LayerStatistics`` stands where such a script has ``WrappedGPT``, and ``pruned_mask`` where it ranks the weights. In
-these scripts a mask is True where a weight is PRUNED, and ``prune_n:prune_m`` PRUNES n of every m columns; everywhere
-else in relaxprune True and N mean KEPT. What is here follows the scripts.
+``LayerStatistics`` replaces ``WrappedGPT`` of such a script, and ``pruned_mask`` its ranking of the weights. In these
+scripts a mask is True where a weight is PRUNED, and ``prune_n:prune_m`` PRUNES n of every m columns; everywhere else in
+relaxprune True and N mean KEPT. This module follows the scripts.
 
 >>> import torch
 >>> layer = torch.nn.Linear(8, 4)
@@ -49,10 +49,10 @@ class LayerStatistics:
 
         Args:
             inp: what the layer was called with: (tokens, cols), (batch, tokens, cols), or images for Conv2d.
-            out: not looked at.
+            out: ignored.
 
         Raises:
-            RelaxPruneError: the width does not fit the batches before, or values are not finite.
+            RelaxPruneError: a width that differs from earlier batches, or values that are not finite.
         """
         self.inputs.add(inp)
 
@@ -72,18 +72,18 @@ def pruned_mask(
     Args:
         layer: the layer, or its weight (rows, cols).
         statistics: of its inputs, or their Gram (cols, cols).
-        sparsity_ratio: fraction pruned of every row, floor(cols · ratio) entries as in Wanda; not looked at where
-            ``prune_n`` is set, as in the scripts.
+        sparsity_ratio: fraction pruned of every row, floor(cols · ratio) entries as in Wanda; ignored if ``prune_n`` is
+            set, as in the scripts.
         prune_n: PRUNE n of every ``prune_m`` consecutive columns; 0 for an unstructured mask.
         prune_m: columns in a group.
         solver: a name or an instance, as for ``solve``.
         **options: further arguments of ``solve``.
 
     Returns:
-        bool, of the shape that the weight is stored in: True = PRUNED.
+        bool, in the stored shape of the weight: True = PRUNED.
 
     Raises:
-        RelaxPruneError: bad input, or statistics that no token reached.
+        RelaxPruneError: bad input, or statistics without tokens.
     """
     for name, value in (("prune_n", prune_n), ("prune_m", prune_m)):
         whole_number(name, value, 0)

@@ -1,4 +1,4 @@
-"""What a user asks for, checked when it is made."""
+"""What a user asks for, checked when it is created."""
 
 from __future__ import annotations
 

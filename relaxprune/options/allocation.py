@@ -1,7 +1,7 @@
-"""How a sparsity for the whole model is shared among its layers: what is asked for, and the counts that come of it.
+"""How a sparsity for the whole model is shared among its layers: what is asked for, and the resulting counts.
 
-A layer is pruned by the same count p in every row, 0 ≤ p ≤ cols, so that it loses rows · p weights. The whole model
-loses at most floor(sparsity · weights), and as many as whole entries per row allow.
+A layer is pruned by the same count p in every row, 0 ≤ p ≤ cols, so it loses rows · p weights. The whole model loses at
+most floor(sparsity · weights), and as many of them as whole counts per row allow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 ALLOCATIONS = ("uniform", "layer", "owl", "model")
 MEASURED = ("owl", "model")  # what a pass over the dense model decides
-_REACH = 0.05  # how far a layer's sparsity may exceed the model's where no cap is given
+_REACH = 0.05  # how far a layer's sparsity may exceed the model's if no cap is given
 _OUTLIERS = 5.0
 _SPREAD = 0.08
 _OPTIONS = {"max_sparsity": "model", "outliers": "owl", "spread": "owl"}
@@ -28,13 +28,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Allocation:
-    """Which layers, and which rows, bear how much of the sparsity asked for.
+    """How much of the sparsity asked for each layer, and each row, takes.
 
     Attributes:
         kind: "uniform": every row of every layer the same share. "layer": every layer the same share, which its rows
             divide among themselves. "owl": blocks with more outliers are pruned less (OWL, arXiv 2310.05175), rows of a
             layer alike. "model": one multiplier for the whole model, so that one more weight pruned costs the same
-            error wherever it is taken; rows of a layer alike.
+            error anywhere; rows of a layer alike.
         max_sparsity: for "model", the most that any layer is pruned; None for the sparsity asked for plus 0.05, at most
             1.
         outliers: for "owl", a weight whose Wanda score exceeds this many times the block's mean is an outlier (the
@@ -94,7 +94,7 @@ class Allocation:
             )
 
     def cap(self, sparsity: float) -> float:
-        """Return the most that a layer is pruned, as a fraction."""
+        """Return the largest sparsity that a layer may have."""
         return min(1.0, sparsity + _REACH) if self.max_sparsity is None else float(self.max_sparsity)
 
     @property
@@ -103,7 +103,7 @@ class Allocation:
         return self.outliers or _OUTLIERS, self.spread or _SPREAD
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options that count, by name; {} for "uniform"."""
+        """Return the options that matter, by name; {} for "uniform"."""
         if self.kind == "uniform":
             return {}
         given = {name: getattr(self, name) for name in _OPTIONS}
@@ -112,12 +112,12 @@ class Allocation:
 
 @dataclass(frozen=True, eq=False)
 class ErrorCurve:
-    """What pruning a layer costs, against how much of it is pruned.
+    """What pruning a layer costs, as a function of how much of it is pruned.
 
     Attributes:
         rows: outputs.
         cols: inputs.
-        scale: what the relative errors are multiplied by, so that those of different layers can be added.
+        scale: factor of the relative errors, so that those of different layers can be added.
         sparsities: (levels,) ascending, in (0, 1), at which the error was measured.
         errors: (levels,) relative errors f(mask) / f(0) there.
     """
@@ -165,7 +165,7 @@ def convex_steps(costs: Floats) -> Floats:
 
 
 def equal_marginal_counts(curves: Mapping[str, ErrorCurve], total: int, cap: float) -> dict[str, int]:
-    """Choose how many entries of every row each layer loses, so that the sum of the scaled errors is least.
+    """Choose how many entries per row each layer loses, to minimise the sum of the scaled errors.
 
     The cheapest steps per weight are taken first, which is the choice of one Lagrange multiplier: no other has a lower
     sum of convexified errors at the same number of weights. What is left of ``total`` goes to the next steps that fit.
@@ -173,7 +173,7 @@ def equal_marginal_counts(curves: Mapping[str, ErrorCurve], total: int, cap: flo
     Args:
         curves: layer -> its error curve.
         total: the most weights to prune, in all layers together.
-        cap: the most that any layer is pruned, as a fraction.
+        cap: the largest sparsity of any layer.
 
     Returns:
         layer -> entries pruned of every row.

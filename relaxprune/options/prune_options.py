@@ -1,4 +1,4 @@
-"""What a user asks of a pruning run besides how much to prune: of which layers, with how much effort."""
+"""What a user asks of a pruning run other than how much to prune: which layers, with how much effort."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _SDP_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions(SolveOptions):
-    """What one may ask of a pruning run: of every solve as in ``SolveOptions``, per layer, and of the run as a whole.
+    """What a caller may ask of a pruning run: of every solve as in ``SolveOptions``, of every layer, and of the run.
 
-    A mask is no start here, and a run whose ``time_limit_s`` is reached cannot be repeated to the bit.
+    ``start`` cannot be a mask here, and a run that reaches ``time_limit_s`` is not reproducible to the bit.
 
     Attributes:
-        include: fnmatch patterns on module names; only matching layers are pruned, also ones that are left alone by
-            default (output head, layers outside of the blocks). Empty for the default.
+        include: fnmatch patterns on module names; only matching layers are pruned, including ones left alone by
+            default (output head, layers outside the blocks). Empty for the default.
         exclude: fnmatch patterns on module names to leave alone.
         certify: method that proves the bound of every layer: "fw", "diagonal" or "sdp", as in ``relaxprune.certify``;
-            None leaves it at what the solver proves by itself.
+            None keeps the bound that the solver proves by itself.
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
-        statistics: which tokens a layer's objective is made of, and how.
-        weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones, and has
-            masks chosen for that.
-        damping: of "refit": damping · mean(diag G) · ‖W − V‖² is part of what is minimised, so that weights do not run
-            away where there were few tokens. None is 0.03, which held-out text likes best.
-        correct: of "refit": what share λ of the errors of earlier layers new weights are to correct. With x the inputs
-            in the dense model and x̃ those in the pruned one, they are to give on x̃ what the dense weights give on
-            (1 − λ) x̃ + λ x. Above 0 it takes twice the forward passes.
-        tune: of "refit": once a block is pruned, tune its kept weights together against the outputs of the dense block,
-            for at most this many passes over the batches; 0 for none.
-        permute: reorder channels inside the blocks for an N:M pattern, where a block computes the same afterwards.
+        statistics: which tokens enter a layer's objective, and how.
+        weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones, and
+            chooses masks for that.
+        damping: for "refit": adds damping · mean(diag G) · ‖W − V‖² to the objective, so that weights do not run away
+            when there are few tokens. None for 0.03, which is best on held-out text.
+        correct: for "refit": the share λ of the errors of earlier layers that new weights should correct. With x the
+            inputs in the dense model and x̃ those in the pruned one, they should give on x̃ what the dense weights give
+            on (1 − λ) x̃ + λ x. Above 0 it takes twice the forward passes.
+        tune: for "refit": once a block is pruned, tune its kept weights together against the outputs of the dense
+            block, for at most this many passes over the batches; 0 for none.
+        permute: reorder channels inside the blocks for an N:M pattern, if the block then computes the same.
     """
 
     include: tuple[str, ...] = ()
@@ -58,11 +58,11 @@ class PruneOptions(SolveOptions):
     tune: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that would only fail once the first layer is solved.
+        """Refuse values that would otherwise fail only once the first layer is solved.
 
         Raises:
-            RelaxPruneError: patterns given as one string, an unknown start, polish or certify, a number out
-                of range, or certify_rows where no method takes them.
+            RelaxPruneError: patterns given as one string, an unknown start, polish or certify, a number out of range,
+                or certify_rows without a method that uses them.
         """
         super().__post_init__()
         for name in ("include", "exclude"):
@@ -72,7 +72,7 @@ class PruneOptions(SolveOptions):
         self._check_weights()
 
     def _check_start(self) -> None:
-        """Raise RelaxPruneError for a name that no layer knows, and for a mask, which fits one layer at most."""
+        """Raise RelaxPruneError for an unknown name, and for a mask, which would fit one layer at most."""
         start = "a mask" if isinstance(self.start, Tensor) else self.start
         if start is not None:
             one_of("start", start, (AUTO, *SALIENCIES), " or None")
@@ -88,7 +88,7 @@ class PruneOptions(SolveOptions):
         return _DAMPING if self.damping is None else self.damping
 
     def _check_weights(self) -> None:
-        """Raise RelaxPruneError for an unknown choice, or one that certificates do not go with."""
+        """Raise RelaxPruneError for an unknown choice, or one that does not go with certificates."""
         one_of("weights", self.weights, WEIGHTS)
         self.check_moves(self.moves)
         if self.damping is not None:
@@ -107,11 +107,11 @@ class PruneOptions(SolveOptions):
         if self.moves and self.certify is not None:
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
-                'weights="refit", where every layer has its own bound'
+                'weights="refit", which gives every layer its own bound'
             )
 
     def _check_certify(self) -> None:
-        """Raise RelaxPruneError for an unknown method, or rows that it does not use."""
+        """Raise RelaxPruneError for an unknown method, or for rows that the method does not use."""
         if self.certify is not None:
             one_of("certify", self.certify, CERTIFY_METHODS, " or None")
         if self.certify_rows is None:

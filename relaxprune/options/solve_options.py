@@ -1,4 +1,4 @@
-"""What one may ask of a solve, whatever the solver: one value, checked once, wherever a solve is asked for."""
+"""What a caller may ask of a solve, whatever the solver: one value, checked once."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ AUTO = "auto"
 
 
 def _budget(check: Callable[[str, object], None]) -> Any:
-    """Return a field that is None where nothing is asked, and is checked by ``check(name, value)`` otherwise."""
+    """Return a field that is None by default; any other value is checked by ``check(name, value)``."""
     return field(default=None, metadata={"check": check})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolveOptions:
-    """What one may ask of a solve; the fields are arguments of ``solve``.
+    """What a caller may ask of a solve; the fields are arguments of ``solve``.
 
     Attributes:
         start: mask that the solver starts from: ``"wanda"``, ``"ria"``, ``"magnitude"``, a feasible (rows, cols) bool
             mask, or None (the first columns). ``"auto"`` is the problem's own: ``"wanda"``, and ``"savings"`` for a
             ``QuadraticProblem``.
         polish: ``"swap"`` descends to a 1-swap optimum after rounding; None leaves the rounded mask; ``"auto"`` is swap
-            for solvers of the relaxation and None for one-shot masks and published methods. Where weights may move,
+            for solvers of the relaxation and None for one-shot masks and published methods. If weights may move,
             ``"obs-swap"`` exchanges by the error after refitting.
-        max_iterations: iterations of both phases together; None takes the solver's default.
-        time_limit_s: seconds for solver and polish together, looked at every 10 iterations; preparing, judging and the
-            certificate of a free bound come on top.
+        max_iterations: iterations of both phases together; None for the solver's default.
+        time_limit_s: seconds for solver and polish together, checked every 10 iterations; preparation, judging and the
+            certificate come on top.
         gap_tolerance: relative Frank-Wolfe gap that ends the convex phase.
         seed: for solvers that draw random numbers.
-        memory_budget_bytes: bound on temporaries, at least ``least_memory``, within which rows are solved and judged in
-            blocks; None for 1 GiB. The problem, the mask and the relaxed masks in the solver's dtype, each of the size
-            of the weight, come on top; so do up to 256 MiB for f(0), once per problem; and (cols, cols) matrices in
-            float64: two to prove the curvature of a Gram, then a copy of it where it is not in the dtype computed in
-            (the polish's is float64), and four for ``admm``, besides the factors that it keeps between blocks of rows
-            (the budget's size, or 64 MiB).
+        memory_budget_bytes: bound on temporaries, at least ``least_memory``; rows are solved and judged in bands that
+            fit. None for 1 GiB. The problem, the mask and the relaxed masks in the solver's dtype, each of the size of
+            the weight, come on top; so do up to 256 MiB for f(0), once per problem; and (cols, cols) matrices in
+            float64: two to prove the curvature of a Gram, then a copy of it if it is not in the dtype computed in (the
+            polish's is float64), and four for ``admm``, plus the factors that it keeps between bands (the budget's
+            size, or 64 MiB).
 
     Raises:
         RelaxPruneError: an unknown start or polish, or a number out of range.
@@ -70,13 +70,13 @@ class SolveOptions:
                 item.metadata["check"](item.name, value)
 
     def _check_start(self) -> None:
-        """Raise RelaxPruneError for a name that no problem knows; a mask is checked once there is a problem."""
+        """Raise RelaxPruneError for an unknown name; a mask is checked once there is a problem."""
         if self.start is not None and not isinstance(self.start, Tensor):
             known = (AUTO, *MaskProblem.saliencies, *QuadraticProblem.saliencies)
             one_of("start", self.start, known, ", a mask or None")
 
     def updated(self, words: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Return these options with those of ``words`` that are fields, and the other words: a solver's own options."""
+        """Return options updated by the ``words`` that are fields, and the other words: a solver's own options."""
         own = {item.name for item in fields(self)}
         taken = {name: value for name, value in words.items() if name in own}
         return replace(self, **taken), {name: value for name, value in words.items() if name not in own}
@@ -101,43 +101,43 @@ class SolveOptions:
                 taken = ", ".join(budget for budget in BUDGETS if budget in honoured) or "none"
                 raise RelaxPruneError(
                     f"{name} is {what}, which solver {solver.name!r} does not use; leave it out "
-                    f"(of {', '.join(BUDGETS)} it takes {taken})"
+                    f"(of {', '.join(BUDGETS)} it uses {taken})"
                 )
 
     def given(self) -> list[str]:
-        """Return those of ``BUDGETS`` that are not left at their defaults."""
+        """Return the names in ``BUDGETS`` that are not at their defaults."""
         defaults = {item.name: item.default for item in fields(self)}
         # A tensor has no single truth value to compare by, and is never the default.
         values = {name: getattr(self, name) for name in BUDGETS}
         return [name for name, value in values.items() if isinstance(value, Tensor) or value != defaults[name]]
 
     def check_moves(self, moves_weights: bool) -> None:
-        """Raise RelaxPruneError for a polish that exchanges by the error after refitting where weights stay."""
+        """Raise RelaxPruneError for a polish that judges by the error after refitting if weights stay."""
         if moves_weights or self.polish is None or self.polish == AUTO:
             return
         if solver_class(self.polish).needs_moving_weights:
             raise RelaxPruneError(
-                f'polish "{self.polish}" is for weights that move: give a ReconstructionProblem, for a model set '
-                'weights to "refit", or use "swap"'
+                f'polish "{self.polish}" is for weights that move: use a ReconstructionProblem, or weights="refit" for '
+                'a model, or polish "swap"'
             )
 
     def check_memory(self, problem: Problem, solver: Solver) -> None:
-        """Raise RelaxPruneError for a memory budget in which one coupled block does not fit; None is never refused."""
+        """Raise RelaxPruneError for a memory budget in which one coupled block does not fit; None always passes."""
         least, name = self.least_memory(problem, solver)
         if self.memory_budget_bytes is not None and self.memory_budget_bytes < least:
             raise RelaxPruneError(
-                f"memory_budget_bytes is {self.memory_budget_bytes}, but {name!r} needs at least {least} for one block "
-                f"of rows that share a count in a problem of shape {problem.shape}"
+                f"memory_budget_bytes is {self.memory_budget_bytes}, but {name!r} needs at least {least} for one "
+                f"coupled block in a problem of shape {problem.shape}"
             )
 
     def least_memory(self, problem: Problem, solver: Solver) -> tuple[int, str]:
-        """Return the smallest memory budget that solver and polish fit in, and the name of the one that needs it."""
+        """Return the smallest memory budget for solver and polish, and the name of the one that needs it."""
         polisher = self.polisher(solver)
         return max((one.least_bytes(problem), one.name) for one in (solver, polisher) if one is not None)
 
 
 def default_solver(moves_weights: bool) -> str:
-    """Return the solver that is meant where none is named."""
+    """Return the name of the default solver."""
     return "reconstruct" if moves_weights else "fw"
 
 
@@ -146,10 +146,10 @@ def solver_of(solver: str | Solver, own: Mapping[str, Any]) -> Solver:
 
     Args:
         solver: a name or an instance.
-        own: words that are no fields of ``SolveOptions``.
+        own: words that are not fields of ``SolveOptions``.
 
     Raises:
-        RelaxPruneError: an unknown name or word, with the closest that would be right, or options beside an instance.
+        RelaxPruneError: an unknown name or word, with the closest known one, or options with an instance.
     """
     options = [item.name for item in fields(solver_class(solver))] if isinstance(solver, str) else []
     for word in own:

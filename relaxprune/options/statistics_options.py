@@ -1,4 +1,4 @@
-"""What a layer's objective is made of: which tokens count, how much, when they are gathered, how far G is shrunk."""
+"""What enters a layer's objective: which tokens count, how much, when they are gathered, how far G is shrunk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class StatisticsOptions:
-    """How the Grams of a pruning run are made.
+    """How the Grams of a pruning run are computed.
 
     With weights a_t of the tokens x_t, G = Σ a_t x_t x_tᵀ / Σ a_t, and the Gram of the problem that is solved, judged
     and certified is G(λ) = (1 − λ) G + λ Diag(G).
@@ -22,11 +22,11 @@ class StatisticsOptions:
         collect: "block" gathers the inputs of all layers of a block in one pass, before any of them is pruned; "groups"
             gathers again for every group of layers that reads one tensor, in the order of execution, so that their
             inputs come through the pruned groups before them. That takes one pass through the block per group.
-        skip_tokens: tokens at the start of every window that do not count (a = 0), padding not among them. They go
-            through the model all the same.
-        token_cap: a_t = min(1, token_cap · median ‖x‖² / ‖x_t‖²), so that no token weighs more than that many of the
-            usual ones; the median is over the tokens of the layer that count and are not zero. None for a = 1. Takes
-            one more pass.
+        skip_tokens: tokens at the start of every window that do not count (a = 0), not including padding. They still go
+            through the model.
+        token_cap: a_t = min(1, token_cap · median ‖x‖² / ‖x_t‖²), so that no token weighs more than that many typical
+            ones; the median is over the tokens of the layer that count and are not zero. None for a = 1. Takes one more
+            pass.
         shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see ``shrinkage.estimate``).
     """
 
@@ -49,7 +49,7 @@ class StatisticsOptions:
             fraction("shrinkage", self.shrinkage, ' or be "auto"')
 
     def check_for(self, batches: int) -> None:
-        """Raise RelaxPruneError where a number of batches is too few for the shrinkage to be estimated from."""
+        """Raise RelaxPruneError if there are too few batches to estimate the shrinkage from."""
         if self.shrinkage == AUTO and batches < 2:
             raise RelaxPruneError(
                 f'shrinkage "auto" compares even with odd batches and needs at least 2, got {batches}; give smaller '

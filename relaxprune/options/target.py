@@ -18,10 +18,10 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Target:
-    """How much of each layer is asked to be pruned: exactly one of the first three is set.
+    """How much of each layer to prune: exactly one of the first three is set.
 
     Attributes:
-        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` shares it out.
+        sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` divides it.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: the same feasible set for every layer.
         allocation: how a sparsity is shared among layers and rows.
@@ -33,10 +33,10 @@ class Target:
     allocation: Allocation = field(default_factory=Allocation)
 
     def __post_init__(self) -> None:
-        """Refuse none or several, and values out of range.
+        """Refuse none or several of the three, and values out of range.
 
         Raises:
-            RelaxPruneError: not exactly one is set, or the one that is set makes no sense.
+            RelaxPruneError: not exactly one is set, or its value is wrong.
         """
         given = {name: getattr(self, name) for name in ("sparsity", "pattern", "polytope")}
         given = {name: value for name, value in given.items() if value is not None}
@@ -51,12 +51,12 @@ class Target:
             self.allocation.check(self.sparsity)
         elif self.allocation.kind != "uniform":
             raise RelaxPruneError(
-                f"allocation {self.allocation.kind!r} shares out a sparsity, got {', '.join(given)}; leave it out or "
+                f"allocation {self.allocation.kind!r} divides a sparsity, got {', '.join(given)}; leave it out or "
                 "give sparsity instead"
             )
 
     def polytope_of(self, name: str, shape: Shape) -> Polytope:
-        """Return the feasible set of one layer, if the sparsity is not shared out by a pass over the model.
+        """Return the feasible set of one layer, unless a pass over the model divides the sparsity.
 
         Raises:
             RelaxPruneError: the layer's shape does not fit; the message names it.
@@ -73,14 +73,14 @@ class Target:
         return self.polytope
 
     def fraction(self, shape: Shape) -> float:
-        """Return the fraction of a layer that is asked for, before it is rounded to a count."""
+        """Return the fraction of a layer to prune, before it is rounded to a count."""
         if self.sparsity is not None:
             return self.sparsity
         return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
 
     @property
     def n_of_m(self) -> NM | None:
-        """The N:M set that is asked for, None where it is a set of another kind."""
+        """The N:M set that is asked for, or None for a set of another kind."""
         if self.pattern is not None:
             return NM.from_pattern(self.pattern)
         return self.polytope if isinstance(self.polytope, NM) else None
@@ -94,12 +94,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Decided:
-    """What came of a target: the set of masks of every layer.
+    """What was decided for a target: the set of masks of every layer.
 
     Attributes:
         target: what was asked for.
-        counts: layer -> entries to prune of every row, where a pass over the model has shared out the sparsity. Layers
-            that it does not name have what the target asks for.
+        counts: layer -> entries to prune of every row, if a pass over the model has divided the sparsity. Other layers
+            get what the target asks for.
     """
 
     target: Target
@@ -112,12 +112,12 @@ class Decided:
         return self.target.polytope_of(name, shape)
 
     def fraction(self, name: str, shape: Shape) -> float:
-        """Return the fraction that a layer is to lose: its count, or what is asked for, before it is rounded to one."""
+        """Return the fraction of a layer to prune: from its count, or as asked for, before it is rounded to one."""
         return self.counts[name] / shape[1] if name in self.counts else self.target.fraction(shape)
 
 
 def _fitting(make: Callable[[], Polytope], name: str, shape: Shape) -> Polytope:
-    """Make the set of a layer's masks, or refuse it by the layer's name."""
+    """Return the set of a layer's masks, or raise RelaxPruneError with the layer's name."""
     try:
         polytope = make()
         polytope.validate(shape)

@@ -1,4 +1,4 @@
-"""Several solvers on one problem: one table, in which failures are rows too."""
+"""Several solvers on one problem: one table, with failures as rows too."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _logger = logging.getLogger("relaxprune")
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonOptions(SolveOptions):
-    """What every solver of a comparison is asked.
+    """What is asked of every solver of a comparison.
 
-    A solver gets only what it uses (``Solver.budgets()``); its row names what it was spared.
+    A solver gets only what it uses (``Solver.budgets()``); its row names the rest.
 
     Attributes:
-        curves: add, for every iterative solver, whole solves at smaller iteration budgets: the points of a plot.
+        curves: add, for every iterative solver, whole solves with smaller iteration budgets: the points of a plot.
     """
 
     curves: bool = False
 
     def taken_by(self, solver: Solver) -> tuple[SolveOptions, tuple[str, ...]]:
-        """Return what a solver is asked, and which budgets were given that it does not use."""
+        """Return what is asked of a solver, and the given budgets that it does not use."""
         honoured = solver.budgets()
         taken = {item.name: getattr(self, item.name) for item in fields(SolveOptions)}
         taken = {name: value for name, value in taken.items() if name in honoured or name not in BUDGETS}
@@ -48,7 +48,7 @@ class ComparisonOptions(SolveOptions):
 
 @dataclass(frozen=True)
 class Point:
-    """What one solve with a given iteration budget gave, and what it cost; names as in ``Solution``."""
+    """The result of one solve with a given iteration budget, and its cost; names as in ``Solution``."""
 
     iterations: int
     seconds: float
@@ -72,10 +72,10 @@ class ComparisonRow:
 
     Attributes:
         solver: its name.
-        status: how it ended; ``REFUSED`` for a problem that it cannot take, ``ERROR`` for one on which it broke.
-        message: the reason, where there is no answer; the status's advice otherwise.
-        result: the last point, or None where there is no answer.
-        relative_error: objective / reference, or None where there is no answer or no reference.
+        status: how it ended; ``REFUSED`` if it cannot take the problem, ``ERROR`` if it broke.
+        message: the reason, if there is no answer; otherwise the status's advice.
+        result: the last point, or None without an answer.
+        relative_error: objective / reference, or None without an answer or a reference.
         curve: points of whole solves with growing budgets, ``result`` the last of them.
         options: the solver's effective options.
         failed: whether it broke.
@@ -111,7 +111,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, those with an answer first, by objective."""
+    """All rows, by objective; those without an answer last."""
 
     problem: dict[str, Any]
     settings: dict[str, Any]
@@ -164,21 +164,20 @@ def compare(
     Args:
         problem: the problem.
         solvers: names; None takes every solver that the registry knows.
-        options: what each of them is asked.
-        on_row: called with each row as soon as it is there.
-        **words: fields of ``ComparisonOptions``, which count for more than ``options``.
+        options: what is asked of each of them.
+        on_row: called with each row as soon as it is ready.
+        **words: fields of ``ComparisonOptions``, which override ``options``.
 
     Returns:
-        A Comparison; a solver that refuses the problem, or breaks, has a row that says so.
+        A Comparison; the row of a solver that refuses the problem, or breaks, says so.
 
     Raises:
-        RelaxPruneError: no solver is named, one is named twice or is unknown, or an argument cannot be right; before
-            any work.
+        RelaxPruneError: no solver, one named twice or unknown, or a wrong argument; before any work.
     """
     options, unknown = (options or ComparisonOptions()).updated(words)
     for word in unknown:
         guess = did_you_mean(word, [item.name for item in fields(options)])
-        raise RelaxPruneError(f"{word!r} is no argument of compare, which gives all solvers the same{guess}")
+        raise RelaxPruneError(f"{word!r} is not an argument of compare, which gives all solvers the same{guess}")
     names = solver_names() if solvers is None else list(solvers)
     if not names or len(set(names)) != len(names):
         raise RelaxPruneError(f"solvers must name at least one solver, each once, got {', '.join(names) or 'none'}")
@@ -203,7 +202,7 @@ def _row(problem: Problem, name: str, options: ComparisonOptions) -> ComparisonR
         row = ComparisonRow.of(solve(problem, name, options=taken, throw=False), unused)
     except RelaxPruneError as error:
         return ComparisonRow(name, REFUSED, str(error))
-    except Exception as error:  # a backend may raise anything: its row tells, and the others go on
+    except Exception as error:  # a backend may raise anything: its row says so, and the others go on
         _logger.info("solver %s broke", name, exc_info=True)
         return ComparisonRow(name, BROKE, f"{type(error).__name__}: {error}", failed=True)
     return row if not options.curves or row.failed else _with_curve(problem, row, taken)
@@ -219,10 +218,10 @@ def _with_curve(problem: Problem, row: ComparisonRow, taken: SolveOptions) -> Co
         solutions = [
             solve(problem, row.solver, options=replace(taken, max_iterations=budget), throw=False) for budget in budgets
         ]
-    except Exception as error:  # the row's own answer stands; the curve is told to be missing
+    except Exception as error:  # the row's own answer stands; the message says that the curve is missing
         _logger.info("solver %s broke on a smaller budget", row.solver, exc_info=True)
         return replace(row, message=f"{row.message} (no curve: {type(error).__name__}: {error})")
-    # A budget too small for a backend leaves its start mask, which is no point of the solver's.
+    # A budget too small for a backend leaves its start mask, which is not a result of the solver.
     return replace(row, curve=(*(Point.of(one) for one in solutions if not one.status.failed), row.result))
 
 

@@ -1,4 +1,4 @@
-"""A comparison as a picture: what each solver proves and reaches, against the time that it takes."""
+"""A comparison as a picture: what each solver proves and reaches, against time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKS = "osD^v<>PX*"
 
 
 def require_matplotlib() -> None:
-    """Raise RelaxPruneError unless matplotlib is installed: to be asked before the work whose plot it draws."""
+    """Raise RelaxPruneError unless matplotlib is installed; call it before the work to be plotted."""
     if find_spec("matplotlib") is None:
         raise RelaxPruneError(
             "plots and reports need matplotlib, which is not installed: pip install 'relaxprune[report]'"
@@ -46,7 +46,7 @@ def plot_comparison(comparison: Comparison) -> bytes:
     left, middle, right = figure.subplots(1, 3)
     for number, row in enumerate(row for row in comparison.rows if row.result is not None):
         seconds = [point.seconds for point in row.curve]
-        # Each colour of the cycle comes back with another line and mark.
+        # Each colour of the cycle returns with another line style and marker.
         style: dict[str, Any] = {
             "color": f"C{number % 10}",
             "marker": _MARKS[number % len(_MARKS)],
@@ -76,7 +76,7 @@ def plot_comparison(comparison: Comparison) -> bytes:
 
 
 def _axes(axes: Any, label: str, smallest: float | None = None) -> None:
-    """Scale and name the axes of one panel: linear up to ``smallest``, so that 0 has a place, and logarithmic above."""
+    """Scale and label the axes of one panel: linear up to ``smallest``, to show 0, and logarithmic above."""
     axes.set_xscale("log")
     if smallest is not None:
         axes.set_yscale("symlog", linthresh=smallest)

@@ -1,4 +1,4 @@
-"""The end of every solve: weights on the mask where they may move, judged in float64, bounded, with a status."""
+"""The end of every solve: weights on the mask, if they may move; objective in float64, bound and status."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Chosen:
 
     Attributes:
         mask: (rows, cols) bool, feasible and polished.
-        rounded: (rows, cols) bool, the mask before the polish, or None where the solver rounded nothing.
-        answer: what the solver said, with the polish's cost in its counts.
+        rounded: (rows, cols) bool, the mask before the polish, or None if the solver rounded nothing.
+        answer: what the solver returned, with the polish's cost in its counts.
         solver: the solver.
         polisher: what the mask was polished with, or None.
         memory_bytes: bound on temporaries.
@@ -42,7 +42,7 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Judged:
-    """What is known of a mask once it was judged; names as in ``Solution``, None for what a problem does not have."""
+    """What is known about a judged mask; names as in ``Solution``, None for what a problem does not have."""
 
     certificate: Certificate
     relaxed_mask: Tensor | None = None
@@ -84,7 +84,7 @@ def finished(problem: Problem | ReconstructionProblem, chosen: Chosen, started: 
 
 
 def _status(problem: Problem | ReconstructionProblem, chosen: Chosen, certificate: Certificate) -> Status:
-    """Return the status that was reached: OPTIMAL for a closed gap, or a search of all masks whose weights stay."""
+    """Return the final status: OPTIMAL for a closed gap, or for a search of all masks if weights stay."""
     status, objective, layer = chosen.answer.status, certificate.objective, problem.mask_problem
     if not math.isfinite(objective):  # values that the dtype of the weights does not hold
         return Status.NOT_FINITE
@@ -96,7 +96,7 @@ def _status(problem: Problem | ReconstructionProblem, chosen: Chosen, certificat
 
 
 def _as_it_is(problem: Problem, chosen: Chosen, started: float) -> _Judged:
-    """Judge a mask whose weights stay; of its relaxed mask comes the bound."""
+    """Judge a mask whose weights stay; its relaxed mask gives the bound."""
     answer, memory_bytes = chosen.answer, chosen.memory_bytes
     answer.counts.seconds = time.monotonic() - started
     # Without a convex phase the mask itself gives the tangent: a valid bound, usually a weak one.
@@ -105,7 +105,7 @@ def _as_it_is(problem: Problem, chosen: Chosen, started: float) -> _Judged:
     unrounded = rounded = None
     if chosen.rounded is not None:
         unrounded = problem.objective(answer.point, memory_bytes)
-        # A product in float64 is spared where the polish left the mask as it was.
+        # No product in float64 is needed if the polish left the mask unchanged.
         unmoved = torch.equal(chosen.rounded, chosen.mask)
         rounded = certificate.objective if unmoved else problem.objective(chosen.rounded, memory_bytes)
     return _Judged(
@@ -118,7 +118,7 @@ def _as_it_is(problem: Problem, chosen: Chosen, started: float) -> _Judged:
 
 
 def _with_weights(problem: ReconstructionProblem, chosen: Chosen, started: float) -> _Judged:
-    """Fit the weights on a mask, where the solver brings none that are final, and judge them."""
+    """Fit the weights on a mask, unless the solver brings final ones, and judge them."""
     answer, solver, mask = chosen.answer, chosen.solver, chosen.mask
     brought = None if chosen.polisher is not None and solver.own_weights else answer.weight  # of another mask
     if brought is not None and solver.own_weights:

@@ -24,9 +24,9 @@ class Refit:
         objective: f of these weights, float64, in the dtype they are in.
         relative_error: objective / trace(W G_dense Wᵀ).
         kept_objective: f of the weights as they were, on the same mask.
-        damping: (rows,) float64, what had to be added to the unit diagonal of a row's scaled normal equations, where
-            its Gram is singular on the support; 0 elsewhere.
-        residual: (rows,) float64, norm of the normal equations' residual over that of their right side.
+        damping: (rows,) float64, what had to be added to the unit diagonal of a row's scaled normal equations because
+            its Gram is singular on the support; 0 otherwise.
+        residual: (rows,) float64, norm of the normal equations' residual relative to their right-hand side.
         products: (rows, cols) @ (cols, cols) products done.
     """
 
@@ -40,17 +40,17 @@ class Refit:
 
 
 def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: int = DEFAULT_MEMORY_BYTES) -> Refit:
-    """Return the least-squares weights on a mask, each row's own.
+    """Return the least-squares weights on a mask, row by row.
 
     v_S = H_SS⁻¹ (T H)_S minimises a row's objective over all weights on its support S (``ReconstructionProblem`` has T
-    and H). Rows are solved in batches, by Cholesky factorisation in float64; where a support has more than 192 columns
-    by conjugate gradients, and by factorisation where these do not reach a residual of 1e-5. A support on which H is
+    and H). Rows are solved in batches, by Cholesky factorisation in float64; a support of more than 192 columns by
+    conjugate gradients first, and by factorisation if these do not reach a residual of 1e-5. A support on which H is
     singular gets the least damping that lets it be factorised, recorded in the result.
 
     Args:
         problem: the target, the Gram and the set of masks.
-        mask: (rows, cols) bool, True = kept; need not be of the problem's set.
-        memory_budget_bytes: bound on temporaries beside one (cols, cols) float64 matrix, outputs, and one row's system.
+        mask: (rows, cols) bool, True = kept; need not lie in the problem's set.
+        memory_budget_bytes: bound on temporaries, besides one (cols, cols) float64 matrix, outputs and a row's system.
 
     Raises:
         RelaxPruneError: a mask of another shape, dtype or device, or a budget that is not positive.
@@ -63,7 +63,7 @@ def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: 
 
 
 def fit(problem: ReconstructionProblem, mask: Tensor, memory_bytes: int, start: Tensor | None = None) -> Refit:
-    """Do what ``refit`` says, from weights ``start`` (rows, cols) that are near the answer, if there are any."""
+    """Do what ``refit`` does, from weights ``start`` (rows, cols) near the answer, if there are any."""
     found = LeastSquares(problem.target, problem.prepared, memory_bytes).solve(mask, start)
     weight = torch.where(mask, found.weight.to(problem.weight.dtype), 0.0)
     objective = problem.objective(weight)

@@ -25,7 +25,7 @@ class Solution:
     Attributes:
         mask: (rows, cols) bool, exactly feasible; True = kept.
         objective: f(mask), float64, recomputed from the mask.
-        relative_error: objective / f(0), the share of the layer's output energy that is lost, 0 where there is none;
+        relative_error: objective / f(0), the share of the layer's output energy that is lost, 0 if there is none;
             None for a ``QuadraticProblem``, which has no natural objective to divide by.
         certificate: the proof behind ``lower_bound``, recomputed from the problem: a ``MaskCertificate``, or a
             ``WeightCertificate`` where weights move.
@@ -40,8 +40,9 @@ class Solution:
         options: its effective options.
         polish: the polish that was applied, or None.
         weight: (rows, cols) in the dtype of the problem's weight, +0.0 outside the mask: the new weights of a
-            ``ReconstructionProblem``, whose error ``objective`` then is; None where weights stay.
-        kept_objective: of a ``ReconstructionProblem``, f of the target's weights on the mask, as they were; else None.
+            ``ReconstructionProblem``, whose error ``objective`` is; None if weights stay.
+        kept_objective: for a ``ReconstructionProblem``, f of the target's weights on the mask, unchanged; otherwise
+            None.
     """
 
     mask: Tensor

@@ -30,22 +30,22 @@ def solve(
 ) -> Solution:
     """Choose a mask, polish it, and prove how far from the best mask it can be.
 
-    Of a ``ReconstructionProblem`` the answer has new weights as well: the least-squares ones on the mask, except where
-    a solver brings its own (``sparsegpt``).
+    For a ``ReconstructionProblem`` the answer has new weights as well: the least-squares ones on the mask, unless the
+    solver brings its own (``sparsegpt``).
 
-    ``max_iterations``, ``time_limit_s``, ``gap_tolerance`` and any other start than the default are refused for a
-    solver that does not use them (``Solver.budgets()`` says which it does).
+    ``max_iterations``, ``time_limit_s``, ``gap_tolerance`` and any start other than the default are refused if the
+    solver does not use them (see ``Solver.budgets()``).
 
     Args:
         problem: the mask problem, or one whose weights may move.
-        solver: a name (see ``available_solvers``) or a ``Solver`` instance; None is ``fw``, and ``reconstruct`` where
+        solver: a name (see ``available_solvers``) or a ``Solver`` instance; None for ``fw``, or ``reconstruct`` if
             weights may move.
-        options: what is asked whatever the solver: start, polish, budgets, seed, memory.
-        callback: called with a ``Progress`` every 10 iterations and at the end of every band of rows that is solved
-            together, by the solver and then by its polish; an exception ends the solve.
+        options: what is asked of any solver: start, polish, budgets, seed, memory.
+        callback: called with a ``Progress`` every 10 iterations and at the end of every band of rows, by the solver and
+            then by its polish; an exception ends the solve.
         throw: raise when the solver breaks down; False returns a Solution whose status says so.
-        **words: fields of ``SolveOptions``, which count for more than ``options``, as in ``solve(problem, seed=3)``;
-            and options of the solver named, as in ``solve(problem, "fw", effort="best")``.
+        **words: fields of ``SolveOptions``, which override ``options``, as in ``solve(problem, seed=3)``; and options
+            of the solver named, as in ``solve(problem, "fw", effort="best")``.
 
     Returns:
         A Solution; its mask is exactly feasible whatever the status.
@@ -97,7 +97,7 @@ def _chosen(problem: Problem, answer: Answer, run: Run, solver: Solver, polisher
         mask = polished.point
         _add_counts(answer, polished)
     if not problem.feasible(mask, run.memory_bytes):
-        raise RuntimeError(f"solver {solver.name!r} returned a mask outside of the problem's set: a bug of that solver")
+        raise RuntimeError(f"solver {solver.name!r} returned a mask outside the problem's set: a bug of that solver")
     return Chosen(
         mask=mask,
         rounded=None if final else rounded,
@@ -109,7 +109,7 @@ def _chosen(problem: Problem, answer: Answer, run: Run, solver: Solver, polisher
 
 
 def _add_counts(answer: Answer, polished: Answer) -> None:
-    """Add a polish's cost to the solver's, and let its budget's end show."""
+    """Add a polish's cost to the solver's, and show if its budget ended."""
     answer.counts.swap_rounds += polished.counts.swap_rounds
     answer.counts.swaps += polished.counts.swaps
     answer.counts.products += polished.counts.products
@@ -118,7 +118,7 @@ def _add_counts(answer: Answer, polished: Answer) -> None:
 
 
 def _raise_failed(status: Status, throw: bool) -> None:
-    """Raise SolveError for a status that says that the solver broke down, if that is wanted."""
+    """Raise SolveError for a status that says that the solver broke down, if ``throw`` is set."""
     if throw and status.failed:
         raise SolveError(status.value)
 
@@ -130,7 +130,7 @@ def check_problem(problem: object) -> None:
 
 
 def least_memory(problem: Problem, solver: str | Solver = "fw", polish: str | None = AUTO, **options: Any) -> int:
-    """Return the smallest ``memory_budget_bytes`` that ``solve`` takes for a problem, solver and polish."""
+    """Return the smallest ``memory_budget_bytes`` that ``solve`` accepts for a problem, solver and polish."""
     return SolveOptions(polish=polish).least_memory(problem, make_solver(solver, **options))[0]
 
 
@@ -140,7 +140,7 @@ def available_solvers() -> dict[str, str]:
 
 
 def _summary(name: str) -> str:
-    """Return a solver's summary, or why another package's solver cannot be used: the others are there all the same."""
+    """Return a solver's summary, or why another package's solver cannot be used; the others are still listed."""
     try:
         return solver_class(name).summary
     except RelaxPruneError as error:

@@ -1,4 +1,4 @@
-"""Iterated local search: what minutes of search find beyond one descent."""
+"""Iterated local search: minutes of search beyond one descent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .engine.local_search import MATRICES, LocalSearch
 class IteratedLocalSearch(Solver):
     """Kick a 1-swap optimum by up to 16 random exchanges, descend again, keep the better (Lourenço et al. 2003).
 
-    All rows and ``copies`` of each are one batch in float64; never worse than the start, and better the longer it may
-    run: give ``time_limit_s``, or ``max_iterations`` rounds of exchanges (1000 where neither is given). A start from
-    ``fw``'s mask ends lower than one from Wanda's. Exchanges stay inside rows (inside groups for N:M). For counts over
-    the layer, or "at most", a descent by ``swap`` before the search (and the polish after it) moves the counts: without
-    it the search ends 3 to 5 % higher, at counts that the start happens to have. Same seed, same rounds: same mask.
+    All rows, in ``copies``, are one batch in float64; never worse than the start, and better the longer it may run:
+    give ``time_limit_s``, or ``max_iterations`` rounds of exchanges (1000 if neither is given). A start from ``fw``'s
+    mask ends lower than one from Wanda's. Exchanges stay inside rows (inside groups for N:M). For counts over the
+    layer, or "at most", a descent by ``swap`` before the search (and the polish after it) moves the counts: without it
+    the search ends 3 to 5 % higher, at counts that the start happens to have. Same seed, same rounds: same mask.
     CONVERGED means that no exchange exists.
 
     Args:
@@ -52,17 +52,17 @@ class IteratedLocalSearch(Solver):
         """
         if not problem.polytope.separable(problem.shape):
             raise RelaxPruneError(
-                "solver 'ils' exchanges two entries of a row, which breaks counts over columns, as those of this "
-                f"{problem.polytope.label} set; 'fw' fits"
+                "solver 'ils' exchanges two entries of a row, which breaks counts over columns such as those of this "
+                f"{problem.polytope.label} set; use fw"
             )
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what the first descent takes of a coupled block, or the copies of one row."""
+        """Return the bytes of the first descent on a coupled block, or of the copies of one row."""
         rows = problem.over(problem.polytope.loosened())
         return max(block_bytes(problem, matrices(problem)), block_bytes(rows, MATRICES * self.copies))
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Search from ``run.start``, or, where rows may trade what they keep, from where swap descent leads from it."""
+        """Search from ``run.start``, or from where swap descent leads from it if rows share counts."""
         polytope = problem.polytope
         trades = polytope.rows_per_block(problem.shape) > 1 or polytope.is_at_most()
         descents = list(problem.split(matrices(problem), run.memory_bytes)) if trades else []
@@ -91,7 +91,7 @@ class IteratedLocalSearch(Solver):
         return Answer(search.result(), status=status, counts=Counts(done, search.products, swaps=search.swaps))
 
     def _rounds(self, run: Run) -> float:
-        """Return the most rounds of a band: where only time is limited, any number."""
+        """Return the most rounds of a band: any number if only time is limited."""
         if run.max_iterations is not None:
             return run.max_iterations
         return self.default_iterations if run.deadline is None else math.inf

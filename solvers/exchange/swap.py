@@ -14,13 +14,13 @@ from .engine.descent import descend, matrices
 
 @dataclass(frozen=True)
 class Swap(Solver):
-    """1-swap descent in float64, per row, inside groups for N:M, and across rows where they share a count.
+    """1-swap descent in float64, per row, inside groups for N:M, and across rows if they share a count.
 
-    Ends 1-swap optimal: no exchange of ALL pairs lowers a coupled block's objective by more than 1e-9 of it; where
-    columns have counts too, no interchange of two rows and two columns of a tile does. Every move lowers the objective,
-    so the mask is never worse than the start. For "at most" sets single prunings and restorings are moves too.
-    Exchanges: SparseSwaps (arXiv 2512.10922); the quick search tries 16 candidates a side, and only a search that
-    excludes every other pair by a bound ends a row.
+    Ends 1-swap optimal: no exchange of ALL pairs lowers a coupled block's objective by more than 1e-9 of it; if columns
+    have counts too, no interchange of two rows and two columns of a tile does. Every move lowers the objective, so the
+    mask is never worse than the start. For "at most" sets single prunings and restorings are moves too. Exchanges:
+    SparseSwaps (arXiv 2512.10922); a quick search tries 16 candidates a side, and a row ends only after a search that
+    excludes every other pair by a bound.
     """
 
     name: ClassVar[str] = "swap"
@@ -31,11 +31,11 @@ class Swap(Solver):
     monotone: ClassVar[bool] = True
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what a descent of one coupled block takes."""
+        """Return the bytes of a descent of one coupled block."""
         return block_bytes(problem, matrices(problem))
 
     def planned_iterations(self, max_iterations: int | None) -> int:
-        """Rounds are as many as there are moves to make."""
+        """Return 0: there are as many rounds as moves to make."""
         return 0
 
     def run(self, problem: Problem, run: Run) -> Answer:

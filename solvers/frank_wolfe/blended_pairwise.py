@@ -15,9 +15,10 @@ from .engine.vertex_moves import ActiveSetSolver, ActiveSetState, Move
 class BlendedPairwise(ActiveSetSolver):
     """Blended pairwise conditional gradients with exact line search: pairwise steps inside the active set first.
 
-    Weight moves from the worst to the best active vertex while that promises at least the Frank-Wolfe gap; only else is
-    a Frank-Wolfe step taken, which may add a vertex. So swap steps cannot occur, and the set stays small (Tsuji, Tanaka
-    and Pokutta, ICML 2022, arXiv 2110.12650, algorithm 1). A pairwise step of full length drops the worst vertex.
+    Weight moves from the worst to the best active vertex while that promises at least the Frank-Wolfe gap; otherwise a
+    Frank-Wolfe step is taken, which may add a vertex. So swap steps cannot occur, and the set stays small (Tsuji,
+    Tanaka and Pokutta, ICML 2022, arXiv 2110.12650, algorithm 1). A pairwise step of full length drops the worst
+    vertex.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; gaps below about 1e-4 need the latter.

@@ -37,7 +37,7 @@ class DicgState(FirstOrderState):
         self.looked_at = 0
 
     def refresh(self, problem: Quadratic) -> None:
-        """Compute the half gradient from scratch, where counts have taken what rounding left."""
+        """Restore the counts that rounding changed, and compute the half gradient from scratch."""
         if self.in_face:
             self.faces.settle(self.mask)
         super().refresh(problem)
@@ -48,20 +48,20 @@ class DICG(IterativeSolver[DicgState]):
     """Decomposition-invariant conditional gradients: pairwise steps without an active set.
 
     Moves from the away vertex a of the minimal face that contains m to the oracle's vertex v: a comes from the oracle
-    with the entries at 0 and 1 held there, so nothing is stored and all rows run in one batch. The step is the exact
-    line search's, at most as long as the set allows (Garber and Meshi, NeurIPS 2016, arXiv 1605.06492; away steps:
-    Bashiri and Zhang, NeurIPS 2017, arXiv 1711.02106). Linear convergence, where plain Frank-Wolfe's is sublinear.
+    with the entries at 0 and 1 held there, so nothing is stored and all rows run in one batch. The step is that of an
+    exact line search, at most as long as the set allows (Garber and Meshi, NeurIPS 2016, arXiv 1605.06492; away steps:
+    Bashiri and Zhang, NeurIPS 2017, arXiv 1711.02106). Convergence is linear; that of plain Frank-Wolfe is sublinear.
 
     With ``in_face`` (for sets whose counts share no entries: KSparse, NM and their faces) the pairwise steps only leave
     a face; inside one, while it holds at least ``share`` of the Frank-Wolfe gap, conjugate gradients minimise over it,
     preconditioned by diag(Q): the in-face steps of Freund, Grigas and Mazumder (SIAM J. Optim. 2017, arXiv 1511.02204),
     with the directions of GPCG (Moré and Toraldo, SIAM J. Optim. 1991). One product per iteration in either case; an
-    entry that reaches a bound is taken out of the direction for two lines of Q, and the search goes on. Other sets
-    take the pairwise steps alone.
+    entry that reaches a bound is taken out of the direction at the cost of two lines of Q, and the search goes on.
+    Other sets use the pairwise steps alone.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; gaps below about 1e-4 need the latter.
-        in_face: False takes the published pairwise steps only.
+        in_face: False uses the published pairwise steps only.
         share: share of the gap that must lie inside the face to stay in it, in (0, 1).
     """
 
@@ -112,7 +112,7 @@ class DICG(IterativeSolver[DicgState]):
 
     @staticmethod
     def _conjugate(problem: Working, state: DicgState) -> Tensor:
-        """Return the direction inside the face, Q-conjugate to the last one where that stayed in the same face."""
+        """Return the direction inside the face, Q-conjugate to the last one if that stayed in the same face."""
         polytope = problem.polytope
         steepest = state.faces.downhill(state.half_gradient, state.mask, problem.diagonal)
         curvature = polytope.block_sum(torch.linalg.vecdot(state.image, state.direction))
@@ -125,7 +125,7 @@ class DICG(IterativeSolver[DicgState]):
         return torch.where(polytope.to_rows(descends, steepest.shape[0]), direction, steepest)
 
     def done(self, problem: Working, state: DicgState) -> Tensor:
-        """Tell which blocks are within the gap tolerance; plan as many rounds as entries lately reached bounds."""
+        """Return which blocks are within the gap tolerance; plan as many rounds as entries lately reached bounds."""
         most = int(state.hits.amax()) if len(state.hits) else 0
         since = max(1, state.iteration - state.looked_at)
         state.rounds = min(_MOST_ROUNDS, 1 + 2 * -(-most // since))

@@ -1,4 +1,4 @@
-"""SparseFW as published: the reference that annealed Frank-Wolfe is measured against."""
+"""SparseFW as published: the reference for annealed Frank-Wolfe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..state import FirstOrderState
 
 
 class SparseFWState(FirstOrderState):
-    """The relaxed mask and its half gradient, and how many iterations it is to get."""
+    """The relaxed mask, its half gradient, and the number of iterations."""
 
     refresh_every: ClassVar[int] = 100
 
@@ -37,11 +37,11 @@ class SparseFW(IterativeSolver[SparseFWState]):
     iterations, and the largest entries of the last iterate are kept. The fixed weights stay in the gradient (the
     printed algorithm leaves them out, a slip: they would count as pruned). Since the first step has length 1, the start
     acts through the first gradient only. The reported bound is that of the problem as given, without the fixing.
-    CONVERGED after T iterations means that the iterate is a vertex which the oracle answers.
+    CONVERGED after T iterations means that the iterate is a vertex that the oracle returns.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``.
-        alpha: share of the kept weights that is fixed, in [0, 1]; 1 is the saliency's own mask.
+        alpha: share of the kept weights that is fixed, in [0, 1]; 1 gives the saliency's own mask.
         saliency: ``"wanda"``, ``"ria"`` or ``"magnitude"``.
         at_most: relax to "at most keep", the paper's set; False keeps the counts of the problem's polytope.
     """
@@ -67,7 +67,7 @@ class SparseFW(IterativeSolver[SparseFWState]):
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that has no such saliency."""
-        problem.check_saliency(self.saliency, f"solver {self.name!r}", "fw and fista need none and fit")
+        problem.check_saliency(self.saliency, f"solver {self.name!r}", "use fw or fista, which need none")
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Fix the most salient weights and run on the face that is left."""
@@ -82,7 +82,7 @@ class SparseFW(IterativeSolver[SparseFWState]):
         return SparseFWState(problem, start, budget.iterations)
 
     def step(self, problem: Working, state: SparseFWState) -> None:
-        """Step 2 / (t + 2) towards the oracle's vertex."""
+        """Take a step of 2 / (t + 2) towards the oracle's vertex."""
         state.refresh_when_due(problem)
         length = 2 / (state.iteration + 2)
         direction = problem.polytope.lmo(state.half_gradient).sub_(state.mask)
@@ -92,6 +92,6 @@ class SparseFW(IterativeSolver[SparseFWState]):
         state.iteration += 1
 
     def done(self, problem: Working, state: SparseFWState) -> Tensor:
-        """Never stop before T iterations, the published rule; then say which blocks no step would move."""
+        """Never stop before T iterations, the published rule; then return which blocks no step would move."""
         resting = at_fixed_vertex(problem, state.mask, state.half_gradient)
         return resting if state.iteration >= state.iterations else torch.zeros_like(resting)

@@ -1,4 +1,4 @@
-"""ADMM: the residual is free, the mask is constrained, and a factorisation serves many rows."""
+"""ADMM: a free residual, a constrained mask, and one factorisation for many rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Factors:
     Args:
         problem: the working problem of any band of rows.
         power: columns are scaled by Diag(G)^(power/2), and the Gram to mean diagonal 1.
-        limit: the most bytes of matrices kept for the next band of rows; others are factorised again.
+        limit: the most bytes of matrices kept for later bands of rows; others are factorised again.
     """
 
     def __init__(self, problem: WorkingMask, power: float, limit: int) -> None:
@@ -79,11 +79,11 @@ class Shifted:
         self.rho = 1.0
 
     def set(self, problem: WorkingMask, rho: float) -> bool:
-        """Take the matrix that ``solve`` multiplies by; tell whether it took a factorisation."""
+        """Set the matrix that ``solve`` multiplies by; return whether it took a factorisation."""
         matrix, fresh = self.factors.get(rho)
         self.rho = rho
         one = matrix.new_ones(1, 1)
-        # A working problem of weight one: its one product is the solve, and is seen by whatever watches products.
+        # A working problem of weight one: its one product is the solve, visible to whatever counts products.
         self.product = WorkingMask(one, matrix, one, problem.polytope)
         return fresh
 
@@ -93,7 +93,7 @@ class Shifted:
 
 
 class AdmmState(State):
-    """The mask m, the scaled dual u, and what was last judged."""
+    """The mask m, the scaled dual u, and the last judged values."""
 
     def __init__(self, problem: WorkingMask, start: Tensor, solver: Admm, budget: Budget) -> None:
         """Begin at ``start`` (rows, cols) with a dual of zero."""
@@ -147,17 +147,17 @@ class Admm(IterativeSolver[AdmmState]):
 
     The residual's step is one solve with G + ρI, the same for every row and iteration, here one product with
     ρ (G + ρI)⁻¹. The mask's step separates: "relaxed" projects 1 − (r + u) / w onto the polytope, weighted by w²;
-    "binary" takes the exact minimiser over masks, the largest w² (2t − 1), and keeps the best mask seen. The relaxed
-    ρ balances the residuals (Boyd, Parikh, Chu, Peleato and Eckstein, 2011, sections 3.1 and 3.4), and stays fixed in
-    the second half. Binary masks are no convex set: there ρ rises step by step, until the mask has settled (as in ALPS:
-    Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a band, and scaled columns: Boža,
-    arXiv 2401.02938, which updates weights under a given mask; here weights stay and the mask is the unknown.
+    "binary" takes the exact minimiser over masks, the largest w² (2t − 1), and keeps the best mask seen. The relaxed ρ
+    balances the residuals (Boyd, Parikh, Chu, Peleato and Eckstein, 2011, sections 3.1 and 3.4), and stays fixed in the
+    second half. Binary masks are not a convex set: for them ρ rises step by step until the mask has settled (as in
+    ALPS: Meng, Behdin, Wang and Mazumder, NeurIPS 2024). One factorisation for all rows of a band, and scaled columns:
+    Boža, arXiv 2401.02938, which updates weights under a given mask; here weights stay and the mask is the unknown.
 
-    One product per iteration and one every 10 to judge. A factorisation has the arithmetic of cols / (2 rows) products
-    and counts as so many, rounded up. "binary" takes 20, whose results serve all bands of rows where they fit the
-    memory budget or 64 MiB (what does not fit is factorised for each band); "relaxed" takes few, but its ρ follows
-    each band of rows: only the first, and values of ρ that bands happen to share, serve several. A Gram matrix that
-    is indefinite beyond ρ is damped inside the solver, with a warning in the log.
+    One product per iteration and one every 10 to judge. A factorisation takes the work of cols / (2 rows) products and
+    counts as that many, rounded up. "binary" takes 20, used by all bands of rows if they fit the memory budget or 64
+    MiB (what does not fit is factorised for each band); "relaxed" takes few, but its ρ follows each band: bands have
+    only the first ρ, and others by chance, in common. A Gram matrix that is indefinite beyond ρ is damped inside the
+    solver, with a warning in the log.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; factorisations are float64.
@@ -185,7 +185,7 @@ class Admm(IterativeSolver[AdmmState]):
         fraction("power", self.power)
 
     def budgets(self) -> frozenset[str]:
-        """Only the relaxation has a gap to end at."""
+        """Return the budgets in use: only the relaxation has a gap to end at."""
         return self.honours | ({"gap_tolerance"} if self.variant == "relaxed" else set())
 
     def check(self, problem: Problem) -> None:
@@ -194,7 +194,7 @@ class Admm(IterativeSolver[AdmmState]):
         if self.variant == "relaxed" and not problem.polytope.projects():
             raise RelaxPruneError(
                 f"solver 'admm' with variant='relaxed' needs a projection, which a "
-                f"{problem.polytope.label} set does not have; variant='binary' and fw fit"
+                f"{problem.polytope.label} set does not have; use variant='binary' or fw"
             )
 
     def init(self, problem: Working, start: Tensor, budget: Budget) -> AdmmState:
@@ -225,14 +225,14 @@ class Admm(IterativeSolver[AdmmState]):
             _balance(_masked(problem), state, residuals)
 
     def done(self, problem: Working, state: AdmmState) -> Tensor:
-        """Tell which blocks are within the gap tolerance; of masks, which have settled once ρ has risen all the way."""
+        """Return which blocks are within the gap tolerance, or whose masks have settled once ρ is at its end."""
         if not state.binary:
             return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
         return state.settled if state.iteration >= state.iterations else torch.zeros_like(state.settled)
 
 
 def _masked(problem: Working) -> WorkingMask:
-    """Return the working problem, which ``Admm.check`` has made sure is a mask problem's."""
+    """Return the working problem, which after ``Admm.check`` is that of a mask problem."""
     if not isinstance(problem, WorkingMask):
         raise RelaxPruneError(f"solver 'admm' needs the working copy of a MaskProblem, got {type(problem).__name__}")
     return problem
@@ -247,7 +247,7 @@ def _rise(problem: WorkingMask, state: AdmmState) -> None:
 
 
 def _balance(problem: WorkingMask, state: AdmmState, residuals: tuple[Tensor, Tensor]) -> None:
-    """Raise ρ when the primal residual is much the larger one, lower it when the dual one is."""
+    """Raise ρ if the primal residual is much larger than the dual one, lower it if much smaller."""
     shifted = state.shifted
     primal, dual = float(residuals[0].norm()), shifted.rho * float(residuals[1].norm())
     if primal > _BALANCE * dual:

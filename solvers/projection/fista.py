@@ -42,12 +42,12 @@ class FistaState(FirstOrderState):
 class Fista(IterativeSolver[FistaState]):
     """Accelerated projected gradient with backtracking and adaptive restart, on the plain relaxation.
 
-    FISTA (Beck and Teboulle, SIAM J. Imaging Sciences 2, 2009) in the norm of D = diag(Q), for which the projection
-    is a weighted one: Diag(w) G Diag(w) then has the condition of the inputs' correlations, whatever the sizes of
-    weights and inputs. The step 1 / L is per coupled block and found by backtracking, where the curvature along the
-    very step is known from the product that the next half gradient needs anyway: power iteration would underestimate
-    L. Momentum restarts where it points uphill (O'Donoghue and Candès, Foundations of Computational Mathematics 15,
-    2015). One matrix product per iteration, rejected steps included. The last iterate is rounded; polish it with swap.
+    FISTA (Beck and Teboulle, SIAM J. Imaging Sciences 2, 2009) in the norm of D = diag(Q), for which the projection is
+    a weighted one: Diag(w) G Diag(w) then has the condition of the inputs' correlations, whatever the sizes of weights
+    and inputs. The step 1 / L is per coupled block and found by backtracking: the product that the next half gradient
+    needs anyway gives the curvature along the step, while power iteration would underestimate L. Momentum restarts when
+    it points uphill (O'Donoghue and Candès, Foundations of Computational Mathematics 15, 2015). One matrix product per
+    iteration, rejected steps included. The last iterate is rounded; polish it with swap.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``.
@@ -67,7 +67,7 @@ class Fista(IterativeSolver[FistaState]):
         if not problem.polytope.projects():
             raise RelaxPruneError(
                 f"solver 'fista' needs a projection, which a {problem.polytope.label} set does not have; "
-                "fw needs only its linear oracle and fits"
+                "use fw, which needs only a linear oracle"
             )
 
     def init(self, problem: Working, start: Tensor, budget: Budget) -> FistaState:
@@ -91,7 +91,7 @@ class Fista(IterativeSolver[FistaState]):
         half += state.ahead_half
         size = polytope.block_sum(torch.linalg.vecdot(direction, _scaled(direction, state.metric)))
         raised = _RAISE * curvature / size
-        # A step along entries of no metric has no size: nothing refutes it but rounding.
+        # A step along entries of zero metric has no size: only rounding refutes it.
         fits = (curvature <= state.bound * size) | ~torch.isfinite(raised)
         state.bound = torch.where(fits, state.bound, raised)
         _advance(problem, state, (found, half, direction), fits)
@@ -99,7 +99,7 @@ class Fista(IterativeSolver[FistaState]):
         state.product_count += 1
 
     def done(self, problem: Working, state: FistaState) -> Tensor:
-        """Tell which blocks are within the gap tolerance."""
+        """Return which blocks are within the gap tolerance."""
         return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
 
 
@@ -109,7 +109,7 @@ def _scaled(values: Tensor, metric: Tensor | None) -> Tensor:
 
 
 def _advance(problem: Working, state: FistaState, step: tuple[Tensor, Tensor, Tensor], fits: Tensor) -> None:
-    """Move x, where the step fits, to the point found, and v beyond it by the momentum.
+    """Move x to the point found, if the step fits, and v beyond it by the momentum.
 
     Args:
         problem: the working problem.

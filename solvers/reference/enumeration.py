@@ -36,7 +36,7 @@ class Enumerate(Solver):
     proves: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem with too many masks, which are counted before any is written down.
+        """Refuse a problem with too many masks; they are counted before any is written down.
 
         Raises:
             RelaxPruneError: a coupled block has more than 2^20 masks, or they have more than 2^28 entries.
@@ -45,12 +45,12 @@ class Enumerate(Solver):
         most = min(VERTEX_LIMIT, _ENTRY_LIMIT // (height * cols))
         if Block.of(problem).count(most) > most:
             raise RelaxPruneError(
-                f"solver 'enumerate' looks at up to {most} masks of a coupled block of {height} x {cols}, and this set "
+                f"solver 'enumerate' takes at most {most} masks of a coupled block of {height} x {cols}, and this set "
                 "has more; 'exact' takes up to 64 free entries per coupled block, and 'fw' any number"
             )
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Take the best mask of each coupled block; the start where the budget ended before a better one."""
+        """Take the best mask of each coupled block, or the start if the budget ended before a better one."""
         masks = _all_masks(problem).to(problem.device)
         driver = Driver(self.name, run, problem.split(problem.shape[1] + _SPARE_MATRICES, run.memory_bytes // 2))
         return driver.sweep(lambda band: _look(band, masks))
@@ -75,7 +75,7 @@ def _look(band: Band[Problem], masks: Tensor) -> Answer:
 
 
 class _Blocks:
-    """The objectives of some coupled blocks at many masks, in z = 1 − m: zᵀ Q z − 2 h·z, h taken at z = 0."""
+    """The objectives of some coupled blocks at many masks, in z = 1 − m: zᵀ Q z − 2 h·z, with h at z = 0."""
 
     def __init__(self, problem: Problem, start: Tensor) -> None:
         working = problem.working(torch.float64)
@@ -97,7 +97,7 @@ class _Blocks:
         self.best = start.clone()
 
     def finite(self) -> bool:
-        """Tell whether the objective is a finite number at every mask."""
+        """Return whether the objective is a finite number at every mask."""
         return bool(torch.isfinite(self.slope).all() and torch.isfinite(self.coupling).all())
 
     def chunk(self, memory_bytes: int) -> int:
@@ -105,7 +105,7 @@ class _Blocks:
         return max(1, memory_bytes // (8 * _SPARE_MATRICES * self.slope.numel()))
 
     def look(self, masks: Tensor) -> None:
-        """Evaluate ``masks`` (masks, height, cols) in every block and keep what is better."""
+        """Evaluate ``masks`` (masks, height, cols) in every block and keep the better ones."""
         point = (~masks).to(torch.float64)
         image = torch.einsum("vhc,bhcd->bvhd", point, self.coupling).add_(self.slope.unsqueeze(1))
         value = torch.einsum("bvhd,vhd->bv", image, point)
@@ -118,7 +118,7 @@ class _Blocks:
 
 
 def _all_masks(problem: Problem) -> Tensor:
-    """Return the masks that any coupled block can take, (masks, height, cols) bool: what all of them fix is used."""
+    """Return the masks that any coupled block can take, (masks, height, cols) bool; see ``Block.of``."""
     height, cols = problem.polytope.rows_per_block(problem.shape), problem.shape[1]
     block = Block.of(problem)
     masks = block_vertices(height * cols, block.cells, block.keep, block.at_most, block.kept, block.pruned)

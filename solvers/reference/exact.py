@@ -31,7 +31,7 @@ _MARGIN = 1e-5  # in correlation scaling
 class Exact(Solver):
     """Prove the best mask of each coupled block of at most 64 free entries by branch and bound.
 
-    The objective is handed over in its tightened form zᵀ(Q − Diag(d))z + d·z, equal on masks and larger between them
+    The backend gets the objective in its tightened form zᵀ(Q − Diag(d))z + d·z, equal on masks and larger between them
     (Billionnet and Elloumi 2007), with a short iterated local search as the first incumbent. Status OPTIMAL means that
     the backend proved it AND our evaluation of its mask agrees with its bound to 1e-6; a block that ran out of time
     keeps the best mask found. ``max_iterations`` bounds SCIP's nodes per block (DAQP has no such limit).
@@ -60,7 +60,7 @@ class Exact(Solver):
         require(_MODULES[self.backend], self.name)
 
     def budgets(self) -> frozenset[str]:
-        """DAQP takes a time limit only."""
+        """Return the budgets in use: DAQP takes only a time limit."""
         return self.honours - ({"max_iterations"} if self.backend == "daqp" else set())
 
     def distributions(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Exact(Solver):
         return (_MODULES[self.backend],)
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Search a little for first incumbents, then prove one coupled block after the other."""
+        """Search briefly for first incumbents, then prove one coupled block after the other."""
         polytope, group = problem.polytope, problem.polytope.group_size(problem.shape)
         rows = problem.over(polytope.loosened()).split(MATRICES * _COPIES, run.memory_bytes)
         driver = Driver(self.name, run, rows if polytope.separable(problem.shape) else (), problem.split(1, 0))
@@ -96,7 +96,7 @@ class Exact(Solver):
 
 
 def _improve(band: Band[Problem], group: int) -> Answer:
-    """Search a little from the start: a good incumbent prunes the tree from its root."""
+    """Search briefly from the start: a good incumbent prunes the tree from its root."""
     search = LocalSearch(band.problem, group, band.run.start, _COPIES, band.run.seed + band.number)
     for done in range(1, _ROUNDS + 1):
         if band.run.expired():
@@ -109,14 +109,14 @@ def _improve(band: Band[Problem], group: int) -> Answer:
 
 
 def _judged(program: BlockProgram, proof: Proof, best: Array) -> Status:
-    """Believe OPTIMAL only where our own value of the mask meets the backend's bound."""
+    """Accept OPTIMAL only if our own value of the mask meets the backend's bound."""
     value = program.value(best)
     agrees = bool(np.isfinite(proof.bound)) and value <= proof.bound + _AGREES * abs(value) + program.noise
     return Status.CONVERGED if proof.status is Status.OPTIMAL and not agrees else proof.status
 
 
 def well_conditioned(quadratic: Array) -> Array:
-    """Return d with Q − Diag(d) positive definite and Σ d nearly as large as can be: (n,) from (n, n) float64.
+    """Return d with Q − Diag(d) positive definite and Σ d nearly as large as possible: (n,) from (n, n) float64.
 
     Backends regularise a form that is singular, which would cost more than the margin.
     """

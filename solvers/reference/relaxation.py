@@ -1,4 +1,4 @@
-"""The convex relaxation by an outside solver: the referee of the Frank-Wolfe methods."""
+"""The convex relaxation by an external solver: the reference for the Frank-Wolfe methods."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _logger = logging.getLogger("relaxprune")
 _FREE_LIMIT = 2048
 _FEASIBLE = 1e-6
 _FLAT = 1e-9  # eigenvalues of this size, relative to the largest, are rounding
-_MOST = 0.9  # of its seconds: a backend that stopped at a limit after them stopped for time
+_MOST = 0.9  # of its seconds: a backend that stopped at a limit after that stopped for time
 _CLOSED = 1e-4  # relative gap at the point beyond which an answer is not called converged, whatever its backend says
 
 
 @dataclass(frozen=True)
 class _Budgets:
-    """What a backend calls its budgets; None where it has no such setting."""
+    """A backend's names for its budgets; None if it has no such setting."""
 
     iterations: str | None
     seconds: str | None
@@ -50,16 +50,16 @@ _BACKENDS = {
 class Relaxation(Solver):
     """Minimise the objective over the polytope itself through cvxpy (Diamond and Boyd, JMLR 17, 2016).
 
-    One quadratic program per coupled block, of order one, handed to Clarabel (Goulart and Chen, arXiv 2405.12762)
-    unless another is named; never to cvxpy's default, which was found 95 % off on a rank-deficient Gram. A status word
-    is not believed: feasibility, objective and Frank-Wolfe gap are computed again from the point, and an answer that
-    fails is not called converged. A quadratic with eigenvalues below 0 (float noise) is solved with those set to 0.
+    One quadratic program per coupled block, of order one, solved by Clarabel (Goulart and Chen, arXiv 2405.12762) by
+    default; never by cvxpy's default, which was 95 % off on a rank-deficient Gram. A status word is not trusted:
+    feasibility, objective and Frank-Wolfe gap are computed again from the point, and an answer that fails is not called
+    converged. A quadratic with eigenvalues below 0 (float noise) is solved with those set to 0.
 
-    ``max_iterations`` and the time limit are the backend's, per coupled block; ``gap_tolerance`` (1e-4) is the relative
-    gap up to which an answer counts as converged.
+    ``max_iterations`` and the time limit apply to the backend, per coupled block; ``gap_tolerance`` (1e-4) is the
+    relative gap up to which an answer counts as converged.
 
     Args:
-        backend: ``"CLARABEL"``, or ``"PIQP"``, ``"HIGHS"``, ``"QOCO"``, ``"SCS"``, ``"OSQP"`` where installed.
+        backend: ``"CLARABEL"``, or ``"PIQP"``, ``"HIGHS"``, ``"QOCO"``, ``"SCS"``, ``"OSQP"`` if installed.
     """
 
     backend: str = "CLARABEL"
@@ -85,7 +85,7 @@ class Relaxation(Solver):
             )
 
     def budgets(self) -> frozenset[str]:
-        """Some backends have no limit of iterations."""
+        """Return the budgets in use: some backends have no limit of iterations."""
         return self.honours - (set() if _BACKENDS[self.backend].iterations else {"max_iterations"})
 
     def distributions(self) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ def _minimise(program: BlockProgram, backend: str, settings: dict[str, float]) -
 
 
 def _convex(quadratic: Array) -> Array:
-    """Return the quadratic, its negative eigenvalues set to 0 where they exceed rounding."""
+    """Return the quadratic, with its negative eigenvalues set to 0 if they exceed rounding."""
     values, vectors = np.linalg.eigh(quadratic)
     if values[0] >= -_FLAT * max(values[-1], 0.0):
         return quadratic
@@ -166,7 +166,7 @@ def _convex(quadratic: Array) -> Array:
 def _status(word: str, out_of_time: bool) -> Status:
     """Map cvxpy's status words; a bounded, feasible problem called infeasible or unbounded is a breakdown."""
     if word in ("optimal", "optimal_inaccurate"):
-        return Status.CONVERGED  # only where our own gap agrees
+        return Status.CONVERGED  # only if our own gap agrees
     if word == "user_limit":
         return Status.TIME_LIMIT if out_of_time else Status.ITERATION_LIMIT
     if word not in (

@@ -1,4 +1,4 @@
-"""One-shot masks: the most salient weights are kept."""
+"""One-shot masks: keep the most salient weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..driver import Band, Driver
 
 @dataclass(frozen=True)
 class SaliencySolver(Solver):
-    """Round a score: every feasible mask is one sort away, before any time limit."""
+    """Round a score: one sort, faster than any time limit."""
 
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"time_limit_s"})
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that has no such saliency."""
-        problem.check_saliency(self.name, f"solver {self.name!r}", "fw and fista need none and fit")
+        problem.check_saliency(self.name, f"solver {self.name!r}", "use fw or fista, which need none")
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Keep the entries with the largest score, ties by the lowest column."""
@@ -34,11 +34,11 @@ class SaliencySolver(Solver):
         return Driver(self.name, run, problem.split(JUDGED_MATRICES, run.memory_bytes)).sweep(rounded)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
-        """There are none."""
+        """Return 0: there are no iterations."""
         return 0
 
     def score(self, problem: Problem, rows: slice) -> Tensor:
-        """Return the score to round, of some rows: (R, cols)."""
+        """Return the score of some rows to round: (R, cols)."""
         return problem.score(self.name, rows=rows)
 
 

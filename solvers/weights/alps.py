@@ -17,19 +17,19 @@ _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the kept entries th
 
 @dataclass(frozen=True)
 class Alps(WeightAdmmSolver):
-    """ADMM on weights as ALPS does it (Meng, Behdin, Wang and Mazumder, NeurIPS 2024, algorithm 1), the mask of it.
+    """The mask of ALPS (Meng, Behdin, Wang and Mazumder, NeurIPS 2024, algorithm 1): ADMM on weights.
 
     Inputs are scaled to unit norm and damped, the penalty begins at 0.1 and grows every third iteration by 1.3, 1.2 or
-    1.1, the more the support still changes, and the support that stays the same ends it. The set of masks is the
-    problem's; ``KSparse(per="layer")`` is that of the published code. Of a ``ReconstructionProblem`` ``solve`` returns
-    the least-squares weights on the mask, which the paper approximates by ten conjugate gradient steps.
+    1.1, the more the support still changes, and a support that stays the same ends it. The set of masks is the
+    problem's; ``KSparse(per="layer")`` is that of the published code. For a ``ReconstructionProblem``, ``solve``
+    returns the least-squares weights on the mask, which the paper approximates by ten conjugate gradient steps.
 
-    One product an iteration, and a factorisation for every change of the penalty, where the published code has one
-    eigendecomposition and a product of the Gram's size for every change.
+    One product an iteration, and a factorisation for every change of the penalty; the published code has one
+    eigendecomposition, and a product of the Gram's size for every change.
 
     Args:
-        damping: of the mean diagonal, while iterating.
-        rho: the penalty at the beginning.
+        damping: share of the mean diagonal added to it while iterating.
+        rho: the initial penalty.
         dtype: ``"float32"`` or ``"float64"``.
     """
 
@@ -41,11 +41,11 @@ class Alps(WeightAdmmSolver):
     honours: ClassVar[frozenset[str]] = frozenset({"max_iterations", "time_limit_s"})
 
     def planned_iterations(self, max_iterations: int | None) -> int:
-        """Return how many it usually takes until supports stay."""
+        """Return how many iterations it usually takes until supports stay the same."""
         return _USUAL if max_iterations is None else min(_USUAL, max_iterations)
 
     def settle(self, band: Band[MaskProblem]) -> tuple[WeightAdmm, Status]:
-        """Iterate until the supports of some rows stay."""
+        """Iterate until the supports of some rows stay the same."""
         state = self.begin(band.problem, None)
         most = self.default_iterations if band.run.max_iterations is None else band.run.max_iterations
         last, kept, rho = state.mask, max(1, int(state.mask.sum())), self.rho

@@ -1,4 +1,4 @@
-"""Exchanges of a kept and a pruned weight, judged by the error after all kept weights are fitted again."""
+"""Exchanges of a kept and a pruned weight, judged by the error after refitting."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .engine.obs_tableau import PAIR_TENSORS, Tableau
 
 _TOLERANCE = 1e-9  # of a row's error: below it, an exchange is not worth a move
 _RIDGE = 1e-9  # of the unit diagonal, so that supports of a singular Gram can be factorised
-_POOL = 24  # entries of the support that are looked at first: those cheapest to prune
+_POOL = 24  # entries of the support to look at first: those cheapest to prune
 _REFRESH = 100  # moves of a row between factorisations from scratch
 
 
 @dataclass(frozen=True)
 class ObsSwap(Solver):
-    """Descend from the start mask by exchanges that lower the least-squares error, until none of any pair does.
+    """Descend from the start mask by exchanges that lower the least-squares error, until no pair does.
 
     What an exchange costs after refitting follows from the inverse of the Gram on the support (Optimal Brain Surgeon,
-    Hassibi and Stork, 1992), for all pairs of a row at once. Exchanges stay inside rows, and inside groups for N:M. A
-    mask that no exchange improves with its weights as they are is improved by this, and the other way round.
+    Hassibi and Stork, 1992), for all pairs of a row at once. Exchanges stay inside rows, and inside groups for N:M. It
+    improves masks that no exchange improves with the weights as they are, and the reverse.
 
-    A row takes one factorisation of the size of its support, then two rank-one updates a move, so that the cost goes
-    with columns cubed: for layers of up to about two thousand columns. Everything is float64.
+    A row takes one factorisation of the size of its support, then two rank-one updates a move, so the cost grows with
+    the columns cubed: for layers of up to about two thousand columns. Everything is float64.
     """
 
     name: ClassVar[str] = "obs-swap"
@@ -47,20 +47,20 @@ class ObsSwap(Solver):
         if problem.polytope.is_at_most():
             raise RelaxPruneError(
                 "solver 'obs-swap' exchanges entries one for one, which needs exact counts, not \"at most\"; "
-                "reconstruct and alps fit"
+                "use reconstruct or alps"
             )
         if not problem.polytope.separable(problem.shape):
             raise RelaxPruneError(
                 f"solver 'obs-swap' moves inside rows, which a {problem.polytope.label} set does not allow; "
-                "reconstruct and alps fit"
+                "use reconstruct or alps"
             )
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what one row takes."""
+        """Return the bytes of one row."""
         return row_bytes(problem.shape[1], problem.shape[1] // 2)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
-        """Rounds are as many as there are moves to make."""
+        """Return 0: there are as many rounds as moves to make."""
         return 0
 
     def run(self, problem: Problem, run: Run) -> Answer:
@@ -118,7 +118,7 @@ def _descend(table: Tableau, band: Band[MaskProblem]) -> Answer:
 def _helpful(table: Tableau) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Return the rows that an exchange helps, (R,), and for each the places that leave and enter, and the change.
 
-    Few entries are looked at first, and only where they help no row are all: what ends a row is a look at all pairs.
+    Few entries are looked at first, and all only if they help no row: a row ends after a look at all pairs.
     """
     for pool in (_POOL, None):
         change, leave, enter = table.best(pool)
@@ -129,7 +129,7 @@ def _helpful(table: Tableau) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
 
 
 def row_bytes(cols: int, count: int) -> int:
-    """Return what a row with ``count`` kept of ``cols`` takes."""
+    """Return the bytes of a row with ``count`` kept of ``cols``."""
     count = min(max(count, 1), cols)
     return 8 * (2 * count**2 + (2 + PAIR_TENSORS) * count * (cols - count) + 12 * cols)
 

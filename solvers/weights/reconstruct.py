@@ -1,4 +1,4 @@
-"""The default where weights move: ADMM on the weights along a penalty that rises from start to end."""
+"""The default if weights may move: ADMM on the weights along a penalty that rises from start to end."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _END = 1.0  # the penalty at the end
 
 @dataclass(frozen=True)
 class Reconstruct(WeightAdmmSolver):
-    """ADMM on weights whose penalty rises from ``rho`` to 1 in even ratios, every third iteration; its mask.
+    """The mask of ADMM on weights whose penalty rises from ``rho`` to 1 in even ratios, every third iteration.
 
-    Two things make it better than ALPS at the same number of products. Where ALPS waits for the support to settle, the
-    number of iterations is given and the penalty goes all the way in it: more iterations are a slower rise and a better
-    mask. And inputs are scaled not to unit variance but, at three quarters, to unit conditional variance: what a
-    removed weight costs once the others make up for it goes with 1 / (G⁻¹)_jj, as optimal brain surgeon has it (Hassibi
+    Two things make it better than ALPS at the same number of products. ALPS waits for the support to settle; here the
+    penalty rises all the way within a given number of iterations: more iterations mean a slower rise and a better mask.
+    And inputs are scaled not to unit variance but three quarters of the way to unit conditional variance: the cost of a
+    removed weight once the others make up for it is proportional to 1 / (G⁻¹)_jj, as in optimal brain surgeon (Hassibi
     and Stork, NeurIPS 1992). D starts on the start mask.
 
     Args:
-        effort: 15, 24 or 33 iterations, where ``max_iterations`` does not say.
-        rho: the penalty at the beginning, of the mean diagonal.
-        damping: of the mean diagonal, while iterating.
+        effort: ``"fast"``, ``"default"`` or ``"best"``: 15, 24 or 33 iterations, unless ``max_iterations`` is given.
+        rho: the initial penalty, as a share of the mean diagonal.
+        damping: share of the mean diagonal added to it while iterating.
         dtype: ``"float32"`` or ``"float64"``.
     """
 
@@ -48,7 +48,7 @@ class Reconstruct(WeightAdmmSolver):
         one_of("effort", self.effort, EFFORTS)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
-        """Return those of the effort, unless they are named."""
+        """Return the iterations of the effort, unless they are given."""
         return EFFORTS[self.effort] if max_iterations is None else max_iterations
 
     def settle(self, band: Band[MaskProblem]) -> tuple[WeightAdmm, Status]:

@@ -1,4 +1,4 @@
-"""SparseGPT: column by column, what a pruned weight leaves is made up for by the columns to its right."""
+"""SparseGPT: column by column, the columns to the right make up for a pruned weight."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class SparseGPT(Solver):
     """SparseGPT (Frantar and Alistarh, ICML 2023, algorithm 1), at exact counts.
 
     With U the upper Cholesky factor of (G + damping · mean(diag G) · I)⁻¹, column j's weights outside the mask are set
-    to zero and w_j / U_jj · U_j,j: is taken off the columns from j on. Masks are chosen some columns at a time, from
-    weights as they are then, by the least w² / U_jj²; in N:M groups when the group begins.
+    to zero and w_j / U_jj · U_j,j: is subtracted from the columns from j on. Masks are chosen some columns at a time,
+    from the weights at that point, by the least w² / U_jj²; in N:M groups when the group begins.
 
     The published code takes the smallest scores of many rows and columns together. Here every count of the problem's
-    set is met: of a row's count each block takes its share, and with ``KSparse(per="layer")`` rows of a block share.
+    set is met: every block of columns gets its share of a row's count, or of all rows' with ``KSparse(per="layer")``.
 
     Args:
         damping: share of the mean of the Gram's diagonal added to it.
-        blocksize: columns of a block.
+        blocksize: number of columns whose masks are chosen together.
     """
 
     damping: float = 0.01
@@ -60,20 +60,20 @@ class SparseGPT(Solver):
         free = all(entries is None for entries in polytope.fixed()) and not polytope.counts_columns()
         if not free or polytope.on_columns(0, width, problem.shape) is None:
             raise RelaxPruneError(
-                "solver 'sparsegpt' needs a set without fixed entries and without counts along columns, which can be "
-                f"cut between columns, and this {polytope.label} set is none; reconstruct and alps take any set"
+                "solver 'sparsegpt' needs a set that can be cut between columns, without fixed entries or counts along "
+                f"columns, which this {polytope.label} set is not; reconstruct and alps take any set"
             )
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what one coupled block takes."""
+        """Return the bytes of one coupled block."""
         return block_bytes(problem, _MATRICES)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
-        """There are none to count: every column is visited once."""
+        """Return 0: every column is visited once."""
         return 0
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Go through the columns of all rows of a band; the weights come along."""
+        """Go through the columns of all rows of a band, and return the weights too."""
         layer = needs_weights(self.name, problem)
         factor = upper_factor(layer.prepared, self.damping)
         if factor is None:
@@ -85,7 +85,7 @@ class SparseGPT(Solver):
         return answer
 
     def _swept(self, band: Band[MaskProblem], factor: Tensor) -> Answer:
-        """Return mask and weights of some rows, or the start and the weights there are."""
+        """Return mask and weights of some rows, or the start and the weights as they are."""
         mask, weight = self._sweep(band.problem, factor)
         counts = Counts(iterations=1, products=0.5)  # updates go to the right of each column
         if bool(torch.isfinite(weight).all()):
@@ -94,13 +94,13 @@ class SparseGPT(Solver):
         return Answer(band.run.start, status=Status.NOT_FINITE, counts=counts, weight=unmoved)
 
     def _width(self, problem: Problem) -> int:
-        """Return how many columns' masks are chosen together: those of a block, or of a group that cannot be cut."""
+        """Return how many columns are chosen together: a block of columns, or a group that cannot be cut."""
         polytope, shape = problem.polytope, problem.shape
         anywhere = polytope.on_columns(0, 1, shape) is not None
         return self.blocksize if anywhere else polytope.group_size(shape)
 
     def _sweep(self, piece: MaskProblem, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mask and weights of some rows; what is left of pruned weights is rounding, or NaN where all broke."""
+        """Return mask and weights of some rows; pruned weights hold rounding errors, or NaN if the sweep broke down."""
         weight = piece.weight.to(torch.float64, copy=True)
         rows, cols = weight.shape
         mask = torch.ones(rows, cols, dtype=torch.bool, device=weight.device)
@@ -127,11 +127,11 @@ class SparseGPT(Solver):
 def upper_factor(gram: Gram, damping: float) -> Tensor | None:
     """Return U, (cols, cols) float64 upper triangular, with Uᵀ U = (G + damping · mean(diag G) · I)⁻¹.
 
-    Inputs that never fire get 1 on the diagonal, as in the published code. A Gram that cannot be factorised gets ten
-    times the damping, and at least 1e-6 of it.
+    Inputs that never fire get 1 on the diagonal, as in the published code. If the Gram cannot be factorised, damping is
+    multiplied by ten, and at least 1e-6.
 
     Returns:
-        U, or None where no damping that is tried lets it be factorised.
+        U, or None if no damping that is tried lets it be factorised.
     """
     matrix = gram.matrix.to(torch.float64, copy=True)
     diagonal = gram.diagonal.to(torch.float64)

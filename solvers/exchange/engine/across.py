@@ -27,11 +27,11 @@ def exchange_across(state: ExchangeState) -> int:
 
 
 def move_single(state: ExchangeState, restoring: bool, coupled: bool) -> int:
-    """Prune or restore one entry of each row where that alone helps and the set allows it; return the moves.
+    """Prune or restore one entry of each row if that alone helps and the set allows it; return the moves.
 
     Args:
         state: the masks.
-        restoring: whether to restore, where there is room, instead of to prune.
+        restoring: whether to restore, where there is room, instead of pruning.
         coupled: whether rows share a count; they then take turns, so that it is never exceeded.
     """
     prune, restore = state.single_gains(state.everything)
@@ -52,7 +52,7 @@ def move_single(state: ExchangeState, restoring: bool, coupled: bool) -> int:
 def _pair_rows(prune_gain: Tensor, restore_gain: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Match rows to prune in with other rows to restore in, each row used once, so that every pair helps.
 
-    Rows that are cheap to prune and dear to restore give, the others take. When no such pair helps, the single best
+    Rows that are cheap to prune and expensive to restore give, the others take. If no such pair helps, the single best
     pair of different rows is returned, or none at all: then no exchange across rows helps.
     """
     order = (prune_gain - restore_gain).nan_to_num(nan=0.0).argsort()

@@ -1,4 +1,4 @@
-"""1-swap descent of some rows: what ``swap`` does, what ``ils`` begins with and what ``fw`` refines by."""
+"""1-swap descent of some rows: all of ``swap``, the beginning of ``ils`` and the refining of ``fw``."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def matrices(problem: Problem) -> int:
 
 
 def group_matrices(problem: Problem) -> int:
-    """Return how many of them couplings inside groups amount to: one a column, what is made of them twice that."""
+    """Return the size of couplings inside groups, in such tensors: one a column, and twice that for temporaries."""
     group = problem.polytope.group_size(problem.shape)
     return 3 * group if group < problem.shape[1] else 0
 
 
 class Descent:
-    """Moves from a mask, an exchange at a time, until none of all pairs helps or a budget ends.
+    """Move from a mask, an exchange at a time, until no pair helps or a budget ends.
 
     Args:
-        problem: of the rows.
-        run: its start, and the rounds (``max_iterations``) and the time that it grants.
-        quick: look only at the cheapest entries of each row, which finds nearly all that there is to find in a fraction
-            of the time.
-        report: told the rounds, the products and the coupled blocks still at work, every ``CHECK_EVERY`` rounds.
+        problem: the problem of the rows.
+        run: gives the start, the rounds (``max_iterations``) and the time.
+        quick: look only at the cheapest entries of each row, which finds nearly all of the gain in a fraction of the
+            time.
+        report: called with the rounds, the products and the coupled blocks still at work, every ``CHECK_EVERY`` rounds.
 
     Attributes:
         state: the masks.
@@ -81,7 +81,7 @@ class Descent:
             self.tile_masks = tile_masks(self.group_masks, self.polytope.cells(self.shape)[1])
 
     def descend(self) -> None:
-        """Descend, and once more where rounding left by the moves may hide a gain, until none helps."""
+        """Descend, and again where rounding errors of the moves may hide a gain, until no move helps."""
         rows = self.state.everything
         while len(rows) and not self._stopped():
             before = self.counts.swaps
@@ -110,7 +110,7 @@ class Descent:
             rows = self.state.everything
 
     def _stopped(self) -> bool:
-        """Tell whether a budget has ended."""
+        """Return whether a budget has ended."""
         if self.run.expired():
             self.status = Status.TIME_LIMIT
         elif self.rounds_left <= 0:
@@ -118,7 +118,7 @@ class Descent:
         return self.status is not Status.CONVERGED
 
     def _within_rows(self, rows: Tensor) -> None:
-        """Exchange inside rows until none of all pairs helps."""
+        """Exchange inside rows until no pair helps."""
         if self.group_coupling is not None:
             self._within_groups(rows, self.group_coupling)
             return
@@ -139,7 +139,7 @@ class Descent:
             rows = self._round(partial(mask_search, groups=self.group_masks), rows)
 
     def _leave(self, rows: Tensor) -> None:
-        """Note which rows are at work, where each is a coupled block."""
+        """Note which rows are active, if each is a coupled block."""
         if not self.coupled:
             self.at_work = len(rows)
 
@@ -149,7 +149,7 @@ class Descent:
             rows = self._round(search, rows)
 
     def _round(self, search: RowSearch, rows: Tensor) -> Tensor:
-        """Apply one move per row where it helps and return those rows."""
+        """Apply one move in each row that it helps, and return those rows."""
         moves = search(self.state, rows)
         helps = (moves.gain < -self.state.tolerance()[rows]).nonzero().squeeze(1)
         if len(helps) < len(rows):
@@ -160,7 +160,7 @@ class Descent:
         return rows
 
     def _interchange(self) -> None:
-        """Interchange inside tiles until no interchange helps, nor, where tiles are small, any other mask of one."""
+        """Interchange inside tiles until no interchange helps and, for small tiles, no other mask of a tile."""
         coupling, groups, tiles = self.group_coupling, self.group_masks, self.tile_masks
         assert coupling is not None
         blocks = torch.arange(self.polytope.block_count(self.shape), device=self.state.mask.device)
@@ -190,7 +190,7 @@ class Descent:
             self._count(moves)
 
     def _count(self, moves: int) -> None:
-        """Account for one round, and report now and then."""
+        """Count one round, and report now and then."""
         self.counts.swaps += moves
         self.counts.swap_rounds += 1
         self.rounds_left -= 1

@@ -1,7 +1,7 @@
 """Exchanges of one kept and one pruned weight: exact gains for whole batches of rows, in float64.
 
 For a mask m, half gradient h and q = diag(Q), pruning a kept u changes the objective by a_u = q_u − 2 h_u, restoring a
-pruned p by b_p = q_p + 2 h_p, and both together by a_u + b_p − 2 Q_up. The formula is that of the Combinatorial Brain
+pruned p by b_p = q_p + 2 h_p, and both together by a_u + b_p − 2 Q_up. The formula is from the Combinatorial Brain
 Surgeon (Yu et al., ICML 2022) and SparseSwaps (arXiv 2512.10922).
 """
 
@@ -57,7 +57,7 @@ class ExchangeState:
         self.mask = mask.clone()
         self.everything = torch.arange(len(mask), device=mask.device)
         self.root = problem.diagonal.sqrt()
-        # Each gain is raised by what its own terms may have rounded away; this part of it never changes.
+        # Each gain is raised by the possible rounding of its own terms; this part of it never changes.
         self.raised = problem.diagonal.mul(1 + _ROUNDING)
         self.raised += _ROUNDING * problem.constant_size()
         point = mask.to(problem.diagonal.dtype)
@@ -70,11 +70,11 @@ class ExchangeState:
         return RELATIVE_TOLERANCE * self.objective.abs()
 
     def finite(self) -> bool:
-        """Tell whether what the moves were judged by is finite."""
+        """Return whether the values by which moves are judged are finite."""
         return bool(torch.isfinite(self.half_gradient).all() & torch.isfinite(self.objective).all())
 
     def refresh(self) -> Tensor:
-        """Compute half gradients and objectives from scratch: moves leave what large entries have rounded away.
+        """Compute half gradients and objectives from scratch: moves leave rounding errors of large entries.
 
         Returns:
             (R,) indices of the rows where that may have hidden a gain.
@@ -90,8 +90,8 @@ class ExchangeState:
     def single_gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change of pruning each kept entry and of restoring each pruned one; +∞ where not allowed.
 
-        Each is raised by what its own terms may have rounded away, so that what helps lowers the objective in truth.
-        A share of the whole row would hide every gain between small entries beside large ones.
+        Each is raised by the possible rounding of its own terms, so that a move that helps truly lowers the objective.
+        A margin relative to the whole row would hide every gain between small entries next to large ones.
 
         Args:
             rows: (R,) indices.
@@ -115,15 +115,15 @@ class ExchangeState:
         return prune, restore
 
     def flip(self, rows: Tensor, columns: Tensor, change: Tensor) -> None:
-        """Prune and restore entries; gains are the caller's to add to ``objective``.
+        """Prune and restore entries; the caller adds the gains to ``objective``.
 
         Args:
             rows: (R,) indices, each once.
-            columns: (R, B); where one is named twice in a row, only one of its changes is not 0.
+            columns: (R, B); if one occurs twice in a row, only one of its changes is not 0.
             change: (R, B) int64: −1 prunes, 1 restores, 0 leaves.
         """
         mask = self.mask[rows]
-        # Counted, not written: a column that is named twice would take either value.
+        # Counted, not written: a column that occurs twice would take either value.
         flipped = torch.zeros_like(mask, dtype=torch.int8).scatter_add_(1, columns, change.abs().to(torch.int8))
         self.mask[rows] = mask ^ (flipped > 0)
         moved = self.problem.coupling_sum(rows, columns, change.to(self.half_gradient.dtype))

@@ -1,7 +1,7 @@
-"""Whole masks of small groups: every mask of every group tried against the residual that the other groups leave.
+"""Whole masks of small groups: every mask of every group is tried against the residual of the other groups.
 
-An exchange moves two entries of a group; where four must move at once, no exchange helps and this does. A group of 2:4
-has 6 masks, one of 4:8 has 70, a transposable 4 x 4 tile with two kept a line has 90.
+An exchange moves two entries of a group; if four must move at once, no exchange helps but this does. A group of 2:4 has
+6 masks, one of 4:8 has 70, a transposable 4 x 4 tile with two kept a line has 90.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GroupMasks:
 
     @classmethod
     def of(cls, polytope: Polytope, coupling: Tensor) -> GroupMasks | None:
-        """Return the masks of a set's groups, or None where they are too many."""
+        """Return the masks of a set's groups, or None if there are too many."""
         group = coupling.shape[3]
         _, keep = polytope.cells((1, group))
         sizes = range(keep + 1) if polytope.is_at_most() else (keep,)
@@ -53,7 +53,7 @@ class GroupMasks:
     def change(self, state: ExchangeState, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the change by every mask in every group of ``rows`` (R,), and by every entry alone.
 
-        Entries that stay cancel out of a change up to rounding: it finds the best mask, and is no proof of a gain.
+        Entries that stay cancel out of a change up to rounding: it finds the best mask, but does not prove a gain.
 
         Returns:
             (R, groups, V), +∞ where not allowed, and (R, groups, group), 0 where not allowed.
@@ -74,7 +74,7 @@ class GroupMasks:
             ways = blocked.to(now.dtype)
             moved = (ways * (1 - 2 * now)) @ self.masks.T + (ways * now).sum(dim=2, keepdim=True)
             change.masked_fill_(moved > 0.5, torch.inf)
-        # What changes a count is no exchange.
+        # A mask with another count is not an exchange.
         change.masked_fill_(self.masks.sum(dim=1) != now.sum(dim=2, keepdim=True), torch.inf)
         return change, single
 
@@ -89,7 +89,7 @@ def mask_search(state: ExchangeState, rows: Tensor, groups: GroupMasks) -> Moves
 
 
 def tile_masks(groups: GroupMasks, keep: int) -> Tensor | None:
-    """Return the masks of a tile that keep ``keep`` in each column, or None where they are too many.
+    """Return the masks of a tile that keep ``keep`` in each column, or None if there are too many.
 
     Returns:
         (T, group) int64, the mask of ``groups`` that each row of the tile has.
@@ -105,7 +105,7 @@ def tile_masks(groups: GroupMasks, keep: int) -> Tensor | None:
 def tile_mask_search(
     state: ExchangeState, blocks: Tensor, groups: GroupMasks, tiles: Tensor
 ) -> tuple[Tensor, Moves, Tensor]:
-    """Return the change of one tile's mask that helps most in each of ``blocks`` (B,), where one does.
+    """Return the change of one tile's mask that helps most in each of ``blocks`` (B,), if one does.
 
     Args:
         state: the masks.
@@ -137,7 +137,7 @@ def _exchanges(
 ) -> Moves:
     """Return the exchanges that give group ``chosen`` (R,) of ``rows`` (R,) the mask ``masks`` (R, group).
 
-    Their gain is of the entries that move alone: those that stay would leave rounding in it, a mask of its own too.
+    Their gain counts only the entries that move: those that stay would add rounding errors, even to an unchanged mask.
     """
     size = masks.shape[1]
     first = (chosen * size).unsqueeze(1)

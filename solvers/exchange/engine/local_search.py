@@ -18,7 +18,7 @@ from .pair_search import group_search, pool_search
 MATRICES = 14  # (rows, cols) float64 tensors held at once, per copy
 _STRENGTHS = (2, 4, 8, 16)  # pairs exchanged by a kick
 _EASY = 16  # entries that are about equally likely to be drawn
-_POWER = 2  # how much less likely dearer entries are
+_POWER = 2  # how much less likely more expensive entries are
 
 
 @dataclass
@@ -38,7 +38,7 @@ class LocalSearch:
         group: consecutive columns that share a count.
         mask: (rows, cols) bool, feasible.
         copies: independent searches of each row.
-        seed: of the kicks.
+        seed: seed of the kicks.
     """
 
     def __init__(self, problem: Problem, group: int, mask: Tensor, copies: int, seed: int) -> None:
@@ -57,7 +57,7 @@ class LocalSearch:
         self.swaps = 0
 
     def movable(self) -> bool:
-        """Tell whether any exchange exists: exchanges keep what there is to move, so the answer stays."""
+        """Return whether any exchange exists: exchanges do not change that."""
         state = self.state
         free_kept, free_pruned = state.mask, ~state.mask
         if state.fixed_kept is not None:
@@ -90,7 +90,7 @@ class LocalSearch:
         return bool(torch.isfinite(self.best).all() and torch.isfinite(self.state.objective).all())
 
     def result(self) -> Tensor:
-        """Return the best mask of each row over its copies, the descent under way included: (rows, cols) bool."""
+        """Return the best mask of each row over its copies, including the current descent: (rows, cols) bool."""
         self._judge(self.everything)
         winner = self.best.view(self.copies, self.rows).argmin(dim=0)
         return self.best_mask[winner * self.rows + self.everything[: self.rows]]
@@ -105,7 +105,7 @@ class LocalSearch:
         self.best_half[won] = state.half_gradient[won]
 
     def _kick(self, lines: Tensor) -> None:
-        """Return ``lines`` to their best mask with some random pairs exchanged; half gradients are made afresh."""
+        """Return ``lines`` to their best mask with some random pairs exchanged, with fresh half gradients."""
         # The draw below reads single gains at the best mask, so the descent goes back there first.
         self.state.mask[lines] = mask = self.best_mask[lines]
         self.state.half_gradient[lines] = self.best_half[lines]
@@ -125,7 +125,7 @@ class LocalSearch:
         """Draw 2, 4, 8 or 16 pairs of entries that are not fixed, each pair within a group.
 
         Entries race: the cheaper it is to move one, the likelier it is drawn. Uniform draws mostly move entries that
-        the descent at once moves back.
+        the descent moves straight back.
         """
         left, right = (self._race(gain) for gain in self.state.single_gains(lines))
         pick = torch.randint(len(_STRENGTHS), (len(lines), 1), generator=self.generator, device=left.device)

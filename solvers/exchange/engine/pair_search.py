@@ -40,7 +40,7 @@ def exact_search(state: ExchangeState, rows: Tensor) -> Moves:
     """
     gains = state.single_gains(rows)
     moves = _near_search(state, rows, gains)
-    # Any exchange that helps will do, so the dearer half is for the rows without one.
+    # Any exchange that helps will do, so the expensive half is for the rows without one.
     rest = (moves.gain >= -state.tolerance()[rows]).nonzero().squeeze(1)
     if len(rest):
         far = _far_search(state, rows[rest], (gains[0][rest], gains[1][rest]))

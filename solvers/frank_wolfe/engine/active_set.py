@@ -17,7 +17,7 @@ class ActiveSet:
         vertices: (slots, blocks, entries) bool; slots without weight hold leftovers.
         weights: (slots, blocks).
         keys: (slots, blocks) int64, a hash of each vertex.
-        limit: the most bytes that the vertices may take; the first ``FIRST_SLOTS`` a block are taken regardless.
+        limit: the most bytes that the vertices may take; the first ``FIRST_SLOTS`` a block are allowed regardless.
     """
 
     def __init__(self, vertex: Tensor, limit: int) -> None:
@@ -77,7 +77,7 @@ class ActiveSet:
         return total
 
     def ready(self) -> bool:
-        """Make room for one more vertex a block; tell whether ``limit`` left any."""
+        """Make room for one more vertex a block; return whether ``limit`` left any."""
         if self._used == len(self.weights):
             self.trim()
         if self._used == len(self.weights):
@@ -87,7 +87,7 @@ class ActiveSet:
         return self._used < len(self.weights) or int(self.sizes().amax()) < len(self.weights)
 
     def slot_of(self, vertex: Tensor, wanted: Tensor) -> Tensor:
-        """Return the slot of ``vertex`` (blocks, entries), put into a free one where new and ``wanted`` (blocks,).
+        """Return the slot of ``vertex`` (blocks, entries), put into a free one if new and ``wanted`` (blocks,).
 
         Call ``ready`` first.
         """

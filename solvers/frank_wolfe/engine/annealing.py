@@ -19,14 +19,14 @@ _FULL_FROM = 0.9  # progress of the annealing from which no product is in a lowe
 
 @dataclass(frozen=True)
 class Schedule:
-    """How an annealing goes.
+    """The schedule of an annealing.
 
     Attributes:
-        iterations: in all.
-        convex: of them before θ rises.
+        iterations: all iterations.
+        convex: those of them before θ rises.
         momentum: weight of past vertices in the target at θ = 0, in [0, 1).
         smoothing: weight of past gradients in the oracle's input, in [0, 1).
-        power: θ goes as this power of the share of the annealing done.
+        power: θ rises as this power of the share of the annealing done.
         gap_tolerance: relative Frank-Wolfe gap that ends the convex phase, or None.
     """
 
@@ -44,10 +44,10 @@ class Annealing(GradientState):
     Args:
         problem: the working problem.
         start: (rows, cols) float, feasible.
-        schedule: how it goes.
-        tightening: (cols,), the diagonal that tightens the relaxation: θ begins with it instead of with 0.
+        schedule: its schedule.
+        tightening: (cols,), the diagonal that tightens the relaxation: θ begins there instead of at 0.
         concave: (rows, cols), what θ multiplies in f_θ(m) = f(m) + θ Σ concave m (1 − m); None is diag(Q).
-        tilt: (rows, cols), added to the half gradient at the beginning, and fading as θ rises: leads elsewhere.
+        tilt: (rows, cols), added to the half gradient at the beginning, fading as θ rises: leads to other masks.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class Annealing(GradientState):
         return self.centred + 0.5
 
     def relaxed(self) -> Tensor | None:
-        """Return the mean iterate of the convex phase, up to now while that lasts."""
+        """Return the mean iterate of the convex phase, so far if that is still running."""
         return self.end_of_convex if self.mean is None else self.mean + 0.5
 
     def may_leave(self) -> bool:
-        """Tell whether this is the last phase."""
+        """Return whether this is the last phase."""
         return self.mean is None or self.convex >= self.schedule.iterations
 
     def next_phase(self) -> bool:
-        """End the convex phase now, if annealing follows, which keeps its planned length."""
+        """End the convex phase now if annealing follows; that keeps its planned length."""
         if self.may_leave():
             return False
         self.iterations -= self.convex - self.iteration
@@ -123,7 +123,7 @@ class Annealing(GradientState):
         self.exact = True
 
     def make_exact(self, problem: Quadratic) -> None:
-        """Recompute the half gradient where products of a lower precision are in it, so that it can be judged by."""
+        """Recompute the half gradient if it contains products of a lower precision, so that it can be relied on."""
         if not self.exact:
             self.refresh(problem)
 
@@ -161,8 +161,8 @@ class Annealing(GradientState):
         _add_scaled(image, self._concave(problem), direction, -self.theta)
         slope = polytope.block_sum(torch.linalg.vecdot(self.half_gradient, direction))
         curvature = polytope.block_sum(torch.linalg.vecdot(image, direction))
-        # Where the line is not convex the far end is best; a direction that ascends (a mean of old vertices may) is
-        # left.
+        # If the line is not convex, the far end is best; a direction that ascends (a mean of old vertices may) is
+        # skipped.
         step = torch.where(curvature > 0, (-slope / curvature).clamp(max=1), 1.0)
         step = polytope.to_rows(torch.where(slope < 0, step, 0.0), direction.shape[0])
         self.centred.addcmul_(direction, step)

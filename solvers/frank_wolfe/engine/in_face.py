@@ -28,13 +28,13 @@ class Advance:
 
 
 class Faces:
-    """What steps need to know of a polytope of shape (rows, cols): which entries share a count, and how many they keep.
+    """What steps need to know about a polytope of shape (rows, cols): which entries share a count, and the counts.
 
     ``disjoint`` says whether every entry belongs to one count, in runs: then directions inside a face have a formula.
     """
 
     def __init__(self, polytope: Polytope, shape: tuple[int, int], device: torch.device) -> None:
-        """Look at the set once."""
+        """Read the cells of the set once."""
         index, keep = polytope.cells(shape)
         self.index, self.keep = index.to(device), keep
         self.at_most = polytope.is_at_most()
@@ -58,7 +58,7 @@ class Faces:
     def balance(self, direction: Tensor, point: Tensor, diagonal: Tensor) -> Tensor:
         """Return the nearest direction (metric of ``diagonal``) that keeps the counts; all are (rows, cols).
 
-        Wanted again wherever directions are combined: what rounding leaves of a sum would grow from step to step.
+        Needed again after directions are combined: rounding errors of a sum would grow from step to step.
         """
         inverse = self._inverse(point, diagonal).view(-1, self.cell)
         cells = direction.view(-1, self.cell)
@@ -102,7 +102,7 @@ class Faces:
         return inverse.masked_fill_((point <= 0) | (point >= 1), 0.0)
 
     def _tight(self, point: Tensor) -> Tensor:
-        """Tell which counts of disjoint cells hold with equality: (cells of all blocks, 1) bool, or all of them."""
+        """Return which counts of disjoint cells hold with equality: (cells of all blocks, 1) bool, or all of them."""
         room = self.keep - point.view(-1, self.cell).sum(dim=1, keepdim=True)
         return room <= self._rounding(point) if self.at_most else torch.ones_like(room, dtype=torch.bool)
 
@@ -116,8 +116,8 @@ def advance(
 ) -> Advance:
     """Search exactly along ``direction`` inside the set, in place, with ONE matrix product.
 
-    Where an entry reaches 0 or 1 before the minimum of the line, it is taken out of the direction (its share goes to
-    another entry of the same count) and the search goes on, up to ``rounds`` times: the new image differs by two lines
+    If an entry reaches 0 or 1 before the minimum of the line, it is taken out of the direction (another entry of the
+    same count takes over its part) and the search goes on, up to ``rounds`` times: the new image differs by two lines
     of Q, 2 / cols of a product. This is the breakpoint search along a bent path (Moré and Toraldo, SIAM J. Optim.
     1991), for sums that must be kept.
 
@@ -171,6 +171,6 @@ def _search(faces: Faces, tensors: tuple[Tensor, ...], alive: Tensor) -> tuple[T
 
 
 def _same_cell(faces: Faces, entry: Tensor) -> Tensor:
-    """Tell which entries share a count with ``entry`` (blocks,) of each block, of disjoint cells: (blocks, entries)."""
+    """Return the entries that share a count with ``entry`` (blocks,), for disjoint cells: (blocks, entries)."""
     cell = torch.arange(faces.size, device=entry.device) // faces.cell
     return cell == (entry // faces.cell).unsqueeze(1)

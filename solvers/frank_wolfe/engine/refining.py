@@ -1,9 +1,9 @@
-"""Annealing again from the best mask, and crossing what comes of it with that mask.
+"""Annealing again from the best mask, and crossing the result with that mask.
 
-A longer annealing soon stops gaining. From the best mask, with a little noise on the diagonal that it follows, an
-annealing comes to another mask, better in some rows; each row keeps its better one. Where two good masks of a row
-differ, the entries in question are few, and annealing these alone, several times side by side, finds masks that neither
-had: a crossing of two solutions, as in memetic search (Moscato, 1989).
+A longer annealing soon stops gaining. Another annealing from the best mask, with a little noise on the diagonal that it
+follows, finds another mask, better in some rows; each row keeps its better one. Two good masks of a row differ in few
+entries, and annealing these alone, several times side by side, finds masks better than both: a crossing of two
+solutions, as in memetic search (Moscato, 1989).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MATRICES = 26  # (rows, cols) float64 tensors held at once
 _NOISE = 0.2  # of the diagonal, standard deviation
 _COPIES = 8  # annealings side by side of the entries in question
 _TILT = 0.5  # of the diagonal, standard deviation, added to the half gradient at first
-_OTHERS = 3  # masks that came out of the last rounds, which the best ones are crossed with
+_OTHERS = 3  # masks of the last rounds, with which the best ones are crossed
 _CROSSING = 50  # iterations of each
 
 
@@ -34,13 +34,13 @@ class Refinement:
     """The best masks of one band of rows so far, and rounds that improve them.
 
     Args:
-        band: the rows; what has been reported of them counts on.
+        band: the rows; their reported counts go on.
         working: the copy of their problem that annealing computes with.
         start: (rows, cols) bool, feasible.
 
     Attributes:
         counts: what it cost; products in matrices of this band.
-        status: CONVERGED, or what ended the search early; NOT_FINITE where a computation broke down.
+        status: CONVERGED, or what ended the search early; NOT_FINITE if a computation broke down.
     """
 
     def __init__(self, band: Band[Problem], working: Working, start: Tensor) -> None:
@@ -53,7 +53,7 @@ class Refinement:
         self.stale = False  # whether noise on the diagonal led most rows to the same mask again, as in short ones
         polytope, shape = self.problem.polytope, self.problem.shape
         self.height = polytope.rows_per_block(shape)
-        # Entries of one row can be looked at alone where its counts are its own.
+        # Entries of one row can be looked at alone if its counts are its own.
         self.crosses = self.height == 1 and polytope.separable(shape)
         self.best = self._descended(self.problem, start)
         self.others: list[Tensor] = []  # (rows, cols) bool each
@@ -91,13 +91,13 @@ class Refinement:
             self._cross(lines[part], differs[part])
 
     def _expired(self) -> bool:
-        """Tell whether the deadline has passed or a computation broke down."""
+        """Return whether the deadline has passed or a computation broke down."""
         if self.band.run.expired():
             self.status = worse(self.status, Status.TIME_LIMIT)
         return self.status is not Status.CONVERGED
 
     def _annealed(self, schedule: Schedule) -> Tensor | None:
-        """Return the mask that another annealing from the best one comes to, or None where it was not finished."""
+        """Return the mask of another annealing from the best one, or None if it was not finished."""
         working = self.working
         concave = working.diagonal * (1 + _NOISE * self._noise(working.shape[1]))
         tilt = working.diagonal * (_TILT * self._noise(working.shape[1])) if self.stale else None
@@ -119,7 +119,7 @@ class Refinement:
         return self.problem.polytope.round(state.point())
 
     def _cross(self, lines: Tensor, differs: Tensor) -> None:
-        """Anneal the entries where masks of ``lines`` (R,) differ, (R, cols) bool, and keep what is better."""
+        """Anneal the entries where masks of ``lines`` (R,) differ, (R, cols) bool, and keep better masks."""
         entries = Entries(self.best, lines, differs)
         if not entries.columns.shape[1]:
             return
@@ -147,7 +147,7 @@ class Refinement:
         self._keep(self._descended(self.problem.rows(lines), crossed), lines)
 
     def _noise(self, *shape: int) -> Tensor:
-        """Return normal numbers, alike in every dtype; all rows share them, so that splitting rows matters little."""
+        """Return normal numbers, the same in every dtype and for all rows, so that splitting rows matters little."""
         drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32)
         return drawn.to(self.working.diagonal)
 
@@ -162,7 +162,7 @@ class Refinement:
         return descent.state
 
     def _keep(self, found: ExchangeState, lines: Tensor) -> Tensor:
-        """Take what ``found`` has for ``lines`` (R,), whole coupled blocks, where its objective is lower: (R,) bool."""
+        """Take the masks ``found`` for ``lines`` (R,), whole coupled blocks, of lower objective: (R,) bool, which."""
         best = self.best
         change = (found.objective - best.objective[lines]).view(-1, self.height).sum(dim=1)
         better = (change < 0).repeat_interleave(self.height)

@@ -1,4 +1,4 @@
-"""A few entries of each row as a problem of their own, all other entries held where they are."""
+"""A few entries of each row as a problem of their own, with all other entries held."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from relaxprune.problems.working import Quadratic
 
 from ...exchange.engine.gains import ExchangeState
 
-_TENSORS = 16  # (copies, n) held at once for each line, beside three (n, n)
-_FILL = 4  # entries a side besides those asked for
+_TENSORS = 16  # (copies, n) held at once for each line, plus three (n, n)
+_FILL = 4  # extra entries a side
 _WIDEST = 256  # entries of a row at most
 _NARROW = 64  # and no more than a quarter of the row, where that is not below this
 
@@ -46,19 +46,19 @@ class Restricted(Quadratic):
         return self.image(point - self.mask).add_(self.half)
 
     def change(self, mask: Tensor) -> Tensor:
-        """Return f(mask) − f(the mask of now) for each row: (lines · copies,)."""
+        """Return f(mask) − f(the current mask) for each row: (lines · copies,)."""
         moved = mask - self.mask
         change: Tensor = torch.linalg.vecdot(moved, self.image(moved) + 2 * self.half)
         return change
 
 
 def widest(shape: Shape) -> int:
-    """Return how many entries of a row are looked at together at most: their cost goes with the square."""
+    """Return the most entries of a row to look at together: their cost grows with the square."""
     return min(_WIDEST, max(_NARROW, shape[1] // 4))
 
 
 class Entries:
-    """Which entries of some lines to look at: those wanted, and the cheapest others of their kind.
+    """The entries of some lines to look at: those wanted, and the cheapest others of their kind.
 
     Args:
         state: the masks.
@@ -76,13 +76,13 @@ class Entries:
 
     @staticmethod
     def batches(problem: Problem, wanted: Tensor, copies: int, memory_bytes: int) -> Iterator[slice]:
-        """Split lines into runs that may be looked at together: as many as fit, at least one.
+        """Split lines into batches to look at together: as many as fit, at least one.
 
         Args:
-            problem: of all lines.
+            problem: the problem of all lines.
             wanted: (R, cols) bool, lines in the order of how many entries they want.
-            copies: of each line.
-            memory_bytes: bound on what a run holds.
+            copies: number of copies of each line.
+            memory_bytes: bound on what a batch holds.
         """
         group = problem.polytope.group_size(problem.shape)
         most = widest(problem.shape)

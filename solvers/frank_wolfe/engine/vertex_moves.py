@@ -1,4 +1,4 @@
-"""What the solvers with an explicit active set share: the state, the step, and the shift of weights."""
+"""What the solvers with an explicit active set have in common: state, step and shift of weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .active_set import FIRST_SLOTS, ActiveSet
 
 @dataclass
 class Move:
-    """One step of every block: along ``vertex`` − ``away`` or a mix, at most ``longest``.
+    """One step of every coupled block: along ``vertex`` − ``away`` or a mix, at most ``longest``.
 
     Attributes:
         direction: (blocks, entries).
         longest: (blocks,), the step at which a weight reaches 0 (or the vertex is reached).
         up, down: slots (blocks,) whose weight grows and shrinks.
-        scale: (blocks,): weights are first multiplied by 1 + scale · step; −1 for Frank-Wolfe, 1 for away steps, else
-            0.
+        scale: (blocks,): weights are first multiplied by 1 + scale · step; −1 for Frank-Wolfe, 1 for away steps,
+            otherwise 0.
     """
 
     direction: Tensor
@@ -49,7 +49,7 @@ class ActiveSetState(FirstOrderState):
         self.outgrown = False
 
     def full(self) -> bool:
-        """Tell whether the active set has no room for another vertex."""
+        """Return whether the active set has no room for another vertex."""
         return self.outgrown
 
     def select(self, index: Tensor) -> None:
@@ -68,8 +68,8 @@ class ActiveSetState(FirstOrderState):
 class ActiveSetSolver(IterativeSolver[ActiveSetState]):
     """Frank-Wolfe variants that store the vertices they combine: a subclass chooses the move.
 
-    One matrix product per iteration, and one pass over the active vertices, which soon costs more: for small and middle
-    problems, and as reference. ``active_bytes`` bounds the vertices of a band of rows, one byte an entry: rows are
+    One matrix product per iteration, and one pass over the active vertices, which soon costs more: for small and medium
+    problems, and as a reference. ``active_bytes`` bounds the vertices of a band of rows, one byte an entry: rows are
     split so that a vertex per iteration fits, and only a coupled block too large for that can end in MEMORY_LIMIT.
     """
 
@@ -96,7 +96,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
             )
 
     def row_budget(self, problem: Problem, run: Run) -> int:
-        """Bound a band of rows by its active set too, which may gain a vertex in every iteration."""
+        """Limit a band of rows by its active set too, which may gain a vertex in every iteration."""
         iterations = self.default_iterations if run.max_iterations is None else run.max_iterations
         entries = self.active_bytes // max(FIRST_SLOTS, iterations + 2)
         return min(run.memory_bytes, 8 * self.wide() * entries)
@@ -133,7 +133,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
         state.outgrown = not state.active.ready()
 
     def done(self, problem: Working, state: ActiveSetState) -> Tensor:
-        """Tell which blocks are within the gap tolerance."""
+        """Return which blocks are within the gap tolerance."""
         state.active.trim()
         return within_gap(problem, state.mask, state.half_gradient, state.gap_tolerance)
 

@@ -17,12 +17,12 @@ _CUTOFF = 1 + 1e-6
 
 @dataclass(frozen=True)
 class Proof:
-    """What a backend says; it is believed only after its answer has been evaluated again.
+    """What a backend says; it is trusted only after its answer has been evaluated again.
 
     Attributes:
-        z: (n,) binary, or None when it found nothing.
-        bound: its lower bound on the objective, −inf when it has none.
-        status: OPTIMAL where the backend calls its answer proven.
+        z: (n,) binary, or None if it found nothing.
+        bound: its lower bound on the objective, −inf if it has none.
+        status: OPTIMAL if the backend calls its answer proven.
         nodes: branch-and-bound nodes.
     """
 
@@ -42,9 +42,9 @@ class Limits:
 
 
 def _factor(quadratic: Array, diagonal: Array) -> tuple[Array, Array]:
-    """Return L with L Lᵀ = Q − Diag(d), and d, lowered where a zero column or rounding leaves no factor.
+    """Return L with L Lᵀ = Q − Diag(d), and d, lowered if a zero column or rounding leaves no factor.
 
-    On masks every d gives the same objective, so a lower one costs tightness and nothing else.
+    On masks every d gives the same objective, so a lower one costs only tightness.
     """
     lower = 0.0
     scale = max(float(np.abs(quadratic).max(initial=0.0)), np.finfo(np.float64).tiny)
@@ -105,7 +105,7 @@ def solve_with_scip(program: BlockProgram, diagonal: Array, incumbent: Array, li
 def solve_with_daqp(program: BlockProgram, diagonal: Array, incumbent: Array, limits: Limits) -> Proof:
     """Solve by DAQP's branch and bound (Arnström, Bemporad, Axehill, IEEE TAC 2022).
 
-    Exit flag 1 alone is a proof; 4 (a semidefinite form that was regularised), 5 (out of time) and what is below 0 are
+    Only exit flag 1 is a proof; 4 (a semidefinite form that was regularised), 5 (out of time) and negative ones are
     not.
     """
     daqp: Any = require("daqp", "exact")

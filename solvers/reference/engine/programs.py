@@ -44,13 +44,13 @@ class BlockProgram:
 
     @cached_property
     def noise(self) -> float:
-        """A scale below which differences of objectives are rounding."""
+        """The scale below which differences of objectives are rounding."""
         spread = np.sqrt(np.clip(np.diagonal(self.quadratic), 0, None)).sum()
         return float(1e-14 * (spread**2 + np.abs(self.linear).sum() + abs(self.constant)))
 
     @property
     def finite(self) -> bool:
-        """Whether no number is NaN or infinite: backends may loop for ever on one that is."""
+        """Whether all numbers are finite: backends may loop for ever on others."""
         return bool(np.isfinite(self.quadratic).all() and np.isfinite(self.linear).all() and np.isfinite(self.constant))
 
     def value(self, z: Array) -> float:
@@ -103,7 +103,7 @@ def block_program(piece: Problem) -> BlockProgram:
         linear.numpy(),
         constant,
         member[:, free].numpy(),
-        # A cell whose "at most" count cannot bind asks for no pruning at all.
+        # A cell whose "at most" count cannot bind needs no pruning at all.
         pruned.clamp_min(0).numpy() if polytope.is_at_most() else pruned.numpy(),
         polytope.is_at_most(),
     )
@@ -115,10 +115,10 @@ def _flat(entries: Tensor | None, size: int) -> Tensor:
 
 
 def refuse_more_free_than(limit: int, solver: str, problem: Problem) -> None:
-    """Raise when a coupled block has more than ``limit`` entries that are not fixed.
+    """Raise RelaxPruneError if a coupled block has more than ``limit`` entries that are not fixed.
 
     Raises:
-        RelaxPruneError: names the limit, the size, and the solvers that have none.
+        RelaxPruneError: names the limit, the size, and the solvers without a limit.
     """
     height = problem.polytope.rows_per_block(problem.shape)
     fixed = torch.zeros(problem.shape, dtype=torch.bool, device=problem.device)
@@ -136,7 +136,7 @@ def require(module: str, solver: str) -> Any:
     """Import an optional backend.
 
     Raises:
-        RelaxPruneError: it is not installed; the sentence names the extra.
+        RelaxPruneError: not installed; the sentence names the extra.
     """
     try:
         return import_module(module)

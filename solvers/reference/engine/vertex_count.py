@@ -32,7 +32,7 @@ class Block:
 
     @classmethod
     def of(cls, problem: Problem) -> Block:
-        """Take the masks that any coupled block of ``problem`` can have: only what all of them fix is fixed."""
+        """Take the masks that any coupled block of ``problem`` can have: only entries fixed in all are fixed."""
         polytope, size = problem.polytope, problem.polytope.rows_per_block(problem.shape) * problem.shape[1]
         cells, keep = polytope.cells(problem.shape)
         kept, pruned = (
@@ -46,7 +46,7 @@ class Block:
         return self._product(most) if self.cells.numel() == len(self.kept) else self._walk(most)
 
     def _product(self, most: int) -> int:
-        """Count where every entry has one count: cells choose independently."""
+        """Count if every entry has one count: cells choose independently."""
         free = (~(self.kept | self.pruned))[self.cells].sum(dim=1)
         need = self.keep - self.kept[self.cells].sum(dim=1)
         total = 1
@@ -57,10 +57,10 @@ class Block:
         return total
 
     def _walk(self, most: int) -> int:
-        """Count where entries have several counts: decide one by one, and merge choices that leave the same counts.
+        """Count if entries have several counts: decide one by one, and merge choices that leave the same counts.
 
-        What can no longer reach a count is dropped as soon as that shows, so a count above ``most`` on the way means
-        about as many masks (exactly as many where nothing is fixed).
+        Choices that can no longer reach a count are dropped at once, so a number above ``most`` on the way means about
+        as many masks (exactly as many if nothing is fixed).
         """
         numbers = torch.arange(len(self.cells)).unsqueeze(1).expand_as(self.cells)
         pairs = torch.stack([self.cells.reshape(-1), numbers.reshape(-1)])
@@ -86,7 +86,7 @@ class Block:
         return sum(ways.values())
 
     def _after(self, counts: tuple[int, ...], mine: list[int], choice: int, left: list[int]) -> tuple[int, ...] | None:
-        """Return the counts after a choice, those of finished cells forgotten, or None where one cannot be met."""
+        """Return the counts after a choice, without those of finished cells, or None if one cannot be met."""
         after = list(counts)
         for number in mine:
             after[number] += choice
@@ -98,7 +98,7 @@ class Block:
         return tuple(after)
 
     def _order(self, pairs: Tensor) -> list[int]:
-        """Return the entries so that those whose counts hang together follow one another."""
+        """Return the entries in an order that keeps those with related counts together."""
         entries, cells = pairs.numpy()
         size = len(self.kept)
         nodes: Any = coo_matrix(([True] * len(cells), (entries, size + cells)), shape=(size + len(self.cells),) * 2)

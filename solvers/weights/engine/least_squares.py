@@ -14,11 +14,11 @@ from torch import Tensor
 from relaxprune.problems import Gram
 from relaxprune.problems.precision import product64, row_blocks
 
-DIRECT_COLUMNS = 192  # supports of more are left to conjugate gradients first, which are then the quicker
+DIRECT_COLUMNS = 192  # larger supports go to conjugate gradients first, which are then faster
 TOLERANCE = 1e-5  # of ‖(T H)_S‖, for the residual of the normal equations; the objective's excess goes with its square
-_ITERATIONS = 100  # of conjugate gradients, or a sixth of the columns: for about that price a row is factorised
+_ITERATIONS = 100  # of conjugate gradients, or a sixth of the columns: about the cost of factorising a row
 _AT_ONCE = 60  # between residuals in float64
-_LEAST_SHARE = 1e-3  # of a residual, to which float32 can be trusted to bring it
+_LEAST_SHARE = 1e-3  # of a residual: the reduction that float32 can be trusted with
 _LOOK_EVERY = 5
 _DAMPING = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)  # of the unit diagonal, tried in turn
 
@@ -31,7 +31,7 @@ class Refitted:
         weight: (rows, cols) float64, 0 outside the mask.
         damping: (rows,) float64, what had to be added to the unit diagonal of a row's H_SS; 0 nearly always.
         residual: (rows,) float64, ‖(T H − V H)_S‖ / ‖(T H)_S‖, from scratch.
-        products: of the shape of the weight, spent on conjugate gradients and residuals.
+        products: number of products of the weight's shape for conjugate gradients and residuals.
     """
 
     weight: Tensor
@@ -41,12 +41,12 @@ class Refitted:
 
 
 class LeastSquares:
-    """Solves for any support of one target and one Gram.
+    """Solve for any support of one target and one Gram.
 
     Args:
         target: (rows, cols) T, any float dtype.
         gram: H, positive semidefinite.
-        memory_bytes: bound on temporaries, beside a float64 and a float32 matrix (cols, cols) and one row's system.
+        memory_bytes: bound on temporaries, besides a float64 and a float32 matrix (cols, cols) and one row's system.
     """
 
     def __init__(self, target: Tensor, gram: Gram, memory_bytes: int) -> None:
@@ -87,7 +87,7 @@ class LeastSquares:
         return found
 
     def _residual(self, inside: Tensor, right: Tensor, point: Tensor) -> Tensor:
-        """Return the norm of the normal equations' residual over that of their right side: (R,)."""
+        """Return the norm of the normal equations' residual relative to their right-hand side: (R,)."""
         rest = (right - point @ self.matrix) * inside
         size = right.norm(dim=1)
         return torch.where(size > 0, rest.norm(dim=1) / size, rest.norm(dim=1))

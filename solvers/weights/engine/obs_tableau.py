@@ -1,4 +1,4 @@
-"""Exchanges judged by the error after the kept weights are fitted again, for whole batches of rows.
+"""Exchanges judged by the error after refitting, for whole batches of rows.
 
 For a row with target t, Gram H, support S and complement N, let P = H_SS⁻¹, C = P H_SN, v the least-squares weights on
 S, g = ((t − v) H)_N and s_j = H_jj − H_jS C_j. Pruning u raises the error by v_u² / P_uu; restoring p then lowers it by
@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PAIR_TENSORS = 4  # (R, k, n − k) held while all pairs are judged, beside C
-_TINY = 1e-10  # of the unit diagonal: a column that the support all but spans is not restored
+PAIR_TENSORS = 4  # (R, k, n − k) held while all pairs are judged, plus C
+_TINY = 1e-10  # of the unit diagonal: a column that the support nearly spans is not restored
 
 
 class Tableau:
@@ -59,15 +59,15 @@ class Tableau:
         self.error = (self.right * self.target).sum(dim=1) - (self.value * side).sum(dim=1)  # (R,)
 
     def finite(self) -> bool:
-        """Tell whether the errors of all rows that could be factorised are finite numbers. Waits for the device."""
+        """Return whether the errors of all rows that could be factorised are finite numbers. Waits for the device."""
         return bool((torch.isfinite(self.error) | ~self.good).all())
 
     def best(self, pool: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the change of the best exchange of each row, (R,), and its places in support and complement.
 
         Args:
-            pool: look only at so many entries of the support, those that are cheapest to prune; None looks at all.
-                Where every group keeps the same number all pairs inside groups are looked at anyhow: they are few.
+            pool: look only at this many entries of the support, those cheapest to prune; None looks at all. If every
+                group keeps the same number, all pairs inside groups are looked at anyway: they are few.
         """
         own = self.inverse.diagonal(dim1=1, dim2=2)
         lost = self.value.square() / own
@@ -99,7 +99,7 @@ class Tableau:
     def _best_in_groups(
         self, own: Tensor, lost: Tensor, closed: Tensor | None, kept: int, pruned: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the best exchange inside groups: who enters takes the place of who leaves, so that places stay."""
+        """Return the best exchange inside groups; the entry that enters takes the place of the one that leaves."""
         rows, groups = len(own), own.shape[1] // kept
         inside, outside = (rows, groups, kept, 1), (rows, groups, 1, pruned)
         blocks = self.coupling.view(rows, groups, kept, groups, pruned).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
@@ -120,7 +120,7 @@ class Tableau:
         return change.nan_to_num_(nan=torch.inf, posinf=torch.inf).flatten(1).min(dim=1)
 
     def exchange(self, rows: Tensor, leave: Tensor, enter: Tensor, change: Tensor) -> None:
-        """Prune and restore one entry in each of ``rows`` (R,), by their places, and bring everything up to date."""
+        """Prune and restore one entry in each of ``rows`` (R,), by their places, and update everything."""
         line = torch.arange(len(rows), device=rows.device)
         inverse, coupling = self.inverse[rows], self.coupling[rows]
         value, slope, room = self.value[rows], self.slope[rows], self.room[rows]
@@ -153,7 +153,7 @@ class Tableau:
         room = room - schur.square() / size.unsqueeze(1)
         inverse.baddbmm_(toward.unsqueeze(2), (toward / size.unsqueeze(1)).unsqueeze(1))
         coupling.baddbmm_(toward.unsqueeze(2), (schur / size.unsqueeze(1)).unsqueeze(1), alpha=-1)
-        # The entry that left stands where the one that entered stood, beside the new support.
+        # The entry that left takes the place of the one that entered, outside the new support.
         gone = inside[line, leave]
         order[line, leave], order[line, self.count + enter] = name, gone
         edge = self.matrix[gone.unsqueeze(1), order[:, : self.count]]

@@ -3,7 +3,7 @@
 With T the target and H the Gram, both in some scaling of the inputs, min over V of tr((T − V) H (T − V)ᵀ) is written
 with a copy D of V that lies on a mask of the set. V's step solves with H + ρI, the same for all rows; D's takes the
 mask whose entries of V + U/ρ have the largest squares (Boža, arXiv 2401.02938; ALPS: Meng, Behdin, Wang and Mazumder,
-NeurIPS 2024). A penalty that stays for a few iterations has its inverse made once, and each of them is one product.
+NeurIPS 2024). The penalty stays for a few iterations, so one inverse serves them, and each is one product.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class WeightAdmm:
         problem: these rows.
         damping: added to the diagonal of H while iterating.
         balance: 0 scales to unit diagonal.
-        dtype: to iterate in.
-        mask: (rows, cols) bool, where D starts; None starts it at the target.
+        dtype: dtype of the iterations.
+        mask: (rows, cols) bool, the mask on which D starts; None starts it at the target.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class WeightAdmm:
         self.products += 1
 
     def _penalise(self, rho: float) -> None:
-        """Make the inverse for another penalty; a matrix that has none gives numbers that are not finite."""
+        """Compute the inverse for another penalty; a singular matrix gives numbers that are not finite."""
         penalised = self.matrix.clone()
         penalised.diagonal().add_(rho)
         factor, failed = torch.linalg.cholesky_ex(penalised)
@@ -117,12 +117,12 @@ class WeightAdmm:
         return torch.where(self.root > 0, scaled / self.root, 0.0)
 
     def finite(self) -> bool:
-        """Tell whether the weights are finite numbers. Waits for the device."""
+        """Return whether the weights are finite numbers. Waits for the device."""
         return bool(torch.isfinite(self.masked).all() & torch.isfinite(self.dual).all())
 
 
 def watched(state: WeightAdmm, band: Band[MaskProblem]) -> Status | None:
-    """Report how far a band is and return what ends it, or None; every few iterations."""
+    """Report the progress of a band, every few iterations, and return the status that ends it, or None."""
     if state.iteration % CHECK_EVERY:
         return None
     if not state.finite():
@@ -133,11 +133,11 @@ def watched(state: WeightAdmm, band: Band[MaskProblem]) -> Status | None:
 
 @dataclass(frozen=True)
 class WeightAdmmSolver(Solver):
-    """What solvers by ADMM on the weights have in common: all but the way of the penalty.
+    """What solvers by ADMM on the weights have in common: all but the schedule of the penalty.
 
     Args:
-        damping: of the mean diagonal, while iterating.
-        rho: the penalty at the beginning, of the mean diagonal.
+        damping: share of the mean diagonal added to it while iterating.
+        rho: the initial penalty, as a share of the mean diagonal.
         dtype: ``"float32"`` or ``"float64"``.
     """
 
@@ -159,14 +159,14 @@ class WeightAdmmSolver(Solver):
 
     @abstractmethod
     def settle(self, band: Band[MaskProblem]) -> tuple[WeightAdmm, Status]:
-        """Iterate on some rows, ``watched``; return what they came to, and how they ended."""
+        """Iterate on some rows, ``watched``; return their state and how they ended."""
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem without weight and Gram."""
         needs_weights(self.name, problem)
 
     def least_bytes(self, problem: Problem) -> int:
-        """Return what one coupled block takes."""
+        """Return the bytes of one coupled block."""
         return block_bytes(problem, _MATRICES)
 
     def begin(self, piece: MaskProblem, mask: Tensor | None) -> WeightAdmm:
@@ -174,7 +174,7 @@ class WeightAdmmSolver(Solver):
         return WeightAdmm(piece, self.damping, self.balance, getattr(torch, self.dtype), mask)
 
     def run(self, problem: Problem, run: Run) -> Answer:
-        """Solve band by band of rows; what broke down keeps its start, and its weights."""
+        """Solve band by band of rows; a band that broke down keeps its start and its weights."""
         layer = needs_weights(self.name, problem)
         return Driver(self.name, run, layer.split(_MATRICES, run.memory_bytes)).sweep(self._solve)
 

@@ -73,7 +73,7 @@ def test_what_a_face_says_of_itself():
 def test_what_a_set_says_of_itself_builds_it_again_unless_entries_are_fixed(base):
     assert polytope_from_dict(json.loads(json.dumps(base.to_dict()))) == base
     face = Face(base, None, torch.zeros(2, 4, dtype=torch.bool))
-    with pytest.raises(RelaxPruneError, match=r"polytope has fixed_pruned as counts only, .* give the masks to Face"):
+    with pytest.raises(RelaxPruneError, match=r"polytope gives fixed_pruned as counts only, .* give the masks to Face"):
         polytope_from_dict(face.to_dict())
 
 

@@ -196,5 +196,5 @@ def test_broken_numbers_show():
 def test_a_set_without_a_projection_says_so():
     polytope = TransposableNM(2, 4)
     assert not polytope.projects() and not Face(polytope).projects() and KSparse(3).projects() and NM(1, 2).projects()
-    with pytest.raises(RelaxPruneError, match="has no projection; solvers that need only a linear oracle, as fw, fit"):
+    with pytest.raises(RelaxPruneError, match="use a solver that needs only a linear oracle, such as fw"):
         polytope.project(torch.zeros(4, 4))

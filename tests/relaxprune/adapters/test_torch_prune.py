@@ -132,7 +132,7 @@ def test_a_refusal_leaves_the_module_and_its_earlier_pruning_as_they_were(gram: 
         (lambda: relaxprune_unstructured(untouched, 5, gram, 0.5), "name must be a parameter of the Linear, got 5"),
         (lambda: relaxprune_unstructured(eighth, "weight", gram, 0.5), "float16, .*got torch.float8_e4m3fn"),
         (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, problem=1), "problem"),
-        (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, polish="obs-swap"), 'use "swap"'),
+        (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, polish="obs-swap"), 'or polish "swap"'),
         (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, "fww"), "did you mean 'fw'"),
         (lambda: relaxprune_unstructured(untouched, "weight", gram, 0.5, effor="best"), "effort"),
         (lambda: relaxprune_n_m(untouched, "weight", gram, "2:5"), "does not divide"),

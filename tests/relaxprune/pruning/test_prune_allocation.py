@@ -188,7 +188,7 @@ def test_the_command_line_resumes_the_same_allocation(place: Path, tmp_path: Pat
     ("more", "words"),
     [
         (["--allocation", "modle"], "did you mean 'model'"),
-        (["--pattern", "2:4", "--allocation", "model"], "shares out a sparsity, got pattern"),
+        (["--pattern", "2:4", "--allocation", "model"], "divides a sparsity, got pattern"),
         (["--allocation", "owl", "--max-sparsity", "0.7"], "which allocation 'owl' does not use"),
         (["--allocation", "model", "--max-sparsity", "0.4"], "max_sparsity must lie between"),
     ],

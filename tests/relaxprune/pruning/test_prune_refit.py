@@ -90,7 +90,7 @@ def test_recorded_blocks_are_written_as_they_were():
         ({"weights": "refit", "damping": -1.0}, r"damping must lie in \[0, 1\]"),
         ({"weights": "refit", "certify": "fw"}, "certify is 'fw', which proves bounds of masks whose weights stay"),
         ({"damping": 0.5}, 'weights="keep" does not use'),
-        ({"polish": "obs-swap"}, 'set weights to "refit"'),
+        ({"polish": "obs-swap"}, 'or weights="refit" for a model'),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, words):

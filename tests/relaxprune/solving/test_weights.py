@@ -218,8 +218,8 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: solve(problem_of(KSparse(6)).mask_problem, polish="obs-swap"), "give a ReconstructionProblem"),
-        (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "obs-swap"), "reconstruct and alps fit"),
+        (lambda: solve(problem_of(KSparse(6)).mask_problem, polish="obs-swap"), "use a ReconstructionProblem"),
+        (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "obs-swap"), "use reconstruct or alps"),
         (lambda: solve(problem_of(TransposableNM(2, 4), rows=4), "sparsegpt"), "cut between columns"),
         (lambda: solve(problem_of(KSparse(6)), effort="bst"), "did you mean 'best'"),
         (lambda: solve(problem_of(KSparse(6)), "alps", damping=-1.0), r"damping must lie in \[0, 1\]"),
@@ -231,7 +231,7 @@ def test_the_dense_output_is_the_target_where_cross_terms_are_given():
             "blocksize must be a whole number",
         ),
         (lambda: solve(problem_of(KSparse(6)), "sparsegpt", max_iterations=3), "does not use"),
-        (lambda: solve(QuadraticProblem(torch.eye(4), torch.zeros(1, 4), KSparse(2)), "alps"), "fw and fista"),
+        (lambda: solve(QuadraticProblem(torch.eye(4), torch.zeros(1, 4), KSparse(2)), "alps"), "fw or fista"),
     ],
 )
 def test_what_cannot_be_done_is_refused(call, words):

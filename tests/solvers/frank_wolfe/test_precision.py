@@ -34,7 +34,7 @@ def test_an_unknown_precision_is_refused(precision):
 
 
 def test_float64_products_are_not_lowered():
-    with pytest.raises(RelaxPruneError, match="precision must be \"full\" where dtype is 'float64'"):
+    with pytest.raises(RelaxPruneError, match="precision must be \"full\" if dtype is 'float64'"):
         solve(problem_of(), dtype="float64", precision="bf16")
 
 
@@ -43,7 +43,7 @@ def test_a_device_without_tf32_says_so_and_one_with_it_solves(device):
     try:
         check_precision("tf32", device)
     except RelaxPruneError:
-        with pytest.raises(RelaxPruneError, match=f'precision is "tf32", which {device} does not multiply in'):
+        with pytest.raises(RelaxPruneError, match=f'precision is "tf32", which {device} does not support'):
             solve(problem, precision="tf32")
         return
     assert solve(problem, precision="tf32").objective <= 1.01 * solve(problem).objective

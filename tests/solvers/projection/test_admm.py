@@ -260,13 +260,13 @@ def test_transposable_masks_need_only_the_linear_oracle():
     problem = MaskProblem(draw.normal(8, 16), correlated_gram(16, draw), TransposableNM(2, 4))
     solution = solve(problem, "admm")
     assert tiles.feasible(solution.mask, 4, 2) and solution.objective < solve(problem, "wanda").objective
-    with pytest.raises(RelaxPruneError, match=r"variant='relaxed' needs a projection, which a transposable.* fw fit"):
+    with pytest.raises(RelaxPruneError, match=r"variant='relaxed' needs a projection, which a transposable.* or fw"):
         solve(problem, "admm", variant="relaxed")
 
 
 def test_a_problem_without_weight_and_gram_is_refused():
     problem = QuadraticProblem(torch.eye(6), torch.zeros(2, 6), KSparse(2))
-    words = r"solver 'admm' needs the weight and the Gram matrix .* QuadraticProblem; fw"
+    words = r"solver 'admm' needs the weight and the Gram matrix .* QuadraticProblem; use fw"
     with pytest.raises(RelaxPruneError, match=words):
         solve(problem, "admm")
 

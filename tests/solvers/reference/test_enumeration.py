@@ -79,7 +79,7 @@ def test_masks_are_counted_as_they_are_listed(set_name, seed):
 def test_large_sets_are_refused_unlisted_and_what_fits_is_named(shape, polytope, monkeypatch):
     monkeypatch.setattr(enumeration, "block_vertices", lambda *_: pytest.fail("masks were listed"))
     problem = MaskProblem(torch.ones(shape), torch.eye(shape[1]), polytope)
-    with pytest.raises(RelaxPruneError, match=r"solver 'enumerate' looks at up to .* has more; 'exact' .* 'fw'"):
+    with pytest.raises(RelaxPruneError, match=r"solver 'enumerate' takes at most .* has more; 'exact' .* 'fw'"):
         solve(problem, "enumerate")
 
 

@@ -156,8 +156,8 @@ def test_options_are_refused(options: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(
     ("sparsity", "pattern", "allocation", "words"),
     [
-        (None, "2:4", Allocation("model"), "allocation 'model' shares out a sparsity, got pattern"),
-        (None, "2:4", Allocation("layer"), "allocation 'layer' shares out a sparsity"),
+        (None, "2:4", Allocation("model"), "allocation 'model' divides a sparsity, got pattern"),
+        (None, "2:4", Allocation("layer"), "allocation 'layer' divides a sparsity"),
         (0.5, None, Allocation("model", max_sparsity=0.4), "max_sparsity must lie between the sparsity 0.5"),
         (0.5, None, Allocation("model", max_sparsity=1.1), "max_sparsity must lie"),
         (0.95, None, Allocation("owl"), "spread must be at most 0.025 at sparsity 0.95"),
