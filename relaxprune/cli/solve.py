@@ -74,24 +74,22 @@ class ProofGroup:
 
     def check_for(self, problem: MaskProblem | ReconstructionProblem) -> None:
         """Refuse what cannot be done for a problem before any work is."""
-        from relaxprune import MaskProblem
         from relaxprune.certificates.limits import check_enumerable, check_limits
 
         if self.certify is not None:
             check_limits(self.certify, self.certify_rows, self.certify_time)
-        moves = not isinstance(problem, MaskProblem)
-        if moves and self.certify not in (None, "exact"):
+        if problem.moves_weights and self.certify not in (None, "exact"):
             raise bad_input(f"--certify must be exact with --refit, got {self.certify!r}; leave it out otherwise")
         if self.certify == "exact":
-            check_enumerable(problem if isinstance(problem, MaskProblem) else problem.mask_problem)
+            check_enumerable(problem.mask_problem)
 
     def of(self, problem: MaskProblem | ReconstructionProblem, solution: Solution, seed: int) -> Certificate:
         """Return the certificate of a solution."""
-        from relaxprune import MaskProblem, certify, certify_weights
+        from relaxprune import certify, certify_weights
 
         if self.certify is None:
             return solution.certificate
-        if not isinstance(problem, MaskProblem):
+        if problem.moves_weights:
             assert solution.weight is not None
             return certify_weights(problem, solution.weight, self.certify)
         rows, seconds = self.certify_rows, self.certify_time
@@ -210,12 +208,14 @@ def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_o
         print(f"{'written':<15} no mask: --out FILE keeps it")
 
 
-def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[str, Any]:
+def _facts(
+    problem: MaskProblem | ReconstructionProblem, solution: Solution, proven: Certificate, seed: int
+) -> dict[str, Any]:
     """Return what is known of a solution, as plain JSON values."""
     from relaxprune import __version__
 
-    estimate = getattr(proven, "estimate", None)  # of drawn rows
-    moves = solution.weight is not None
+    notes = proven.notes
+    estimate = notes.get("estimate")  # of drawn rows
     return {
         "schema_version": _FILE_SCHEMA_VERSION,
         "relaxprune": __version__,
@@ -224,8 +224,8 @@ def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[
         "sparsity": 1.0 - float(solution.mask.double().mean()),
         "objective": solution.objective,
         "kept_objective": solution.kept_objective,
-        "dense_energy": problem.reference if moves else problem.dense_energy,
-        "damping": problem.damping if moves else None,
+        "dense_energy": problem.reference,
+        "damping": problem.damping if problem.moves_weights else None,
         "relative_error": solution.relative_error,
         "relaxed_objective": solution.relaxed_objective,
         "unrounded_objective": solution.unrounded_objective,
@@ -233,9 +233,9 @@ def _facts(problem: Any, solution: Any, proven: Certificate, seed: int) -> dict[
         "gap": proven.gap,
         "relative_gap": proven.relative_gap,
         "certificate": proven.method,
-        "certified_rows": getattr(proven, "rows_covered", None),
+        "certified_rows": notes.get("rows_covered"),
         "certificate_seconds": proven.seconds,
-        "estimated_bound": None if estimate is None else estimate.lower_bound,
+        "estimated_bound": None if estimate is None else estimate["lower_bound"],
         "block_objective": solution.block_objective.tolist(),
         "block_lower_bound": proven.block_lower_bound.tolist(),
         "status": solution.status.name,

