@@ -15,7 +15,7 @@ from .definite import check_semidefinite
 from .listing import least_of_all
 from .quadratics import Quadratics
 from .tangents import Terms, row_matrix, tangent_bound
-from .totals import SMALL, block_name, check_objectives, check_reached, check_total, misses
+from .totals import BlockCheck, check_objectives, check_total, misses
 from .verified import CertificateError, Verification
 from .wellformed import check_mask_claim
 
@@ -43,19 +43,16 @@ def verify_masks(problem: Problem, claim: MaskClaim, exact: bool) -> Verificatio
     )
 
 
-class _Check:
+class _Check(BlockCheck):
     """One verification: the problem and the claim as arrays, read when needed."""
 
     def __init__(self, problem: Problem, claim: MaskClaim, exact: bool) -> None:
         self.problem = problem
         self.claim = claim
-        self.exact = exact
         self.rough = Quadratics.of(problem)  # float64
+        super().__init__(claim, self.rough.masks, problem.shape[1], exact)
         self.quadratics = self.rough.rational() if exact else self.rough
         self.method: Array = claim.proof.row_method.cpu().numpy()
-        self.stored = floats(claim.block_lower_bound)
-        self.height = self.rough.masks.rows_per_block()
-        self.name = block_name(self.height)
         self.shift = float(claim.shift)
         self.smallest: list[float] = []
         self.shared: dict[str, Array] = {}  # what may be missing of convexity, (cols,), by the rows that it is for
@@ -67,13 +64,13 @@ class _Check:
 
     def objective(self) -> float:
         """Check the mask and its objectives; return the sum."""
-        masks = self.rough.masks
+        masks = self.masks
         mask: Array = self.claim.mask.cpu().numpy().astype(bool)
         if not masks.feasible(mask):
             raise CertificateError(f"mask is not in {self.problem.polytope!r}: it keeps {int(mask.sum())} entries")
         entries = mask.astype(np.float64)
         values = fractions(entries) if self.exact else entries
-        parts = ((rows, self.quadratics.part(rows)) for rows in self.rough.masks.parts())
+        parts = ((rows, self.quadratics.part(rows)) for rows in self.masks.parts())
         found = np.concatenate([part.masks.block_sum(part.value(values[rows])) for rows, part in parts])
         return check_objectives(self.claim, found, masks.block_sum(self.rough.size(entries)), self.name)
 
@@ -88,7 +85,7 @@ class _Check:
         if (self.method == _DIAGONAL).any() and proof.tightening is None:
             raise CertificateError("there are rows of method diagonal, but no tightening")
         weight = floats(proof.dense_weight)
-        allowed = weight >= 0 if self.rough.masks.row_count is not None else weight == 0
+        allowed = weight >= 0 if self.masks.row_count is not None else weight == 0
         if not allowed.all():
             place = int(np.argmin(allowed))
             raise CertificateError(f"row {int(dense[place])} has the weight {weight[place]!r} of a count")
@@ -145,7 +142,7 @@ class _Check:
 
     def own(self, row: int) -> Array:
         """Show that the L of a row of method sdp is convex in the entries that are free; return what may be missing."""
-        masks, terms = self.rough.masks, self.terms
+        masks, terms = self.masks, self.terms
         fixed = masks.kept[row] | masks.pruned[row]
         if not (terms.point[row][fixed] == masks.kept[row][fixed]).all():
             raise CertificateError(f"the tangent of row {row} is taken where entries lack their fixed values")
@@ -176,24 +173,6 @@ class _Check:
         missing[live] = found.missing
         self.shared[what] = missing
         return missing
-
-    def bounds(self) -> Array:
-        """Rebuild every block's bound and compare: (blocks,).
-
-        Where float64 leaves a doubt, and the block is small, rationals decide.
-        """
-        rebuilt = []
-        for rows in self.rough.masks.parts():
-            found, first = self.rebuilt(rows), rows.start // self.height
-            blocks = slice(first, first + len(found))
-            low = misses(found, self.stored[blocks])
-            if not self.exact and self.problem.shape[1] <= SMALL:
-                for block in np.flatnonzero(low):
-                    start = (first + int(block)) * self.height
-                    found[block] = below(self.rational.rebuilt(slice(start, start + self.height))[0])
-            check_reached(self.claim, blocks, found, self.name)
-            rebuilt.append(found)
-        return np.concatenate(rebuilt)
 
     @cached_property
     def rational(self) -> _Check:

@@ -2,17 +2,64 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Self
 
 import numpy as np
 
-from .arrays import Array, floats, number
+from .arrays import Array, below, floats, number
 from .claim import Claim
+from .mask_set import MaskSet
 from .verified import CertificateError
 
 SMALL = 64  # columns up to which rationals decide what float64 leaves open
 OBJECTIVE_TOLERANCE = 1e-9  # of the size of the terms: no bound rests on it
+
+
+class BlockCheck(ABC):
+    """One verification: what is the same for masks and for weights.
+
+    Args:
+        claim: the claim.
+        masks: the set of masks, in float64.
+        cols: columns of the problem.
+        exact: compute in rationals.
+    """
+
+    def __init__(self, claim: Claim, masks: MaskSet, cols: int, exact: bool) -> None:
+        self.masks, self.exact = masks, exact
+        self.height = masks.rows_per_block()
+        self.name = block_name(self.height)
+        self.stored = floats(claim.block_lower_bound)
+        self._claim, self._cols = claim, cols
+
+    @abstractmethod
+    def rebuilt(self, rows: slice) -> Array:
+        """Return the bounds of some whole coupled blocks, less rounding: (blocks,)."""
+
+    @property
+    @abstractmethod
+    def rational(self) -> Self:
+        """The same verification in rationals."""
+
+    def bounds(self) -> Array:
+        """Rebuild every block's bound and compare: (blocks,).
+
+        If float64 leaves a doubt and the block is small, rationals decide.
+        """
+        rebuilt = []
+        for rows in self.masks.parts():
+            found, first = self.rebuilt(rows), rows.start // self.height
+            blocks = slice(first, first + len(found))
+            if not self.exact and self._cols <= SMALL:
+                for block in np.flatnonzero(misses(found, self.stored[blocks])):
+                    start = (first + int(block)) * self.height
+                    found[block] = below(self.rational.rebuilt(slice(start, start + self.height))[0])
+            check_reached(self._claim, blocks, found, self.name)
+            rebuilt.append(found)
+        return np.concatenate(rebuilt)
 
 
 def check_objectives(claim: Claim, found: Array, size: Array, name: Callable[[int], str]) -> float:

@@ -21,7 +21,7 @@ from .claim import EXACT, PERSPECTIVE, WeightClaim
 from .definite import check_semidefinite
 from .distances import Distances
 from .supports import LeastErrors
-from .totals import SMALL, block_name, check_objectives, check_reached, check_total, misses
+from .totals import BlockCheck, check_objectives, check_total
 from .verified import CertificateError, Verification
 from .wellformed import check_weight_claim
 
@@ -35,6 +35,7 @@ def verify_weights(problem: ReconstructionProblem, claim: WeightClaim, exact: bo
     check = _Check(problem, claim, exact)
     check.support()
     objective = check.objective()
+    check.nonnegative()
     bound = check_total(claim, check.bounds())
     least = np.maximum(floats(claim.block_objective), 0.0) * (1 + _ROUNDED)
     if (floats(claim.block_lower_bound) > least).any() or claim.lower_bound > float(least.sum()):
@@ -51,16 +52,13 @@ def verify_weights(problem: ReconstructionProblem, claim: WeightClaim, exact: bo
     )
 
 
-class _Check:
+class _Check(BlockCheck):
     """One verification: the problem and the claim as arrays."""
 
     def __init__(self, problem: ReconstructionProblem, claim: WeightClaim, exact: bool) -> None:
-        self.problem, self.claim, self.exact = problem, claim, exact
+        self.problem, self.claim = problem, claim
         self.distances = Distances.of(problem, exact)
-        self.masks = self.distances.masks
-        self.height = self.masks.rows_per_block()
-        self.name = block_name(self.height)
-        self.stored = floats(claim.block_lower_bound)
+        super().__init__(claim, self.distances.masks, problem.shape[1], exact)
         self.smallest: float | None = None
 
     def support(self) -> None:
@@ -79,24 +77,6 @@ class _Check:
         values = self.distances.value(fractions(weight) if self.exact else weight)
         size = self.masks.block_sum(self.distances.size(weight))
         return check_objectives(self.claim, self.masks.block_sum(values), size, self.name)
-
-    def bounds(self) -> Array:
-        """Rebuild every block's bound and compare: (blocks,).
-
-        Where float64 leaves a doubt, and the block is small, rationals decide.
-        """
-        self.nonnegative()
-        rebuilt = []
-        for rows in self.masks.parts():
-            found, first = self.rebuilt(rows), rows.start // self.height
-            blocks = slice(first, first + len(found))
-            if not self.exact and self.problem.shape[1] <= SMALL:
-                for block in np.flatnonzero(misses(found, self.stored[blocks])):
-                    start = (first + int(block)) * self.height
-                    found[block] = below(self.rational.rebuilt(slice(start, start + self.height))[0])
-            check_reached(self.claim, blocks, found, self.name)
-            rebuilt.append(found)
-        return np.concatenate(rebuilt)
 
     @cached_property
     def rational(self) -> _Check:
