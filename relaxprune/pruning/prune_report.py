@@ -49,7 +49,7 @@ class PruneEvent:
     seconds_elapsed: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PruneReport:
     """The result of ``prune_model``.
 

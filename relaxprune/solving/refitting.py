@@ -15,7 +15,7 @@ from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solvers.weights.engine.least_squares import LeastSquares
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Refit:
     """Weights on a mask, and how good they are.
 

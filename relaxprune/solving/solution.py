@@ -18,7 +18,7 @@ __all__ = ["Counts", "Solution", "Status"]
 CLOSED = 1e-9  # of the objective: a gap that is called closed
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Solution:
     """A mask, how good it is, and how good any mask could be. The same for every solver.
 
