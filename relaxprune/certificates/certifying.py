@@ -20,7 +20,7 @@ from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from .certificate import Certificate
 from .combining import Candidate, best_of
 from .limits import check_enumerable, check_limits
-from .mask_certificate import MaskCertificate, assemble
+from .mask_certificate import Estimate, MaskCertificate, assemble
 from .row_sampling import chosen_rows, extrapolated, row_count
 from .sdp.row_bound import DenseRow, dense_rows, least_bytes
 from .underestimator import MATRICES, Bound, plain_proof, tangent_bound
@@ -94,24 +94,11 @@ def certify(
     Raises:
         RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
     """
-    one_of("method", method, METHODS)
-    check_limits(method, rows, time_limit_s)
+    _check_arguments(problem, method, rows, time_limit_s, max_iterations, memory_budget_bytes)
+    check_seed(seed)
     hint = mask if isinstance(mask, Solved) else None
     values = mask.mask if isinstance(mask, Solved) else mask
     problem.check_mask(values, "mask", memory_budget_bytes)
-    whole_number("max_iterations", max_iterations, 1)
-    check_seed(seed)
-    positive_number("memory_budget_bytes", memory_budget_bytes)
-    if time_limit_s is not None:
-        positive_number("time_limit_s", time_limit_s)
-    if method == "exact":
-        check_enumerable(problem)
-    least = least_bytes(problem.shape[1])
-    if method == "sdp" and memory_budget_bytes < least:
-        raise RelaxPruneError(
-            f"memory_budget_bytes is {memory_budget_bytes}, but method 'sdp' takes {least} for a row of "
-            f"{problem.shape[1]} columns"
-        )
     started = time.monotonic()
     block_objective = problem.block_objective(values, memory_budget_bytes)
     chosen = chosen_rows(problem, rows, block_objective, seed)
@@ -131,10 +118,39 @@ def certify(
     drawn = chosen is not None and row_count(rows) is not None and problem.polytope.rows_per_block(problem.shape) == 1
     if chosen is None or not drawn or not bool(treated[chosen].all()):
         return certificate
-    estimate = extrapolated(block_objective, certificate.block_lower_bound, chosen)
+    return replace(certificate, estimate=_estimate(certificate, chosen))
+
+
+def _check_arguments(
+    problem: Problem, method: str, rows: object, time_limit_s: float | None, max_iterations: int, memory_bytes: int
+) -> None:
+    """Raise RelaxPruneError for an argument of ``certify`` that cannot be right, whatever the mask."""
+    if not isinstance(problem, Problem):
+        raise RelaxPruneError(
+            f"problem must be a MaskProblem or QuadraticProblem, got {type(problem).__name__}; certify_weights takes a "
+            "ReconstructionProblem"
+        )
+    one_of("method", method, METHODS)
+    check_limits(method, rows, time_limit_s)
+    whole_number("max_iterations", max_iterations, 1)
+    positive_number("memory_budget_bytes", memory_bytes)
+    if time_limit_s is not None:
+        positive_number("time_limit_s", time_limit_s)
+    if method == "exact":
+        check_enumerable(problem)
+    least = least_bytes(problem.shape[1])
+    if method == "sdp" and memory_bytes < least:
+        raise RelaxPruneError(
+            f"memory_budget_bytes is {memory_bytes}, but method 'sdp' takes {least} for a row of "
+            f"{problem.shape[1]} columns"
+        )
+
+
+def _estimate(certificate: MaskCertificate, drawn: Tensor) -> Estimate:
+    """Return what the bound would be if all rows were treated like the drawn ones, at least what is proven."""
+    estimate = extrapolated(certificate.block_objective, certificate.block_lower_bound, drawn)
     proven = certificate.lower_bound
-    estimate = replace(estimate, lower_bound=max(proven, estimate.lower_bound), low=max(proven, estimate.low))
-    return replace(certificate, estimate=estimate)
+    return replace(estimate, lower_bound=max(proven, estimate.lower_bound), low=max(proven, estimate.low))
 
 
 def _plain(task: _Task, hint: Solved | None) -> Candidate:

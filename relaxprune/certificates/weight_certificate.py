@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import ReconstructionProblem, RelaxPruneError
-from relaxprune.problems.checks import one_of, positive_number, whole_number
+from relaxprune.problems.checks import described, one_of, positive_number, whole_number
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .certificate import Certificate
@@ -119,9 +119,13 @@ def build_weights(
 
 def refuse_misfit(problem: ReconstructionProblem, weight: Tensor) -> None:
     """Raise RelaxPruneError unless weights are of the problem's shape, finite, and 0 outside one of its masks."""
-    if tuple(weight.shape) != tuple(problem.shape) or not weight.is_floating_point():
-        found = f"{weight.dtype} of shape {tuple(weight.shape)}"
-        raise RelaxPruneError(f"weight must be floats of shape {tuple(problem.shape)}, got {found}")
+    if not isinstance(problem, ReconstructionProblem):
+        raise RelaxPruneError(
+            f"problem must be a ReconstructionProblem, got {type(problem).__name__}; certify takes a MaskProblem"
+        )
+    floats = isinstance(weight, Tensor) and weight.is_floating_point()
+    if not floats or tuple(weight.shape) != tuple(problem.shape):
+        raise RelaxPruneError(f"weight must be floats of shape {tuple(problem.shape)}, got {described(weight)}")
     if not bool(torch.isfinite(weight).all()):
         raise RelaxPruneError("weight must be finite, got NaN or Inf")
     used = (weight != 0).to(problem.device)

@@ -61,13 +61,18 @@ class PruneOptions(SolveOptions):
         """Refuse values that would otherwise fail only once the first layer is solved.
 
         Raises:
-            RelaxPruneError: patterns given as one string, an unknown start, polish or certify, a number out of range,
+            RelaxPruneError: a field of another type, an unknown start, polish or certify, a number out of range,
                 or certify_rows without a method that uses them.
         """
         super().__post_init__()
         for name in ("include", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise RelaxPruneError(f"{name} must be a tuple of patterns, got the string {getattr(self, name)!r}")
+            patterns = getattr(self, name)
+            if not isinstance(patterns, (tuple, list)) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise RelaxPruneError(f"{name} must be a tuple of patterns, got {patterns!r}")
+        if not isinstance(self.statistics, StatisticsOptions):
+            raise RelaxPruneError(f"statistics must be StatisticsOptions, got {self.statistics!r}")
+        if not isinstance(self.permute, bool):
+            raise RelaxPruneError(f"permute must be True or False, got {self.permute!r}")
         self._check_certify()
         self._check_weights()
 

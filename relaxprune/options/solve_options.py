@@ -75,6 +75,13 @@ class SolveOptions:
             known = (AUTO, *MaskProblem.saliencies, *QuadraticProblem.saliencies)
             one_of("start", self.start, known, ", a mask or None")
 
+    @classmethod
+    def of(cls, options: Self | None) -> Self:
+        """Return ``options``, the defaults for None; raise RelaxPruneError for anything else."""
+        if options is not None and not isinstance(options, cls):
+            raise RelaxPruneError(f"options must be {cls.__name__}, got {type(options).__name__}")
+        return cls() if options is None else options
+
     def updated(self, words: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """Return options updated by the ``words`` that are fields, and the other words: a solver's own options."""
         own = {item.name for item in fields(self)}
@@ -141,19 +148,23 @@ def default_solver(moves_weights: bool) -> str:
     return "reconstruct" if moves_weights else "fw"
 
 
-def solver_of(solver: str | Solver, own: Mapping[str, Any]) -> Solver:
+def solver_of(solver: str | Solver, own: Mapping[str, Any], asked: type[SolveOptions] = SolveOptions) -> Solver:
     """Return a solver from its name and own options, or the instance given.
 
     Args:
         solver: a name or an instance.
-        own: words that are not fields of ``SolveOptions``.
+        own: words that are meant for the solver.
+        asked: the class of the options that are given as ``options``.
 
     Raises:
         RelaxPruneError: an unknown name or word, with the closest known one, or options with an instance.
     """
     options = [item.name for item in fields(solver_class(solver))] if isinstance(solver, str) else []
+    known = [item.name for item in fields(asked)]
     for word in own:
-        guess = did_you_mean(word, [item.name for item in fields(SolveOptions)])
+        if word in known and word not in options:
+            raise RelaxPruneError(f"{word} is one of {asked.__name__}: give options={asked.__name__}({word}=…)")
+        guess = did_you_mean(word, known)
         if guess and not did_you_mean(word, options):
             raise RelaxPruneError(f"{word!r} is neither an argument nor an option of the solver{guess}")
     return make_solver(solver, **own)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from relaxprune.problems import NM, KSparse
+from relaxprune.problems.checks import fraction
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 
@@ -43,8 +44,12 @@ class Target:
         if len(given) != 1:
             got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none of them"
             raise RelaxPruneError(f"give exactly one of sparsity, pattern and polytope, got {got}")
-        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise RelaxPruneError(f"sparsity must be between 0 and 1, got {self.sparsity!r}")
+        if self.sparsity is not None:
+            fraction("sparsity", self.sparsity)
+        if self.polytope is not None and not isinstance(self.polytope, Polytope):
+            raise RelaxPruneError(
+                f"polytope must be a Polytope such as KSparse or NM, got {type(self.polytope).__name__}"
+            )
         if self.pattern is not None:
             NM.from_pattern(self.pattern)
         if self.sparsity is not None:

@@ -73,6 +73,8 @@ def prune_model(
         plan = plan_model(model, **words)
     elif words:
         raise RelaxPruneError(f"plan holds all that is asked of a run, got {', '.join(sorted(words))} besides")
+    if not isinstance(plan, Plan):
+        raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
     plan.check_model(model)
     outcome = Outcome(len(plan.layers), on_event)
     with borrowed(model):

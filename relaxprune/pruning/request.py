@@ -47,9 +47,9 @@ class PruneRequest:
         solver_options: dict[str, Any] | None = None,
     ) -> PruneRequest:
         """Make a request of what ``plan_model`` takes; see there."""
-        options, words = options or PruneOptions(), solver_options or {}
+        options, words = PruneOptions.of(options), solver_options or {}
         named = default_solver(options.moves) if solver is None else solver
-        chosen = solver_for(options.certify, solver_of(named, words), words)
+        chosen = solver_for(options.certify, solver_of(named, words, type(options)), words)
         return cls(target=target, solver=chosen, options=options)
 
     @property

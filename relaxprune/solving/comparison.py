@@ -174,7 +174,7 @@ def compare(
     Raises:
         RelaxPruneError: no solver, one named twice or unknown, or a wrong argument; before any work.
     """
-    options, unknown = (options or ComparisonOptions()).updated(words)
+    options, unknown = ComparisonOptions.of(options).updated(words)
     for word in unknown:
         guess = did_you_mean(word, [item.name for item in fields(options)])
         raise RelaxPruneError(f"{word!r} is not an argument of compare, which gives all solvers the same{guess}")

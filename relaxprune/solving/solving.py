@@ -56,7 +56,7 @@ def solve(
         RuntimeError: the solver returned a mask that is not feasible.
     """
     check_problem(problem)
-    asked, own = (options or SolveOptions()).updated(words)
+    asked, own = SolveOptions.of(options).updated(words)
     chosen = solver_of(default_solver(problem.moves_weights) if solver is None else solver, own)
     asked.check_for(chosen)
     asked.check_moves(problem.moves_weights)

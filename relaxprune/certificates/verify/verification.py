@@ -26,6 +26,10 @@ def verify(problem: BaseProblem, claim: Claim, exact: bool = False) -> Verificat
         CertificateError: something that the certificate says does not hold.
         RelaxPruneError: ``exact`` and the problem is too large, or a set or problem that is not known.
     """
+    of_weights = isinstance(claim, WeightClaim)
+    if not isinstance(problem, ReconstructionProblem if of_weights else Problem):
+        wanted = "a ReconstructionProblem" if of_weights else "a mask or quadratic problem"
+        raise RelaxPruneError(f"problem must be {wanted} for this certificate, got {type(problem).__name__}")
     rows, cols = problem.shape
     if exact and (rows > _MOST_EXACT[0] or cols > _MOST_EXACT[1]):
         raise RelaxPruneError(
@@ -37,9 +41,7 @@ def verify(problem: BaseProblem, claim: Claim, exact: bool = False) -> Verificat
         with np.errstate(all="ignore"):  # what overflows becomes infinite or NaN, and reaches no bound
             if isinstance(claim, MaskClaim) and isinstance(problem, Problem):
                 return verify_masks(problem, claim, exact)
-            if isinstance(claim, WeightClaim) and isinstance(problem, ReconstructionProblem):
-                return verify_weights(problem, claim, exact)
+            assert isinstance(claim, WeightClaim) and isinstance(problem, ReconstructionProblem)  # by what was refused
+            return verify_weights(problem, claim, exact)
     except (OverflowError, np.linalg.LinAlgError) as error:
         raise CertificateError(f"the certificate holds numbers that float64 cannot compute with: {error}") from error
-    wanted = "a ReconstructionProblem" if isinstance(claim, WeightClaim) else "a mask or quadratic problem"
-    raise RelaxPruneError(f"problem must be {wanted} for this certificate, got {type(problem).__name__}")

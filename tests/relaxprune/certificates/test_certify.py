@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaxprune import KSparse, MaskProblem, RelaxPruneError, certify, solve
+from relaxprune import KSparse, MaskProblem, ReconstructionProblem, RelaxPruneError, certify, certify_weights, solve
 from relaxprune.certificates.underestimator import plain_proof, tangent_bound
 from tests.enumeration import Array, best_mask, best_values, exact_objective, magnitude
 from tests.layers import POLYTOPES, SHAPE, layer
@@ -171,6 +171,22 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(arguments, words):
     with pytest.raises(RelaxPruneError) as refused:
         certify(problem, **{**good, **arguments})
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_each_kind_of_certificate_refuses_the_other_kind_of_problem():
+    problem, _ = layer("row")
+    moving = ReconstructionProblem(problem.weight, problem.gram, problem.polytope, damping=0.01)
+    solution, moved = solve(problem), solve(moving)
+    for refused, words in (
+        (lambda: certify(moving, solution.mask), "certify_weights takes a ReconstructionProblem"),
+        (lambda: certify_weights(problem, moved.weight), "problem must be a ReconstructionProblem, got MaskProblem"),
+        (lambda: certify_weights(moving, "weights"), "weight must be floats of shape .*, got str"),
+        (lambda: solution.certificate.verify(moving), "problem must be a mask or quadratic problem"),
+        (lambda: moved.certificate.verify(problem), "problem must be a ReconstructionProblem"),
+        (lambda: moved.certificate.verify("layer"), "problem must be a ReconstructionProblem .*, got str"),
+    ):
+        with pytest.raises(RelaxPruneError, match=words):
+            refused()
 
 
 def test_a_bound_above_a_mask_is_an_error_and_never_a_closed_gap(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_words_count_for_more_than_options() -> None:
     one = solve(problem, options=SolveOptions(max_iterations=7, polish=None), effort="fast")
     assert torch.equal(one.mask, solve(problem, max_iterations=7, polish=None, effort="fast").mask)
     assert one.stats.iterations == solve(problem, options=options, max_iterations=7, polish=None).stats.iterations
+
+
+def test_options_of_another_kind_are_refused() -> None:
+    wrong: Any = {"seed": 3}
+    other: Any = SolveOptions()
+    with pytest.raises(RelaxPruneError, match="options must be SolveOptions, got dict"):
+        solve(small(), options=wrong)
+    with pytest.raises(RelaxPruneError, match="options must be ComparisonOptions, got SolveOptions"):
+        compare(small(), options=other)
 
 
 def test_a_misspelt_word_is_looked_for_among_both() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.solve_options import SolveOptions
 from relaxprune.options.target import Target
 from relaxprune.problems import NM, KSparse, RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
@@ -90,8 +91,13 @@ def test_the_estimate_counts_what_it_says():
     [
         ({}, "exactly one of sparsity, pattern and polytope, got none"),
         ({"sparsity": 0.5, "pattern": "2:4"}, "exactly one.*sparsity=0.5, pattern='2:4'"),
-        ({"sparsity": 1.5}, "sparsity must be between 0 and 1, got 1.5"),
+        ({"sparsity": 1.5}, r"sparsity must lie in \[0, 1\], got 1.5"),
         ({"sparsity": float("nan")}, "sparsity"),
+        ({"sparsity": "0.5"}, "sparsity must lie in"),
+        ({"polytope": "2:4"}, "polytope must be a Polytope"),
+        ({"sparsity": 0.5, "seed": 3}, r"give options=PruneOptions\(seed=…\)"),
+        ({"sparsity": 0.5, "exclude": ("*.mlp.*",)}, r"give options=PruneOptions\(exclude=…\)"),
+        ({"sparsity": 0.5, "options": SolveOptions()}, "options must be PruneOptions, got SolveOptions"),
         ({"pattern": "2;4"}, "2;4"),
         ({"pattern": "3:5"}, r"layer 'model.layers.0.self_attn.q_proj' of shape \(32, 32\)"),
         ({"polytope": KSparse(40)}, r"layer 'model.layers.0.self_attn.q_proj'.*40"),
@@ -106,6 +112,9 @@ def test_targets_that_do_not_fit(arguments, words):
     ("arguments", "words"),
     [
         ({"include": "*.mlp.*"}, "include must be a tuple"),
+        ({"exclude": (3,)}, "exclude must be a tuple"),
+        ({"statistics": "groups"}, "statistics must be StatisticsOptions"),
+        ({"permute": "no"}, "permute must be True or False"),
         ({"start": "best"}, "start"),
         ({"polish": "shine"}, "polish"),
         ({"max_iterations": 0}, "max_iterations"),
