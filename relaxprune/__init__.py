@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .report.writing import write_report as write_report
     from .runs import read_masks as read_masks
     from .runs import write_masks as write_masks
+    from .solving import ComparisonOptions as ComparisonOptions
     from .solving import Refit as Refit
     from .solving import Solution as Solution
     from .solving import Status as Status
@@ -74,6 +75,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "CalibrationOptions": ".text",
         "Certificate": ".certificates",
         "CertificateError": ".certificates",
+        "ComparisonOptions": ".solving",
         "Gram": ".problems",
         "GramAccumulator": ".inputs",
         "KSparse": ".problems",

@@ -1,7 +1,7 @@
-"""Proofs of how far a mask, or weights on a mask, are from the best.
+"""Certificates: proofs of how far a mask, or weights on a mask, can be from the best.
 
 This folder makes certificates; ``verify`` checks them and imports nothing of the making. Names are loaded on first use,
-so that whoever only verifies loads only that.
+so verifying loads only the verifier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every certificate is: a bound on all feasible answers, and what it proves of one."""
+"""The base of all certificates: a bound on all feasible answers, and the gap of one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Certificate(ABC):
     """A lower bound on the objective of every feasible answer, recomputed from the problem, never a solver's own claim.
 
     Attributes:
-        method: how the bound was asked to be proven.
+        method: the method that was asked for.
         objective: of the answer that was certified, float64.
         lower_bound: proven to be at most the objective of every feasible answer of the problem as given.
         block_objective, block_lower_bound: (blocks,) float64, per coupled block; the sums are the two numbers above.
         seconds: time to compute the bound.
-        subject: what it was saved for, with hashes; None for a certificate that was not read from a file.
+        subject: the problem it was saved for, with hashes; None unless it was read from a file.
     """
 
     method: str
@@ -42,12 +42,12 @@ class Certificate(ABC):
 
     @property
     def gap(self) -> float:
-        """``objective`` − ``lower_bound``, never below 0: rounding may put the two a last digit apart."""
+        """``objective`` − ``lower_bound``, at least 0: rounding may put the two a last digit apart."""
         return max(0.0, self.objective - self.lower_bound)
 
     @property
     def relative_gap(self) -> float:
-        """``gap`` / abs(``objective``); for a zero objective 0, or infinity where the problem may go below 0."""
+        """``gap`` / abs(``objective``); for a zero objective 0, or infinity if the problem may go below 0."""
         if self.objective:
             return self.gap / abs(self.objective)
         return math.inf if self.gap > 0 and not self.nonnegative else 0.0
@@ -60,22 +60,23 @@ class Certificate(ABC):
     @property
     @abstractmethod
     def claim(self) -> Claim:
-        """What is to be verified, as a plain value."""
+        """What ``verify`` checks, as a plain value."""
 
     @property
     @abstractmethod
     def notes(self) -> dict[str, Any]:
-        """What a file keeps besides the claim, as JSON values: nothing that the proof rests on."""
+        """What a file stores in addition to the claim, as JSON values; the proof does not depend on it."""
 
     def verify(self, problem: BaseProblem, exact: bool = False) -> Verification:
-        """Check everything again from the problem, by code that had no part in making it.
+        """Check the certificate against the problem, with code independent of the code that made it.
 
         Args:
             problem: the problem that the certificate is for.
-            exact: compute in rationals; up to 64 rows and 24 columns.
+            exact: compute in rational numbers; at most 64 rows and 24 columns.
 
         Raises:
             CertificateError: something does not hold.
+            RelaxPruneError: the problem is of another kind, or too large for ``exact``.
         """
         return verify(problem, self.claim, exact)
 
@@ -84,7 +85,7 @@ class Certificate(ABC):
 
         Args:
             problem: the problem that the certificate is for; its set of masks and the hashes of its tensors are stored.
-            path: the file to create or replace; it appears whole or not at all.
+            path: the file to create or replace, atomically.
 
         Raises:
             RelaxPruneError: the objective or the bound is not finite.

@@ -32,7 +32,7 @@ _ENUMERATED_SLACK = 4
 
 @runtime_checkable
 class Solved(Protocol):
-    """What a solver has found of a problem, such as a ``Solution``."""
+    """What a solver found, such as a ``Solution``."""
 
     @property
     def mask(self) -> Tensor:
@@ -49,7 +49,7 @@ class Solved(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is asked: a problem, a mask with its objectives, the rows to treat, and the budgets."""
+    """A problem, a mask with its objectives, the rows to treat, and the budgets."""
 
     problem: Problem
     mask: Tensor
@@ -73,23 +73,23 @@ def certify(
 ) -> MaskCertificate:
     """Prove how far a mask, from anywhere, can be from the best one.
 
-    Every method tries cheaper ones first (``exact`` only ``fw``) and keeps, for every coupled block, the best bound.
+    Every method also tries the cheaper ones (``exact`` only ``fw``) and keeps the best bound of every coupled block.
 
     Args:
         problem: the mask problem.
-        mask: (rows, cols) bool, feasible; or a ``Solution``, whose relaxed mask then serves as a hint.
+        mask: (rows, cols) bool, feasible; or a ``Solution``, whose relaxed mask serves as a hint.
         method: ``"fw"``, the Frank-Wolfe gap of the box relaxation; ``"diagonal"``, that of a tightened relaxation,
             with the largest diagonal that suits all rows; ``"sdp"``, a semidefinite relaxation of single rows with
             cuts; ``"exact"``, an enumeration of all masks of a coupled block, up to 2^20.
         rows: the rows that ``diagonal`` and ``sdp`` are applied to: None for all, a number to draw with probability
-            proportional to their objective, or indices. The other rows rest on the cheaper methods (``sdp`` goes on
-            from ``diagonal`` in all rows), and of drawn rows the certificate has an extrapolation to all. ``diagonal``
-            takes all rows where a count is over several.
-        time_limit_s: seconds after which ``sdp`` begins no more rows. Every row gets an even share of what is left of
-            them and spends it on more and more cuts; without a limit about one cut per column is added.
+            proportional to their objective, or indices. The other rows use the cheaper methods (for ``sdp``,
+            ``diagonal`` in all rows); with drawn rows the certificate has an extrapolation to all. ``diagonal`` takes
+            all rows if a count spans several.
+        time_limit_s: seconds after which ``sdp`` starts no more rows. Every row gets an even share of the time left
+            and spends it on more cuts; without a limit about one cut per column is added.
         seed: for drawing rows.
-        max_iterations: Frank-Wolfe iterations spent on a relaxation; ``fw`` spends none where there is a hint.
-        memory_budget_bytes: bound on temporaries; ``sdp`` refuses one that a single row would exceed.
+        max_iterations: Frank-Wolfe iterations per relaxation; ``fw`` needs none with a hint.
+        memory_budget_bytes: bound on temporaries; ``sdp`` refuses one too small for a single row.
 
     Raises:
         RelaxPruneError: the mask is not feasible for the problem, or an argument cannot be right.
@@ -124,7 +124,7 @@ def certify(
 def _check_arguments(
     problem: Problem, method: str, rows: object, time_limit_s: float | None, max_iterations: int, memory_bytes: int
 ) -> None:
-    """Raise RelaxPruneError for an argument of ``certify`` that cannot be right, whatever the mask."""
+    """Raise RelaxPruneError for a wrong argument of ``certify``, the mask aside."""
     if not isinstance(problem, Problem):
         raise RelaxPruneError(
             f"problem must be a MaskProblem or QuadraticProblem, got {type(problem).__name__}; certify_weights takes a "
@@ -160,9 +160,9 @@ def _plain(task: _Task, hint: Solved | None) -> Candidate:
 
 
 def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
-    """Bound by the tightened relaxation, then once more with the diagonal that its solution asks for.
+    """Bound by the tightened relaxation, then again with a diagonal weighted for its solution.
 
-    It goes on from the relaxed mask of a solution, and where that is one of this relaxation, with its diagonal.
+    A solution's relaxed mask is the starting point; if it is one of this relaxation, its diagonal is used too.
     """
     problem = task.problem
     rows = task.rows if problem.polytope.rows_per_block(problem.shape) == 1 else None
@@ -170,7 +170,7 @@ def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
     tightening = None
     if hint is not None and relaxed is not None and isinstance(hint.certificate, MaskCertificate):
         tightening = hint.certificate.proof.tightening
-    if tightening is not None:  # a claim of the solution, which may be of another problem
+    if tightening is not None:  # claimed by the solution, which may be of another problem
         tightening = problem.prepared.proven_tightening(tightening)
     start = task.mask if relaxed is None else relaxed
     part = problem if rows is None else problem.rows(rows)
@@ -189,7 +189,7 @@ def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
 
 
 def _worth(problem: Problem, point: Tensor) -> Tensor:
-    """Return what a unit of the tightening is worth in every column at a relaxed mask: (cols,) float64."""
+    """Return the worth of a unit of tightening in every column at a relaxed mask: (cols,) float64."""
     wide = point.to(torch.float64)
     return (problem.diagonal * wide * (1 - wide)).mean(dim=0)
 
@@ -197,7 +197,7 @@ def _worth(problem: Problem, point: Tensor) -> Tensor:
 def _relaxed(
     task: _Task, problem: Problem, start: Tensor, tighten: str, tightening: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a relaxed mask near the minimum of a relaxation, and the tightening that tightened it."""
+    """Return a relaxed mask near the minimum of a relaxation, and the tightening used."""
     run = Run(start=start, max_iterations=task.iterations, memory_bytes=task.memory_bytes)
     solver = make_solver("fw", anneal=False, tighten=tighten)
     answer = solver.run(problem, run if tightening is None else replace(run, tightening=tightening))
@@ -212,7 +212,7 @@ def _scattered(task: _Task, rows: Tensor | None, point: Tensor) -> Tensor:
 
 
 def _tangent(task: _Task, point: Tensor, tightening: Tensor | None, rows: Tensor | None = None) -> Candidate:
-    """Bound every block by the tangent at ``point``; with a tightening, in ``rows`` alone (None for all)."""
+    """Bound every block by the tangent at ``point``; a tightening applies to ``rows`` only (None for all)."""
     proof = plain_proof(task.problem, point, tightening)
     if rows is not None:
         method = torch.zeros_like(proof.row_method)
@@ -234,7 +234,7 @@ def _sdp(task: _Task, present: Candidate) -> Candidate:
 
 
 def _prices(task: _Task, proof: TangentProof) -> Tensor:
-    """Return what counts cost that are no equation of one row: (rows, cols) float64, at the relaxation's minimum."""
+    """Return the prices of counts that are no equation of one row, at the relaxation's minimum: (rows, cols)."""
     problem = task.problem
     none = torch.zeros(1, 1, dtype=torch.float64, device=problem.device).expand(problem.shape)
     if problem.polytope.rows_per_block(problem.shape) == 1 and not problem.polytope.is_at_most():
@@ -249,7 +249,7 @@ def _prices(task: _Task, proof: TangentProof) -> Tensor:
 
 
 def _with_dense(problem: Problem, proof: TangentProof, found: list[DenseRow]) -> TangentProof:
-    """Return the proof in which some rows have an L of their own."""
+    """Return the proof with an L of their own for some rows."""
     if not found:
         return proof
     device = problem.device

@@ -14,7 +14,7 @@ Candidate = tuple[TangentProof, Bound]
 
 
 def best_of(problem: Problem, candidates: list[Candidate]) -> Candidate:
-    """Return the proof in which every coupled block rests on the best of the candidates, and its bound."""
+    """Return the proof that takes every coupled block from the best candidate, and its bound."""
     stacked = torch.stack([bound.block_lower_bound for _, bound in candidates])
     choice = stacked.argmax(dim=0)  # (blocks,)
     if bool((choice == choice[0]).all()):

@@ -18,11 +18,11 @@ _MATRICES = 8  # (masks, cols) float64 tensors held at once, and as many systems
 
 
 def exact_bounds(problem: ReconstructionProblem, memory_bytes: int) -> Tensor:
-    """Return what is proven of the least error of each coupled block, (blocks,) float64.
+    """Return a proven lower bound on the least error of each coupled block, (blocks,) float64.
 
     Weights v on a support S leave rᵀ H_SS⁻¹ r above the least error there, r the residual of the normal equations; H
     − Diag(d) ⪰ 0 bounds it by ‖r‖² / min d in the scaling of unit diagonal. That and the rounding of the sums are taken
-    off, so that the bound is below the optimum by a share of about 1e-9.
+    off, which puts the bound below the optimum by about 1e-9 of it.
 
     Raises:
         RelaxPruneError: a coupled block has more than 2^20 masks, or the Gram is singular or nearly so.

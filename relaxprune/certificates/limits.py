@@ -1,4 +1,4 @@
-"""What may be asked of a certificate: limits that its method uses, and few enough masks to try them all."""
+"""Checks of what is asked of a certificate: limits that the method uses, and few enough masks to try them all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from relaxprune.solvers import make_solver
 
 
 def check_limits(method: str, rows: object, time_limit_s: float | None) -> None:
-    """Raise RelaxPruneError for limits that the method does not use."""
+    """Raise RelaxPruneError for a limit that the method does not use."""
     for name, value, methods in (("rows", rows, ("diagonal", "sdp")), ("time_limit_s", time_limit_s, ("sdp",))):
         if value is not None and method not in methods:
-            raise RelaxPruneError(f"{name} is of use to {' and '.join(methods)} alone, got it for method {method!r}")
+            raise RelaxPruneError(f"{name} is only for {' and '.join(methods)}, got it for method {method!r}")
 
 
 def check_enumerable(problem: Problem) -> None:
-    """Raise RelaxPruneError where a coupled block has too many masks to try them all."""
+    """Raise RelaxPruneError if a coupled block has too many masks to try them all."""
     try:
         make_solver("enumerate").check(problem)
     except RelaxPruneError as error:

@@ -14,7 +14,7 @@ from .weight_certificate import WeightCertificate
 
 
 def load_certificate(path: str | Path) -> Certificate:
-    """Read a certificate; nothing of what it says is believed before ``Certificate.verify``.
+    """Read a certificate file. Its content is not trusted until ``Certificate.verify`` has checked it.
 
     Args:
         path: a file that ``Certificate.save`` made.
@@ -33,7 +33,7 @@ def load_certificate(path: str | Path) -> Certificate:
 
 
 def _certificate(stored: StoredClaim) -> Certificate:
-    """Return the certificate of a claim, with the numbers that no proof rests on."""
+    """Return the certificate of a claim, with the numbers that the proof does not depend on."""
     claim, notes = stored.claim, stored.description
     if isinstance(claim, WeightClaim):
         return WeightCertificate(

@@ -1,4 +1,4 @@
-"""Certificates of masks: what is proven of every mask of a set."""
+"""Certificates of masks: a bound for every mask of a set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LAST_DIGITS = 1e-12
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the whole layer's bound would be if every row had been treated as the sampled ones. An estimate, no proof.
+    """What the layer's bound would be if every row were treated like the sampled ones: an estimate, not a proof.
 
     Attributes:
         lower_bound: the extrapolated bound.
@@ -40,13 +40,13 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class MaskCertificate(Certificate):
-    """A lower bound on the objective of every feasible mask, and what it proves of one mask.
+    """A lower bound on the objective of every feasible mask, and the gap of one mask.
 
     Attributes:
-        method: how the bound was asked to be proven; rows may rest on a cheaper method that did better.
-        rows_covered: number of rows that the method asked for was applied to; the others rest on cheaper ones.
-        checks: what was verified and allowed for: how convexity was proven, the shift and slacks subtracted, precision.
-        relaxed_objective: the relaxation's value at the point where the tangents were taken.
+        method: the method that was asked for; rows may use a cheaper method that did better.
+        rows_covered: number of rows that this method was applied to; the others use cheaper ones.
+        checks: how convexity was proven, the shift and slacks that were subtracted, the precision.
+        relaxed_objective: the relaxation's value at the point of tangency.
         mask: (rows, cols) bool, the mask.
         proof: the numbers that the bound is rebuilt from.
         estimate: the extrapolation from sampled rows, or None.
@@ -66,7 +66,7 @@ class MaskCertificate(Certificate):
 
     @property
     def claim(self) -> MaskClaim:
-        """What is to be verified, as a plain value."""
+        """What ``verify`` checks, as a plain value."""
         return MaskClaim(
             method=self.method,
             objective=self.objective,
@@ -82,7 +82,7 @@ class MaskCertificate(Certificate):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a file keeps besides the claim: nothing that the proof rests on, but for the shift in ``checks``."""
+        """What a file stores in addition to the claim; the proof depends only on the shift in ``checks``."""
         return {
             "seconds": self.seconds,
             "rows_covered": self.rows_covered,
@@ -160,5 +160,5 @@ def assemble(
 
 
 def total_below(row_bound: Tensor) -> float:
-    """Sum bounds and give away what the sum may be rounded up."""
+    """Sum bounds, less the most that rounding can add."""
     return float(row_bound.sum()) - len(row_bound) * UNIT_ROUNDOFF * float(row_bound.abs().sum())

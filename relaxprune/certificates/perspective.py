@@ -21,7 +21,7 @@ from relaxprune.problems.precision import UNIT_ROUNDOFF
 
 MATRICES = 12  # (rows, cols) float64 tensors held at once
 _STEP = 0.05  # first step towards the response
-_RISE, _FALL = 1.2, 0.5  # of a row's step, where its bound rose and where it did not
+_RISE, _FALL = 1.2, 0.5  # of a row's step, if its bound rose and if it did not
 _SHRINK, _LEAST_SCALE = 0.8, 1e-4  # of the conditional variances
 _HELD_BACK = 1e-3  # of d: what keeps H − D definite, so that rounding of c can be allowed for
 
@@ -29,7 +29,7 @@ _HELD_BACK = 1e-3  # of d: what keeps H − D definite, so that rounding of c ca
 def separable(gram: Gram) -> Tensor | None:
     """Return d / diag(H), (cols,) float64, with H − Diag(d) proven positive semidefinite and d > 0, or None.
 
-    d follows the conditional variances 1 / (H⁻¹)_jj, as far as they may be scaled up together.
+    d is the conditional variances 1 / (H⁻¹)_jj, scaled up together as far as possible.
     """
 
     def make() -> Tensor:
@@ -72,7 +72,7 @@ class Perspective:
         self.target = (problem.target.to(torch.float64) * gram.diagonal.to(torch.float64).sqrt()).to(dtype)
 
     def bound(self, point: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Return the bound of some coupled blocks at a, less the residual, and the response r to it, (R, cols).
+        """Return the bound of some coupled blocks at a, without the residual, and the response r, (R, cols).
 
         What c, the sums and the products may have been rounded by is taken off: with δ the rounding of c, the constant
         aᵀ c grows by at most |a|ᵀ δ + δᵀ (H − D)⁻¹ δ, and H − D is at least a thousandth of D.
@@ -101,7 +101,7 @@ class Perspective:
 
 
 def raised(dual: Perspective, rows: slice, iterations: int) -> Tensor:
-    """Return a point of some rows, (R, cols), at which the bound is high, by steps towards the response."""
+    """Raise the bound of some rows by steps towards the response; return the point, (R, cols)."""
     point = torch.zeros_like(dual.target[rows])
     best, response = dual.bound(point, rows)
     step = torch.full_like(best, _STEP)

@@ -1,4 +1,4 @@
-"""Which rows to look at when all are too many, and what they say of the others."""
+"""Drawing rows when treating all takes too long, and estimating the bound of the others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def chosen_rows(
 
 
 def row_count(rows: object) -> int | float | None:
-    """Return ``rows`` as a number where it is one, of Python, numpy or torch, else None."""
+    """Return ``rows`` if it is a number, of Python, numpy or torch, else None."""
     if isinstance(rows, Tensor) and rows.dim() == 0:
         rows = rows.item()
     if isinstance(rows, (bool, float)):
@@ -81,12 +81,12 @@ def drawn_rows(block_objective: Tensor, count: int, seed: int) -> Tensor:
 
 
 def extrapolated(block_objective: Tensor, row_bound: Tensor, drawn: Tensor) -> Estimate:
-    """Estimate the bound of all rows from the drawn ones (Horvitz and Thompson, 1952), with a confidence interval.
+    """Estimate the bound of all rows from the drawn ones, with a confidence interval (Horvitz and Thompson, 1952).
 
     Args:
         block_objective: (rows,) float64.
         row_bound: (rows,) float64.
-        drawn: (r,) int64, what ``drawn_rows`` returned for these objectives.
+        drawn: (r,) int64, the result of ``drawn_rows`` for these objectives.
     """
     count = len(drawn)
     weighted = row_bound[drawn] / inclusion(block_objective, count)[drawn]

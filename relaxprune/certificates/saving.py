@@ -20,12 +20,12 @@ from .verify.subject import Subject
 
 
 def save_claim(claim: Claim, subject: Subject, notes: dict[str, Any], path: str | Path) -> None:
-    """Write a certificate durably: the file appears whole or not at all.
+    """Write a certificate durably and atomically.
 
     Args:
         claim: what it claims.
         subject: the problem that it is for.
-        notes: what the file keeps besides, as JSON values.
+        notes: what the file stores in addition, as JSON values.
         path: the file to create or replace.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Convex functions below the objective that are easy to minimise: what every bound here is made of.
+"""Convex functions below the objective that are easy to minimise: the source of every bound here.
 
 On masks m_j² = m_j, so anything that vanishes there may be taken off the objective, and anything that is at least 0
 there as well. Row by row,
@@ -33,14 +33,14 @@ _CONVEXITY_MARGIN = 1e-9
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound per coupled block and what was allowed for.
+    """A bound per coupled block, and the allowances in it.
 
     Attributes:
         block_lower_bound: (blocks,) float64.
         value: (blocks,) float64, f at the point as given; for other methods than fw L there.
         row_rounding: (blocks,) the part of the bound given away to rounding errors.
         convexity_slack: the part given away to a Gram that is not proven PSD, summed over blocks.
-        scale: (blocks,) float64, where along the ray through the point the tangent was taken.
+        scale: (blocks,) float64, the place of the tangent on the ray through the point.
     """
 
     block_lower_bound: Tensor

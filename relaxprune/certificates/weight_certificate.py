@@ -1,4 +1,4 @@
-"""What is proven of weights that moved: a bound for every mask of the set with any weights on it."""
+"""Certificates of weights that moved: a bound for every mask of the set with any weights on it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .exact_weights import exact_bounds
 from .perspective import MATRICES, Perspective, raised, separable
 from .verify.claim import EXACT, PERSPECTIVE, TRIVIAL, WeightClaim
 
-_ITERATIONS = 8  # products spent on a bound where nobody says how many
+_ITERATIONS = 8  # products per bound by default
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeightCertificate(Certificate):
-    """A lower bound on the error of every mask of the set with the best weights on it, and what it proves of an answer.
+    """A lower bound on the error of every mask of the set with the best weights on it, and the gap of one answer.
 
     Attributes:
-        method: "perspective", "exact", or "trivial" where the Gram leaves no diagonal to separate by.
-        weight: (rows, cols) floats, the answer V that it is for; ``objective`` is f(V).
+        method: "perspective", "exact", or "trivial" if no diagonal can be split off the Gram.
+        weight: (rows, cols) floats, the answer V; ``objective`` is f(V).
         point: (rows, cols) float64, a in the scaling of unit diagonal, from which the bound of method perspective is
             rebuilt; else None.
         tightening: (cols,) float64, d / diag(H) of method perspective; else None.
@@ -39,7 +39,7 @@ class WeightCertificate(Certificate):
 
     @property
     def claim(self) -> WeightClaim:
-        """What is to be verified, as a plain value."""
+        """What ``verify`` checks, as a plain value."""
         return WeightClaim(
             method=self.method,
             objective=self.objective,
@@ -54,7 +54,7 @@ class WeightCertificate(Certificate):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a file keeps besides the claim: nothing that the proof rests on."""
+        """What a file stores in addition to the claim; the proof does not depend on it."""
         return {"seconds": self.seconds}
 
 
@@ -70,15 +70,14 @@ def certify_weights(
 
     Args:
         problem: the problem.
-        weight: (rows, cols) floats, the answer that is certified: 0 outside a mask of the problem's set.
-        method: "perspective", or "exact" for at most 2^20 masks of a coupled block, all of which are tried.
-        max_iterations: of "perspective", products spent on raising the bound; every one counts, for it holds at any
-            time.
-        memory_budget_bytes: bound on temporaries, where rows are independent.
+        weight: (rows, cols) floats, the answer to certify: 0 outside a mask of the problem's set.
+        method: "perspective", or "exact", which tries all masks of a coupled block, at most 2^20.
+        max_iterations: products that "perspective" spends on raising the bound, which is valid at any time.
+        memory_budget_bytes: bound on temporaries, if rows are independent.
 
     Raises:
-        RelaxPruneError: an unknown method, "exact" for too many masks or a singular Gram, or weights that are none of
-            the problem's.
+        RelaxPruneError: an unknown method, "exact" for too many masks or a singular Gram, a problem of another kind,
+            or weights that do not fit the problem.
     """
     one_of("method", method, (PERSPECTIVE, EXACT))
     whole_number("max_iterations", max_iterations, 0)
@@ -94,7 +93,7 @@ def build_weights(
     method: str = PERSPECTIVE,
     max_iterations: int = _ITERATIONS,
 ) -> WeightCertificate:
-    """Certify as ``certify_weights`` does, weights that are known to be 0 outside a mask; they may be infinite."""
+    """Certify weights, which may be infinite, without checking that they are 0 outside a mask."""
     started = time.monotonic()
     block_objective = problem.block_objective(weight)
     point = tightening = None
@@ -129,7 +128,7 @@ def refuse_misfit(problem: ReconstructionProblem, weight: Tensor) -> None:
     if not bool(torch.isfinite(weight).all()):
         raise RelaxPruneError("weight must be finite, got NaN or Inf")
     used = (weight != 0).to(problem.device)
-    # Of all masks the one that covers most of them; where one covers all, so does this.
+    # The mask that covers the most of them: if any covers all, this one does.
     covered = problem.polytope.lmo(-used.to(torch.float64)) > 0.5
     if left := int((used & ~covered).sum()):
         raise RelaxPruneError(
@@ -138,7 +137,7 @@ def refuse_misfit(problem: ReconstructionProblem, weight: Tensor) -> None:
 
 
 def _perspective(problem: ReconstructionProblem, iterations: int, memory_bytes: int) -> tuple[Tensor, Tensor]:
-    """Return the bound of each coupled block, and the point that it is rebuilt from."""
+    """Return the bound of each coupled block, and the point from which it is rebuilt."""
     best = problem.residual_of_blocks()
     point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
     dual = Perspective(problem)
@@ -148,5 +147,5 @@ def _perspective(problem: ReconstructionProblem, iterations: int, memory_bytes: 
         point[rows] = raised(finder, rows, iterations)
     found = dual.bounds(point, memory_bytes)
     better = problem.polytope.to_rows(found > at_zero, len(point))
-    point = torch.where(better, point, 0.0)  # where float32 led astray
+    point = torch.where(better, point, 0.0)  # if float32 led astray
     return torch.maximum(best, torch.maximum(found, at_zero)), point

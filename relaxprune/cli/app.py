@@ -1,10 +1,10 @@
 """The ``relaxprune`` command: its subcommands, its exit codes, and how errors read.
 
-Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, told in one
-sentence on stderr; 3 finished, with something the user must see (each is told on stderr and kept in the result);
+Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, one sentence
+on stderr; 3 finished, with notices that the user must see (on stderr and in the result);
 130 interrupted. Only a ``RelaxPruneError`` is bad input: any other exception is an error inside, whatever its type.
 
-Nothing here imports torch: each command does when it is called, so that help and version answer at once.
+Nothing here imports torch; each command does when it is called, so help and version are instant.
 """
 
 from __future__ import annotations

@@ -63,12 +63,12 @@ def compare_solvers(
 
 
 def _show(row: ComparisonRow) -> None:
-    """Say that a solver is done, to people who wait."""
+    """Print that a solver is done, for a waiting user."""
     print(f"{row.solver}: {row.status}", file=sys.stderr)
 
 
 def _write(comparison: Comparison, out: Path, draw: bool) -> None:
-    """Write the JSON, and the plot where there is something to draw."""
+    """Write the JSON, and the plot if there is anything to draw."""
     from relaxprune import __version__
     from relaxprune.solving import plot_comparison
     from relaxprune.support import write_bytes, write_json
@@ -82,7 +82,7 @@ def _write(comparison: Comparison, out: Path, draw: bool) -> None:
 
 
 def _exit_code(comparison: Comparison, named: bool) -> int:
-    """Return 3, and tell why, where a solver broke, or refused a problem that it was named for."""
+    """Return 3, and say why, if a solver broke down, or one that was named refused the problem."""
     from relaxprune.solving import REFUSED
 
     return tell(

@@ -97,7 +97,7 @@ def run_demo(settings: DemoSettings) -> int:
 
 
 def left_behind(out: Path) -> str:
-    """Say what an interrupted demo leaves in its output folder; it has no --resume."""
+    """Return what an interrupted demo leaves in its output folder, as a clause; a demo has no --resume."""
     if not (folder := RunFolder(out, {})).begun:
         return "nothing is written"
     state = "the finished 50 % model" if folder.finished else "an unfinished run, which can be deleted"
@@ -154,14 +154,14 @@ def _run(
 
 
 def _perplexity(loaded: LoadedModel, held_out: TokenWindows) -> float:
-    """Measure the model as it is, and say so."""
+    """Measure and print the model's perplexity."""
     result = perplexity(loaded.model, held_out.tokens)
     print(perplexity_line(result.perplexity, result.windows, result.length, held_out.source), flush=True)
     return result.perplexity
 
 
 def _comparison(rows: list[DemoRow]) -> list[str]:
-    """Say where relaxprune was not better than Wanda in the same pattern."""
+    """Return a notice for every pattern in which relaxprune was not better than Wanda."""
     wanda = {row.amount: row.perplexity for row in rows if row.method == "Wanda"}
     return [
         f"at {row.amount} relaxprune's perplexity {row.perplexity:.2f} is not below Wanda's {wanda[row.amount]:.2f}"

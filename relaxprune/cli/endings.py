@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 
 def tell(notices: Iterable[str]) -> int:
-    """Say every notice and return the exit code of a command that finished with them: 3, or 0 for none."""
+    """Print every notice to stderr and return the exit code: 3, or 0 without notices."""
     code = 0
     for notice in notices:
         say(notice)
@@ -32,7 +32,7 @@ def tell(notices: Iterable[str]) -> int:
 
 
 def bad_input(sentence: str) -> RelaxPruneError:
-    """Return the exception that is bad input. It comes with torch, which only errors may wait for."""
+    """Return the exception for bad input; importing it loads torch, which only errors may wait for."""
     from relaxprune import RelaxPruneError
 
     return RelaxPruneError(sentence)
@@ -54,7 +54,7 @@ def interruptible(left: Callable[[], str] = lambda: "nothing is written") -> Ite
 
 @contextmanager
 def door() -> Iterator[None]:
-    """Tell an operating system's refusal as bad input; only around what opens something that the user named."""
+    """Turn an operating system's error into bad input; only around code that opens something the user named."""
     try:
         yield
     except OSError as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextGroup:
-    """The held-out text of a perplexity; None where it is not given."""
+    """The held-out text of a perplexity; None if not given."""
 
     text: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="builtin (default), a text file, c4 or wikitext2.")
@@ -35,7 +35,7 @@ class TextGroup:
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """Tasks of lm-eval instead of a perplexity; None where it is not given."""
+    """Tasks of lm-eval instead of a perplexity; None if not given."""
 
     tasks: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Tasks of lm-eval with commas between, such as boolq,arc_easy.")
@@ -104,7 +104,7 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
 
 
 def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
-    """Print the accuracy on each task, and write them where asked to."""
+    """Print the accuracy on each task, and write them if asked to."""
     from relaxprune import __version__
     from relaxprune.evaluation import TaskOptions, evaluate_tasks, open_tasks
     from relaxprune.support import refuse_output_file, write_json
@@ -131,7 +131,7 @@ def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
 
 
 def task_table(result: TaskResult) -> str:
-    """Say every accuracy with the versions without which it means little."""
+    """Return a table of accuracies, with the versions without which they mean little."""
     lines = [f"{'task':<20} {'acc':>7} {'stderr':>7}  {'examples':<16} {'version':<8} shots"]
     for score in result.scores:
         asked = f"{score.examples} of {score.of}"
@@ -146,5 +146,5 @@ def task_table(result: TaskResult) -> str:
 
 
 def perplexity_line(value: float, windows: int, length: int, source: str) -> str:
-    """Say a perplexity with what it was measured on; a perplexity without these means nothing."""
+    """Return a line with a perplexity and what it was measured on, without which it means nothing."""
     return f"perplexity {value:.4f} ({windows} windows of {length} tokens, {source}, held out)"

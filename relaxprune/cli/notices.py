@@ -1,4 +1,4 @@
-"""What a user must see although the run finished: each is one sentence, kept in the result, and makes exit code 3."""
+"""What a user must see of a finished run: one sentence each, kept in the result, with exit code 3."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _NAMED = 3
 def report_notices(report: PruneReport) -> list[str]:
     """Return the notices of a model's report.
 
-    They are: layers of the plan that were not pruned because no calibration text reached them; layers whose solver
-    broke down, so that their mask is the starting one; blocks that could not be replayed, so that another, slower way
-    was taken; layers that correct no errors of earlier ones, though asked to; and orders of channels that were put
-    back because they changed what a block computes.
+    They are: layers of the plan that no calibration text reached; layers whose solver broke down, so that their mask
+    is the starting one; blocks that could not be replayed, so that the whole model was run instead; layers that were
+    asked to correct errors of earlier ones but do not; and orders of channels that were put back because they changed
+    what a block computes.
     """
     notices = []
     if report.unreached:
         notices.append(
-            f"{len(report.unreached)} layers were not pruned, for no calibration text reached them: "
+            f"{len(report.unreached)} layers were not pruned because no calibration text reached them: "
             f"{_some(report.unreached)}"
         )
     for status in Status:

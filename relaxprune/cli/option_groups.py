@@ -132,7 +132,7 @@ def _fraction(text: str) -> float:
 
 @dataclass(frozen=True)
 class BudgetGroup:
-    """What is asked of a solver, whichever it is; fields are named as in ``SolveOptions``."""
+    """What is asked of any solver; fields are named as in ``SolveOptions``."""
 
     start: Annotated[str, typer.Option(help="Starting mask: auto (wanda), wanda, ria, magnitude or none.")] = "auto"
     polish: Annotated[str, typer.Option(help="Search that ends a mask: swap, obs-swap, none, or auto (by solver).")] = (

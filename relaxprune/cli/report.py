@@ -18,7 +18,7 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="The page, .html; by default report.html in the one folder.")
     ] = None,
 ) -> None:
-    """Write what came of a run as one HTML page without network or script, and its numbers as JSON beside it."""
+    """Write a run's report as one HTML page, without network or script, and its numbers as JSON next to it."""
     from relaxprune import write_report
 
     with interruptible(), door():

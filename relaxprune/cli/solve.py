@@ -22,7 +22,7 @@ _FILE_SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class MovingGroup:
-    """Whether kept weights get new values, and where these go."""
+    """Whether kept weights get new values, and where to write them."""
 
     refit: Annotated[bool, typer.Option("--refit", help="Give kept weights new values; see docs/refit.md.")] = False
     damping: Annotated[
@@ -33,7 +33,7 @@ class MovingGroup:
     )
 
     def check(self) -> None:
-        """Refuse what makes no sense without ``--refit``."""
+        """Refuse options that need ``--refit``."""
         for name, value in (("--damping", self.damping), ("--weight-out", self.weight_out)):
             if value is not None and not self.refit:
                 raise bad_input(f"{name} is {str(value)!r}, but there is no --refit")
@@ -41,7 +41,7 @@ class MovingGroup:
 
 @dataclass(frozen=True)
 class ResultGroup:
-    """Where the work is done, and where its result goes."""
+    """The device to work on, and the file for the result."""
 
     out: Annotated[Path | None, typer.Option(help="File for the mask, the bound and the settings.")] = None
     device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None
@@ -50,7 +50,7 @@ class ResultGroup:
 
 @dataclass(frozen=True)
 class ProofGroup:
-    """What is asked of the certificate: a method, None for the solver's own; its limits; where to keep it."""
+    """The certificate: its method, None for the solver's own; its limits; its file."""
 
     certify: Annotated[
         str | None, typer.Option(help="Prove a bound: fw or diagonal (cheap), sdp (seconds a row), exact (tiny rows).")
@@ -73,7 +73,7 @@ class ProofGroup:
                 raise bad_input(f"{name} is {value}, but there is no --certify")
 
     def check_for(self, problem: MaskProblem | ReconstructionProblem) -> None:
-        """Refuse what cannot be done for a problem before any work is."""
+        """Refuse what is impossible for a problem, before any work."""
         from relaxprune.certificates.limits import check_enumerable, check_limits
 
         if self.certify is not None:
@@ -150,7 +150,7 @@ def _check_files(files: dict[str, Path | None]) -> None:
 
 
 def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
-    """Read ``weight`` and ``gram`` and put the polytope around them."""
+    """Read ``weight`` and ``gram`` and make the mask problem."""
     from relaxprune import MaskProblem
     from relaxprune.runs import read_problem_file
 
@@ -161,7 +161,7 @@ def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
 
 
 def _read_moving(file: Path, target: Target, device: str | None, damping: float | None) -> ReconstructionProblem:
-    """Read the same, and ``cross`` and ``dense_gram`` if they are there, for weights that move."""
+    """Read the same, and ``cross`` and ``dense_gram`` if present, for weights that move."""
     from relaxprune import ReconstructionProblem
     from relaxprune.options import PruneOptions
     from relaxprune.runs import read_problem_file
@@ -180,7 +180,7 @@ def _read_moving(file: Path, target: Target, device: str | None, damping: float 
 
 
 def _show(facts: dict[str, Any]) -> None:
-    """Print what a user wants to know first."""
+    """Print the main numbers."""
     shown = ("sparsity", "objective", "kept_objective", "relative_error", "lower_bound", "relative_gap", "status")
     for key in (*shown, "seconds"):
         if facts[key] is not None:
@@ -192,7 +192,7 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_out: Path | None) -> None:
-    """Write the mask with the facts, and the new weight, where that is asked for."""
+    """Write the mask with the facts, and the new weight, if asked to."""
     from relaxprune import write_masks
     from relaxprune.support import write_tensors
 
@@ -211,7 +211,7 @@ def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_o
 def _facts(
     problem: MaskProblem | ReconstructionProblem, solution: Solution, proven: Certificate, seed: int
 ) -> dict[str, Any]:
-    """Return what is known of a solution, as plain JSON values."""
+    """Return the facts of a solution as plain JSON values."""
     from relaxprune import __version__
 
     notes = proven.notes

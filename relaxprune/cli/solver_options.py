@@ -19,7 +19,7 @@ class OptionType:
 
     Attributes:
         alternatives: the accepted types, of ``bool``, ``int``, ``float``, ``str`` and ``None``'s.
-        choices: the accepted words, where the solver lists them.
+        choices: the accepted words, if the solver lists them.
     """
 
     alternatives: tuple[type, ...]
@@ -27,7 +27,7 @@ class OptionType:
 
     @property
     def label(self) -> str:
-        """How the accepted values are told to the user."""
+        """The accepted values in words."""
         words = [str(choice) for choice in self.choices]
         words += ["none" if kind is types.NoneType else kind.__name__ for kind in self.alternatives]
         return " or ".join(words)
@@ -64,7 +64,7 @@ def parse_options(solver: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def option_types(solver: Any) -> dict[str, OptionType]:
-    """Return what each option of a solver accepts; an option that no word can express is left out."""
+    """Return what each option of a solver accepts; options that no word can express are left out."""
     hints = get_type_hints(type(solver))
     found = {}
     for field in fields(solver):

@@ -21,7 +21,7 @@ def verify_file(
     certificate: Annotated[Path, typer.Argument(help="The certificate; the set of masks is read from it.")],
     exact: Annotated[bool, typer.Option("--exact", help="Compute in rationals: up to 64 rows, 24 columns.")] = False,
 ) -> int:
-    """Check a certificate: rebuild its bound from the layer, by code that had no part in making it."""
+    """Check a certificate: rebuild its bound from the layer, with code independent of the code that made it."""
     from relaxprune.certificates.verify import CertificateError, read_claim, verify
 
     with interruptible():

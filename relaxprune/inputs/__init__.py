@@ -1,4 +1,4 @@
-"""What layers read: batches through a model, and the Grams of its layers' inputs."""
+"""The inputs of layers: batches through a model, and the Grams of what its layers read."""
 
 from __future__ import annotations
 

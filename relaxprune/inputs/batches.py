@@ -1,4 +1,4 @@
-"""Batches: how they are read, and how they are put through a model."""
+"""Batches: reading them, and running a model on them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
             2-D ``attention_mask`` marks padding with 0, and a ``decoder_attention_mask`` that of a decoder of its own.
 
     Raises:
-        RelaxPruneError: no batch, a batch of another type, or padding that no mask marks.
+        RelaxPruneError: no batch, a batch of another type, or padding without a mask.
     """
     if isinstance(batches, (str, bytes, Mapping)):
         raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}")
@@ -53,7 +53,7 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
 
 
 def _read_batch(batch: Any, index: int) -> Batch:
-    """Give one batch its arguments and its padding mask."""
+    """Return a batch as arguments and a padding mask."""
     if isinstance(batch, Tensor):
         window = batch.dim() == 1 and not batch.is_floating_point()
         return Batch((batch.unsqueeze(0) if window else batch,), {})
@@ -64,7 +64,7 @@ def _read_batch(batch: Any, index: int) -> Batch:
 
 
 def _padding(kwargs: Mapping[str, Any], name: str, index: int) -> Tensor | None:
-    """Return where a batch's tokens are real, (batch, tokens) bool; None where no token is padding."""
+    """Return which of a batch's tokens are real, (batch, tokens) bool; None if none is padding."""
     mask = kwargs.get(name)
     if mask is None:
         return None
@@ -76,7 +76,7 @@ def _padding(kwargs: Mapping[str, Any], name: str, index: int) -> Tensor | None:
 
 
 def without_first(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """Mark the first real tokens of every window like padding: they go through the model, and do not count.
+    """Mark the first real tokens of every window like padding: the model reads them, but they do not count.
 
     Args:
         batches: of token ids, (windows, length).
@@ -125,7 +125,7 @@ def _token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:
-    """Put one batch through the model, on the model's device and without a key-value cache."""
+    """Run the model on one batch, on the model's device and without a key-value cache."""
     device = model_device(model)
     args, kwargs = map_tree((batch.args, batch.kwargs), Tensor, lambda leaf: leaf.to(device))
     if "use_cache" in inspect.signature(model.forward).parameters:

@@ -1,4 +1,4 @@
-"""The dense model beside the one that is being pruned: its layers' inputs, made without a second model in memory."""
+"""The dense model next to the one being pruned: its layers' inputs, without a second model in memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .stages import Stage
 class DenseStream:
     """Puts batches through the dense model, stage by stage, while the model's weights are being pruned.
 
-    The dense weights of a stage are kept aside and put back for each pass. Where blocks are replayed those of the block
-    at hand are enough; where the whole model is run, those of all layers pruned so far are.
+    The dense weights of a stage are set aside and put back for each pass: those of the current block if blocks are
+    replayed, those of all layers pruned so far if the whole model is run.
 
     Args:
         propagation: of the dense model, apart from that of the pruned one.
-        follows: advance it from block to block. False where it is the pruned model's own, so that each block alone is
-            dense.
+        follows: advance it from block to block. False if it is the pruned model's own, so that only the current block
+            is dense.
     """
 
     def __init__(self, propagation: Propagation, *, follows: bool = True) -> None:
@@ -30,7 +30,7 @@ class DenseStream:
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, stage: Stage) -> None:
-        """Keep the dense weights of a stage, before anything is written to them."""
+        """Keep the dense weights of a stage before anything is written to them."""
         weights = {id(layer.weight): layer.weight for layer in stage.layers}  # experts share one
         self._kept += [(weight, weight.detach().clone()) for weight in weights.values()]
 
@@ -54,7 +54,7 @@ class DenseStream:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """Have the dense weights in the model; the pruned ones come back, also after an exception."""
+        """Put the dense weights into the model; the pruned ones come back at the end, even after an exception."""
         self._exchange()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Hearing what fused experts read: their matrices lie in one parameter, and no module of their own is called."""
+"""Observing fused experts: their matrices lie in one parameter, and they are no modules of their own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.overrides import TorchFunctionMode
 
 from relaxprune.models.layers import PrunableLayer
 
-# (layer, inputs, rows): rows are the tokens that the inputs belong to, None where that is not known.
+# (layer, inputs, rows): rows are the tokens that the inputs belong to, None if that is not known.
 Heard = Callable[[PrunableLayer, Tensor, Tensor | None], None]
 _PRODUCTS = (functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 _SECOND = ("weight", "other", "tensor2")  # what they call the matrix
 
 
 class ExpertListener(TorchFunctionMode):
-    """Tells of every product with an expert's matrix while it is entered.
+    """Reports every product with an expert's matrix while it is active.
 
     The models' own loop over experts, which ``borrowed`` has them use, takes the tokens of each expert by an index and
     multiplies them with its matrix, a view into the parameter that is known by where it begins. The second matrix of an
@@ -38,7 +38,7 @@ class ExpertListener(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call ``func``, and tell of it where it is a product with a known matrix."""
+        """Call ``func``, and report it if it is a product with a known matrix."""
         named = kwargs or {}
         result = func(*args, **named)
         if func is Tensor.__getitem__:
@@ -54,7 +54,7 @@ class ExpertListener(TorchFunctionMode):
         return result
 
     def _tell(self, layer: PrunableLayer, inputs: Tensor) -> None:
-        """Tell what a layer reads."""
+        """Report what a layer reads."""
         if self._taken is not None and self._taken[0] is inputs:
             self._rows = self._taken[1]
         elif self._rows is not None and len(self._rows) != len(inputs):

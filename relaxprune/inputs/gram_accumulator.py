@@ -39,7 +39,7 @@ class GramAccumulator:
     Attributes:
         features: number of columns of the layer's weight.
         tokens: number of tokens counted so far; padding is not among them.
-        weight: the sum of their weights, which is their number where there is no limit.
+        weight: the sum of their weights; their number without a limit.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class GramAccumulator:
 
         Args:
             features: width of the inputs, at least 1.
-            device: where the sum lives; the activations are multiplied where they are.
+            device: of the sum; activations are multiplied on their own device.
             limit: tokens with ‖x‖² above it get the weight limit / ‖x‖², all others 1; the mean is a weighted one.
-            halves: keep the sum of the odd batches apart too, for ``halves``; 8 bytes more per entry.
+            halves: keep a second sum of the odd batches, for ``halves``; 8 bytes more per entry.
 
         Raises:
             RelaxPruneError: ``features`` is not positive.
@@ -155,7 +155,7 @@ class GramAccumulator:
     def halves(self) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
         """Return the (features, features) float64 means of the even and of the odd batches, each with its weight.
 
-        None where one of them has no token, or where halves were not asked for.
+        None if one of them has no token, or without ``halves``.
         """
         even_weight = self.weight - self._odd_weight
         if self._odd is None or not self._odd_weight or not even_weight:
@@ -164,7 +164,7 @@ class GramAccumulator:
         return (even, even_weight), (self._odd / self._odd_weight, self._odd_weight)
 
     def clone(self) -> GramAccumulator:
-        """Return an independent copy: what is added to one from now on is not added to the other."""
+        """Return an independent copy."""
         twin = copy.copy(self)
         twin._sum = self._sum.clone()
         twin._odd = None if self._odd is None else self._odd.clone()

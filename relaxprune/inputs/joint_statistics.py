@@ -1,4 +1,4 @@
-"""Statistics of two streams at once: what a layer reads in the pruned model, and what it reads in the dense one."""
+"""Statistics of two streams at once: a layer's inputs in the pruned model, and those in the dense one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class JointAccumulator(GramAccumulator):
     Keeps three times the bytes of a Gram.
 
     Attributes:
-        aligned: whether every token had its own in the other stream so far. Experts are given other tokens once the
-            router reads something else; from then on there is nothing joint to speak of.
+        aligned: whether every token has had its counterpart in the other stream so far. Experts get other tokens once
+            the router reads something else; from then on there are no joint statistics.
     """
 
     def __init__(self, features: int, device: torch.device | str, *, limit: float, halves: bool) -> None:
@@ -65,7 +65,7 @@ class JointAccumulator(GramAccumulator):
                 self._dense += (weighted.T @ other).to(self._dense.device)
 
     def joint(self, share: float = 1.0) -> tuple[Tensor, Tensor] | None:
-        """Return E[y x̃ᵀ] and E[y yᵀ] of y = (1 − λ) x̃ + λ x, in the Gram's dtype; None where not aligned.
+        """Return E[y x̃ᵀ] and E[y yᵀ] of y = (1 − λ) x̃ + λ x, in the Gram's dtype; None if not aligned.
 
         Args:
             share: λ in [0, 1].
@@ -145,7 +145,7 @@ class JointCollector(StatisticsCollector):
             accumulator.add_dense(inputs, dense, kept, where)
 
     def _routed(self, leader: PrunableLayer) -> bool:
-        """Tell whether a layer reads a selection of the tokens: as many in both streams need not be the same ones."""
+        """Return whether a layer reads a selection of the tokens; the streams may select others, even equally many."""
         if leader.expert is not None:
             return True
         tokens = {name: _tokens(readings[0].tensor) for name, readings in self._readings.items() if readings}

@@ -21,15 +21,15 @@ from .statistics import NormCollector, StatisticsCollector
 
 @dataclass(frozen=True, eq=False)
 class LayerGram:
-    """What the tokens that some layers read come to.
+    """The statistics of the tokens that some layers read.
 
     Attributes:
         gram: (cols, cols), shrunk.
         tokens: how many count in it.
         token_weight: the mean of their weights.
         shrinkage: λ, how far it is shrunk.
-        cross: (cols, cols) E[x x̃ᵀ], x̃ the inputs of the Gram and x those that outputs are to be right for, shrunk like
-            it; None where it was not asked for, or where the dense model has other tokens.
+        cross: (cols, cols) E[x x̃ᵀ], x̃ the inputs of the Gram and x those that outputs should be right for, shrunk
+            like it; None if not asked for, or if the dense model has other tokens.
         dense_gram: (cols, cols) E[x xᵀ], shrunk like it; None like the one before.
     """
 
@@ -48,7 +48,7 @@ class GramMaker:
     Attributes:
         options: what was asked for.
         of_decoder: names of the layers that read an encoder-decoder model's decoder tokens.
-        correct: share λ of the way from the pruned model's inputs to the dense ones, where both are gathered.
+        correct: share λ of the way from the pruned model's inputs to the dense ones, if both are gathered.
     """
 
     options: StatisticsOptions = field(default_factory=StatisticsOptions)
@@ -58,8 +58,7 @@ class GramMaker:
     def parts(self, stage: Stage, propagation: Propagation) -> list[Stage]:
         """Split a stage into layers that are gathered together, in the order in which they have to be pruned.
 
-        Who reads what is seen in the first batch. The layers that it misses come last, together: they are split by
-        what they read like any others, but their inputs are gathered in one pass.
+        The first batch shows which layers share inputs. The layers that it misses come last, gathered in one pass.
         """
         if self.options.collect == "block" or len(stage.layers) < 2:
             return [stage]
@@ -69,7 +68,7 @@ class GramMaker:
         return [Stage(stage.index, layers) for layers in (*reached, missed) if layers]
 
     def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
-        """Put every batch through a stage and return the sums of its layers' inputs, with those in the dense model."""
+        """Put every batch through a stage and return the sums of its layers' inputs, joint with ``dense`` if given."""
         kind = StatisticsCollector if dense is None else JointCollector
         collector = kind(stage.layers, of_decoder=self.of_decoder, halves=self.options.shrinkage == AUTO)
         if self.options.token_cap is not None:
@@ -86,7 +85,7 @@ class GramMaker:
         """Remove a collector's first group, and with it its sums.
 
         Returns:
-            Its layers and their Gram, None where no token that counts reached them.
+            Its layers and their Gram, None if no token that counts reached them.
         """
         layers, sums = collector.take()
         if sums is None:

@@ -1,4 +1,4 @@
-"""Hooks that hear what layers read: who shares a tensor with whom, who is called when, and how often."""
+"""Hooks that record what layers read: which layers share a tensor, when each is called, and how often."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GramGroup:
 
 @dataclass(frozen=True)
 class Reading:
-    """One call of a layer: its input as it was, and the version that tells whether it was changed since."""
+    """One call of a layer: its input, and the version that shows whether it was changed since."""
 
     tensor: Tensor
     version: int
@@ -45,10 +45,10 @@ class Reading:
 
 
 class LayerListener:
-    """Hears what some layers read during one forward pass at a time; by itself it multiplies nothing.
+    """Records what some layers read in one forward pass at a time; the base class multiplies nothing.
 
     Layers start in one group, and a group splits whenever its layers read different tensors. Inputs are held until the
-    pass ends; what is done with them then is up to the classes below (``_count``).
+    pass ends, when subclasses use them (``_count``).
 
     Attributes:
         groups: the partition of the layers by what they have read so far.
@@ -72,7 +72,7 @@ class LayerListener:
 
     @contextmanager
     def listening(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None = None) -> Iterator[None]:
-        """Listen to one forward pass, then count it; hooks are gone afterwards, also after an exception.
+        """Listen to one forward pass, then count it; hooks are removed afterwards, even after an exception.
 
         Args:
             batch: index for error messages.

@@ -37,7 +37,7 @@ class Pass:
 
 
 class Propagation(Protocol):
-    """Gives the layers of a stage their inputs, after all earlier stages were pruned."""
+    """Gives the layers of a stage their inputs once all earlier stages are pruned."""
 
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         """Put the blocks' stages in the order in which they have to be pruned."""
@@ -49,7 +49,7 @@ class Propagation(Protocol):
         """Make the inputs of the next stage, now that this one is pruned."""
 
     def fork(self) -> Propagation:
-        """Return another that goes on by itself from where this one is."""
+        """Return an independent copy that goes on from here."""
 
 
 def observe(propagation: Propagation, stage: Stage, collector: LayerListener, batches: int | None = None) -> None:
@@ -60,7 +60,7 @@ def observe(propagation: Propagation, stage: Stage, collector: LayerListener, ba
 
 
 def probe(propagation: Propagation, stage: Stage) -> Callable[[], list[Tensor]] | None:
-    """Return what puts one batch, the largest, through the stage and gives what comes out; None if none reaches it."""
+    """Return a function that runs the stage on the largest batch and returns the outputs; None if none reaches it."""
     largest = max(propagation.passes(stage), key=lambda one: _numbers(one.batch), default=None)
     return None if largest is None else largest.run
 
@@ -73,7 +73,7 @@ class Rerun:
     batches: Sequence[Batch]
 
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
-        """Keep the order of the model: every order would do."""
+        """Keep the order of the model; any order works."""
         return list(stages)
 
     def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
@@ -89,7 +89,7 @@ class Rerun:
         """Do nothing: the next run goes through the pruned layers anyway."""
 
     def fork(self) -> Rerun:
-        """Return the same: it has no place in the model."""
+        """Return itself: it has no position in the model."""
         return self
 
 
@@ -107,7 +107,7 @@ class Replay:
         return sorted(stages, key=lambda stage: place.get(stage.index, len(place)))
 
     def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
-        """Run the block on every batch that reaches it; later blocks see nothing of that but its outputs."""
+        """Run the block on every batch that reaches it."""
         pairs = zip(self.batches[:batches], self.tapes[:batches], strict=True)
         for number, (batch, tape) in enumerate(pairs):
             if stage.index in tape.calls:
@@ -120,7 +120,7 @@ class Replay:
                 tape.advance(stage.index, self.blocks[stage.index])
 
     def fork(self) -> Replay:
-        """Copy the tapes, and none of their tensors."""
+        """Copy the tapes, but not their tensors."""
         return replace(self, tapes=[tape.fork() for tape in self.tapes])
 
 
@@ -130,10 +130,10 @@ def _numbers(batch: Batch) -> int:
 
 
 def block_propagation(model: nn.Module, blocks: BlockList, batches: Sequence[Batch]) -> tuple[Propagation, str]:
-    """Replay the blocks where that gives the model's own values, else run the whole model for each block.
+    """Replay the blocks if that gives the model's own values, else run the whole model for each block.
 
     Returns:
-        How inputs are made, and the same in words: "replay", "rerun" or "rerun: REASON".
+        The propagation, and its description: "replay", "rerun" or "rerun: REASON".
     """
     if not blocks.modules:
         return Rerun(model, batches), "rerun"

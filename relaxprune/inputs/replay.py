@@ -1,4 +1,4 @@
-"""Recording what each block is called with, and running blocks one after another on what they are given.
+"""Recording the arguments of each block, and running the blocks one after another on them.
 
 Each block has its own arguments (gemma3's sliding and full blocks get different masks and rotary values), so they are
 recorded per block. A tensor that is an output of an earlier block becomes a link and is filled in with what that block
@@ -43,7 +43,7 @@ class Tape:
     Attributes:
         order: indices of the blocks in the order of their calls.
         calls: block -> its call; dropped once the block is done.
-        values: the links' tensors that blocks to come still need.
+        values: the links' tensors that later blocks still need.
         final: outputs of the last block, only where the recording ran to the end of the model.
     """
 
@@ -70,7 +70,7 @@ class Tape:
         self.values = {link: tensor for link, tensor in self.values.items() if link in needed}
 
     def fork(self) -> Tape:
-        """Return a tape that goes on by itself; the tensors are shared."""
+        """Return an independent tape that shares the tensors."""
         return Tape(list(self.order), dict(self.calls), dict(self.values), self.final)
 
 
@@ -221,7 +221,7 @@ def _equal_leaves(one: Tensor | Link, other: Tensor | Link) -> bool:
 
 
 def share_constants(tape: Tape, earlier: Tape) -> None:
-    """Use the earlier batch's tensors where values are equal: equal windows have equal masks and rotary values."""
+    """Use the earlier batch's tensors if values are equal: equal windows have equal masks and rotary values."""
     known: dict[tuple[int, int], bool] = {}
     for index, call in tape.calls.items():
         before = earlier.calls[index].leaves

@@ -9,7 +9,7 @@ from .gram_accumulator import GramAccumulator
 
 
 def shrink(gram: Tensor, share: float) -> Tensor:
-    """Return (1 − λ) G + λ Diag(G), which is positive semidefinite where G is.
+    """Return (1 − λ) G + λ Diag(G), which is positive semidefinite if G is.
 
     Args:
         gram: (cols, cols), changed in place.
@@ -34,7 +34,7 @@ def estimate(accumulator: GramAccumulator) -> float:
         accumulator: with halves.
 
     Returns:
-        λ in [0, 1]; 1 where one half has no token, so that nothing tells how well the Gram is known.
+        λ in [0, 1]; 1 if one half has no token, and the Gram's accuracy is unknown.
     """
     halves = accumulator.halves()
     if halves is None:
@@ -51,6 +51,6 @@ def estimate(accumulator: GramAccumulator) -> float:
 
 
 def _energy_beside_diagonal(matrix: Tensor, root: Tensor) -> float:
-    """Return the sum of squares beside the diagonal of Diag(root) M Diag(root); changes ``matrix``."""
+    """Return the sum of squares off the diagonal of Diag(root) M Diag(root); changes ``matrix``."""
     matrix.mul_(root.unsqueeze(1)).mul_(root).diagonal().zero_()
     return float(matrix.square_().sum())

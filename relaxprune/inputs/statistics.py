@@ -48,7 +48,7 @@ class StatisticsCollector(LayerListener):
         """Remove the first group.
 
         Returns:
-            Its layers, and their sum, None where no real token reached them.
+            Its layers and their sum, None if no real token reached them.
         """
         group = self.groups.pop(0)
         reached = group.accumulator is not None and group.accumulator.tokens > 0
@@ -87,7 +87,7 @@ class NormCollector(LayerListener):
         self._norms: dict[str, list[Tensor]] = defaultdict(list)
 
     def median(self, group: GramGroup) -> float:
-        """Return the lower median of ‖x‖² over a group's tokens that are not zero, infinity where there are none."""
+        """Return the lower median of ‖x‖² over a group's tokens that are not zero, infinity if there are none."""
         seen = self._norms[group.layers[0].name]
         norms = torch.cat(seen) if seen else torch.zeros(0)
         norms = norms[norms != 0]

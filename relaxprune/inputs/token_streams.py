@@ -1,6 +1,6 @@
 """Which tokens a layer reads: an encoder-decoder model has two streams of them, each with its own padding.
 
-Shapes cannot tell the streams apart (both may have the same length), so the model is watched once: what runs inside
+Shapes do not tell the streams apart (both may have the same length), so the model is observed once: what runs inside
 the encoder, or reads what the encoder puts out (the keys and values of cross-attention), reads the encoder's tokens.
 """
 
@@ -23,7 +23,7 @@ from .tree import flatten
 def decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: Sequence[Batch]) -> frozenset[str]:
     """Return the names of the layers that read the decoder's tokens, whose padding is ``decoder_attention_mask``'s.
 
-    All other layers read the tokens of ``attention_mask``. Runs the model only where that makes a difference: for
+    All other layers read the tokens of ``attention_mask``. Runs the model only for
     encoder-decoder models with padding, batch after batch until every layer was reached.
 
     Raises:
@@ -56,7 +56,7 @@ class _Watch:
     """Hooks that note where each call of a layer happens and what it reads.
 
     Attributes:
-        streams: layer name -> the streams that its calls read: "encoder", "decoder", None where unknown.
+        streams: layer name -> the streams that its calls read: "encoder", "decoder", None if unknown.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[PrunableLayer]) -> None:
@@ -69,7 +69,7 @@ class _Watch:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen to one forward pass; hooks are gone afterwards, also after an exception."""
+        """Listen to one forward pass; hooks are removed afterwards, even after an exception."""
         encoder, decoder = self._stacks["encoder"], self._stacks["decoder"]
         handles = [
             encoder.register_forward_pre_hook(self._enter("encoder")),
@@ -128,7 +128,7 @@ def _refuse_unmarked(batch: Batch, index: int) -> None:
 
 
 def _names_two_streams(model: nn.Module, batches: Sequence[Batch]) -> bool:
-    """Tell whether a model that names no decoder may have one all the same, or is itself one that reads an encoder.
+    """Return whether a model that names no decoder may have one, or is itself one that reads an encoder.
 
     An encoder taken out of its model keeps the whole model's config, which says ``is_encoder_decoder``.
     """
@@ -138,7 +138,7 @@ def _names_two_streams(model: nn.Module, batches: Sequence[Batch]) -> bool:
 
 
 def _stack(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the model's encoder or decoder as it names them itself; None where it names none but itself."""
+    """Return the model's encoder or decoder by the model's own naming; None if that is the model itself or nothing."""
     getter = getattr(model, f"get_{name}", None)
     stack = getter() if callable(getter) else None
     return stack if isinstance(stack, nn.Module) and stack is not model else None

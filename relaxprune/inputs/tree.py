@@ -44,7 +44,7 @@ def map_tree(tree: Any, leaf_type: type, change: Callable[[Any], Any]) -> Any:
 
 
 def flatten(tree: Any) -> tuple[list[Tensor], Any]:
-    """Split a tree into its tensors and a skeleton that has a ``Slot`` in place of each."""
+    """Split a tree into its tensors and a skeleton with a ``Slot`` for each."""
     leaves: list[Tensor] = []
 
     def take(leaf: Tensor) -> Slot:

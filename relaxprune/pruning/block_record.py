@@ -23,12 +23,12 @@ class BlockRecord:
 
     Attributes:
         masks: parameter name -> (rows, cols) bool, True = kept, on the CPU; (rows, cols) = (outputs, inputs) also
-            where the module stores the transpose.
+            if the module stores the transpose.
         layers: one report for each mask.
         seconds: stage -> seconds spent until now, as in ``PruneReport``; a run that is continued counts on from them.
-        permutations: the orders of channels that the masks are for, empty where none was asked for.
+        permutations: the orders of channels that the masks are for; empty without ``permute``.
         weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
-        tuning: what tuning the block as a whole has gained, None where it was not.
+        tuning: the gain of tuning the block as a whole, None if it was not tuned.
     """
 
     masks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -51,7 +51,7 @@ class BlockRecorder(Protocol):
 
 @runtime_checkable
 class AllocationRecorder(BlockRecorder, Protocol):
-    """Keeps besides how a model's sparsity is shared among its layers, which is decided before the first block."""
+    """Also keeps how a model's sparsity is shared among its layers, which is decided before the first block."""
 
     def load_allocation(self) -> dict[str, int] | None:
         """Return layer -> entries pruned of every row, None if it has to be decided."""
@@ -62,7 +62,7 @@ class AllocationRecorder(BlockRecorder, Protocol):
 
 @runtime_checkable
 class CertificateRecorder(BlockRecorder, Protocol):
-    """Keeps certificates besides; a finished block's were all saved before it."""
+    """Also keeps certificates; those of a block are saved before the block."""
 
     def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
         """Keep the certificate of a layer, by its parameter's name, with the problem that it is for."""

@@ -23,11 +23,11 @@ _RATE = 3e-3  # Adam's rate, of the root mean square of a layer's kept weights
 
 @dataclass(frozen=True)
 class BlockTuning:
-    """What tuning one block has gained.
+    """The gain of tuning one block.
 
     Attributes:
         block: index of the block.
-        epochs: passes over the batches whose weights were kept; 0 where none improved the held-out batches.
+        epochs: passes over the batches whose weights were kept; 0 if none improved the held-out batches.
         steps: optimiser steps up to then.
         error_before, error_after: on the batches that were tuned on, the mean over tokens of ‖y − ỹ‖² / ‖y‖²: y is what
             the dense block puts out, ỹ the pruned one. What reads it normalises it token by token as well.
@@ -90,7 +90,7 @@ class BlockTuner:
                     steps += 1
                     self._write(masters)
                 errors = self._errors()
-                if not errors[1] < best_errors[1]:  # also where it is no number
+                if not errors[1] < best_errors[1]:  # also if it is NaN
                     break
                 best, best_errors, taken = [master.clone() for master in masters], errors, epoch
         self._write(best)
@@ -143,24 +143,24 @@ class BlockTuner:
 
 
 def check_batches(tune: int, batches: int) -> None:
-    """Raise RelaxPruneError where blocks are to be tuned and there are too few batches to hold one out."""
+    """Raise RelaxPruneError if blocks are to be tuned and there are too few batches to hold one out."""
     if tune and batches < 2:
         raise RelaxPruneError(f"tune needs at least 2 batches, for one is held out, got {batches}: give more windows")
 
 
 def check_replayed(tune: int, propagation: Propagation) -> None:
-    """Raise RelaxPruneError where blocks are to be tuned and cannot be run by themselves."""
+    """Raise RelaxPruneError if blocks are to be tuned and cannot be run by themselves."""
     if tune and isinstance(propagation, Rerun):
         raise RelaxPruneError("tune needs blocks that can be replayed one by one, and those of this model cannot")
 
 
 def tunable(layer: PrunableLayer) -> bool:
-    """Tell whether tuning moves a layer: few tokens reach each fused expert, so they stay as they are."""
+    """Return whether tuning moves a layer: fused experts stay as they are, since few tokens reach each."""
     return layer.expert is None
 
 
 def check_tunable(tune: int, layers: Sequence[PrunableLayer], blocks: BlockList) -> None:
-    """Raise RelaxPruneError where blocks are to be tuned and none of them has a layer that can be."""
+    """Raise RelaxPruneError if blocks are to be tuned and none has a layer that can be."""
     if tune and not any(tunable(layer) and blocks.index_of(layer) is not None for layer in layers):
         found = (
             "layers outside of them, or fused experts, alone" if blocks.modules else "a model without a list of them"

@@ -20,12 +20,12 @@ _SHARE = 0.8  # of the iterations of a short run, which its certificates shall n
 
 
 def solver_for(method: str | None, solver: Solver, given: Container[str] = ()) -> Solver:
-    """Return the solver whose convex phase the certificates go on from.
+    """Return the solver whose convex phase the certificates start from.
 
     Args:
-        method: of the certificates, None for none.
+        method: of the certificates, or None.
         solver: what was asked for.
-        given: names of the options that were asked for by name, which are never changed.
+        given: names of the options that the user named, which are never changed.
     """
     untold = isinstance(solver, FrankWolfe) and solver.tighten == "none" and "tighten" not in given
     if method in ("diagonal", "sdp") and untold:
@@ -35,9 +35,9 @@ def solver_for(method: str | None, solver: Solver, given: Container[str] = ()) -
 
 
 def certificate_of(problem: MaskProblem, solution: Solution, options: PruneOptions) -> MaskCertificate | None:
-    """Return the certificate that was asked for, None for none.
+    """Return the certificate that was asked for, or None.
 
-    A solver of the relaxation has proven by itself what "fw" would prove; it then says of which method that proof is.
+    A solver of the relaxation proves by itself what "fw" would prove; its certificate names the method.
     """
     if options.certify is None:
         return None
@@ -63,14 +63,14 @@ def _iterations(options: PruneOptions) -> int:
 
 
 def estimated_gap(certificate: MaskCertificate) -> float | None:
-    """Return the relative gap of a certificate's estimate, None where it has none."""
+    """Return the relative gap of a certificate's estimate, None without one."""
     if certificate.estimate is None or not certificate.objective:
         return None
     return max(0.0, certificate.objective - certificate.estimate.lower_bound) / abs(certificate.objective)
 
 
 def certificates_in_words(options: PruneOptions, solver: Solver) -> str:
-    """Return one clause on what will be proven of every layer, "" where nothing was asked for."""
+    """Return one clause on the certificates of the layers, "" without any."""
     if options.certify is None:
         return ""
     rows = options.rows_to_certify

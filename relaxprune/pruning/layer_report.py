@@ -24,11 +24,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class InputReport:
-    """What a layer has read.
+    """The inputs of a layer.
 
     Attributes:
         tokens: tokens in the Gram.
-        token_weight: mean of their weights, 1 where none is capped.
+        token_weight: mean of their weights, 1 if none is capped.
         shrinkage: λ of the Gram (1 − λ) G + λ Diag(G), on which all energies, objectives and bounds are taken.
         calls: the most calls of the layer in one forward pass; all count into its one Gram.
         gram: name of the first layer of those that share this layer's Gram.
@@ -43,7 +43,7 @@ class InputReport:
 
 @dataclass(frozen=True, kw_only=True)
 class LossReport:
-    """What a layer's output loses, in float64.
+    """The errors of a layer's output, in float64.
 
     Attributes:
         dense_energy: f(0), the objective of pruning everything.
@@ -52,10 +52,10 @@ class LossReport:
         relaxed_objective: objective at the end of the convex phase, None for solvers without one.
         unrounded_objective: objective of the point that was rounded, None for solvers that do not round.
         rounded_objective: objective right after rounding, before any polish; None like the one before.
-        kept_objective: where weights moved, the objective of the mask with them as they were; else None.
-        corrected: where weights moved, the share of the errors of earlier layers that they were to correct; else None.
-        residual: where weights moved, the part of the objective that no weights can remove, 0 where nothing of earlier
-            layers is corrected; else None.
+        kept_objective: if weights moved, the objective of the mask with the old ones; else None.
+        corrected: if weights moved, the share of the errors of earlier layers to correct; else None.
+        residual: if weights moved, the part of the objective that no weights can remove, 0 if no errors of earlier
+            layers are corrected; else None.
     """
 
     dense_energy: float
@@ -71,16 +71,15 @@ class LossReport:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundReport:
-    """What is proven of every feasible mask of a layer.
+    """The proven bound on every feasible mask of a layer.
 
     Attributes:
         lower_bound: proven to be at most the objective of every feasible mask.
-        certificate: method of the certificate that the bound is of; None where none was asked for, and the bound is the
-            solver's own.
+        certificate: method of the certificate; None if none was asked for, and the bound is the solver's own.
         certified_rows: rows that the method was applied to; None like the one before.
-        certificate_seconds: time to make it, besides the solver's; None like the ones before.
-        estimated_gap: relative gap if all rows were certified like those drawn, an estimate and no proof; None where
-            all were, or none were drawn.
+        certificate_seconds: time to make it, without the solver's; None like the ones before.
+        estimated_gap: estimated relative gap if all rows were certified like those drawn, not a proof; None unless
+            rows were drawn.
     """
 
     lower_bound: float
@@ -92,7 +91,7 @@ class BoundReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CostReport:
-    """How a layer's mask was found, and what that took.
+    """How a layer's mask was found, and at what cost.
 
     Attributes:
         solver: name of the solver.
@@ -116,7 +115,7 @@ _PARTS = {"inputs": InputReport, "loss": LossReport, "bound": BoundReport, "cost
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """The numbers of one pruned layer. Files hold them flat (``to_dict``), and with them those that follow from them.
+    """The numbers of one pruned layer. Files hold them flat, with the derived ones (``to_dict``).
 
     Attributes:
         name: module name.
@@ -125,11 +124,11 @@ class LayerReport:
         kind: "Linear", "Conv1D", "Conv2d" or "Expert".
         rows: outputs.
         cols: inputs.
-        requested_sparsity: fraction that the layer was to lose: what was asked for, or what the allocation gave it.
+        requested_sparsity: fraction to prune, as asked for or as allocated.
         sparsity: fraction pruned, counted from the mask.
-        inputs: what it has read.
-        loss: what its output loses.
-        bound: what is proven of every mask.
+        inputs: its inputs.
+        loss: the errors of its output.
+        bound: the bound on every mask.
         cost: how its mask was found.
     """
 
@@ -168,7 +167,7 @@ class LayerReport:
 
     @property
     def wanda_ratio(self) -> float:
-        """Objective over Wanda's objective; 1 where both are 0."""
+        """Objective / Wanda's objective; 1 if both are 0."""
         return self.objective / self.loss.wanda_objective if self.loss.wanda_objective > 0 else 1.0
 
     @property
@@ -178,7 +177,7 @@ class LayerReport:
 
     @property
     def relative_gap(self) -> float:
-        """Gap / objective; 0 where there is no gap, infinity where the objective is 0 and the bound below it."""
+        """Gap / objective; 0 without a gap, infinity if the objective is 0 and the bound below it."""
         if not self.objective:
             return math.inf if self.gap > 0 else 0.0
         return self.gap / abs(self.objective)
@@ -187,13 +186,13 @@ class LayerReport:
     def proven_share(self) -> float | None:
         """(Wanda's objective - objective) / (Wanda's objective - lower bound), in [0, 1].
 
-        How much of the way from Wanda's mask to the bound is done; None where Wanda's objective does not exceed it.
+        How much of the way from Wanda's mask to the bound is done; None if Wanda's objective does not exceed the bound.
         """
         wanda, bound = self.loss.wanda_objective, self.lower_bound
         return min(1.0, max(0.0, (wanda - self.objective) / (wanda - bound))) if wanda > bound else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers side by side, as plain numbers and strings."""
+        """Return all numbers in one flat dict, as plain numbers and strings."""
         flat: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -25,11 +25,11 @@ from .layer_report import BoundReport, CostReport, InputReport, LayerReport, Los
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What is known of a layer's inputs.
+    """The inputs of a layer.
 
     Attributes:
-        gram: their Gram, shared by all layers that read them.
-        read: what it was made of.
+        gram: their Gram, shared by all layers with these inputs.
+        read: the sums that it was made of.
         calls: the most calls of the layer in one forward pass.
         leader: name of the first of the layers that share the Gram.
     """
@@ -40,7 +40,7 @@ class LayerInputs:
     leader: str
 
     def report(self) -> InputReport:
-        """Return it as numbers."""
+        """Return them as numbers."""
         read = self.read
         return InputReport(
             tokens=read.tokens,
@@ -59,14 +59,14 @@ Judged = tuple[Solution, Proven | None, LossReport]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SolvedLayer:
-    """What became of one layer.
+    """One solved layer.
 
     Attributes:
         layer: the layer.
         mask: (rows, cols) bool on the CPU, True = kept.
         report: its report.
-        proof: its certificate with the problem that it is for, if one was asked for.
-        weight: (rows, cols) new values where weights may move, else None.
+        proof: its certificate, and the problem that it is for, if one was asked for.
+        weight: (rows, cols) new values if weights may move, else None.
     """
 
     layer: PrunableLayer
@@ -78,17 +78,17 @@ class SolvedLayer:
 
 @dataclass(frozen=True, eq=False)
 class MaskSolver:
-    """Solves layers, all with the same solver and effort, each for the masks that were decided on."""
+    """Solves layers with one solver and one set of options, each over its own set of masks."""
 
     decided: Decided
     solver: Solver
     options: PruneOptions
 
     def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> SolvedLayer:
-        """Find the mask of one layer, and what Wanda's mask costs on the same Gram.
+        """Find the mask of one layer, and the objective of Wanda's mask on the same Gram.
 
-        Where the solver broke down the mask is the one that it started from, polished, and the report's status says so:
-        one layer must not end a run.
+        If the solver breaks down, the mask is its start, polished, and the report's status says so: one layer must not
+        end a run.
 
         Raises:
             RelaxPruneError: the problem cannot be solved as asked; the message names the layer.
@@ -151,13 +151,13 @@ class MaskSolver:
 
 
 def wanda_objective(problem: MaskProblem, solution: Solution, memory_bytes: int) -> float:
-    """Return what Wanda's mask loses, without computing it where the solution has that mask."""
+    """Return the objective of Wanda's mask, without computing it if the solution has that mask."""
     mask = start_mask(problem, "wanda", memory_bytes)
     return solution.objective if torch.equal(mask, solution.mask) else problem.objective(mask, memory_bytes)
 
 
 def _loss(solution: Solution, energy: float, wanda: float) -> LossReport:
-    """Return what a solution loses, beside the energy of the layer and what Wanda's mask loses of it."""
+    """Return the objectives of a solution and of Wanda's mask, with the energy of the layer."""
     return LossReport(
         dense_energy=energy,
         wanda_objective=wanda,
@@ -170,7 +170,7 @@ def _loss(solution: Solution, energy: float, wanda: float) -> LossReport:
 
 
 def _bound(solution: Solution, certificate: MaskCertificate | None) -> BoundReport:
-    """Return what is proven: by the certificate that was asked for, or by the solver itself."""
+    """Return the bound of the certificate that was asked for, or the solver's own."""
     if certificate is None:
         return BoundReport(lower_bound=solution.certificate.lower_bound)
     return BoundReport(
@@ -183,7 +183,7 @@ def _bound(solution: Solution, certificate: MaskCertificate | None) -> BoundRepo
 
 
 def _cost(solution: Solution) -> CostReport:
-    """Return what a solution took."""
+    """Return the cost of a solution."""
     return CostReport(
         solver=solution.solver,
         polish=solution.polish,

@@ -21,7 +21,7 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int) -> int:
-    """Estimate what a run holds beside the model, in bytes; no bound: the interpreter and its libraries come on top.
+    """Estimate the bytes that a run holds in addition to the model, without the interpreter and its libraries.
 
     The sum of: one byte per mask entry; float64 Gram sums of the block with the most (as if no layers shared one); for
     the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature), its weight in
@@ -37,12 +37,12 @@ def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: Prune
     states = 2 * tokens * layers[0].cols * item
     temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
-    halves = sums if options.statistics.shrinkage == AUTO else 0  # the odd batches' sums besides
+    halves = sums if options.statistics.shrinkage == AUTO else 0  # the odd batches' sums too
     return masks + sums + halves + solving + solver + states + _moving_bytes(layers, options, tokens, sums)
 
 
 def _moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, sums: int) -> int:
-    """Return what ``correct`` and ``tune`` hold besides: two more sums for each Gram, and a block's weights again.
+    """Return the bytes that ``correct`` and ``tune`` add: two more sums for each Gram, and a block's weights again.
 
     The dense stream has the block's dense weights and hidden states of its own; tuning has the weights, Adam's two
     moments and the best so far, in float32.

@@ -1,4 +1,4 @@
-"""What has come of a run so far: reports, masks, weights and time, and telling the listener."""
+"""The outcome of a run so far: reports, masks, weights and time; and its events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .prune_report import UNREACHED, PruneEvent, PruneReport
 
 @dataclass
 class Outcome:
-    """The outcome of one call of ``prune_model``, as far as it has come.
+    """The outcome so far of one call of ``prune_model``.
 
     Attributes:
         planned: number of layers to prune.
@@ -47,12 +47,12 @@ class Outcome:
     started: float = field(default_factory=time.perf_counter)
 
     def finish_layer(self, stage: Stage, report: LayerReport) -> None:
-        """Take in a pruned layer's report."""
+        """Add a pruned layer's report."""
         self.reports.append(report)
         self.announce("layer_done", stage, report.name, report)
 
     def finish_block(self, stage: Stage, record: BlockRecord | None) -> None:
-        """Take in what became of a stage; its layers without a mask were not reached. None where it has no layers."""
+        """Add a finished stage, None for one without layers; its layers without a mask were not reached."""
         if record is not None:
             self.masks |= record.masks
             self.weights |= record.weights
@@ -63,7 +63,7 @@ class Outcome:
         self.announce("block_done", stage)
 
     def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
-        """Tell the listener what happened."""
+        """Send an event to the listener."""
         if self.on_event is not None:
             event = PruneEvent(
                 kind=kind,
@@ -78,7 +78,7 @@ class Outcome:
             self.on_event(event)
 
     def spent(self) -> dict[str, float]:
-        """Return the seconds of each stage, those of the interrupted sessions before this one included."""
+        """Return the seconds of each stage, including those of the interrupted sessions before this one."""
         now = {**self.seconds, "total": time.perf_counter() - self.started}
         return {stage: self.carried.get(stage, 0.0) + now.get(stage, 0.0) for stage in sorted({*now, *self.carried})}
 

@@ -45,7 +45,7 @@ def prune_model(
     """Prune a model in place: statistics, Gram, solve, write, propagate, block after block.
 
     ``prune_model(model, batches, sparsity=0.5)`` is short for
-    ``prune_model(model, batches, plan=plan_model(model, sparsity=0.5))``. A layer whose solver breaks down keeps the
+    ``prune_model(model, batches, plan=plan_model(model, sparsity=0.5))``. A layer whose solver breaks down gets the
     mask that the solver started from, and its report's status says so. Pruned weights become +0.0; kept ones keep their
     bits, unless ``options.weights`` is "refit": then they get new values. The model's training flags, ``use_cache``,
     hooks and the random state are as before when this returns or raises; after an exception the blocks finished so far
@@ -56,9 +56,9 @@ def prune_model(
         batches: iterable, read once, of tensors (the model's first argument) or mappings (its keyword arguments;
             an ``attention_mask`` of shape (batch, tokens) marks padding with 0, which never counts, and a
             ``decoder_attention_mask`` that of an encoder-decoder model's other tokens).
-        plan: what ``plan_model`` has decided for this model; None to decide it from ``words`` now.
+        plan: a plan of ``plan_model`` for this model; None to plan from ``words`` now.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. An ``AllocationRecorder``
-            keeps how the sparsity is shared too, a ``CertificateRecorder`` the certificates.
+            also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates.
         on_event: called when blocks and layers start and end; its exceptions end the run.
         **words: as for ``plan_model``: ``sparsity``, ``pattern`` or ``polytope``, ``allocation``, ``solver``,
             ``options``, and the solver's own options.
@@ -67,12 +67,12 @@ def prune_model(
         The report, with the masks.
 
     Raises:
-        RelaxPruneError: input that cannot be right, before any work, or activations that are not finite.
+        RelaxPruneError: wrong input, before any work, or activations that are not finite.
     """
     if plan is None:
         plan = plan_model(model, **words)
     elif words:
-        raise RelaxPruneError(f"plan holds all that is asked of a run, got {', '.join(sorted(words))} besides")
+        raise RelaxPruneError(f"plan already holds all options of the run, got also {', '.join(sorted(words))}")
     if not isinstance(plan, Plan):
         raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
     plan.check_model(model)
@@ -85,7 +85,7 @@ def prune_model(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One call of ``prune_model``: what was planned, and what carries it out."""
+    """One call of ``prune_model``: the plan, and the parts that carry it out."""
 
     plan: Plan
     route: Route
@@ -127,7 +127,7 @@ class _Run:
             self.outcome.finish_block(step.stage, block)
 
     def recall(self, stage: Stage) -> BlockRecord | None:
-        """Return the record of a finished block, applied to the model; None if it has to be solved."""
+        """Apply the record of a finished block to the model and return it; None if the block has to be solved."""
         record = self.recorder.load(stage.index) if self.recorder and stage.layers else None
         if record is None:
             return None
@@ -146,7 +146,7 @@ class _Run:
         return record
 
     def permute(self, step: Step) -> list[Permutation]:
-        """Reorder the channels of a stage that is still dense, where that is asked for."""
+        """Reorder the channels of a stage that is still dense, if asked to."""
         if self.permuter is None:
             return []
         with self.outcome.timed("permute"):
@@ -192,7 +192,7 @@ class _Run:
         self.outcome.finish_layer(stage, solved.report)
 
     def tune(self, block: BlockRecord, step: Step) -> BlockRecord:
-        """Tune the kept weights of a block together, where that is asked for."""
+        """Tune the kept weights of a block together, if asked to."""
         epochs = self.mask_solver.options.tune
         movable = any(layer.parameter in block.masks and tunable(layer) for layer in step.stage.layers)
         if not epochs or step.dense is None or not step.is_block or not movable:

@@ -20,10 +20,10 @@ from .request import PruneRequest
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run is expected to take on this machine.
+    """The predicted cost of a run on this machine.
 
     Attributes:
-        seconds: by stage, as ``PruneReport.seconds`` has them; empty where ``unknown`` says why.
+        seconds: by stage, as in ``PruneReport.seconds``; empty if ``unknown`` says why.
         peak_bytes: the largest resident size of the process.
         unknown: why the time is not predicted, or "".
     """
@@ -34,7 +34,7 @@ class Prediction:
 
     @property
     def total(self) -> float | None:
-        """Seconds of the whole run, or None where they are not predicted."""
+        """Seconds of the whole run, or None if they are not predicted."""
         return None if self.unknown else sum(self.seconds.values())
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class PlannedLayer:
         rows: outputs.
         cols: inputs.
         keep: entries kept in the whole matrix.
-        block: index of its block; None outside of the blocks, where the order is known only once the model runs.
+        block: index of its block; None outside the blocks, whose order is known only once the model runs.
     """
 
     name: str
@@ -69,18 +69,18 @@ class PlannedLayer:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """Everything about a run that is decided before it starts, for one model. ``str()`` gives a table.
+    """Everything decided about a run before it starts, for one model. ``str()`` gives a table.
 
     Attributes:
         request: how much is pruned, by which solver, with which options.
         model: the model that the plan is for.
         weights: the weights that will be pruned, if a batch reaches them.
         blocks: the blocks that they lie in.
-        layers: the same weights, as numbers.
+        layers: the shapes and counts of these weights.
         skipped: every other matrix, with a reason.
         model_bytes: size of the model.
-        added_bytes: what a run holds beside it, about.
-        prediction: time and peak memory on this machine, or None where nothing was tried.
+        added_bytes: estimate of what a run holds in addition.
+        prediction: time and peak memory on this machine, or None if nothing was tried.
     """
 
     request: PruneRequest
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def estimated_bytes(self) -> int:
-        """Memory of a run, about."""
+        """Estimated memory of a run."""
         return self.model_bytes + self.added_bytes
 
     @property
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def certificates(self) -> str:
-        """What is proven of every layer, in words; "" for what the solver proves by itself."""
+        """The certificates of the layers in words; "" if there is only the solver's own bound."""
         return certificates_in_words(self.request.options, self.request.solver)
 
     def check_model(self, model: nn.Module) -> None:

@@ -51,16 +51,15 @@ def plan_model(
         polytope: one feasible set for all layers.
         allocation: how the sparsity is shared among layers and rows: "uniform", "layer", "owl", "model", or an
             ``Allocation`` with options. With "owl" and "model" a first pass over the dense model decides the layers'
-            counts; then all layers together lose at most floor(sparsity * weights), less what no whole entry of every
-            row fits into. Layers that this pass does not reach, but the blocks once pruned do, have the sparsity.
-        solver: name or instance, as for ``solve``; None is "fw", and "reconstruct" where weights move.
+            counts; all layers together then lose at most floor(sparsity * weights), rounded down to whole entries of
+            every row. Layers that this pass does not reach get the sparsity itself.
+        solver: name or instance, as for ``solve``; None is "fw", or "reconstruct" if weights move.
         options: which layers, and with how much effort; the defaults of ``PruneOptions`` if None.
         tokens: number of calibration tokens, for the memory estimate.
-        batches: the calibration batches as ``prune_model`` takes them, to try a window, the products and a few
-            iterations for a few seconds, and predict time and peak memory; the pass of an allocation is in no
-            prediction. None to predict nothing.
-        **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp"
-            fw's ``tighten`` is "diagonal" unless it is given here: certificates go on from there. An instance's "none"
+        batches: the calibration batches as ``prune_model`` takes them, to predict time and peak memory from a few
+            seconds of trials, without the pass of an allocation. None to predict nothing.
+        **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp", fw's
+            ``tighten`` is "diagonal" unless it is given here: certificates start from there. An instance's "none"
             counts as not given.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How long a run will take and how much memory it will hold, from a few seconds of trying on this machine."""
+"""Prediction of a run's time and memory, from a few seconds of trials on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EPOCH_PASSES = 5  # three quarters of the batches forward twice and backward, t
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Tries parts of a run; every time is one call's."""
+    """Times parts of a run, one call each."""
 
     request: PruneRequest
     clock: Callable[[], float] = time.perf_counter
@@ -98,7 +98,7 @@ def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = t
     its rows; the rest is multiplication.
 
     Args:
-        plan: what will be pruned, and how; the model is left as it is.
+        plan: the plan; the model is left as it is.
         batches: the calibration batches.
         clock: seconds.
     """
@@ -146,7 +146,7 @@ def _rows(rows: int, cols: int) -> int:
 
 
 def _one_window(batch: Batch) -> tuple[Batch, float]:
-    """Return a batch of one window where its only argument tells windows apart, and how many of it make the batch."""
+    """Return a batch of one window, if windows can be told apart, and how many of it make the batch."""
     if len(batch.args) == 1 and not batch.kwargs and isinstance(batch.args[0], Tensor) and len(batch.args[0]) > 1:
         return Batch((batch.args[0][:1],), {}), float(len(batch.args[0]))
     return batch, 1.0

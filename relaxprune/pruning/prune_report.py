@@ -57,17 +57,18 @@ class PruneReport:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
-            layers' shares, if any), statistics, solve (and judge, with Wanda's mask for comparison), propagate,
-            record, total. A continued run counts the sessions before it, each until its last finished block.
+            layers' shares, if any), permute and tune (if asked for), statistics, solve (and judge, with Wanda's mask
+            for comparison), propagate, record, total. A continued run counts the earlier sessions, each until its
+            last finished block.
         polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
         options: all of ``PruneOptions``, and the effective options of the solver as "solver_options".
         propagation: "replay" (blocks were run on stored inputs), "rerun" (the whole model was run for each block) or
             "rerun: REASON" when the model has blocks that cannot be replayed.
         masks: parameter name -> (rows, cols) bool on the CPU, True = kept, of the weights in their new order.
-        permutations: for each pruned layer the order of its columns, or why it kept it; empty where none was asked for.
-        weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved; else empty.
-        tunings: for each block that was tuned as a whole, what that gained; the layers' objectives are from before it.
+        permutations: for each pruned layer the order of its columns, or why it kept it; empty without ``permute``.
+        weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved.
+        tunings: the gain of each block that was tuned as a whole; the layers' objectives are from before it.
     """
 
     layers: list[LayerReport]
@@ -110,7 +111,7 @@ class PruneReport:
 
     @property
     def unreached(self) -> list[str]:
-        """Names of the layers of the plan that were not pruned, for no batch reached them."""
+        """Names of the layers of the plan that were not pruned because no batch reached them."""
         return [layer.name for layer in self.skipped if layer.reason == UNREACHED]
 
     @property
@@ -140,7 +141,7 @@ class PruneReport:
         }
 
     def _repr_html_(self) -> str:
-        """Show the means as a small table, with the error and the gap layer by layer, in a notebook."""
+        """Show the means, and the error and gap of every layer, as small tables in a notebook."""
         rows = [
             ("solver", self.solver),
             ("layers", len(self.layers)),
@@ -172,7 +173,7 @@ class PruneReport:
         return "\n".join([*table([head, *lines]), *proven, *orders, *skipped_lines(self.skipped)])
 
     def _moved_lines(self) -> list[str]:
-        """Return what every stage gained where weights moved: the mask, new weights on it, tuning whole blocks."""
+        """Return the gain of every stage if weights moved: the mask, new weights on it, tuning whole blocks."""
         moved = [layer for layer in self.layers if layer.loss.kept_objective is not None]
         if not moved:
             return []

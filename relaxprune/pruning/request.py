@@ -1,4 +1,4 @@
-"""What is asked of a pruning run, decided and checked as far as that goes without the model."""
+"""What is asked of a pruning run, checked as far as possible without the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PruneRequest:
     options: PruneOptions = field(default_factory=PruneOptions)
 
     def __post_init__(self) -> None:
-        """Refuse options that the solver ignores, or that the target makes no sense of.
+        """Refuse options that the solver ignores or that do not fit the target.
 
         Raises:
             RelaxPruneError: naming the option.
@@ -46,7 +46,7 @@ class PruneRequest:
         options: PruneOptions | None = None,
         solver_options: dict[str, Any] | None = None,
     ) -> PruneRequest:
-        """Make a request of what ``plan_model`` takes; see there."""
+        """Make a request from the arguments of ``plan_model``."""
         options, words = PruneOptions.of(options), solver_options or {}
         named = default_solver(options.moves) if solver is None else solver
         chosen = solver_for(options.certify, solver_of(named, words, type(options)), words)
@@ -54,11 +54,11 @@ class PruneRequest:
 
     @property
     def distributions(self) -> tuple[str, ...]:
-        """The installed packages that the solver depends on: what it computes with, and what it comes in."""
+        """The installed packages that the solver computes with, and the one that it comes from."""
         owner = solver_distribution(self.solver.name)
         return (*self.solver.distributions(), *(() if owner is None else (owner,)))
 
     def check_batches(self, count: int) -> None:
-        """Raise RelaxPruneError where so many calibration batches are too few for what is asked."""
+        """Raise RelaxPruneError if ``count`` calibration batches are too few for what is asked."""
         self.options.statistics.check_for(count)
         check_batches(self.options.tune, count)

@@ -1,4 +1,4 @@
-"""The way through a run's stages: what makes each one's inputs, once all stages before it are pruned."""
+"""The way through a run's stages: how each gets its inputs once all stages before it are pruned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Step:
     Attributes:
         stage: its layers.
         pruned: propagation in the model that is being pruned.
-        dense: the same in the dense model, None where nothing looks at that.
+        dense: the same in the dense model, None if nothing needs it.
         is_block: whether the stage is a block, and not layers outside of the blocks.
     """
 
@@ -91,7 +91,7 @@ class Route:
         return step
 
     def _dense(self, pruned: Propagation, before: DenseStream | None = None) -> DenseStream | None:
-        """Return the dense model's stream beside a propagation, where anything looks at it.
+        """Return the dense model's stream next to a propagation, if anything needs it.
 
         Args:
             pruned: propagation in the model that is being pruned.

@@ -8,7 +8,7 @@ from relaxprune.problems import Problem
 def row_counts(problem: Problem) -> tuple[int, int] | None:
     """Return the size of the groups of columns that share a count inside one row, and how many each keeps.
 
-    None where a count is over several rows and there is none inside a row: no ρ may be used then.
+    None if every count spans several rows: no ρ may be used then.
     """
     polytope, shape = problem.polytope, problem.shape
     size = polytope.group_size(shape)

@@ -2,7 +2,7 @@
 
 A row is lifted to X ≈ x xᵀ, x = (1, 1 − 2m): minimise ⟨C, X⟩ over X ⪰ 0 with unit diagonal, on the subspace of the
 row's counts, with the violated ones of the triangle inequalities added while the interior-point method is still far
-from the boundary. Only the dual is used of it: a diagonal and the multipliers of the cuts (see ``underestimator``).
+from the boundary. Only its dual is used: a diagonal and the multipliers of the cuts (see ``underestimator``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DenseRow:
 
     Attributes:
         row: its index.
-        point: (cols,) float64, where the tangent is taken.
+        point: (cols,) float64, the point of the tangent.
         diagonal: (cols,) float64, d.
         weight: ρ.
         index, sign, multiplier: (m, 3) int64, (m, 3) int8 and (m,) float64, the cuts.
@@ -89,15 +89,15 @@ def least_bytes(cols: int) -> int:
 def dense_rows(
     problem: Problem, rows: list[int], scales: Tensor, prices: Tensor, memory_bytes: int, deadline: float | None
 ) -> list[DenseRow]:
-    """Return a proof for each row that one was found for within the time, of which every row gets the same share.
+    """Return a proof for each row that was reached in time; every row gets the same share of the time.
 
     Args:
         problem: the problem.
         rows: the rows, in the order of treatment.
-        scales: (rows of the problem,) float64, what a row's bound is of the order of.
-        prices: (rows, cols) float64, what counts cost that are no equation of one row.
+        scales: (rows of the problem,) float64, the magnitude of a row's bound.
+        prices: (rows, cols) float64, of counts that are no equation of one row.
         memory_bytes: bound on temporaries.
-        deadline: ``time.monotonic()`` after which no more row is begun; None for a fixed number of rounds of cuts.
+        deadline: ``time.monotonic()`` after which no row is started; None for a fixed number of rounds of cuts.
     """
     found: list[DenseRow | None] = []
     todo = len(rows)
@@ -136,7 +136,7 @@ def _batches(
 
 
 def _lifted(problem: Problem, row: int, scale: float, price: Tensor) -> _Lifted | None:
-    """Write a row as a quadratic over ±1, or return None where nothing is left to choose."""
+    """Write a row as a quadratic over ±1; return None if nothing is left to choose."""
     cols = problem.shape[1]
     quadratic, linear = problem.row_quadratic(row)
     linear = linear - price
@@ -201,12 +201,12 @@ def _solved(batch: list[_Lifted], until: float | None, memory_bytes: int) -> Int
 
 
 def _most_cuts(size: int, memory_bytes: int) -> int:
-    """Return how many cuts of a row fit the memory beside its matrices."""
+    """Return how many cuts of a row fit in memory next to its matrices."""
     return max(0, math.isqrt(max(0, memory_bytes // 8 - _MATRICES * size**2) // _NEWTON_MATRICES) - size)
 
 
 def _add_cuts(program: InteriorPoint, count: int) -> bool:
-    """Drop the cuts that are inactive and add those that are violated most; False where there are none."""
+    """Drop the cuts that are inactive and add those that are violated most; False if there are none."""
     cuts = violated(program.primal, program.cuts, count) if count > 0 else None
     if cuts is None:
         return False

@@ -13,7 +13,7 @@ _FEW = 0.5  # of the cuts asked for: products of two bounds that are this few le
 
 
 def violated(primal: Tensor, present: Cuts, count: int) -> Cuts | None:
-    """Return up to ``count`` new cuts that ``primal`` violates, the worst first, or None where it violates none.
+    """Return up to ``count`` new cuts that ``primal`` violates, the worst first, or None if it violates none.
 
     Products of two bounds, (1 ± x_i)(1 ± x_j) ≥ 0 (the box-RLT inequalities; Sherali and Adams, 1990), are the
     triangle inequalities (1 ± x_i ± x_j)² ≥ 1 through the constant x_0 = 1. Those without the constant are looked at

@@ -1,4 +1,4 @@
-"""Checking a certificate without trusting whoever made it.
+"""Checking a certificate without trusting its maker.
 
 Nothing in this folder imports the code that makes certificates, nor the solvers: what is checked is a ``Claim``, a
 plain value of this folder's own, which a certificate or its file hands over. Objectives, sets of masks, convex

@@ -1,4 +1,4 @@
-"""Arrays of float64 or of rationals: what all numbers are held in while they are checked."""
+"""Arrays of float64 or of rationals, in which all numbers are checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fractions(values: Array) -> Array:
 
 
 def number(value: float, exact: bool) -> Any:
-    """Return a float, as a fraction where ``exact``."""
+    """Return a float, as a fraction if ``exact``."""
     return Fraction(float(value)) if exact else float(value)
 
 
@@ -40,5 +40,5 @@ def below(value: Any) -> float:
 
 
 def sum_error(terms: int) -> float:
-    """Return what numpy's sum of so many float64 numbers may be wrong by, relative to the sum of their sizes."""
+    """Bound the error of numpy's sum of so many float64 numbers, relative to the sum of their sizes."""
     return min(terms, _SUMMED) * UNIT

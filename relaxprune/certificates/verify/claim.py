@@ -1,4 +1,4 @@
-"""What a certificate says, as plain values: the only thing that verification is given besides the problem."""
+"""What a certificate says, as plain values: all that verification gets, apart from the problem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TangentProof:
     point p bounds it.
 
     Attributes:
-        point: (rows, cols) p, where the tangent is taken.
+        point: (rows, cols) p, the point of the tangent.
         scale: (blocks,) float64; the tangent is taken at 1 − scale · (1 − p).
         row_method: (rows,) int8, index into ``METHODS``: which L a row has; rows of method exact need none.
         tightening: (cols,) float64 s for the rows of method diagonal, d = s ∘ diag(Q), or None.
@@ -55,11 +55,11 @@ class Claim:
     """What every certificate says.
 
     Attributes:
-        method: how the bound was asked to be proven.
+        method: the method that was asked for.
         objective: of the answer.
-        lower_bound: said to be at most the objective of every feasible answer.
+        lower_bound: claimed to be at most the objective of every feasible answer.
         block_objective, block_lower_bound: (blocks,) float64, both per coupled block.
-        subject: the problem that it is for, None where it was never saved.
+        subject: the problem it is for; None unless it was read from a file.
     """
 
     method: str

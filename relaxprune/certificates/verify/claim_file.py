@@ -6,7 +6,7 @@ set with fixed entries ``fixed_kept`` and ``fixed_pruned``. Masks are uint8. The
 ``schema_version`` and ``description``, JSON with the certificate's numbers, written so that every float is read back as
 it was, and under ``subject`` the set of masks, the damping, and the SHA-256 of every tensor of the problem.
 
-Version 1 knew certificates of masks alone, called three tensors otherwise, and had the set without any hash.
+Version 1 has certificates of masks only, other names for three tensors, and no hashes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StoredClaim:
 
     Attributes:
         claim: what it claims, on the CPU; its subject is set.
-        description: all its numbers by name, those that no proof rests on too.
+        description: all its numbers by name, including those that the proof does not depend on.
     """
 
     claim: Claim
@@ -55,7 +55,7 @@ class StoredClaim:
 
 
 def read_claim(path: str | Path) -> StoredClaim:
-    """Read a certificate file; nothing of what it says is believed before it is verified.
+    """Read a certificate file. Its content is not trusted until ``verify`` has checked it.
 
     Args:
         path: a file that ``Certificate.save`` made.
@@ -84,7 +84,7 @@ def read_claim(path: str | Path) -> StoredClaim:
 
 
 def _format(path: Path) -> TensorFormat:
-    """Return the version of the format that a file says it is of, the present one where it says neither."""
+    """Return the format version that a file states, the current one if it states neither."""
     with open_tensors(path, FORMAT.describe(path)) as file:
         version = file.header.metadata.get("schema_version")
     return _FIRST_FORMAT if version == str(_FIRST_FORMAT.version) else FORMAT
@@ -97,7 +97,7 @@ def _lifted(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_description(kind: str, description: dict[str, Any]) -> None:
-    """Raise TypeError where an entry is of another type than is written."""
+    """Raise TypeError if an entry is of the wrong type."""
     if kind not in _TENSORS:
         raise TypeError(f"kind is {kind!r}")
     for name, wanted in (_ALWAYS | _NUMBERS[kind]).items():
@@ -107,7 +107,7 @@ def _check_description(kind: str, description: dict[str, Any]) -> None:
 
 
 def _check_names(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse a file that lacks a tensor, or has one that no proof makes anything of."""
+    """Refuse a file that lacks a tensor, or has one that no proof uses."""
     for name in sorted(_TENSORS[kind] - _OPTIONAL[kind]):
         if name not in tensors:
             raise RelaxPruneError(f"certificate file {str(path)!r} has no tensor {name!r}")

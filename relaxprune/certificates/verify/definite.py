@@ -1,4 +1,4 @@
-"""Is a symmetric matrix positive semidefinite: in float64 with an allowance for rounding, or in whole numbers."""
+"""Proving a symmetric matrix positive semidefinite, in float64 with an allowance for rounding or in whole numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_semidefinite(failure: str, matrix: Array, size: Array) -> Definiteness
 
     Args:
         failure: what errors begin with.
-        matrix: (n, n) symmetric, a sum of terms; float64, or rationals, of which nothing may be missing.
+        matrix: (n, n) symmetric, a sum of terms; float64, or rationals, for which nothing may be missing.
         size: (n, n), the sum of their absolute values.
     """
     found, rounding = _definiteness(matrix.astype(np.float64), size.astype(np.float64))
@@ -88,7 +88,7 @@ def _eigenvalue(scaled: Array, size: float) -> tuple[float, float]:
 
 
 def _factorises(scaled: Array, size: float) -> bool:
-    """Tell whether a Cholesky factorisation proves a matrix (n, n) with terms up to ``size`` semidefinite.
+    """Return whether a Cholesky factorisation proves a matrix (n, n) with terms up to ``size`` semidefinite.
 
     One that ends is that of a matrix not further away than n(n + 5) units (Higham, Accuracy and Stability of Numerical
     Algorithms, theorem 10.3), besides which its entries were rounded.
@@ -103,7 +103,7 @@ def _factorises(scaled: Array, size: float) -> bool:
 
 
 def is_semidefinite(matrix: Array) -> bool:
-    """Tell whether a symmetric matrix of rationals (n, n) is positive semidefinite, exactly.
+    """Return whether a symmetric matrix of rationals (n, n) is positive semidefinite, exactly.
 
     LDLᵀ without fractions (Bareiss, Mathematics of Computation 22, 1968): every entry is a minor. A zero pivot must
     have zeros beside it.

@@ -49,7 +49,7 @@ class Distances:
 
     @classmethod
     def of(cls, problem: ReconstructionProblem, exact: bool) -> Distances:
-        """Read a problem, as rationals where ``exact``."""
+        """Read a problem, as rationals if ``exact``."""
         lift = fractions if exact else np.copy
         weight, gram = lift(floats(problem.weight)), lift(floats(problem.prepared.matrix))
         root = np.sqrt(floats(problem.prepared.matrix).diagonal()) * (1 + 8 * UNIT)
@@ -122,7 +122,7 @@ def energy(values: Array, matrix: Array) -> Array:
 
 
 def solved(matrix: Array, right: Array) -> Array:
-    """Return X with X M = ``right``: by Gauss in rationals, by LAPACK in float64, where any X will do."""
+    """Return X with X M = ``right``: by Gauss in rationals, by LAPACK in float64, where any solution will do."""
     if matrix.dtype != object:
         found: Array = np.linalg.solve(matrix, right.T).T
         return found

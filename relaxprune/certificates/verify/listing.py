@@ -66,13 +66,13 @@ def _cell_masks(block: MaskSet, kept: Array, pruned: Array) -> Array:
 
 
 def least_of_all(block: Quadratics, stored: float) -> Fraction:
-    """Return what is proven of the least objective over all masks of one coupled block.
+    """Return a proven lower bound on the objective of all masks of one coupled block.
 
     A mask that the stored bound could exceed, seen in float64 with an allowance for its error, is judged in rationals.
 
     Args:
         block: the block, in float64.
-        stored: the bound that is to be judged.
+        stored: the bound to judge.
 
     Raises:
         RelaxPruneError: there are more than 2^20 masks.
@@ -91,13 +91,13 @@ def least_of_all(block: Quadratics, stored: float) -> Fraction:
 def least_proven(
     masks: Array, rough: Callable[[Array], Array], exact: Callable[[Array], Fraction], stored: float
 ) -> Fraction:
-    """Return the least of what is proven of each mask: roughly, or exactly where that does not reach ``stored``.
+    """Return the least bound of any mask: a rough one, or the exact value if that does not reach ``stored``.
 
     Args:
         masks: (masks, rows, cols) bool.
         rough: gives what float64 proves of some masks, (masks,).
         exact: gives the value of one mask.
-        stored: the bound that is to be judged.
+        stored: the bound to judge.
     """
     least = []
     for start in range(0, len(masks), _MASKS_AT_ONCE):

@@ -77,7 +77,7 @@ class MaskSet:
 
     @property
     def row_count(self) -> tuple[int, int] | None:
-        """Size and count of the groups inside a row, or None where no count is a row's own."""
+        """Size and count of the groups inside a row, or None if no count is a row's own."""
         return (self.width, self.keep) if self.width else None
 
     def rows_per_block(self) -> int:
@@ -89,7 +89,7 @@ class MaskSet:
         return replace(self, kept=self.kept[rows], pruned=self.pruned[rows])
 
     def parts(self) -> list[slice]:
-        """Return runs of rows of whole coupled blocks, of a size that is well worked with at once."""
+        """Return runs of whole coupled blocks of a convenient size, as slices of rows."""
         (rows, cols), height = self.kept.shape, self.rows_per_block()
         step = height * max(1, _PART // (height * cols))
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -100,7 +100,7 @@ class MaskSet:
         return sums
 
     def feasible(self, mask: Array) -> bool:
-        """Tell whether a (rows, cols) bool mask belongs to the set."""
+        """Return whether a (rows, cols) bool mask belongs to the set."""
         if (self.kept & ~mask).any() or (self.pruned & mask).any():
             return False
         counts = self._lines(mask).sum(axis=1)
@@ -126,7 +126,7 @@ class MaskSet:
         return sums
 
     def least_error(self) -> float:
-        """Return what ``least`` may be wrong by in float64, relative to the sum of the costs' sizes."""
+        """Bound the error of ``least`` in float64, relative to the sum of the costs' sizes."""
         listed = self.width**2 * UNIT if self.kind == "transposable" and self.width <= _LISTED_TILE else 0.0
         return listed + sum_error(self.rows_per_block() * self.kept.shape[1])
 

@@ -75,7 +75,7 @@ class _Check(BlockCheck):
         return check_objectives(self.claim, found, masks.block_sum(self.rough.size(entries)), self.name)
 
     def multipliers(self) -> None:
-        """Check that everything taken off the objective is at least 0 on masks, and that every row's L is told."""
+        """Check that everything taken off the objective is at least 0 on masks, and that every row's L is known."""
         proof, cols = self.claim.proof, self.problem.shape[1]
         dense = proof.dense_rows.cpu().numpy()
         if not np.array_equal(dense, np.flatnonzero(self.method == _SDP)):
@@ -108,7 +108,7 @@ class _Check(BlockCheck):
                 )
 
     def rebuilt(self, rows: slice) -> Array:
-        """Return what the proof proves of some whole coupled blocks, rounding taken off: (blocks,).
+        """Return the bounds of some whole coupled blocks, less rounding: (blocks,).
 
         Raises:
             CertificateError: an L is not convex.
@@ -192,7 +192,7 @@ class _Check(BlockCheck):
         return bound
 
     def listed(self, block: int) -> Any:
-        """Return what is proven of the least objective over all masks of one coupled block."""
+        """Return a proven lower bound on the objective of all masks of one coupled block."""
         rows = slice(block * self.height, (block + 1) * self.height)
         least = least_of_all(self.rough.part(rows), float(self.stored[block]))
         return least if self.exact else below(least)

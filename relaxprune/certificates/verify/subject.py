@@ -34,7 +34,7 @@ class Subject:
         polytope: the set of masks, as ``polytope_from_dict`` takes it.
         fixed_kept, fixed_pruned: (rows, cols) bool, the set's faces, or None.
         damping: of a ``ReconstructionProblem``, else None.
-        sha256: hash of each tensor of the problem by name, in hexadecimal; empty where a file of version 1 has none.
+        sha256: hash of each tensor of the problem by name, in hexadecimal; empty for files of version 1.
     """
 
     polytope: dict[str, Any]
@@ -62,7 +62,7 @@ class Subject:
         )
 
     def check(self, problem: BaseProblem) -> None:
-        """Compare with the problem at hand, as far as the hashes go.
+        """Compare the hashes with those of the problem at hand.
 
         Raises:
             CertificateError: the certificate is for another weight, Gram, or set of masks.

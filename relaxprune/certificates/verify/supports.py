@@ -35,11 +35,11 @@ class LeastErrors:
 
     @cached_property
     def rational(self) -> Distances:
-        """The problem in rationals, read where float64 leaves a doubt."""
+        """The problem in rationals, for when float64 leaves a doubt."""
         return Distances.of(self.problem, True)
 
     def least(self, block: int, stored: float) -> Fraction:
-        """Return what is proven of the least error of one coupled block, at least as far as ``stored`` asks for."""
+        """Return a proven lower bound on the error of one coupled block, tight enough to judge ``stored``."""
         rows = slice(block * self.height, (block + 1) * self.height)
         rough = self.rough.part(rows)
         return least_proven(

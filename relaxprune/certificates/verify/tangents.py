@@ -30,7 +30,7 @@ class Terms:
 
     @classmethod
     def of(cls, proof: TangentProof, shift: float, quadratics: Quadratics, exact: bool) -> Terms:
-        """Read the terms of a proof for a whole problem, as rationals where ``exact``."""
+        """Read the terms of a proof for a whole problem, as rationals if ``exact``."""
         lift = fractions if exact else _same
         point, scale = lift(floats(proof.point)), lift(floats(proof.scale))
         rows = len(point)

@@ -1,4 +1,4 @@
-"""What is the same in every claim: objectives per block, and totals that are the sums of their blocks."""
+"""Checks that all claims share: objectives and bounds per block, and totals as the sums of their blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OBJECTIVE_TOLERANCE = 1e-9  # of the size of the terms: no bound rests on it
 
 
 class BlockCheck(ABC):
-    """One verification: what is the same for masks and for weights.
+    """One verification: the part that masks and weights share.
 
     Args:
         claim: the claim.
@@ -117,7 +117,7 @@ def check_reached(claim: Claim, blocks: slice, found: Array, name: Callable[[int
 
 
 def misses(found: Array, stored: Array) -> Array:
-    """Tell which rebuilt bounds do not reach the stored ones, NaN among them: (blocks,) bool."""
+    """Return which rebuilt bounds do not reach the stored ones, NaN included: (blocks,) bool."""
     reached = [one >= number(other, found.dtype == object) for one, other in zip(found, stored, strict=True)]
     return ~np.array(reached, dtype=bool)
 

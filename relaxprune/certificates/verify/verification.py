@@ -1,4 +1,4 @@
-"""Verify a certificate from the problem alone, in numpy, by code that had no part in making it."""
+"""Verify a certificate from the problem alone, in numpy, with code independent of the code that made it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def verify(problem: BaseProblem, claim: Claim, exact: bool = False) -> Verificat
     Args:
         problem: the problem, with the polytope that the certificate is for.
         claim: the claim.
-        exact: compute in rationals; up to 64 rows and 24 columns. In float64 what rounding may explain is taken off.
+        exact: compute in rationals; up to 64 rows and 24 columns. In float64 what may be rounding is taken off.
 
     Raises:
         CertificateError: something that the certificate says does not hold.
-        RelaxPruneError: ``exact`` and the problem is too large, or a set or problem that is not known.
+        RelaxPruneError: a problem of another kind or with an unknown set, or too large for ``exact``.
     """
     of_weights = isinstance(claim, WeightClaim)
     if not isinstance(problem, ReconstructionProblem if of_weights else Problem):

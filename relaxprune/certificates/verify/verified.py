@@ -13,7 +13,7 @@ class CertificateError(RelaxPruneError):
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was found of a certificate that holds.
+    """What verification found of a certificate that holds.
 
     Attributes:
         method: the certificate's.
@@ -21,10 +21,10 @@ class Verification:
         objective: of the certificate's mask or weights, recomputed.
         claimed_bound: the certificate's lower bound.
         lower_bound: the sum of the rebuilt bounds of all coupled blocks; the certificate's own is not above it.
-        smallest_eigenvalue: the smallest seen while convexity was shown, each matrix scaled to a unit diagonal; None
-            where no row needed convexity.
+        smallest_eigenvalue: the smallest seen while proving convexity, each matrix scaled to a unit diagonal; None if
+            no row needed convexity.
         rows_checked: number of rows.
-        rows_by_method: how many of them rest on which method.
+        rows_by_method: how many of them use which method.
     """
 
     method: str

@@ -84,7 +84,7 @@ class _Check(BlockCheck):
         return _Check(self.problem, self.claim, True)
 
     def rebuilt(self, rows: slice) -> Array:
-        """Return what is proven of some whole coupled blocks, rounding taken off: (blocks,)."""
+        """Return the bounds of some whole coupled blocks, less rounding: (blocks,)."""
         part = self.distances.part(rows)
         rest = part.proven_rest()
         if self.claim.method == PERSPECTIVE:

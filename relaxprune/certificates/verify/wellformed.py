@@ -1,4 +1,4 @@
-"""What a claim must look like before its numbers are judged: shapes, kinds of numbers, and finite everything."""
+"""The form of a claim, checked before its numbers: shapes, dtypes, and only finite numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHOLE = ("row_method", "dense_rows", "cut_row", "cut_index", "cut_sign")
 
 
 def check_mask_claim(problem: Problem, claim: MaskClaim) -> None:
-    """Refuse tensors of the wrong shape or kind, and numbers that are none.
+    """Refuse tensors of the wrong shape or dtype, and numbers that are not finite.
 
     Raises:
         CertificateError: naming the first.
@@ -73,7 +73,7 @@ def check_weight_claim(problem: ReconstructionProblem, claim: WeightClaim) -> No
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], *, whole: bool = False) -> None:
-    """Refuse a tensor of another shape, with numbers that are none, or without whole numbers where it must have."""
+    """Refuse a tensor of another shape, with NaN or Inf, or not of whole numbers if it must be."""
     if tuple(tensor.shape) != shape:
         raise CertificateError(f"{name} has shape {tuple(tensor.shape)}, but this problem needs {shape}")
     if tensor.is_complex() or not bool(tensor.isfinite().all()):
@@ -83,17 +83,17 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], *, whole: b
 
 
 def _check_totals(claim: Claim) -> None:
-    """Refuse totals that are no numbers."""
+    """Refuse totals that are not finite."""
     if not math.isfinite(claim.objective) or not math.isfinite(claim.lower_bound):
         raise CertificateError(f"objective is {claim.objective!r} and lower_bound {claim.lower_bound!r}")
 
 
 def _check_indices(problem: Problem, claim: MaskClaim) -> None:
-    """Refuse rows that there are none of, and a method below that of a row."""
+    """Refuse indices out of range, and a method cheaper than that of a row."""
     rows, proof = problem.shape[0], claim.proof
     for name, index in (("dense_rows", proof.dense_rows), ("cut_row", proof.cut_row)):
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < rows:
-            raise CertificateError(f"{name} names a row that there is none of: this problem has {rows}")
+            raise CertificateError(f"{name} names a row that does not exist: this problem has {rows}")
     known = claim.method in METHODS and int(proof.row_method.max()) <= METHODS.index(claim.method)
     if not known or not 0 <= claim.rows_covered <= rows:
         raise CertificateError(

@@ -1,1 +1,1 @@
-"""``relaxprune prune``: its words, the job that they come to, and carrying it out."""
+"""``relaxprune prune``: its words, the job they describe, and running it."""

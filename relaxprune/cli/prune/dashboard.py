@@ -1,4 +1,4 @@
-"""A pruning run on a terminal: where it is, what the layers have come to, and what it takes."""
+"""A pruning run on a terminal: its position, the results of its layers, and its cost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _GIB = 2**30
 
 
 class Dashboard:
-    """Follows the events of ``prune_model``; a context manager, so that the terminal is always left in order.
+    """Shows the events of ``prune_model``; a context manager, so that the terminal is always restored.
 
     Args:
         layers: what will be pruned.
         title: of the panel.
-        console: where it is drawn; None for stdout.
+        console: to draw on; None for stdout.
     """
 
     def __init__(self, layers: Sequence[PlannedLayer], title: str = "pruning", console: Console | None = None) -> None:

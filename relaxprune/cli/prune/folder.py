@@ -31,7 +31,7 @@ _MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "t
 
 @contextmanager
 def abandoning(folder: RunFolder | None) -> Iterator[None]:
-    """Leave nothing of a run in its folder that bad input or the user ends inside before its first block."""
+    """Leave nothing in the folder if bad input or the user ends the run before its first block."""
     try:
         yield
     except (RelaxPruneError, KeyboardInterrupt):
@@ -41,14 +41,14 @@ def abandoning(folder: RunFolder | None) -> Iterator[None]:
 
 
 def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
-    """Start the run's folder, or continue the one that is there."""
+    """Start the run's folder, or continue an existing one."""
     fingerprint = run_fingerprint(job, loaded, windows)
     with door():
         return RunFolder.open(job.folder, loaded.model, loaded.tokenizer, fingerprint, resume=job.run.resume)
 
 
 def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
-    """Collect everything that the masks depend on."""
+    """Return everything that the masks depend on."""
     model, request = loaded.model, job.request
     return Fingerprint(
         model={

@@ -1,4 +1,4 @@
-"""What ``relaxprune prune`` was asked for, resolved once, and checked as far as that goes without the model."""
+"""What ``relaxprune prune`` is asked to do, resolved once, and checked as far as possible without the model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class PruneJob:
         model: hub id, folder, .gguf file or alias.
         request: how much is pruned, by which solver, with which options.
         load: how the model is loaded.
-        calibration: the calibration text, and how much of it.
-        windows: the same as ``calibration_windows`` takes it.
-        run: where the result goes, and how the run is made.
-        output: what is said meanwhile.
+        calibration: the calibration text.
+        windows: how much calibration text, for ``calibration_windows``.
+        run: the output folder, and how to run.
+        output: prints messages and events.
     """
 
     model: str
@@ -67,7 +67,7 @@ class PruneJob:
 
 
 def resolve(model: str, words: PruneWords) -> PruneJob:
-    """Return the job that the words of a command come to.
+    """Return the job that the words of a command describe.
 
     Raises:
         RelaxPruneError: for everything that can be refused without the model, naming the option.

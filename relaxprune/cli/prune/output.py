@@ -1,4 +1,4 @@
-"""What a long command says while it works: lines, a dashboard, JSON events for machines, or nothing but the result."""
+"""The output of a long command: lines, a dashboard, JSON events for machines, or only the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Listener = Callable[["PruneEvent"], None]
 
 @dataclass(frozen=True)
 class Output:
-    """The voice of one command.
+    """The output of one command.
 
     Attributes:
         as_json: one JSON object per line on stdout, with ``schema_version`` and ``event``, and nothing else there.
@@ -41,14 +41,14 @@ class Output:
             raise RelaxPruneError("give one of --json and --quiet: events for machines, or nothing but the result")
 
     def say(self, text: object) -> None:
-        """Tell how the work goes on."""
+        """Print a message, unless quiet."""
         if self.as_json:
             self.event("message", text=str(text))
         elif not self.quiet:
             print(text, flush=True)
 
     def result(self, text: object, **facts: Any) -> None:
-        """Tell what came of the command."""
+        """Print the result of the command."""
         if self.as_json:
             self.event("result", text=str(text), **facts)
         else:
@@ -59,7 +59,7 @@ class Output:
         print(json.dumps({"schema_version": EVENTS_VERSION, "event": kind, **facts}), flush=True)
 
     def progress(self, layers: Sequence[PlannedLayer], title: str = "pruning") -> AbstractContextManager[Listener]:
-        """Return what follows the events of ``prune_model``."""
+        """Return a listener for the events of ``prune_model``."""
         if self.as_json:
             return self._events()
         if self.quiet:
@@ -87,5 +87,5 @@ class Output:
 
 @contextmanager
 def _silence() -> Iterator[Listener]:
-    """Hear every event and say nothing."""
+    """Ignore every event."""
     yield lambda event: None

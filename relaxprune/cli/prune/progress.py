@@ -1,4 +1,4 @@
-"""What a pruning run says while it works, where there is no terminal: one line per layer."""
+"""The progress of a pruning run without a terminal: one line per layer."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Pace:
         return self._done / max(1, sum(self._work.values()))
 
     def left(self, elapsed: float) -> float | None:
-        """Return the seconds left, judged by the work done in ``elapsed`` seconds; None where none is done yet."""
+        """Return the seconds left, judged by the work done in ``elapsed`` seconds; None before any is done."""
         solved = self._done - self._redone
         return elapsed * (sum(self._work.values()) - self._done) / solved if solved else None
 
 
 class PruneProgress:
-    """Follows the events of ``prune_model``, and prints a line for each finished layer.
+    """Prints a line for each finished layer from the events of ``prune_model``.
 
     Args:
         layers: what will be pruned.
@@ -73,7 +73,7 @@ class PruneProgress:
         return None
 
     def __call__(self, event: PruneEvent) -> None:
-        """Tell one event."""
+        """Print a line for a finished layer."""
         self._pace.take(event)
         if event.kind == "layer_done" and event.report is not None:
             block, layer = f"{event.block + 1}/{event.blocks}", f"{self._pace.layers_done}/{self._pace.layers}"
@@ -84,7 +84,7 @@ class PruneProgress:
 
 
 def describe_layer(report: LayerReport) -> str:
-    """Say a layer's result in a few words: error, error relative to Wanda's mask on the same Gram, gap."""
+    """Return a layer's result in a few words: error, error relative to Wanda's mask on the same Gram, gap."""
     return f"error {report.relative_error:.4f}, {report.wanda_ratio:.3f} of Wanda's, gap {report.relative_gap:.3f}"
 
 

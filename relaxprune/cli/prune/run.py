@@ -59,7 +59,7 @@ def run_prune(job: PruneJob) -> int:
 
 
 def announce(job: PruneJob, plan: Plan, windows: TokenWindows) -> None:
-    """Say what the run is expected to take, and what it begins with."""
+    """Print the predicted cost of the run, and its first steps."""
     count, length = windows.tokens.shape
     job.output.say(plan.prediction)
     job.output.say(f"{count} calibration windows of {length} tokens run through the model first")
@@ -68,7 +68,7 @@ def announce(job: PruneJob, plan: Plan, windows: TokenWindows) -> None:
 
 
 def left_behind(out: Path | None) -> str:
-    """Say what an interrupted run leaves in its output folder."""
+    """Return what an interrupted run leaves in its output folder, as a clause."""
     if out is None or not (folder := RunFolder(out, {})).begun:
         return "nothing is written"
     if folder.finished:
@@ -77,10 +77,10 @@ def left_behind(out: Path | None) -> str:
 
 
 def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
-    """Refuse new weights that would be rounded when they are saved: what is reported of them would not hold.
+    """Refuse new weights that would be rounded when saved, since their reported errors would not hold.
 
     Raises:
-        RelaxPruneError: ``--refit`` with a ``--dtype`` of which the source stores no weights.
+        RelaxPruneError: ``--refit`` with a ``--dtype`` other than that of the stored weights.
     """
     stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
     computed = loaded.description["dtype"]
@@ -92,7 +92,7 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
 
 
 def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
-    """Take the calibration windows that were asked for."""
+    """Return the calibration windows."""
     with door():
         return calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)
 

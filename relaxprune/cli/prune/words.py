@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class AllocationGroup:
     """How a sparsity is shared among the layers of a model."""
 
-    allocation: Annotated[str, typer.Option(help="Who bears the sparsity: uniform, layer, owl or model.")] = "uniform"
+    allocation: Annotated[str, typer.Option(help="Sharing of the sparsity: uniform, layer, owl or model.")] = "uniform"
     max_sparsity: Annotated[
         float | None, typer.Option(help="Most that any layer is pruned by --allocation model; else sparsity + 0.05.")
     ] = None
 
     @property
     def value(self) -> Allocation:
-        """What is asked for, checked."""
+        """The allocation, checked."""
         from relaxprune.options import Allocation
 
         return Allocation(self.allocation, self.max_sparsity)
@@ -71,7 +71,7 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class CertifyGroup:
-    """What is proven of every layer."""
+    """The certificates of the layers."""
 
     certify: Annotated[
         str | None, typer.Option(metavar="METHOD", help="Certificate of every layer: fw, diagonal or sdp.")
@@ -83,7 +83,7 @@ class CertifyGroup:
 
 @dataclass(frozen=True)
 class StatisticsGroup:
-    """What a layer's objective is made of."""
+    """The tokens that a layer's objective is made of."""
 
     statistics: Annotated[
         str,
@@ -99,7 +99,7 @@ class StatisticsGroup:
 
     @property
     def options(self) -> StatisticsOptions:
-        """What was asked for, checked.
+        """The options, checked.
 
         Raises:
             RelaxPruneError: naming the option.
@@ -115,7 +115,7 @@ class StatisticsGroup:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Where the result goes, and how the run is made."""
+    """The output folder, and how to run."""
 
     out: Annotated[Path | None, typer.Option(help="Output folder, new or empty.")] = None
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be pruned and stop.")] = False

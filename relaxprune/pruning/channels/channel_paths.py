@@ -3,8 +3,8 @@
 No table of architectures: the outputs of every layer in a block are replaced by random numbers, some output channels
 of one layer are changed, and what changes at the inputs of the others tells what depends on what. Where each input
 channel of a layer (the consumer) depends on exactly one output channel of another (a producer), the two can be
-reordered together; attention weights or an activation in between do no harm where they treat channels alike, which is
-found out by giving all channels the same values.
+reordered together; attention weights or an activation in between do no harm if they treat channels alike, which is
+checked by giving all channels the same values.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Probe:
     """Runs a block with random numbers for the outputs of its layers, and notes what they are called with.
 
     Attributes:
-        inputs: for each layer the first input of a pass without changes, (tokens, cols); None where it is not called.
+        inputs: for each layer the first input of a pass without changes, (tokens, cols); None if it is not called.
     """
 
     def __init__(self, layers: Sequence[PrunableLayer], run: Callable[[], object]) -> None:
@@ -169,7 +169,7 @@ def _changed(producer: int, channels: Tensor, probe: _Probe) -> list[Tensor]:
 
 
 def _differing(before: Tensor | None, after: Tensor | None) -> Tensor:
-    """Return (cols,) bool: the columns in which two inputs differ; all of them where their tokens are not the same."""
+    """Return (cols,) bool: the columns in which two inputs differ; all of them if their tokens differ."""
     if before is None or after is None or before.shape != after.shape:
         return torch.ones(0 if before is None else before.shape[1], dtype=torch.bool)
     return (before != after).any(dim=0).cpu()
@@ -233,7 +233,7 @@ def _orbits(rows: Tensor, treated: Sequence[int]) -> list[Orbit]:
 
 
 def _aligned(orbit: Orbit, group: int) -> Orbit | None:
-    """Put whole groups side by side; None where there are not two, or where slots are grouped differently."""
+    """Put whole groups side by side; None if there are fewer than two, or if slots are grouped differently."""
     numbers = orbit.columns // group  # (slots, size)
     order = numbers[0].argsort(stable=True)
     if numbers.shape[1] % group or numbers.shape[1] < 2 * group:

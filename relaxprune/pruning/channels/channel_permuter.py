@@ -35,7 +35,7 @@ _LEFT_ALONE = {"Conv2d": "the inputs of a Conv2d are not reordered", "Expert": "
 
 
 def check_permute(options: PruneOptions, target: Target) -> None:
-    """Raise RelaxPruneError where channels are to be reordered for masks that no order makes better."""
+    """Raise RelaxPruneError if channels are to be reordered for masks that no order improves."""
     if options.permute and not target.n_of_m:
         got = ", ".join(f"{name} {value!r}" for name, value in target.to_dict().items())
         raise RelaxPruneError(
@@ -66,7 +66,7 @@ class ChannelPermuter:
     def of(
         cls, options: PruneOptions, target: Target, model: nn.Module, blocks: BlockList, of_decoder: Collection[str]
     ) -> ChannelPermuter | None:
-        """Return what reorders the channels of a run, None where that was not asked for."""
+        """Return the permuter of a run, None if the channels keep their order."""
         pattern = target.n_of_m
         return cls(model, blocks, pattern, options.seed, of_decoder) if options.permute and pattern else None
 
@@ -109,7 +109,7 @@ class ChannelPermuter:
     def _paths(
         self, stage: Stage, layers: Sequence[PrunableLayer], run: Callable[[], object]
     ) -> dict[str, ChannelPath | str]:
-        """Return the path of every layer of a block; blocks that look alike are probed once."""
+        """Return the path of every layer of a block; blocks of one structure are probed once."""
         prefix = len(self.blocks.names[stage.index])
         module = self.blocks.modules[stage.index]
         look = (type(module), *((layer.name[prefix:], layer.kind, layer.shape) for layer in layers))
@@ -179,7 +179,7 @@ def _same_but_moved(before: Seen, after: Seen, columns: tuple[int, ...]) -> bool
 
 
 def _watched(module: nn.Module, run: Callable[[], list[Tensor]]) -> Seen | None:
-    """Run a block and note what goes through one of its layers; None where the layer is not called."""
+    """Run a block and record what goes through one of its layers; None if the layer is not called."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -203,7 +203,7 @@ def _same_columns(new: Tensor, old: Tensor) -> bool:
 
 
 def _same(new: Tensor, old: Tensor) -> bool:
-    """Return whether two tensors are equal up to rounding; numbers that are no fractions must be equal."""
+    """Return whether two tensors are equal up to rounding; whole numbers must be equal."""
     if new.shape != old.shape or not old.is_floating_point():
         return new.shape == old.shape and bool(torch.equal(new, old))
     finite = torch.isfinite(old)

@@ -1,4 +1,4 @@
-"""What became of the order of a layer's columns, as a run records it."""
+"""The order of a layer's columns, as a run records it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _TUPLES = ("producers", "columns", "rows")
 
 @dataclass(frozen=True)
 class Permutation:
-    """What became of the order of one pruned layer's columns.
+    """The order of one pruned layer's columns, or why it was kept.
 
     Attributes:
         layer: module name of the layer whose columns are reordered, the consumer.
         block: index of its block.
-        reason: why its columns stay as they were; "" where they are reordered.
-        kept_before: share of the saliency that a mask can keep in the order of the source; None where no order was
+        reason: why its columns stay as they were; "" if they are reordered.
+        kept_before: share of the saliency that a mask can keep in the order of the source; None if no order was
             searched.
         kept_after: the same in the order found.
         producers: module names of the layers whose output rows (weight and bias) are reordered with them.
-        columns: the layer's column c is the source's column columns[c]; empty where nothing is reordered.
+        columns: the layer's column c is the source's column columns[c]; empty if nothing is reordered.
         rows: each producer's row r is the source's row rows[r]; empty like the one before.
     """
 

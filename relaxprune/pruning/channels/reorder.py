@@ -14,14 +14,14 @@ from .permutation import Permutation
 
 
 def apply_permutations(model: nn.Module, permutations: Iterable[Permutation]) -> None:
-    """Reorder the channels of a model as a run has done, before its masks are applied.
+    """Reorder the channels of a model as a run did, before its masks are applied.
 
     Args:
         model: the model before pruning, changed in place.
-        permutations: a run's; those that were not applied are passed over.
+        permutations: a run's; those that were not applied are skipped.
 
     Raises:
-        RelaxPruneError: a layer that the model does not have, or an order that is none of its channels.
+        RelaxPruneError: a layer that the model does not have, or an order that does not fit its channels.
     """
     layers = {layer.name: layer for layer in find_layers(model)[0]}
     for permutation in permutations:
@@ -55,7 +55,7 @@ def permute(layers: Mapping[str, PrunableLayer], permutation: Permutation, *, un
 
 
 def _order(numbers: tuple[int, ...], size: int, name: str, undo: bool) -> Tensor:
-    """Return an order as a tensor, or its inverse; refuse one that is no order of ``size`` channels."""
+    """Return an order as a tensor, or its inverse; refuse one that is not an order of ``size`` channels."""
     order = torch.tensor(numbers, dtype=torch.int64)
     if sorted(numbers) != list(range(size)):
         raise RelaxPruneError(f"the order of {name!r} must be one of its {size} channels, got {len(numbers)} numbers")

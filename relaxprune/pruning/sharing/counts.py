@@ -58,7 +58,7 @@ def allocate(
         sparsity: of the whole model.
         shown: the layers with their Grams, as ``DenseModel.grams`` shows them; read once.
         blocks: layer name -> index of its block, None outside of the blocks.
-        sensitivity: for "model", layer name -> what a unit of its error counts, from ``sensitivities``.
+        sensitivity: for "model", layer name -> the weight of its error, from ``sensitivities``.
 
     Returns:
         layer name -> entries pruned of every row, for every layer that was shown (for "model": and has a

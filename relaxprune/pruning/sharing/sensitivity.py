@@ -1,4 +1,4 @@
-"""How much a model's answer depends on each layer's output: what makes errors of different layers comparable."""
+"""How much a model's output depends on each layer's output, which makes errors of different layers comparable."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sensitivities(
     Args:
         model: in evaluation mode; gradients are asked for and dropped again, parameters stay as they are.
         layers: the layers.
-        batches: calibration batches, of which the first are used, until there are 2048 tokens and all layers reached.
+        batches: calibration batches; the first are used, up to 2048 tokens and until all layers are reached.
         seed: of the labels or signs.
 
     Returns:

@@ -182,8 +182,8 @@ def test_the_time_limit_ends_the_rounds():
         ({"method": "sdp", "rows": "abc"}, "different indices of the 4 rows"),
         ({"method": "sdp", "rows": {1, 2}}, "different indices of the 4 rows"),
         ({"method": "sdp", "rows": 1.5}, "rows must be a whole number of at least 1, got 1.5"),
-        ({"method": "fw", "rows": 2}, "rows is of use to diagonal and sdp alone, got it for method 'fw'"),
-        ({"method": "diagonal", "time_limit_s": 2.0}, "time_limit_s is of use to sdp alone"),
+        ({"method": "fw", "rows": 2}, "rows is only for diagonal and sdp, got it for method 'fw'"),
+        ({"method": "diagonal", "time_limit_s": 2.0}, "time_limit_s is only for sdp"),
         ({"method": "sdp", "time_limit_s": -1}, "time_limit_s must be a positive number, got -1"),
     ],
 )

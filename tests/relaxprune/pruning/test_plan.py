@@ -168,7 +168,7 @@ def test_a_plan_is_for_its_model_as_it_was():
     plan = plan_model(model, sparsity=0.5)
     with pytest.raises(RelaxPruneError, match="plan must be one that plan_model has made for this model"):
         prune_model(tiny_model("llama"), padded_batches(1), plan=plan)
-    with pytest.raises(RelaxPruneError, match="plan holds all that is asked of a run, got solver, sparsity besides"):
+    with pytest.raises(RelaxPruneError, match="plan already holds all options of the run, got also solver, sparsity"):
         prune_model(model, padded_batches(1), plan=plan, sparsity=0.5, solver="wanda")
     gate = model.model.layers[1].mlp.gate_proj
     gate.weight = nn.Parameter(gate.weight.detach().clone())
