@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relaxprune.models.blocks import output_head
+from relaxprune.models.blocks import output_heads
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -62,7 +62,7 @@ class _Watch:
     def __init__(self, model: nn.Module, layers: Sequence[PrunableLayer]) -> None:
         self.streams: dict[str, set[str | None]] = {}
         self._layers = layers
-        self._head = output_head(model)
+        self._heads = output_heads(model)
         self._stacks = {name: _required_stack(model, name) for name in ("encoder", "decoder")}
         self._inside: str | None = None
         self._encoded: list[Tensor] = []  # held, so that their memory is not used again within the pass
@@ -111,7 +111,7 @@ class _Watch:
             if any(_same_memory(inputs, encoded) for encoded in self._encoded):
                 stream: str | None = "encoder"
             else:
-                stream = "decoder" if layer.module is self._head else self._inside
+                stream = "decoder" if layer.module in self._heads else self._inside
             self.streams.setdefault(layer.name, set()).add(stream)
 
         return note
