@@ -56,10 +56,11 @@ class JointAccumulator(GramAccumulator):
         if not self.aligned:
             return
         pruned, whole = self.tokens_of(inputs, kept, where), self.tokens_of(dense, kept, f"{where} of the dense model")
-        compute = torch.float64 if pruned.dtype == torch.float64 else torch.float32
         with exact_matmul(pruned.device):
             for start in range(0, len(pruned), CHUNK_TOKENS):
-                one, other = (tokens[start : start + CHUNK_TOKENS].to(compute) for tokens in (pruned, whole))
+                one, other = (tokens[start : start + CHUNK_TOKENS] for tokens in (pruned, whole))
+                compute = torch.promote_types(self._compute_dtype(one), self._compute_dtype(other))
+                one, other = one.to(compute), other.to(compute)
                 weighted = other * token_weights(squared_norms(one), self._limit).to(compute).unsqueeze(1)
                 self._cross += (weighted.T @ one).to(self._cross.device)
                 self._dense += (weighted.T @ other).to(self._dense.device)
@@ -79,7 +80,7 @@ class JointAccumulator(GramAccumulator):
         mixed = (1 - share) * own + share * cross
         both = (1 - share) ** 2 * own + share * (1 - share) * (cross + cross.T) + share**2 * dense
         mixed[:, self._dead()] = 0
-        return mixed.to(self._dtype), ((both + both.T) / 2).to(self._dtype)
+        return mixed.to(self.dtype), ((both + both.T) / 2).to(self.dtype)
 
     def clone(self) -> JointAccumulator:
         """Return an independent copy."""
