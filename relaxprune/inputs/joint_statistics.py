@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .layer_listener import GramGroup, LayerListener
 from .propagation import Propagation
 from .stages import Stage
 from .statistics import StatisticsCollector
+from .streams import ONE_STREAM, Streams
 
 
 class JointAccumulator(GramAccumulator):
@@ -109,14 +110,12 @@ class JointCollector(StatisticsCollector):
 
     Args:
         layers: the layers to listen to.
-        of_decoder: names of the layers whose padding is that of the decoder's tokens.
+        streams: which tokens, and so which padding, each layer reads.
         halves: keep the sums of even and odd batches apart.
     """
 
-    def __init__(
-        self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = (), halves: bool = False
-    ) -> None:
-        super().__init__(layers, of_decoder=of_decoder, halves=halves)
+    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, halves: bool = False) -> None:
+        super().__init__(layers, streams=streams, halves=halves)
         self._beside: dict[str, list[Tensor]] = {}
         self._all = 0  # tokens of the batch at hand
 

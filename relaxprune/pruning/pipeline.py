@@ -13,7 +13,7 @@ from relaxprune.inputs.layer_grams import GramMaker
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
 from relaxprune.inputs.statistics import StatisticsCollector
-from relaxprune.inputs.token_streams import decoder_layers
+from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.forward import borrowed
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
@@ -113,9 +113,9 @@ class _Run:
             check.run(model, read[0])
             plan = plan.without(check.failed)
             outcome.planned = len(plan.layers)
-            of_decoder = decoder_layers(model, plan.weights, read)
-            gram_maker = GramMaker(request.options.statistics, of_decoder, request.options.correct)
-            permuter = ChannelPermuter.of(request.options, request.target, model, blocks, of_decoder)
+            streams = token_streams(model, plan.weights, read)
+            gram_maker = GramMaker(request.options.statistics, streams, request.options.correct)
+            permuter = ChannelPermuter.of(request.options, request.target, model, blocks, streams)
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker)
