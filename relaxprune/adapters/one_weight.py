@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.inputs.gram_accumulator import GramAccumulator
-from relaxprune.models.layers import PLAIN_DTYPES, PrunableLayer, columns_of, layer_kind
+from relaxprune.models.layer_kinds import PLAIN_DTYPES, layer_kind
+from relaxprune.models.layers import PrunableLayer, columns_of
 from relaxprune.options.solve_options import SolveOptions, solver_of
 from relaxprune.options.target import Target
 from relaxprune.problems import MaskProblem
@@ -99,6 +100,11 @@ def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") ->
     if not isinstance(module, nn.Module):
         raise RelaxPruneError(f"module must be a torch.nn.Module, got {owner}")
     weight = _values_of(module, tensor_name)
+    if isinstance(weight, Tensor) and not _is_held(module, tensor_name):
+        raise RelaxPruneError(
+            f"name must be a parameter of the {owner}, got {tensor_name!r}, which is computed from others in every "
+            f"forward pass; remove the parametrisation first"
+        )
     if not isinstance(weight, Tensor):
         known = ", ".join(repr(local) for local, _ in module.named_parameters(recurse=False)) or "none"
         raise RelaxPruneError(f"name must be a parameter of the {owner}, got {tensor_name!r}; it has {known}")
@@ -111,6 +117,12 @@ def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") ->
             f"got {weight.dtype} of shape {tuple(weight.shape)}{' in groups' if grouped else ''}"
         )
     return PrunableLayer(name, module, kind or "Linear", weight)
+
+
+def _is_held(module: nn.Module, tensor_name: str) -> bool:
+    """Return whether a module holds a tensor itself, perhaps under a mask of ``torch.nn.utils.prune``."""
+    masked = f"{tensor_name}_mask" in module._buffers
+    return masked or tensor_name in module._parameters or tensor_name in module._buffers
 
 
 def _values_of(module: nn.Module, tensor_name: str) -> Any:

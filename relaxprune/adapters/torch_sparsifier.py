@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.ao.pruning.sparsifier.base_sparsifier import BaseSparsifier
 from torch.utils.hooks import RemovableHandle
 
+from relaxprune.models.blocks import output_heads
 from relaxprune.models.layers import PrunableLayer, find_layers
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.solvers import Solver
@@ -76,8 +77,8 @@ class RelaxPruneSparsifier(BaseSparsifier):
         known = {layer.parameter: layer for layer in layers if layer.expert is None}  # torch masks whole parameters
         reasons = {f"{layer.name}.weight": layer.reason for layer in skipped}
         if config is None:
-            getter = getattr(model, "get_output_embeddings", lambda: None)
-            config = [{"tensor_fqn": layer.parameter} for layer in known.values() if layer.module is not getter()]
+            heads = output_heads(model)
+            config = [{"tensor_fqn": layer.parameter} for layer in known.values() if layer.module not in heads]
         names = [self._check_entry(entry, known, reasons) for entry in config]
         if not names or len(set(names)) < len(names):
             raise RelaxPruneError(f"config must name at least one weight, each once, got {', '.join(names) or 'none'}")

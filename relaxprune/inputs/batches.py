@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from relaxprune.models.forward import model_device
 from relaxprune.problems.errors import RelaxPruneError
 
+from .padding import guarded, marked_padding
 from .tree import map_tree
 
 
@@ -39,16 +40,19 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
     Args:
         batches: an iterable (generators too) of tensors, which become the model's first argument, or of mappings,
             which become its keyword arguments. An integer tensor of one dimension is one window of tokens. A
-            2-D ``attention_mask`` marks padding with 0, and a ``decoder_attention_mask`` that of a decoder of its own.
+            2-D ``attention_mask``, perhaps in a mapping inside, marks padding with 0, and a ``decoder_attention_mask``
+            that of a decoder of its own.
 
     Raises:
-        RelaxPruneError: no batch, a batch of another type, or padding without a mask.
+        RelaxPruneError: no batch, a batch of another type, a mask that says padding in another way, or only padding.
     """
     if isinstance(batches, (str, bytes, Mapping)):
         raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}")
     read = [_read_batch(batch, index) for index, batch in enumerate(batches)]
     if not read:
         raise RelaxPruneError("batches must hold at least one batch, got an empty iterable")
+    if all(batch.kept is not None and not bool(batch.kept.any()) for batch in read):
+        raise RelaxPruneError("batches must hold tokens that count, got an attention_mask that is 0 everywhere")
     return read
 
 
@@ -60,19 +64,7 @@ def _read_batch(batch: Any, index: int) -> Batch:
     if not isinstance(batch, Mapping):
         raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}")
     kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
-    return Batch((), kwargs, *(_padding(kwargs, name, index) for name in ("attention_mask", "decoder_attention_mask")))
-
-
-def _padding(kwargs: Mapping[str, Any], name: str, index: int) -> Tensor | None:
-    """Return which of a batch's tokens are real, (batch, tokens) bool; None if none is padding."""
-    mask = kwargs.get(name)
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise RelaxPruneError(f"{name} must have the shape (batch, tokens), got {shape} in batch {index}")
-    kept = mask != 0
-    return None if bool(kept.all()) else kept
+    return Batch((), kwargs, *marked_padding(kwargs, index))
 
 
 def without_first(batches: Sequence[Batch], tokens: int) -> list[Batch]:
@@ -130,4 +122,5 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
     args, kwargs = map_tree((batch.args, batch.kwargs), Tensor, lambda leaf: leaf.to(device))
     if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs["use_cache"] = False
-    return model(*args, **kwargs)
+    with guarded(model, (args, kwargs), batch.kept):
+        return model(*args, **kwargs)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.problems.errors import RelaxPruneError
 
 # (layer, inputs, rows): rows are the tokens that the inputs belong to, None if that is not known.
 Heard = Callable[[PrunableLayer, Tensor, Tensor | None], None]
@@ -50,8 +51,18 @@ class ExpertListener(TorchFunctionMode):
             if isinstance(matrix, Tensor) and matrix.dim() == 2:
                 layer = self._by_place.get(matrix.data_ptr())
                 if layer is not None:
+                    self._refuse_other_products(layer, matrix.T if func is functional.linear else matrix)
                     self._tell(layer, args[0] if args else named["input"])
         return result
+
+    def _refuse_other_products(self, layer: PrunableLayer, matrix: Tensor) -> None:
+        """Raise RelaxPruneError unless inputs are multiplied with the layer's (cols, rows) from the right."""
+        wanted = layer.matrix().T
+        if matrix.shape != wanted.shape or matrix.stride() != wanted.stride():
+            raise RelaxPruneError(
+                f"expert {layer.name!r} must be multiplied as {tuple(wanted.shape)}, which is how its module says that "
+                f"it is stored, got {tuple(matrix.shape)} with strides {matrix.stride()}; exclude this layer"
+            )
 
     def _tell(self, layer: PrunableLayer, inputs: Tensor) -> None:
         """Report what a layer reads."""

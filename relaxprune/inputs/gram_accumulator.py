@@ -14,6 +14,8 @@ from relaxprune.problems.errors import RelaxPruneError
 
 # Tokens per matrix product. Bounds the float32 rounding of one product; the products are summed in float64.
 CHUNK_TOKENS = 1024
+# Below it float32 squares lose digits or vanish next to the largest ones: they end at 1.2e-38, and Grams need 1e-8.
+_FAINT = 1e-15
 
 
 @contextmanager
@@ -66,6 +68,7 @@ class GramAccumulator:
         self._odd = torch.zeros_like(self._sum) if halves else None
         self._odd_weight = 0.0
         self._dtype = torch.float32
+        self._largest = 0.0
 
     def add(self, inputs: Tensor, *, kept: Tensor | None = None, layer: str = "inputs", batch: int = 0) -> None:
         """Count the tokens of one batch.
@@ -81,13 +84,13 @@ class GramAccumulator:
         """
         where = f"the inputs of layer {layer!r} in batch {batch}"
         tokens = self.tokens_of(inputs, kept, where)
-        compute = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-        if compute == torch.float64:
+        if tokens.dtype == torch.float64:
             self._dtype = torch.float64
         with exact_matmul(tokens.device):
             for start in range(0, tokens.shape[0], CHUNK_TOKENS):
-                chunk = tokens[start : start + CHUNK_TOKENS].to(compute)  # (at most CHUNK_TOKENS, features)
-                chunk, weight = self._weighted(chunk)
+                chunk = tokens[start : start + CHUNK_TOKENS]  # (at most CHUNK_TOKENS, features)
+                compute = self._compute_dtype(chunk)
+                chunk, weight = self._weighted(chunk.to(compute))
                 product = chunk.T @ chunk  # (features, features)
                 if not bool(torch.isfinite(product.diagonal()).all()):
                     raise RelaxPruneError(
@@ -109,6 +112,12 @@ class GramAccumulator:
             raise RelaxPruneError(f"{where} contain NaN or Inf; load the model in another dtype or drop that batch")
         return tokens
 
+    def _compute_dtype(self, chunk: Tensor) -> torch.dtype:
+        """Return what some tokens are multiplied in: float64 where their squares would vanish in float32."""
+        largest = float(chunk.abs().max()) if chunk.numel() else 0.0
+        self._largest = max(self._largest, largest)
+        return torch.float64 if chunk.dtype == torch.float64 or 0 < largest < _FAINT else torch.float32
+
     def _weighted(self, chunk: Tensor) -> tuple[Tensor, float]:
         """Return a chunk's rows (tokens, features), each times the root of its token's weight, and the weights' sum."""
         if self._limit == math.inf:
@@ -124,32 +133,40 @@ class GramAccumulator:
             self._odd += product
             self._odd_weight += weight
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the Gram: float32 unless inputs are float64, or so small that all their moments vanish there."""
+        faint = 0 < float(self._sum.diagonal().max()) < _FAINT**2 * self.weight
+        return torch.float64 if faint else self._dtype
+
     def gram(self) -> Tensor:
         """Return the Gram so far.
 
         Returns:
-            (features, features), exactly symmetric; float64 when any input was, otherwise float32, with zeros for
-            features whose second moment is below float32's normal range (1.2e-38).
+            (features, features), exactly symmetric; float64 when any input was or all inputs are too small for float32,
+            otherwise float32, with zeros for features whose second moment is below its normal range (1.2e-38).
 
         Raises:
-            RelaxPruneError: no token was counted.
+            RelaxPruneError: no token was counted, or inputs are not 0 and all their squares are.
         """
         if self.tokens == 0:
             raise RelaxPruneError("a Gram needs at least one token that is not padding, got none")
+        if self._largest and not bool(self._sum.diagonal().any()):
+            raise RelaxPruneError(f"inputs must have squares in float64, got none above {self._largest:.3g}")
         mean = self._sum / self.weight
         # A product of a matrix with its own transpose is symmetric only up to rounding: the two halves are averaged.
         mean.add_(mean.T.clone()).mul_(0.5)
         dead = self._dead()
         mean[dead] = 0
         mean[:, dead] = 0
-        return mean.to(self._dtype)
+        return mean.to(self.dtype)
 
     def _dead(self) -> Tensor:
         """Return which features are below float32's normal range, (features,) bool; none of float64 inputs.
 
         Such a second moment would keep neither its value nor its correlations.
         """
-        least = torch.finfo(torch.float32).tiny if self._dtype == torch.float32 else 0.0
+        least = torch.finfo(torch.float32).tiny if self.dtype == torch.float32 else 0.0
         return self._sum.diagonal() / self.weight < least
 
     def halves(self) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .layer_listener import GramGroup, LayerListener
 from .propagation import Propagation
 from .stages import Stage
 from .statistics import StatisticsCollector
+from .streams import ONE_STREAM, Streams
 
 
 class JointAccumulator(GramAccumulator):
@@ -56,10 +57,11 @@ class JointAccumulator(GramAccumulator):
         if not self.aligned:
             return
         pruned, whole = self.tokens_of(inputs, kept, where), self.tokens_of(dense, kept, f"{where} of the dense model")
-        compute = torch.float64 if pruned.dtype == torch.float64 else torch.float32
         with exact_matmul(pruned.device):
             for start in range(0, len(pruned), CHUNK_TOKENS):
-                one, other = (tokens[start : start + CHUNK_TOKENS].to(compute) for tokens in (pruned, whole))
+                one, other = (tokens[start : start + CHUNK_TOKENS] for tokens in (pruned, whole))
+                compute = torch.promote_types(self._compute_dtype(one), self._compute_dtype(other))
+                one, other = one.to(compute), other.to(compute)
                 weighted = other * token_weights(squared_norms(one), self._limit).to(compute).unsqueeze(1)
                 self._cross += (weighted.T @ one).to(self._cross.device)
                 self._dense += (weighted.T @ other).to(self._dense.device)
@@ -79,7 +81,7 @@ class JointAccumulator(GramAccumulator):
         mixed = (1 - share) * own + share * cross
         both = (1 - share) ** 2 * own + share * (1 - share) * (cross + cross.T) + share**2 * dense
         mixed[:, self._dead()] = 0
-        return mixed.to(self._dtype), ((both + both.T) / 2).to(self._dtype)
+        return mixed.to(self.dtype), ((both + both.T) / 2).to(self.dtype)
 
     def clone(self) -> JointAccumulator:
         """Return an independent copy."""
@@ -108,14 +110,12 @@ class JointCollector(StatisticsCollector):
 
     Args:
         layers: the layers to listen to.
-        of_decoder: names of the layers whose padding is that of the decoder's tokens.
+        streams: which tokens, and so which padding, each layer reads.
         halves: keep the sums of even and odd batches apart.
     """
 
-    def __init__(
-        self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = (), halves: bool = False
-    ) -> None:
-        super().__init__(layers, of_decoder=of_decoder, halves=halves)
+    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, halves: bool = False) -> None:
+        super().__init__(layers, streams=streams, halves=halves)
         self._beside: dict[str, list[Tensor]] = {}
         self._all = 0  # tokens of the batch at hand
 

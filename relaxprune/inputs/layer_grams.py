@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,6 +16,7 @@ from .propagation import Propagation, observe
 from .shrinkage import estimate, shrink
 from .stages import Stage
 from .statistics import NormCollector, StatisticsCollector
+from .streams import Streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +47,12 @@ class GramMaker:
 
     Attributes:
         options: what was asked for.
-        of_decoder: names of the layers that read an encoder-decoder model's decoder tokens.
-        correct: share λ of the way from the pruned model's inputs to the dense ones, if both are gathered.
+        streams: which tokens, and so which padding, each layer reads.
+        correct: share λ of the way from the pruned model's inputs to the dense ones, where both are gathered.
     """
 
     options: StatisticsOptions = field(default_factory=StatisticsOptions)
-    of_decoder: Collection[str] = ()
+    streams: Streams = field(default_factory=Streams)
     correct: float = 1.0
 
     def parts(self, stage: Stage, propagation: Propagation) -> list[Stage]:
@@ -70,9 +70,9 @@ class GramMaker:
     def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
         """Put every batch through a stage and return the sums of its layers' inputs, joint with ``dense`` if given."""
         kind = StatisticsCollector if dense is None else JointCollector
-        collector = kind(stage.layers, of_decoder=self.of_decoder, halves=self.options.shrinkage == AUTO)
+        collector = kind(stage.layers, streams=self.streams, halves=self.options.shrinkage == AUTO)
         if self.options.token_cap is not None:
-            norms = NormCollector(stage.layers, of_decoder=self.of_decoder)
+            norms = NormCollector(stage.layers, streams=self.streams)
             observe(propagation, stage, norms)
             collector.limit(norms, self.options.token_cap)
         if dense is not None and isinstance(collector, JointCollector):

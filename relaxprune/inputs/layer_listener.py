@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .experts import ExpertListener
 from .gram_accumulator import GramAccumulator
+from .streams import ONE_STREAM, Streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +57,18 @@ class LayerListener:
         order: names of the layers in the order of their first call.
     """
 
-    def __init__(self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = ()) -> None:
+    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM) -> None:
         """Prepare for some layers.
 
         Args:
             layers: the layers to listen to.
-            of_decoder: names of the layers whose padding is ``Batch.decoder_kept``; all others have ``Batch.kept``.
+            streams: which tokens, and so which padding, each layer reads.
         """
         self.groups: list[GramGroup] = [GramGroup(tuple(layers), None)] if layers else []
         self.calls: dict[str, int] = {layer.name: 0 for layer in layers}
         self.order: list[str] = []
         self._layers = tuple(layers)
-        self._of_decoder = of_decoder
+        self._streams = streams
         self._readings: dict[str, list[Reading]] = defaultdict(list)
 
     @contextmanager
@@ -138,7 +139,7 @@ class LayerListener:
                 groups.append(GramGroup(tuple(layers), own))
         # Only now is anything added: a clone must not hold what another part read in this pass.
         self.groups = [
-            self._count(group, batch, decoder_kept if group.layers[0].name in self._of_decoder else kept)
+            self._count(group, batch, self._streams.padding(group.layers[0].name, kept, decoder_kept))
             for group in groups
         ]
 

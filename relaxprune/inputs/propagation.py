@@ -11,10 +11,12 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from relaxprune.models.blocks import BlockList
+from relaxprune.models.layers import PrunableLayer
 
 from .batches import Batch, run_model
 from .layer_listener import LayerListener
-from .replay import Tape, record_all
+from .replay import Tape
+from .replay_proof import record_all
 from .stages import Stage
 from .tree import flatten
 
@@ -129,15 +131,28 @@ def _numbers(batch: Batch) -> int:
     return sum(tensor.numel() for tensor in flatten((batch.args, batch.kwargs))[0])
 
 
-def block_propagation(model: nn.Module, blocks: BlockList, batches: Sequence[Batch]) -> tuple[Propagation, str]:
-    """Replay the blocks if that gives the model's own values, else run the whole model for each block.
+def block_propagation(
+    model: nn.Module, blocks: BlockList, layers: Sequence[PrunableLayer], batches: Sequence[Batch]
+) -> tuple[Propagation, str]:
+    """Replay the blocks where that gives the model's own values, else run the whole model for each block.
+
+    Args:
+        model: in evaluation mode; its weights are others for a while, and then as they were.
+        blocks: its blocks.
+        layers: the layers whose weights will change.
+        batches: calibration batches.
 
     Returns:
         The propagation, and its description: "replay", "rerun" or "rerun: REASON".
     """
     if not blocks.modules:
         return Rerun(model, batches), "rerun"
-    tapes, reason = record_all(model, blocks.modules, batches)
+    inside: list[list[PrunableLayer]] = [[] for _ in blocks.modules]
+    for layer in layers:
+        index = blocks.index_of(layer)
+        if index is not None:
+            inside[index].append(layer)
+    tapes, reason = record_all(model, blocks.modules, inside, batches)
     if not reason:
         return Replay(blocks.modules, batches, tapes), "replay"
     _logger.info("the blocks %r are not replayed, the whole model is run for each: %s", blocks.name, reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from relaxprune.models.layers import PrunableLayer
 
 from .gram_accumulator import GramAccumulator, real_tokens, squared_norms
 from .layer_listener import GramGroup, LayerListener
+from .streams import ONE_STREAM, Streams
 
 
 class StatisticsCollector(LayerListener):
@@ -22,17 +23,15 @@ class StatisticsCollector(LayerListener):
     common until then. A layer that is called several times in a pass counts all its calls into its one Gram.
     """
 
-    def __init__(
-        self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = (), halves: bool = False
-    ) -> None:
+    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, halves: bool = False) -> None:
         """Prepare for some layers.
 
         Args:
             layers: the layers to listen to.
-            of_decoder: names of the layers whose padding is ``Batch.decoder_kept``; all others have ``Batch.kept``.
+            streams: which tokens, and so which padding, each layer reads.
             halves: keep the sums of even and odd batches apart.
         """
-        super().__init__(layers, of_decoder=of_decoder)
+        super().__init__(layers, streams=streams)
         self._halves = halves
         self._limits: Mapping[str, float] = {}
 
@@ -81,9 +80,9 @@ class StatisticsCollector(LayerListener):
 class NormCollector(LayerListener):
     """Gathers ‖x‖² of every token that counts, and who shares what; multiplies nothing."""
 
-    def __init__(self, layers: Sequence[PrunableLayer], *, of_decoder: Collection[str] = ()) -> None:
+    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM) -> None:
         """Prepare for some layers, as the base class does."""
-        super().__init__(layers, of_decoder=of_decoder)
+        super().__init__(layers, streams=streams)
         self._norms: dict[str, list[Tensor]] = defaultdict(list)
 
     def median(self, group: GramGroup) -> float:

@@ -12,15 +12,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relaxprune.models.blocks import output_head
+from relaxprune.models.blocks import language_model, output_heads
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
 
 from .batches import Batch, run_model
+from .padded_windows import layers_without_padding
+from .streams import Streams
 from .tree import flatten
 
 
-def decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: Sequence[Batch]) -> frozenset[str]:
+def token_streams(model: nn.Module, layers: Sequence[PrunableLayer], batches: Sequence[Batch]) -> Streams:
+    """Return which tokens layers read, from how the model runs where batches have padding.
+
+    Raises:
+        RelaxPruneError: padding is present and which of a layer's inputs it is cannot be told.
+    """
+    decoder = _decoder_layers(model, layers, batches)
+    return Streams(decoder, layers_without_padding(model, layers, batches, decoder))
+
+
+def _decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: Sequence[Batch]) -> frozenset[str]:
     """Return the names of the layers that read the decoder's tokens, whose padding is ``decoder_attention_mask``'s.
 
     All other layers read the tokens of ``attention_mask``. Runs the model only for
@@ -29,15 +41,16 @@ def decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: S
     Raises:
         RelaxPruneError: padding is present and a layer's stream cannot be told, or nothing marks the padding.
     """
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    named = language_model(model) or model
+    if not getattr(getattr(named, "config", None), "is_encoder_decoder", False):
         return frozenset()
     for index, batch in enumerate(batches):
         _refuse_unmarked(batch, index)
     if all(batch.kept is None and batch.decoder_kept is None for batch in batches):
         return frozenset()
-    if _stack(model, "decoder") is None and not _names_two_streams(model, batches):
+    if _stack(named, "decoder") is None and not _names_two_streams(named, batches):
         return frozenset()
-    watch = _Watch(model, layers)
+    watch = _Watch(named, layers)
     for batch in batches:
         with watch.listening():
             run_model(model, batch)
@@ -62,7 +75,7 @@ class _Watch:
     def __init__(self, model: nn.Module, layers: Sequence[PrunableLayer]) -> None:
         self.streams: dict[str, set[str | None]] = {}
         self._layers = layers
-        self._head = output_head(model)
+        self._heads = output_heads(model)
         self._stacks = {name: _required_stack(model, name) for name in ("encoder", "decoder")}
         self._inside: str | None = None
         self._encoded: list[Tensor] = []  # held, so that their memory is not used again within the pass
@@ -111,7 +124,7 @@ class _Watch:
             if any(_same_memory(inputs, encoded) for encoded in self._encoded):
                 stream: str | None = "encoder"
             else:
-                stream = "decoder" if layer.module is self._head else self._inside
+                stream = "decoder" if layer.module in self._heads else self._inside
             self.streams.setdefault(layer.name, set()).add(stream)
 
         return note

@@ -64,16 +64,29 @@ def find_blocks(model: nn.Module, layers: Sequence[PrunableLayer]) -> BlockList:
     return BlockList(chosen, tuple(name for name, _ in pairs), tuple(module for _, module in pairs))
 
 
-def is_language_model(model: nn.Module) -> bool:
-    """Return whether the model follows the transformers interface, by which heads and embeddings are known."""
-    return hasattr(model, "get_output_embeddings") and hasattr(model, "get_input_embeddings")
+def language_model(model: nn.Module, inside: str = "") -> nn.Module | None:
+    """Return the outermost part of a model that follows the transformers interface, by which heads are known.
+
+    Args:
+        model: the whole: such a model, or one that holds it, such as a value head around it.
+        inside: name of a part that it must hold, such as the list of blocks.
+    """
+    for name, part in model.named_modules():
+        if _contains(name, inside) and all(hasattr(part, f"get_{side}_embeddings") for side in ("input", "output")):
+            return part
+    return None
 
 
-def output_head(model: nn.Module) -> nn.Module | None:
-    """Return the module that turns hidden states into scores for tokens, if the model names one."""
-    getter: Any = getattr(model, "get_output_embeddings", None)
-    head = getter() if is_language_model(model) else None
-    return head if isinstance(head, nn.Module) else None
+def output_heads(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that turn hidden states into scores for tokens, as any part of the model names them."""
+    getters: list[Any] = [getattr(part, "get_output_embeddings", None) for part in model.modules()]
+    heads = [getter() for getter in getters if callable(getter)]
+    return [head for head in heads if isinstance(head, nn.Module)]
+
+
+def embedding_shapes(model: nn.Module) -> set[tuple[int, ...]]:
+    """Return the shapes of a model's embeddings: a layer of such a shape may be an output head that nothing names."""
+    return {tuple(part.weight.shape) for part in model.modules() if isinstance(part, nn.Embedding)}
 
 
 def _candidates(model: nn.Module, layers: Sequence[PrunableLayer]) -> list[str]:
@@ -94,7 +107,10 @@ def _contains(outer: str, inner: str) -> bool:
 
 
 def _decoder(model: nn.Module) -> nn.Module | None:
-    """Return what the model itself calls its decoder."""
-    getter = getattr(model, "get_decoder", None)
-    decoder = getter() if callable(getter) else None
-    return decoder if isinstance(decoder, nn.Module) else None
+    """Return what the model itself, or the outermost part of it that does so, calls its decoder."""
+    for part in model.modules():
+        getter = getattr(part, "get_decoder", None)
+        if callable(getter):
+            decoder = getter()
+            return decoder if isinstance(decoder, nn.Module) else None
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -11,16 +12,33 @@ from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
 
+from .layer_kinds import is_plain
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# Wrappers that leave a process only a part of the weights or of the batch.
+_SPREAD = ("FullyShardedDataParallel", "DeepSpeedEngine", "PipelineStage")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every part of ``model`` in evaluation mode, without gradients; restore each part's flag, errors or not."""
+    """Put every part of ``model`` in evaluation mode, without gradients; restore each part's flag, errors or not.
+
+    Raises:
+        RelaxPruneError: the switch changes weights, as that of adapters which merge themselves does.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    before = _fingerprint(model)
     model.eval()
     try:
+        if (changed := _first_difference(before, _fingerprint(model))) is not None:
+            model.train(flags[0][1])
+            raise RelaxPruneError(
+                f"model must keep its weights when it is put into evaluation mode, got one whose eval() changes "
+                f"{changed!r}: merge or remove what does so first"
+            )
         with torch.no_grad():
             yield
     finally:
@@ -28,9 +46,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+def _fingerprint(model: nn.Module) -> dict[str, tuple[object, ...]]:
+    """Return for each parameter where it lies and a sum over its bits; nothing where eval() only sets flags."""
+    own = (nn.Module.train, nn.Module.eval)
+    if all((type(module).train, type(module).eval) == own for module in model.modules()):
+        return {}
+    return {name: _bits(parameter) for name, parameter in model.named_parameters() if is_plain(parameter)}
+
+
+def _bits(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Return where a tensor lies, and the sum of its entries as integers: nearly any change of a bit changes that."""
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    words = flat[: len(flat) // 4 * 4].view(torch.int32)
+    return tensor.data_ptr(), tuple(tensor.shape), int(words.sum()), int(flat[len(words) * 4 :].sum())
+
+
+def _first_difference(one: dict[str, tuple[object, ...]], other: dict[str, tuple[object, ...]]) -> str | None:
+    """Return the first name under which two fingerprints differ."""
+    return next((name for name in {**one, **other} if one.get(name) != other.get(name)), None)
+
+
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """Evaluate as ``evaluating`` does, besides without key-value cache and expert by expert; then all is as it was.
+    """Evaluate as ``evaluating`` does, besides without cache, uncompiled, and expert by expert; then all is as before.
 
     Also after an exception: ``use_cache`` and the way of the experts are restored config by config, and the random
     state of the CPU and of the model's device as a whole.
@@ -45,6 +83,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         # Inference tensors carry no version, and versions tell whether an input was changed in place.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_configured(model, "use_cache", False))
+        if "torch._dynamo" in sys.modules:  # code that is compiled already does not call the hooks of its modules
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         # Expert by expert: how fused experts are heard (``ExpertListener``).
         stack.enter_context(_configured(model, "_experts_implementation", "eager"))
         stack.enter_context(evaluating(model))
@@ -74,7 +114,8 @@ def refuse_unsupported(model: nn.Module) -> None:
     """Refuse models whose weights cannot be changed in place.
 
     Raises:
-        RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, or adapters.
+        RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, adapters, or
+            wrappers that split it.
     """
     if not isinstance(model, nn.Module):
         raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -88,6 +129,10 @@ def refuse_unsupported(model: nn.Module) -> None:
         raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):
         raise RelaxPruneError("model must be without adapters, got peft modules; merge_and_unload() them first")
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind in _SPREAD or (isinstance(module, nn.DataParallel) and len(module.device_ids) > 1):
+            raise RelaxPruneError(f"model must be one whole, got a {kind}, which splits it: give the model inside")
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

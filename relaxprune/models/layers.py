@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,11 +10,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import UninitializedTensorMixin
 
 from relaxprune.problems.errors import RelaxPruneError
 
-# 8-bit and packed formats also call themselves floating point; their entries are not the weights.
-PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .layer_kinds import PLAIN_DTYPES, is_plain, layer_kind, reason_to_skip, without_parameters
+from .shared_memory import shared_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +169,17 @@ def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLaye
     """Sort every parameter with two or more dimensions into prunable layers and skipped ones.
 
     Returns:
-        The layers in the order of ``model.named_modules()``, and the rest with a reason each. Parameters with fewer
-        dimensions (biases, norms) are no matrices and appear in neither.
+        The layers in the order of ``model.named_modules()``, and the rest with a reason each, and with them modules
+        that compute with a matrix which is no parameter. Parameters with fewer dimensions (biases, norms) are no
+        matrices and appear in neither.
+
+    Raises:
+        RelaxPruneError: a parameter that has no values yet.
     """
-    names = _names_by_storage(model)
+    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedTensorMixin)]
+    if lazy:
+        raise RelaxPruneError(f"model must have all its weights, got {lazy[0]!r} without values: run it once before")
+    shared = shared_memory(model)
     layers: list[PrunableLayer] = []
     skipped: list[SkippedLayer] = []
     for name, module in model.named_modules():
@@ -180,71 +187,28 @@ def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLaye
             if parameter.dim() < 2:
                 continue
             full = f"{name}.{local}" if name else local
-            experts = expert_layers(name, local, module, parameter)
+            others = shared.get(full, [])
+            experts = [] if others else expert_layers(name, local, module, parameter)
             if experts:
                 layers += experts
                 continue
-            others = [other for other in names[_storage(parameter)] if other != full]
-            kind = layer_kind(module) if local == "weight" else None
-            reason = _reason_to_skip(module, parameter, kind, others)
+            kind, reason = layer_kind(module), reason_to_skip(module, local, parameter, others)
             if reason is None and kind is not None:
                 layers.append(PrunableLayer(name, module, kind, parameter))
             else:
                 skipped.append(SkippedLayer(name if local == "weight" else full, reason or ""))
+        if ".parametrizations." not in f".{name}." and (reason := without_parameters(module)) is not None:
+            skipped.append(SkippedLayer(name, reason))
     return layers, skipped
 
 
 def expert_layers(name: str, local: str, module: nn.Module, parameter: nn.Parameter) -> list[PrunableLayer]:
     """Return the matrices of a 3-D parameter of fused experts as transformers writes them; none of any other module."""
     fused = parameter.dim() == 3 and hasattr(type(module), "_apply_gate") and hasattr(module, "is_transposed")
-    if not fused or parameter.dtype not in PLAIN_DTYPES:
+    if not fused or not is_plain(parameter) or parameter.dtype not in PLAIN_DTYPES:
         return []
     prefix = f"{name}.{local}" if name else local
     return [PrunableLayer(f"{prefix}.{index}", module, "Expert", parameter, index) for index in range(len(parameter))]
-
-
-def layer_kind(module: nn.Module) -> str | None:
-    """Return "Linear", "Conv1D", "Conv2d", or None for a module of another type."""
-    if isinstance(module, nn.Linear):
-        return "Linear"
-    if isinstance(module, nn.Conv2d):
-        return "Conv2d"
-    # Looked up by name: a model that has one has imported transformers, other models need not.
-    lineage = ((cls.__name__, cls.__module__) for cls in type(module).__mro__)
-    return "Conv1D" if ("Conv1D", "transformers.pytorch_utils") in lineage else None
-
-
-def _reason_to_skip(module: nn.Module, parameter: nn.Parameter, kind: str | None, others: list[str]) -> str | None:
-    """Return why this parameter is not pruned, or None."""
-    owner = type(module).__name__
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding: left alone"
-    if others:
-        return f"tied to {', '.join(others)}: pruning it would change them too"
-    if kind is None and parameter.dim() == 3:
-        return f"3-D parameter of {owner} {tuple(parameter.shape)} (experts fused in an unknown way): not supported"
-    if kind is None:
-        return f"parameter of {owner} {tuple(parameter.shape)}: not a Linear, Conv1D or Conv2d"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"convolution with {module.groups} groups: not supported"
-    if parameter.dtype not in PLAIN_DTYPES:
-        return f"weight stored as {parameter.dtype}: not supported"
-    return None
-
-
-def _storage(parameter: Tensor) -> tuple[object, ...]:
-    """Identify the memory of a parameter: two that start at the same address are tied."""
-    return (parameter.device, parameter.data_ptr())
-
-
-def _names_by_storage(model: nn.Module) -> dict[tuple[object, ...], list[str]]:
-    """Map each parameter memory to all names that lead to it through different modules."""
-    names: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if parameter.numel():
-                names[_storage(parameter)].append(f"{name}.{local}" if name else local)
-    return names
 
 
 def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from relaxprune.models.blocks import NO_BLOCKS, BlockList, is_language_model, output_head
+from relaxprune.models.blocks import NO_BLOCKS, BlockList, embedding_shapes, language_model, output_heads
 from relaxprune.models.layers import PrunableLayer, SkippedLayer, check_patterns, matches
+from relaxprune.models.routers import find_routers
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
@@ -28,8 +29,7 @@ def select_layers(
     names = [layer.name for layer in found]
     check_patterns("include", options.include, names)
     check_patterns("exclude", options.exclude, names)
-    head = output_head(model)
-    only_blocks = blocks is not NO_BLOCKS and is_language_model(model)
+    defaults = _left_by_default(model, found, blocks)
     chosen: list[PrunableLayer] = []
     left: list[SkippedLayer] = []
     for layer in found:
@@ -38,15 +38,31 @@ def select_layers(
             reason = "excluded by a pattern"
         elif options.include and not matches(layer.name, options.include):
             reason = "matched by no include pattern"
-        elif not options.include and layer.module is head:
-            reason = "output head: left alone unless an include pattern names it"
-        elif not options.include and only_blocks and blocks.index_of(layer) is None:
-            reason = f"outside of the blocks {blocks.name!r}: left alone unless an include pattern names it"
+        elif not options.include and layer.name in defaults:
+            reason = f"{defaults[layer.name]}: left alone unless an include pattern names it"
         if reason is None:
             chosen.append(layer)
         else:
             left.append(SkippedLayer(layer.name, reason))
     return chosen, left
+
+
+def _left_by_default(model: nn.Module, found: Sequence[PrunableLayer], blocks: BlockList) -> dict[str, str]:
+    """Return the layers that are pruned only where a pattern names them, each with what it is."""
+    heads, routers, scores = output_heads(model), find_routers(model), embedding_shapes(model)
+    only_blocks = blocks is not NO_BLOCKS and language_model(model, blocks.name) is not None
+    left = {}
+    for layer in found:
+        outside = blocks.index_of(layer) is None
+        if layer.module in heads:
+            left[layer.name] = "output head"
+        elif layer.module in routers:
+            left[layer.name] = "router of a mixture of experts"
+        elif only_blocks and outside:
+            left[layer.name] = f"outside of the blocks {blocks.name!r}"
+        elif outside and layer.kind == "Linear" and layer.shape in scores:
+            left[layer.name] = "as many outputs as an embedding has entries, and so taken for the output head"
+    return left
 
 
 def refuse_misfits(request: PruneRequest, layers: Sequence[PrunableLayer]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from relaxprune.inputs.stages import Stage
 from relaxprune.models.layers import SkippedLayer
+from relaxprune.problems.errors import RelaxPruneError
 
 from .block_record import BlockRecord
 from .block_tuner import BlockTuning
@@ -51,15 +52,21 @@ class Outcome:
         self.reports.append(report)
         self.announce("layer_done", stage, report.name, report)
 
-    def finish_block(self, stage: Stage, record: BlockRecord | None) -> None:
-        """Add a finished stage, None for one without layers; its layers without a mask were not reached."""
+    def finish_block(self, stage: Stage, record: BlockRecord | None, failed: Mapping[str, str]) -> None:
+        """Take in what became of a stage.
+
+        Args:
+            stage: its layers; those without a mask were not reached.
+            record: what was recorded, None where it has no layers.
+            failed: layer name -> why it must not be pruned, for layers that were reached and have no mask all the same.
+        """
         if record is not None:
             self.masks |= record.masks
             self.weights |= record.weights
             self.permutations += record.permutations
             self.tunings += [] if record.tuning is None else [record.tuning]
         missed = [layer for layer in stage.layers if record is None or layer.parameter not in record.masks]
-        self.skipped += [SkippedLayer(layer.name, UNREACHED) for layer in missed]
+        self.skipped += [SkippedLayer(layer.name, failed.get(layer.name, UNREACHED)) for layer in missed]
         self.announce("block_done", stage)
 
     def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
@@ -92,8 +99,17 @@ class Outcome:
             self.seconds[stage] += time.perf_counter() - start
 
     def report(self, plan: Plan, propagation: str) -> PruneReport:
-        """Return the report of the whole run."""
+        """Return the report of the whole run.
+
+        Raises:
+            RelaxPruneError: nothing was pruned.
+        """
         request = plan.request
+        if not self.reports:
+            left = self.skipped[0]
+            raise RelaxPruneError(
+                f"batches must lead to a layer that can be pruned, got none: {left.name!r} stays ({left.reason})"
+            )
         return PruneReport(
             layers=self.reports,
             skipped=[*plan.skipped, *self.skipped],

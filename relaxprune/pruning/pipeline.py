@@ -10,9 +10,10 @@ from torch import nn
 
 from relaxprune.inputs.batches import read_batches, without_first
 from relaxprune.inputs.layer_grams import GramMaker
+from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
 from relaxprune.inputs.statistics import StatisticsCollector
-from relaxprune.inputs.token_streams import decoder_layers
+from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.forward import borrowed
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
@@ -67,7 +68,8 @@ def prune_model(
         The report, with the masks.
 
     Raises:
-        RelaxPruneError: wrong input, before any work, or activations that are not finite.
+        RelaxPruneError: input that cannot be right, before any work, activations that are not finite, or no layer that
+            could be pruned.
     """
     if plan is None:
         plan = plan_model(model, **words)
@@ -77,10 +79,10 @@ def prune_model(
         raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
     plan.check_model(model)
     outcome = Outcome(len(plan.layers), on_event)
-    with borrowed(model):
-        run = _Run.prepare(plan, batches, recorder, outcome)
+    with borrowed(model), OutputCheck(plan.weights) as check:
+        run = _Run.prepare(plan, batches, recorder, outcome, check)
         run.prune()
-    return outcome.report(plan, run.route.method)
+    return outcome.report(run.plan, run.route.method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,23 +96,34 @@ class _Run:
     mask_solver: MaskSolver
     recorder: BlockRecorder | None
     outcome: Outcome
+    check: OutputCheck
 
     @classmethod
-    def prepare(cls, plan: Plan, batches: Iterable[Any], recorder: BlockRecorder | None, outcome: Outcome) -> _Run:
+    def prepare(
+        cls,
+        plan: Plan,
+        batches: Iterable[Any],
+        recorder: BlockRecorder | None,
+        outcome: Outcome,
+        check: OutputCheck,
+    ) -> _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
         request, model, blocks = plan.request, plan.model, plan.blocks
         read = without_first(read_batches(batches), request.options.statistics.skip_tokens)
         request.check_batches(len(read))
         with outcome.timed("capture"):
-            of_decoder = decoder_layers(model, plan.weights, read)
-            gram_maker = GramMaker(request.options.statistics, of_decoder, request.options.correct)
-            permuter = ChannelPermuter.of(request.options, request.target, model, blocks, of_decoder)
+            check.run(model, read[0])
+            plan = plan.without(check.failed)
+            outcome.planned = len(plan.layers)
+            streams = token_streams(model, plan.weights, read)
+            gram_maker = GramMaker(request.options.statistics, streams, request.options.correct)
+            permuter = ChannelPermuter.of(request.options, request.target, model, blocks, streams)
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker)
         mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
         route = Route(plan, read, agenda, outcome.timed)
-        return cls(plan, route, gram_maker, permuter, mask_solver, recorder, outcome)
+        return cls(plan, route, gram_maker, permuter, mask_solver, recorder, outcome, check)
 
     def prune(self) -> None:
         """Go through all stages: observe, solve, apply, record, propagate."""
@@ -124,7 +137,7 @@ class _Run:
                         self.apply(solved, block, step.stage)
                 block = self.record(self.tune(block, step), step.stage)
             self.propagate(step)
-            self.outcome.finish_block(step.stage, block)
+            self.outcome.finish_block(step.stage, block, self.check.failed)
 
     def recall(self, stage: Stage) -> BlockRecord | None:
         """Apply the record of a finished block to the model and return it; None if the block has to be solved."""
@@ -174,7 +187,7 @@ class _Run:
         if read is None:
             return
         gram = Gram(read.gram)
-        for layer in layers:
+        for layer in (layer for layer in layers if layer.name not in self.check.failed):
             self.outcome.announce("layer_start", stage, layer.name)
             inputs = LayerInputs(gram, read, sums.calls[layer.name], layers[0].name)
             with self.outcome.timed("solve"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -122,6 +123,22 @@ class Plan:
                 f"plan must be made after the model's parameters were last replaced, got one for an earlier weight of "
                 f"layer {gone[0]!r}: plan again"
             )
+
+    def without(self, reasons: Mapping[str, str]) -> Plan:
+        """Return the plan without some layers, which are listed with their reasons.
+
+        Raises:
+            RelaxPruneError: no layer is left.
+        """
+        if reasons and all(layer.name in reasons for layer in self.weights):
+            name, reason = next(iter(reasons.items()))
+            raise RelaxPruneError(f"model must have a layer to prune, got none: {name!r} is left alone ({reason})")
+        return replace(
+            self,
+            weights=[layer for layer in self.weights if layer.name not in reasons],
+            layers=[layer for layer in self.layers if layer.name not in reasons],
+            skipped=[*self.skipped, *(SkippedLayer(name, reason) for name, reason in reasons.items())],
+        )
 
     def __str__(self) -> str:
         """Return one line per layer, the total, the certificates, and what is skipped."""

@@ -85,8 +85,10 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
     blocks = find_blocks(model, found)
     weights, left = select_layers(model, found, blocks, request.options)
     if not weights:
+        first = next((f": {item.name!r} ({item.reason})" for item in [*left, *skipped]), "")
         raise RelaxPruneError(
-            f"model must have a layer to prune, got a {type(model).__name__} in which all {len(found)} are left alone"
+            f"model must have a layer to prune, got a {type(model).__name__} that has none, or is told to leave all "
+            f"{len(found)} alone{first}"
         )
     check_tunable(request.options.tune, weights, blocks)
     layers = []

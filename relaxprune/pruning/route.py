@@ -82,7 +82,7 @@ class Route:
 
     def _blocks(self, batches: Sequence[Batch]) -> tuple[Propagation, str]:
         """Return what makes the blocks' inputs, and how."""
-        return block_propagation(self._plan.model, self._plan.blocks, batches)
+        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches)
 
     def _begun(self, step: Step) -> Step:
         """Keep a stage's dense weights, before anything is written to them."""

@@ -8,7 +8,7 @@ before, up to rounding, or the order is put back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from relaxprune.inputs.propagation import Propagation, observe, probe
 from relaxprune.inputs.stages import Stage
 from relaxprune.inputs.statistics import StatisticsCollector
+from relaxprune.inputs.streams import Streams
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer, find_layers
 from relaxprune.options.prune_options import PruneOptions
@@ -52,23 +53,23 @@ class ChannelPermuter:
         blocks: its blocks.
         pattern: the masks' set.
         seed: of the search.
-        of_decoder: names of the layers that read the decoder's tokens, as for ``StatisticsCollector``.
+        streams: which tokens each layer reads, as for ``StatisticsCollector``.
     """
 
     model: nn.Module
     blocks: BlockList
     pattern: NM
     seed: int
-    of_decoder: Collection[str]
+    streams: Streams
     _known: dict[tuple[object, ...], list[ChannelPath | str]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, options: PruneOptions, target: Target, model: nn.Module, blocks: BlockList, of_decoder: Collection[str]
+        cls, options: PruneOptions, target: Target, model: nn.Module, blocks: BlockList, streams: Streams
     ) -> ChannelPermuter | None:
         """Return the permuter of a run, None if the channels keep their order."""
         pattern = target.n_of_m
-        return cls(model, blocks, pattern, options.seed, of_decoder) if options.permute and pattern else None
+        return cls(model, blocks, pattern, options.seed, streams) if options.permute and pattern else None
 
     def permute_stage(self, stage: Stage, propagation: Propagation) -> list[Permutation]:
         """Reorder what can be reordered in a block, before its layers are pruned.
@@ -121,7 +122,7 @@ class ChannelPermuter:
         """Return for each layer that a batch reaches (cols,), the mean square of its inputs: the Gram's diagonal."""
         if not layers:
             return {}
-        collector = StatisticsCollector(layers, of_decoder=self.of_decoder)
+        collector = StatisticsCollector(layers, streams=self.streams)
         observe(propagation, stage, collector)
         energies: dict[str, Tensor] = {}
         while collector.groups:

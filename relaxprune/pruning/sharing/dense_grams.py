@@ -49,7 +49,7 @@ class DenseModel:
         for stage in (*self.agenda.before, *self.agenda.after):
             yield from self._stage(stage, rerun)
         if any(stage.layers for stage in self.agenda.blocks):
-            propagation, _ = block_propagation(self.model, self.blocks, self.batches)
+            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches)
             for stage in propagation.ordered(self.agenda.blocks):
                 yield from self._stage(stage, propagation)
                 propagation.advance(stage)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from relaxprune.inputs.batches import read_batches, run_model
-from relaxprune.inputs.replay import Link, record, record_all
+from relaxprune.inputs.replay import Link, record
+from relaxprune.inputs.replay_proof import record_all
 from relaxprune.inputs.tree import Slot, map_tree
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed
@@ -19,10 +20,12 @@ from ..tiny_models import DECODERS, padded_batches, tiny_model
 
 
 def recorded(model, batches):
-    blocks = find_blocks(model, find_layers(model)[0]).modules
+    layers, _ = find_layers(model)
+    blocks = find_blocks(model, layers)
+    inside = [[layer for layer in layers if blocks.index_of(layer) == index] for index in range(len(blocks.modules))]
     read = read_batches(batches)
-    tapes, reason = record_all(model, blocks, read)
-    return blocks, read, tapes, reason
+    tapes, reason = record_all(model, blocks.modules, inside, read)
+    return blocks.modules, read, tapes, reason
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from relaxprune.models.blocks import NO_BLOCKS, find_blocks, output_head
+from relaxprune.models.blocks import NO_BLOCKS, find_blocks, output_heads
 from relaxprune.models.layers import find_layers
 
 from ..tiny_models import DECODERS, tiny_model
@@ -64,7 +64,7 @@ def test_experts_inside_blocks_are_no_blocks():
 def test_no_list_means_no_blocks():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     assert blocks_of(model) is NO_BLOCKS
-    assert output_head(model) is None
+    assert output_heads(model) == []
 
 
 def test_index_of_a_layer():
@@ -76,5 +76,5 @@ def test_index_of_a_layer():
     assert index["model.layers.1.mlp.up_proj"] == 1
     assert index["model.layers.11.mlp.up_proj"] == 11
     assert index["lm_head"] is None
-    assert output_head(model) is model.lm_head
+    assert output_heads(model) == [model.lm_head]
     assert torch.is_tensor(model.lm_head.weight)
