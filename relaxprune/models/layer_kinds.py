@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 # 8-bit and packed formats also call themselves floating point; their entries are not the weights.
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ROUTER_CLASS = re.compile(r"Router|Gating$|MoE\w*Gate$|TopK\w*Gate$", re.IGNORECASE)
 _PRUNED = "only the weights of Linear, Conv1D and Conv2d are pruned"
 
 
@@ -51,6 +53,8 @@ def reason_to_skip(module: nn.Module, local: str, parameter: Tensor, others: Seq
         return f"what a parametrisation computes a weight from {shape}: zeros here are no zeros of the weight"
     if kind is None and layer_kind(module) is not None and local.startswith("weight_"):
         return f"what the weight of this {owner} is computed from {shape}: zeros here are no zeros of the weight"
+    if kind is None and ROUTER_CLASS.search(owner):
+        return f"router of a mixture of experts, a parameter of {owner} {shape}: left alone"
     if kind is None and parameter.dim() == 3 and _of_experts(module, local):
         return f"3-D parameter of {owner} {shape} (experts fused in an unknown way): not supported"
     if kind is None:

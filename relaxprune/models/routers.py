@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .layer_kinds import layer_kind
+from .layer_kinds import ROUTER_CLASS, layer_kind
 
-_CLASS = re.compile(r"Router|Gating$|MoE\w*Gate$|TopK\w*Gate$", re.IGNORECASE)
 _NAME = re.compile(r"gate|\w+_gate|gating|wg|router\w*|\w+_router|classifier|switch", re.IGNORECASE)
 
 
@@ -24,7 +23,7 @@ def find_routers(model: nn.Module) -> set[nn.Module]:
     called gate or router (or lie in what is), and have one output for each expert, or a single one, which weighs the
     shared expert.
     """
-    named = {part for part in model.modules() if _CLASS.search(type(part).__name__)}
+    named = {part for part in model.modules() if ROUTER_CLASS.search(type(part).__name__)}
     routers = {layer for part in named for layer in part.modules()}
     for place in model.modules():
         for experts, count in _experts(place):

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from relaxprune.inputs.batches import read_batches
+from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.models.blocks import find_blocks
-from relaxprune.models.forward import refuse_unsupported
+from relaxprune.models.forward import borrowed, refuse_unsupported
 from relaxprune.models.layers import find_layers
 from relaxprune.options.allocation import Allocation
 from relaxprune.options.prune_options import PruneOptions
@@ -112,5 +113,12 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
 
 
 def with_prediction(plan: Plan, batches: Iterable[Any]) -> Plan:
-    """Return a plan with what the run is expected to take; the model runs on a window for it."""
-    return replace(plan, prediction=predict(plan, read_batches(batches)))
+    """Return a plan of the layers that compute with their weights, with what the run is expected to take.
+
+    The model runs on a batch for the one, and on a window for the other.
+    """
+    read = read_batches(batches)
+    with borrowed(plan.model), OutputCheck(plan.weights) as check:
+        check.run(plan.model, read[0])
+    plan = plan.without(check.failed)
+    return replace(plan, prediction=predict(plan, read))
