@@ -41,7 +41,8 @@ def _decoder_layers(model: nn.Module, layers: Sequence[PrunableLayer], batches: 
     Raises:
         RelaxPruneError: padding is present and a layer's stream cannot be told, or nothing marks the padding.
     """
-    named = language_model(model) or model
+    part = language_model(model)
+    named = model if part is None else part
     if not getattr(getattr(named, "config", None), "is_encoder_decoder", False):
         return frozenset()
     for index, batch in enumerate(batches):

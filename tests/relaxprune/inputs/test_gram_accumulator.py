@@ -173,3 +173,24 @@ def test_clone_is_independent():
     assert (one.tokens, other.tokens) == (1, 2)
     assert torch.equal(one.gram(), torch.ones(2, 2))
     assert torch.equal(other.gram(), 5 * torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e-20, 1e-30, 1e-40])
+def test_faint_inputs_have_a_gram_in_float64(scale):
+    inputs = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * scale
+    accumulator = GramAccumulator(6)
+    accumulator.add(inputs)
+    exact = inputs.double().T @ inputs.double() / 50
+    assert accumulator.gram().dtype == torch.float64
+    torch.testing.assert_close(accumulator.gram() / scale**2, exact / scale**2, rtol=1e-12, atol=1e-12)
+
+
+def test_inputs_whose_squares_are_all_zero_are_refused():
+    accumulator = GramAccumulator(3)
+    accumulator.add(torch.full((4, 3), 1e-170, dtype=torch.float64))
+    with pytest.raises(RelaxPruneError, match="inputs must have squares in float64, got none above 1e-170"):
+        accumulator.gram()
+    accumulator.add(torch.zeros(4, 3))
+    still = GramAccumulator(3)
+    still.add(torch.zeros(4, 3))
+    assert not still.gram().any()

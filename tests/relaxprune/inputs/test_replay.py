@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 
 import pytest
@@ -15,6 +16,7 @@ from relaxprune.inputs.tree import Slot, map_tree
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import find_layers
+from relaxprune.pruning.pipeline import prune_model
 
 from ..tiny_models import DECODERS, padded_batches, tiny_model
 
@@ -190,4 +192,164 @@ def test_hooks_are_gone_after_an_exception():
     model = Stack("plain")
     with pytest.raises(RuntimeError), borrowed(model):
         record(model, list(model.blocks), read_batches([torch.randn(4, 5)])[0])
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+class Sharing(nn.Module):
+    """A block that hands its first block's values past the chain, in a way of choice."""
+
+    def __init__(self, first: bool, way: str, shelf: list) -> None:
+        super().__init__()
+        self.first, self.way, self.shelf = first, way, shelf
+        self.v, self.o = nn.Linear(6, 6), nn.Linear(12, 6)
+
+    def forward(self, x, shared):
+        values = self.v(x)
+        if self.way == "attribute":
+            if self.first:
+                self.shelf[:] = [values]
+            other = self.shelf[0]
+        elif self.way == "number":
+            if self.first:
+                self.shelf[:] = [float(values.sum())]
+            other = values * self.shelf[0]
+        elif self.way == "growing":
+            self.shelf.append(values)
+            other = torch.stack(self.shelf).sum(dim=0)
+        elif self.way == "object":
+            if self.first:
+                shared.values = values
+            other = shared.values
+        else:
+            if self.first:
+                shared["values"] = values
+            other = shared["values"]
+        return x + self.o(torch.cat([values, other], dim=-1))
+
+
+class Shelf:
+    """Something that no tree of arguments opens."""
+
+
+class Bypass(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, shelf = way, []
+        self.layers = nn.ModuleList(Sharing(index == 0, way, shelf) for index in range(3))
+
+    def forward(self, x):
+        shared = Shelf() if self.way == "object" else {}
+        if self.way == "growing":
+            self.layers[0].shelf.clear()
+        for layer in self.layers:
+            x = layer(x, shared)
+        return x
+
+
+def objective_of(dense, model, report, name, batches):
+    """What a layer of the second block loses on what it reads once the first block is pruned."""
+    dense = copy.deepcopy(dense)
+    dense.layers[0].load_state_dict(model.layers[0].state_dict())
+    layer, seen = dense.get_submodule(name), []
+    layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            dense(batch)
+    inputs = torch.cat(seen).double()
+    lost = (layer.weight.detach() * ~report.masks[f"{name}.weight"]).double()
+    return float((inputs @ lost.T).square().sum() / len(inputs))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("way", ["dict", "attribute", "number", "growing", "object"])
+def test_values_that_bypass_the_blocks_are_propagated(way, count):
+    torch.manual_seed(0)
+    dense, batches = Bypass(way), [torch.randn(40, 6) for _ in range(count)]
+    model = copy.deepcopy(dense)
+    report = prune_model(model, batches, sparsity=0.5, solver="wanda")
+    item = next(item for item in report.layers if item.name == "layers.1.o")
+    assert item.objective == pytest.approx(objective_of(dense, model, report, item.name, batches), rel=1e-4)
+    assert way == "object" or report.propagation.startswith("rerun: ")
+
+
+class Marked(nn.Module):
+    """A model that leaves its padding mask where blocks find it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MaskedBlock(self.__dict__) for _ in range(2))
+
+    def forward(self, input_embeds, attention_mask):
+        self.__dict__["mask"] = attention_mask
+        for block in self.blocks:
+            input_embeds = block(input_embeds)
+        return input_embeds
+
+
+class MaskedBlock(nn.Module):
+    def __init__(self, shelf: dict) -> None:
+        super().__init__()
+        self.linear, self.shelf = nn.Linear(6, 6), shelf
+
+    def forward(self, x):
+        return x + self.linear(x * self.shelf["mask"].unsqueeze(-1))
+
+
+def test_a_batch_unlike_the_first_is_compared():
+    mask = torch.ones(2, 4)
+    padded = mask.clone()
+    padded[1, 2:] = 0
+    model = Marked()
+    batches = [{"input_embeds": torch.randn(2, 4, 6), "attention_mask": one} for one in (mask, mask, padded)]
+    with borrowed(model):
+        _, _, tapes, reason = recorded(model, batches)
+    assert not tapes and "bit for bit" in reason
+
+
+class Reused(nn.Module):
+    """One layer in several places."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, shared = way, nn.Linear(6, 6)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+        for index in {"two blocks": (0, 1), "own block": (0, 0)}.get(way, (0,)):
+            self.blocks[index].append(shared)
+        if way == "outside":
+            self.shared = shared
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.shared(x) if self.way == "outside" else x
+
+
+@pytest.mark.parametrize(
+    ("way", "calls", "propagation"), [("two blocks", 2, "rerun"), ("outside", 2, "rerun"), ("own block", 2, "replay")]
+)
+def test_every_call_of_a_layer_counts(way, calls, propagation):
+    torch.manual_seed(0)
+    model, batches = Reused(way), [torch.randn(30, 6) for _ in range(2)]
+    report = prune_model(model, batches, sparsity=0.5, solver="wanda")
+    assert report.propagation.startswith(propagation)
+    item = next(item for item in report.layers if item.inputs.calls > 1)
+    assert (item.inputs.calls, item.inputs.tokens) == (calls, calls * 60)
+
+
+class Failing(nn.Linear):
+    def forward(self, x):
+        if not torch.equal(self.weight, self.before):
+            raise KeyError("weights")
+        return super().forward(x)
+
+
+def test_weights_are_back_after_an_exception():
+    model = nn.Module()
+    model.blocks = nn.ModuleList(Failing(6, 6) for _ in range(2))
+    for block in model.blocks:
+        object.__setattr__(block, "before", block.weight.detach().clone())
+    model.forward = lambda x: model.blocks[1](model.blocks[0](x))
+    with pytest.raises(KeyError), borrowed(model):
+        recorded(model, [torch.randn(3, 6)])
+    assert all(torch.equal(block.weight, block.before) for block in model.blocks)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
