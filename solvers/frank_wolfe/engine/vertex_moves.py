@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, Quadratic, RelaxPruneError, Working
+from relaxprune.problems.checks import whole_number
 
 from ...base import Run
 from ...gap import within_gap
@@ -82,8 +83,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if isinstance(self.active_bytes, bool) or not isinstance(self.active_bytes, int) or self.active_bytes < 1:
-            raise RelaxPruneError(f"active_bytes must be a positive whole number, got {self.active_bytes!r}")
+        whole_number("active_bytes", self.active_bytes, 1)
 
     def check(self, problem: Problem) -> None:
         """Refuse a coupled block whose first few vertices already exceed ``active_bytes``."""

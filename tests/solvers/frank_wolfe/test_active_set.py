@@ -178,7 +178,7 @@ def test_a_coupled_block_too_large_for_its_first_vertices_is_refused_with_the_nu
     problem, _ = layer("layer")
     with pytest.raises(RelaxPruneError, match=r"active_bytes is 1000, but .* take 4608 bytes; .*dicg"):
         Pairwise(active_bytes=1000).check(problem)
-    with pytest.raises(RelaxPruneError, match="active_bytes must be a positive whole number, got 0"):
+    with pytest.raises(RelaxPruneError, match="active_bytes must be a whole number of at least 1, got 0"):
         AwayStep(active_bytes=0)
 
 
