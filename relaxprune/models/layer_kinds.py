@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 # 8-bit and packed formats also call themselves floating point; their entries are not the weights.
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+EMBEDDING = "embedding: left alone"
 ROUTER_CLASS = re.compile(r"Router|Gating$|MoE\w*Gate$|TopK\w*Gate$", re.IGNORECASE)
 _PRUNED = "only the weights of Linear, Conv1D and Conv2d are pruned"
 
@@ -42,7 +43,7 @@ def reason_to_skip(module: nn.Module, local: str, parameter: Tensor, others: Seq
     owner, shape = type(module).__name__, tuple(parameter.shape)
     kind = layer_kind(module) if local == "weight" else None
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding: left alone"
+        return EMBEDDING
     if not is_plain(parameter):
         return f"weight held as a {type(parameter).__name__} of {parameter.dtype}: only plain tensors are pruned"
     if parameter.dtype not in PLAIN_DTYPES:

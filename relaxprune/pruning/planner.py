@@ -13,6 +13,7 @@ from relaxprune.inputs.batches import read_batches
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed, refuse_unsupported
+from relaxprune.models.layer_kinds import EMBEDDING
 from relaxprune.models.layers import find_layers
 from relaxprune.options.allocation import Allocation
 from relaxprune.options.prune_options import PruneOptions
@@ -86,7 +87,8 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
     blocks = find_blocks(model, found)
     weights, left = select_layers(model, found, blocks, request.options)
     if not weights:
-        first = next((f": {item.name!r} ({item.reason})" for item in [*left, *skipped]), "")
+        others = sorted([*left, *skipped], key=lambda item: item.reason == EMBEDDING)
+        first = "".join(f": {item.name!r} ({item.reason})" for item in others[:1])
         raise RelaxPruneError(
             f"model must have a layer to prune, got a {type(model).__name__} that has none, or is told to leave all "
             f"{len(found)} alone{first}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from relaxprune.models.layers import apply_masks, check_patterns, find_layers, matches
@@ -170,3 +170,55 @@ def test_nothing_is_written_where_anything_does_not_fit(masks, weights, words):
     with pytest.raises(RelaxPruneError, match=words):
         apply_masks(model, first | masks, {"0.weight": torch.ones(2, 3)} | weights)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Quantised(nn.Module):
+    """As quantisers write it: the weight lies in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(4, 4, dtype=torch.int32))
+
+
+class Opaque(nn.Module):
+    in_features, out_features = 4, 8
+
+
+class Wrapper(Tensor):
+    """A tensor of a class of its own."""
+
+
+def of_a_class() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.ones(4, 4).as_subclass(Wrapper), requires_grad=False)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    ("build", "name", "words"),
+    [
+        (lambda: nn.Conv1d(4, 4, 3), "0", "parameter of Conv1d (4, 4, 3): only"),
+        (lambda: nn.ConvTranspose1d(4, 4, 2), "0", "parameter of ConvTranspose1d"),
+        (lambda: nn.Conv3d(1, 4, 2), "0", "parameter of Conv3d"),
+        (lambda: nn.Bilinear(4, 4, 2), "0", "parameter of Bilinear"),
+        (lambda: nn.LSTM(4, 4), "0.weight_ih_l0", "parameter of LSTM"),
+        (lambda: nn.GRUCell(4, 4), "0.weight_hh", "parameter of GRUCell"),
+        (lambda: nn.ParameterList([torch.ones(4, 4)]), "0.0", "parameter of ParameterList"),
+        (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), "0.parametrizations.weight.original", "compu"),
+        (lambda: nn.utils.weight_norm(nn.Linear(4, 4)), "0.weight_v", "weight of this Linear is computed from"),
+        (lambda: nn.utils.prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), "0.weight_orig", "is computed from"),
+        (of_a_class, "0", "weight held as a Wrapper of torch.float32"),
+        (Quantised, "0", "with buffers qweight (4, 4) of torch.int32"),
+        (Opaque, "0", "a Opaque without a matrix among its parameters"),
+    ],
+)
+def test_reasons_are_the_reason(build, name, words):
+    layers, skipped = find_layers(nn.Sequential(build(), nn.BatchNorm1d(4)))
+    reasons = {item.name: item.reason for item in skipped}
+    assert not layers and words in reasons[name] and "experts" not in reasons[name] and "tied" not in reasons[name]
+
+
+def test_a_model_without_values_is_refused():
+    with pytest.raises(RelaxPruneError, match=r"got '0.weight' without values: run it once before"):
+        find_layers(nn.Sequential(nn.LazyLinear(4)))
