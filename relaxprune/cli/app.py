@@ -1,8 +1,9 @@
 """The ``relaxprune`` command: its subcommands, its exit codes, and how errors read.
 
-Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, one sentence
-on stderr; 3 finished, with notices that the user must see (on stderr and in the result);
-130 interrupted. Only a ``RelaxPruneError`` is bad input: any other exception is an error inside, whatever its type.
+Exit codes: 0 success; 1 an error inside relaxprune (with its traceback: please report it); 2 bad input, or something
+that the system refuses, told in one sentence on stderr; 3 finished, with something the user must see (each is told on
+stderr and kept in the result); 130 interrupted, or 128 and the number of another signal. Only a ``RelaxPruneError`` is
+bad input, and only an error of the system (see ``refusals``) a refusal: any other exception is an error inside.
 
 Nothing here imports torch; each command does when it is called, so help and version are instant.
 """
@@ -13,18 +14,20 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 import relaxprune
 
 from .compare import compare_solvers
 from .demo import demo
-from .endings import EXIT_BAD_INPUT, say
+from .endings import ending
 from .eval import evaluate
+from .interrupts import interruptible
 from .masks import masks_app
 from .prune.command import prune
 from .report import report
@@ -32,14 +35,25 @@ from .solve import solve_file
 from .solvers import solvers
 from .verify import verify_file
 
+
+class _Commands(TyperGroup):
+    """The commands; whichever runs ends in one of the ways of ``ending``."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command that was asked for."""
+        with interruptible(), ending():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="relaxprune",
+    cls=_Commands,
     help="Choose which weights of a language model to keep, with a proven bound on every layer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 success; 1 an error inside relaxprune; 2 bad input; 3 finished, with something you must see; "
-    "130 interrupted.",
+    epilog="Exit codes: 0 success; 1 an error inside relaxprune; 2 bad input, or the system refuses; 3 finished, with "
+    "something you must see; 130 interrupted.",
 )
 app.command("prune")(prune)
 app.command("eval")(evaluate)
@@ -89,11 +103,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(list(sys.argv[1:] if arguments is None else arguments), prog_name="relaxprune")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except ValueError as error:
-        from relaxprune import RelaxPruneError  # comes with torch, which only errors may wait for
-
-        if not isinstance(error, RelaxPruneError) or os.environ.get("RELAXPRUNE_TRACEBACK"):
-            raise
-        say(" ".join(str(error).split()))
-        return EXIT_BAD_INPUT
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .endings import door, interruptible, tell
+from .endings import command_line, ending, tell, written
 from .option_groups import BudgetGroup, PatternGroup, Seed, with_groups
 
 if TYPE_CHECKING:
@@ -52,12 +51,11 @@ def compare_solvers(
     if out is not None:
         refuse_output_folder(out)
     options = ComparisonOptions(**vars(how.options(how.seed)), curves=draw)
-    with interruptible():
-        problem = read_problem(file, target, device)
-        comparison = compare(problem, how.names, options=options, on_row=_show if sys.stderr.isatty() else None)
+    problem = read_problem(file, target, device)
+    comparison = compare(problem, how.names, options=options, on_row=_show if sys.stderr.isatty() else None)
     print(comparison)
     if out is not None:
-        with door():
+        with ending(lambda: written(out / "comparison.json")):
             _write(comparison, out, draw)
     return _exit_code(comparison, named=how.names is not None)
 
@@ -74,7 +72,7 @@ def _write(comparison: Comparison, out: Path, draw: bool) -> None:
     from relaxprune.support import write_bytes, write_json
 
     out.mkdir(parents=True, exist_ok=True)
-    head = {"relaxprune": __version__, "command": shlex.join(["relaxprune", *sys.argv[1:]])}
+    head = {"relaxprune": __version__, "command": command_line()}
     write_json(out / "comparison.json", {**head, **comparison.to_dict()})
     if draw and comparison.best_objective is not None:
         write_bytes(out / "gap.png", plot_comparison(comparison))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .endings import interruptible
+from .endings import bad_input, ending
 from .option_groups import with_groups
 
 
@@ -27,6 +27,9 @@ def demo(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What to prune.")] = "smollm2-135m",
     full: Annotated[bool, typer.Option("--full", help="Full effort: about three times as long.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the 50 % model; runs/demo-TIME if not given.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted demo in --out, or the last one in runs.")
+    ] = False,
     max_iterations: Annotated[int | None, typer.Option(help="Frank-Wolfe iterations per layer.")] = None,
     *,
     text: TextSizeGroup,
@@ -34,15 +37,26 @@ def demo(
     """Prune a small model with Wanda's masks and with relaxprune's, at 50 % and 2:4, and print one table."""
     from .demo_run import DemoSettings, left_behind, run_demo
 
-    folder = out or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
+    folder = out or (_last_demo() if resume else Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S"))
     settings = DemoSettings(
         model=model,
         out=folder,
+        resume=resume,
         effort="default" if full else "fast",
         max_iterations=max_iterations,
         windows=(24 if full else 16) if text.windows is None else text.windows,
         held_out=text.held_out,
         length=text.length,
     )
-    with interruptible(lambda: left_behind(folder)):
+    with ending(lambda: left_behind(folder)):
         return run_demo(settings)
+
+
+def _last_demo() -> Path:
+    """Return the folder of the last demo that was not done."""
+    from .demo_run import PARTS
+
+    found = sorted(Path("runs").glob(f"demo-*{PARTS}"))
+    if not found:
+        raise bad_input("no demo in 'runs' was interrupted: name its folder with --out")
+    return found[-1].with_name(found[-1].name.removesuffix(PARTS))

@@ -1,16 +1,23 @@
-"""The runs behind ``relaxprune demo``: one model, loaded once, pruned four times from the same dense weights."""
+"""The runs behind ``relaxprune demo``: one model, loaded once, pruned four times from the same dense weights.
+
+The finished blocks of each are kept, so that all four can be resumed: those of the 50 % model in its folder, those of
+the others in a folder beside it, which goes when the demo is done.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from relaxprune import PruneReport, perplexity
+from relaxprune import apply_masks, perplexity, read_masks
 from relaxprune.models import LoadedModel
 from relaxprune.pruning import make_plan
 from relaxprune.runs import RunFolder
+from relaxprune.runs.run_record import read_record
 from relaxprune.support import machine_line, memory_line, table
 from relaxprune.text import CalibrationOptions, TokenWindows, evaluation_windows
 
@@ -24,6 +31,7 @@ from .prune.progress import duration
 from .prune.run import calibration_tokens, prune_loaded
 from .prune.words import CalibrationGroup, PruneWords, RunGroup
 
+PARTS = ".parts"
 _AMOUNTS = (PatternGroup(sparsity="50%"), PatternGroup(pattern="2:4"))
 
 
@@ -34,6 +42,7 @@ class DemoSettings:
     Attributes:
         model: what ``load_model`` takes.
         out: folder for relaxprune's 50 % model.
+        resume: whether the demo that was interrupted there is continued.
         effort: how long to look for masks, as ``fw`` takes it.
         max_iterations: Frank-Wolfe iterations per layer, None for those of the effort.
         windows: calibration windows.
@@ -43,30 +52,35 @@ class DemoSettings:
 
     model: str
     out: Path
+    resume: bool
     effort: str
     max_iterations: int | None
     windows: int
     held_out: int
     length: int
 
+    @property
+    def parts(self) -> Path:
+        """The folder of the runs whose models are not kept."""
+        return parts_of(self.out)
+
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One line of the table; ``report`` is None for the dense model."""
+    """One line of the table; ``report`` is that of ``relaxprune.json``, None for the dense model."""
 
     method: str
     amount: str
     perplexity: float
-    report: PruneReport | None
+    report: Mapping[str, Any] | None
 
     def cells(self) -> tuple[str, ...]:
         """Return the line as text."""
         head = (self.method, self.amount, f"{self.perplexity:.2f}")
         if self.report is None:
             return (*head, "-", "-", "-", "-")
-        report = self.report
-        means = (report.mean_relative_error, report.mean_wanda_ratio, report.mean_relative_gap)
-        return (*head, *(f"{mean:.4f}" for mean in means), f"{report.seconds['total']:.0f}")
+        means = (self.report[f"mean_{name}"] for name in ("relative_error", "wanda_ratio", "relative_gap"))
+        return (*head, *(f"{mean:.4f}" for mean in means), f"{self.report['seconds']['total']:.0f}")
 
 
 def run_demo(settings: DemoSettings) -> int:
@@ -75,10 +89,17 @@ def run_demo(settings: DemoSettings) -> int:
     Returns:
         0; or 3 if relaxprune's masks were not better than Wanda's, or a run has notices.
     """
-    started = time.perf_counter()
     jobs = _jobs(settings)
+    with RunFolder.hold(settings.out):
+        for job in jobs:
+            RunFolder.refuse_occupied(job.folder, settings.resume)
+        return _compare(settings, jobs)
+
+
+def _compare(settings: DemoSettings, jobs: list[PruneJob]) -> int:
+    """Carry out the runs and print their table; returns the exit code."""
+    started = time.perf_counter()
     evaluation = CalibrationOptions(windows=settings.held_out, length=settings.length)
-    RunFolder.refuse_occupied(settings.out)
     print(f"machine: {machine_line()}", flush=True)
     with door():
         loaded = load_model(settings.model, load_options(ModelGroup()))
@@ -91,17 +112,26 @@ def run_demo(settings: DemoSettings) -> int:
     for job in jobs:
         loaded.model.load_state_dict(dense)
         rows.append(_run(job, loaded, windows, held_out, notices))
+    shutil.rmtree(settings.parts, ignore_errors=True)
     print(demo_table(rows, settings))
     print(f"effort: {settings.effort}; total {_total(started)}; {memory_line()}")
     return tell([*notices, *_comparison(rows)])
 
 
+def parts_of(out: Path) -> Path:
+    """Return the folder beside a demo's where the runs lie whose models are not kept."""
+    return out.with_name(f"{out.name}{PARTS}")
+
+
 def left_behind(out: Path) -> str:
-    """Return what an interrupted demo leaves in its output folder, as a clause; a demo has no --resume."""
-    if not (folder := RunFolder(out, {})).begun:
+    """Say what a demo that could not go on leaves."""
+    parts = parts_of(out)
+    folders = [RunFolder(path, {}) for path in (out, *(parts.iterdir() if parts.is_dir() else ()))]
+    if not any(folder.begun for folder in folders):
         return "nothing is written"
-    state = "the finished 50 % model" if folder.finished else "an unfinished run, which can be deleted"
-    return f"the next demo starts anew; {out} holds {state}"
+    blocks = sum(len(folder.solved_blocks) for folder in folders)
+    finished = f"the finished 50 % model is in {out}, and " if folders[0].finished else ""
+    return f"{finished}{blocks} finished blocks are kept: --resume with --out {out} continues from them"
 
 
 def demo_table(rows: Iterable[DemoRow], settings: DemoSettings) -> str:
@@ -122,35 +152,36 @@ def _jobs(settings: DemoSettings) -> list[PruneJob]:
     calibration = CalibrationGroup("builtin", settings.windows, settings.length)
     wanda = SolverGroup(solver="wanda")
     primary = SolverGroup(solver="fw", effort=settings.effort, max_iterations=settings.max_iterations)
-    kept = RunGroup(out=settings.out)
-    return [
-        resolve(
-            settings.model,
-            PruneWords(
-                how_much=amount,
-                how=how,
-                calibration=calibration,
-                run=kept if how is primary and amount.sparsity is not None else RunGroup(),
-            ),
-        )
-        for amount in _AMOUNTS
-        for how in (wanda, primary)
-    ]
+    jobs = []
+    for amount in _AMOUNTS:
+        for how in (wanda, primary):
+            kept = how is primary and amount.sparsity is not None
+            name = f"{how.solver}-{'half' if amount.pattern is None else '2-4'}"
+            run = RunGroup(out=settings.out if kept else settings.parts / name, resume=settings.resume)
+            jobs.append(resolve(settings.model, PruneWords(how_much=amount, how=how, calibration=calibration, run=run)))
+    return jobs
 
 
 def _run(
     job: PruneJob, loaded: LoadedModel, windows: TokenWindows, held_out: TokenWindows, notices: list[str]
 ) -> DemoRow:
-    """Prune once, write the run folder if one is asked for, and measure."""
+    """Prune once, write the model that is kept, and measure."""
     target = job.request.target
     amount = target.pattern or f"{target.sparsity:.0%}"
     method = "Wanda" if job.request.solver.name == "wanda" else "relaxprune"
-    folder = None if job.run.out is None else open_folder(job, loaded, windows)
     plan = make_plan(loaded.model, job.request, job.tokens)
-    report = prune_loaded(job, windows, plan, folder, f"{method} {amount}")
-    if folder is not None:
-        notices += finish_folder(job, folder, loaded, report)
-    return DemoRow(method, amount, _perplexity(loaded, held_out), report)
+    folder = open_folder(job, loaded, windows, plan)
+    if folder.finished:
+        folder.verify_files()
+        apply_masks(loaded.model, read_masks(folder.path))
+        notices += folder.notices
+        facts: Mapping[str, Any] = read_record(folder.path)["report"]
+    else:
+        report = prune_loaded(job, windows, plan, folder, f"{method} {amount}")
+        if method == "relaxprune" and target.pattern is None:
+            notices += finish_folder(job, folder, loaded, report)
+        facts = report.to_dict()
+    return DemoRow(method, amount, _perplexity(loaded, held_out), facts)
 
 
 def _perplexity(loaded: LoadedModel, held_out: TokenWindows) -> float:

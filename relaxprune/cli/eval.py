@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .endings import bad_input, door, interruptible
+from .endings import bad_input, command_line, door
 from .option_groups import ModelGroup, with_groups
 
 if TYPE_CHECKING:
@@ -84,23 +82,22 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
 
     source = text.text or "builtin"
     folder = run_folder_of(model, text.record)
-    with interruptible():
-        options = load_options(loading)
-        wanted = CalibrationOptions(
-            windows=20 if text.windows is None else text.windows, length=512 if text.length is None else text.length
-        )
+    options = load_options(loading)
+    wanted = CalibrationOptions(
+        windows=20 if text.windows is None else text.windows, length=512 if text.length is None else text.length
+    )
+    with door():
+        open_source(source, "evaluation")
+        loaded = load_model(model, options)
+        tokens = evaluation_windows(source, loaded.tokenizer, wanted)
+    result = perplexity(loaded.model, tokens.tokens)
+    # Said before it is kept: a folder that cannot be written must not cost the answer.
+    print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source), flush=True)
+    if folder is not None:
+        kept = evaluation_of(model, folder, result, tokens, weights_sha256(loaded.model))
         with door():
-            open_source(source, "evaluation")
-            loaded = load_model(model, options)
-            tokens = evaluation_windows(source, loaded.tokenizer, wanted)
-        result = perplexity(loaded.model, tokens.tokens)
-        # Said before it is kept: a folder that cannot be written must not cost the answer.
-        print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source), flush=True)
-        if folder is not None:
-            kept = evaluation_of(model, folder, result, tokens, weights_sha256(loaded.model))
-            with door():
-                record_evaluation(folder, kept)
-            print(f"kept in {folder}, method {kept.method}")
+            record_evaluation(folder, kept)
+        print(f"kept in {folder}, method {kept.method}")
 
 
 def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
@@ -115,16 +112,15 @@ def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     if group.out is not None:
         refuse_output_file(group.out)
-    with interruptible():
-        options = TaskOptions(group.task_path, group.limit, 1 if group.batch_size is None else group.batch_size)
-        load = load_options(loading)
-        found = open_tasks(group.names, options)  # an unknown name or missing data must not wait for the model
-        with door():
-            loaded = load_model(model, load)
-        result = evaluate_tasks(loaded.model, loaded.tokenizer, found, options)
+    options = TaskOptions(group.task_path, group.limit, 1 if group.batch_size is None else group.batch_size)
+    load = load_options(loading)
+    found = open_tasks(group.names, options)  # an unknown name or missing data must not wait for the model
+    with door():
+        loaded = load_model(model, load)
+    result = evaluate_tasks(loaded.model, loaded.tokenizer, found, options)
     print(task_table(result))
     if group.out is not None:
-        head = {"relaxprune": __version__, "command": shlex.join(["relaxprune", *sys.argv[1:]]), "model": model}
+        head = {"relaxprune": __version__, "command": command_line(), "model": model}
         with door():
             write_json(group.out, {"schema_version": 1, **head, "commit": loaded.commit, **result.to_dict()})
         print(f"written to {group.out}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .endings import door, interruptible, tell
+from .endings import door, tell
 from .option_groups import with_groups
 
 masks_app = typer.Typer(
@@ -26,7 +26,7 @@ def stats(source: Source) -> None:
     from relaxprune.runs import open_mask_file
     from relaxprune.support import table
 
-    with interruptible(), door():
+    with door():
         found = [describe(name, mask) for name, mask in open_mask_file(source)[0].items()]
     head = ("parameter", "shape", "sparsity", "row kept", "column kept", "empty rows", "empty columns", "pattern")
     lines: list[tuple[object, ...]] = [head]
@@ -51,7 +51,7 @@ def diff(first: Source, second: Source) -> int:
     from relaxprune.runs import open_mask_file
     from relaxprune.support import table
 
-    with interruptible(), door():
+    with door():
         found = compare_masks(open_mask_file(first)[0], open_mask_file(second)[0])
     lines: list[tuple[object, ...]] = [
         ("parameter", "both keep", "first only", "second only", "jaccard", "unequal rows")
@@ -74,7 +74,7 @@ def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors
     from relaxprune.support import refuse_output_file, write_tensors
 
     refuse_output_file(out)
-    with interruptible(), door():
+    with door():
         masks = read_masks(source)
         write_tensors(out, masks)
     print(f"{out}: {len(masks)} bool tensors, True = kept")
@@ -85,7 +85,7 @@ def compact_folder(folder: Folder, out: NewFolder) -> None:
     """Write the checkpoint without its zeros, and bits for them."""
     from relaxprune.masks.compact import compact
 
-    with interruptible(), door():
+    with door():
         before, after = compact(folder, out)
     print(f"{out}: {after} bytes of weights, {after / before:.1%} of {before}")
 
@@ -97,7 +97,7 @@ def restore_folder(
     """Undo ``compact``, and say whether every byte is as it was."""
     from relaxprune.masks.compact import restore
 
-    with interruptible(), door():
+    with door():
         restored = restore(folder, out)
     print(f"{out}: {restored.tensors} tensors, as they were, bit by bit")
     for name in restored.exact:
@@ -112,7 +112,7 @@ def semi_structured(folder: Folder) -> None:
     from relaxprune.masks import BACKENDS, check_folder
     from relaxprune.support import table
 
-    with interruptible(), door():
+    with door():
         found = check_folder(folder)
     lines: list[tuple[object, ...]] = [("parameter", "shape", "dtype", "accepted by", "why not")]
     for item in found:

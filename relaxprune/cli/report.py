@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .endings import door, interruptible
+from .endings import door
 from .option_groups import with_groups
 
 
@@ -21,6 +21,6 @@ def report(
     """Write a run's report as one HTML page, without network or script, and its numbers as JSON next to it."""
     from relaxprune import write_report
 
-    with interruptible(), door():
+    with door():
         page = write_report(folders, out)
     print(f"written: {page} and {page.with_suffix('.json').name}")

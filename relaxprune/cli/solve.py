@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .endings import bad_input, door, interruptible, tell
+from .endings import bad_input, command_line, door, ending, tell, written
 from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
 
 if TYPE_CHECKING:
@@ -116,21 +114,20 @@ def solve_file(
     moving.check()
     _check_files({"--out": result.out, "--certificate": proof.certificate, "--weight-out": moving.weight_out})
     proof.check()
-    with interruptible():
-        if moving.refit:
-            problem: MaskProblem | ReconstructionProblem = _read_moving(file, target, result.device, moving.damping)
-        else:
-            problem = read_problem(file, target, result.device)
-        proof.check_for(problem)
-        solution = solve(problem, solver, options=asked, throw=False, **own)
-        proven = proof.of(problem, solution, result.seed)
+    if moving.refit:
+        problem: MaskProblem | ReconstructionProblem = _read_moving(file, target, result.device, moving.damping)
+    else:
+        problem = read_problem(file, target, result.device)
+    proof.check_for(problem)
+    solution = solve(problem, solver, options=asked, throw=False, **own)
+    proven = proof.of(problem, solution, result.seed)
     facts = _facts(problem, solution, proven, result.seed)
     _show(facts)
-    if proof.certificate is not None:
-        with door():
+    with ending(lambda: written(proof.certificate, result.out, moving.weight_out)):
+        if proof.certificate is not None:
             proven.save(problem, proof.certificate)
-        print(f"{'certificate':<15} {proof.certificate}")
-    _write(solution, facts, result.out, moving.weight_out)
+            print(f"{'certificate':<15} {proof.certificate}")
+        _write(solution, facts, result.out, moving.weight_out)
     notice = status_notice(solution.status)
     return tell([notice] if notice else [])
 
@@ -197,12 +194,10 @@ def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_o
     from relaxprune.support import write_tensors
 
     if out is not None:
-        with door():
-            write_masks(out, {"weight": solution.mask}, extra=facts)
+        write_masks(out, {"weight": solution.mask}, extra=facts)
         print(f"{'written':<15} {out}")
     if weight_out is not None and solution.weight is not None:
-        with door():
-            write_tensors(weight_out, {"weight": solution.weight})
+        write_tensors(weight_out, {"weight": solution.weight})
         print(f"{'new weight':<15} {weight_out}")
     if out is None:
         print(f"{'written':<15} no mask: --out FILE keeps it")
@@ -219,7 +214,7 @@ def _facts(
     return {
         "schema_version": _FILE_SCHEMA_VERSION,
         "relaxprune": __version__,
-        "command": shlex.join(["relaxprune", *sys.argv[1:]]),
+        "command": command_line(),
         "polytope": problem.polytope.to_dict(),
         "sparsity": 1.0 - float(solution.mask.double().mean()),
         "objective": solution.objective,

@@ -9,6 +9,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.runs.finished_run import read_finished_run
 from relaxprune.solving.comparison_plot import require_matplotlib
 from relaxprune.support.durable import write_json, write_text
+from relaxprune.support.folder_lock import refuse_held_folder
 from relaxprune.support.json_files import read_json
 from relaxprune.support.outputs import refuse_output_file
 
@@ -68,6 +69,7 @@ def refuse_foreign(path: Path) -> None:
         RelaxPruneError: naming the file.
     """
     if path.is_file() and _ours(path):
+        refuse_held_folder(path.parent)
         return
     refuse_output_file(path)
 

@@ -34,8 +34,8 @@ class BlockFiles:
         self._weights = WeightFiles(work / "weights") if refitted else None
 
     @property
-    def solved(self) -> list[int]:
-        """Indices of the blocks that are recorded, ascending."""
+    def found(self) -> list[int]:
+        """Indices of the blocks that have a file, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if _NAME.fullmatch(path.name))
 
     def refuse_strays(self) -> None:
@@ -52,8 +52,8 @@ class BlockFiles:
         """Return the path of a block's file."""
         return self.folder / f"{block:05d}.safetensors"
 
-    def save(self, block: int, record: BlockRecord) -> None:
-        """Record a finished block durably: masks and reports in one file, whole or not at all."""
+    def save(self, block: int, record: BlockRecord) -> list[Path]:
+        """Write a finished block durably, masks and reports in one file; returns all its files."""
         extra: dict[str, Any] = {
             "block": block,
             "layers": [layer.to_dict() for layer in record.layers],
@@ -61,9 +61,9 @@ class BlockFiles:
             "seconds": record.seconds,
             "tuning": None if record.tuning is None else asdict(record.tuning),
         }
-        if self._weights is not None:  # first: a block counts once its masks are recorded
-            self._weights.save(block, record.weights)
+        moved = [] if self._weights is None else [self._weights.save(block, record.weights)]
         write_masks(self.path(block), record.masks, extra)
+        return [self.path(block), *moved]
 
     def load(self, block: int) -> BlockRecord:
         """Return a block's record.
@@ -85,7 +85,3 @@ class BlockFiles:
             ) from error
         weights = {} if self._weights is None else self._weights.load(block, masks)
         return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tuning)
-
-    def delete(self, block: int) -> None:
-        """Delete a block's record, so that it is solved again."""
-        self.path(block).unlink()

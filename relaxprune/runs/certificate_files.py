@@ -28,17 +28,28 @@ class CertificateFiles:
 
     def save(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
         """Write a layer's certificate durably."""
-        folder = self._staged / FOLDER_NAME
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            sync_folder(folder.parent)
-            sync_folder(folder.parent.parent)
-        certificate.save(problem, folder / _file_name(parameter))
+        path = self.staged(parameter)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent.parent)
+            sync_folder(path.parent.parent.parent)
+        certificate.save(problem, path)
+
+    def staged(self, parameter: str) -> Path:
+        """Return where a certificate lies while the run lasts."""
+        return self._staged / FOLDER_NAME / _file_name(parameter)
+
+    def moved(self, path: Path) -> Path | None:
+        """Return where one of these files lies once it was moved beside the model, None if it was not."""
+        if not path.is_relative_to(self._staged):
+            return None
+        moved = self._path / path.relative_to(self._staged)
+        return moved if moved.is_file() else None
 
     def missing(self, parameters: Iterable[str]) -> list[str]:
-        """Return the parameters of an unfinished run that have no file."""
-        folders = (self._staged / FOLDER_NAME, self._path / FOLDER_NAME)
-        return [name for name in parameters if not any((folder / _file_name(name)).is_file() for folder in folders)]
+        """Return the parameters without a file, of an unfinished run."""
+        places = {name: self.staged(name) for name in parameters}
+        return [name for name, path in places.items() if not path.is_file() and self.moved(path) is None]
 
     def install(self) -> list[str]:
         """Move the files to their final folder durably; return all paths there, relative to the run's folder."""

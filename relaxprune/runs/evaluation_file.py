@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json
+from relaxprune.support.folder_lock import folder_lock, refuse_held_folder
 from relaxprune.support.json_files import JsonFormat, Values, read_document
 
 from .run_record import RECORD_NAME, now, read_record
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from relaxprune.text.windows import TokenWindows
 
 EVALUATION_NAME = "evaluation.json"
+_WAIT_S = 10.0  # for another evaluation that is being recorded
 _RESULT = {
     **{name: str for name in ("method", "model", "text", "tokens_sha256", "measured")},
     **{name: float for name in ("perplexity", "mean_loss")},
@@ -83,21 +85,25 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
 
 def record_evaluation(folder: Path, result: Evaluation) -> None:
     """Add a result to those in a run folder, durably; it replaces an older one of the same model on the same text."""
-    kept = [item for item in read_evaluations(folder) if item.key != result.key]
-    content = {"schema_version": _FORM.version, "results": [asdict(item) for item in (*kept, result)]}
-    write_json(folder / EVALUATION_NAME, content)
+    with folder_lock(folder, _WAIT_S):
+        kept = [item for item in read_evaluations(folder) if item.key != result.key]
+        content = {"schema_version": _FORM.version, "results": [asdict(item) for item in (*kept, result)]}
+        write_json(folder / EVALUATION_NAME, content)
 
 
 def run_folder_of(model: str, record: Path | None) -> Path | None:
     """Return the run folder to record a perplexity in: ``record``, or the model's own if it is one; else None.
 
     Raises:
-        RelaxPruneError: ``record`` is not a finished run.
+        RelaxPruneError: the one named is no finished run, or one is under way in it.
     """
     if record is not None and not (record / RECORD_NAME).is_file():
         raise RelaxPruneError(f"--record must name a folder that `relaxprune prune` wrote, got {str(record)!r}")
     own = Path(model)
-    return record or (own if (own / RECORD_NAME).is_file() else None)
+    folder = record or (own if (own / RECORD_NAME).is_file() else None)
+    if folder is not None:
+        refuse_held_folder(folder)
+    return folder
 
 
 def evaluation_of(

@@ -8,6 +8,7 @@ from typing import Any
 
 from .run_record import RunNotes
 
+CARD_NAME = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

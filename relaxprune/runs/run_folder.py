@@ -1,16 +1,18 @@
 """The folder a pruning run writes: a model that transformers loads, its masks, a record of every number, a model card.
 
-While a run is in progress, its state is in ``.relaxprune/`` inside the folder, each finished block in a file of its
-own, written durably as soon as the block is done. ``finish`` writes the model, reloads it, checks it, and writes
-``relaxprune.json`` last: a folder that has this file is complete and checked.
+While a run is under way its progress lies in ``.relaxprune/`` inside the folder, each finished block in a file of its
+own, written durably the moment the block is done, and listed with its checksum. ``finish`` writes the model, reloads
+it, checks it, and writes ``relaxprune.json`` last: a folder that has this file is complete and checked.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,15 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.support.durable import install_files, sweep_scratch, sync_folder, write_json, write_text
-from relaxprune.support.outputs import refuse_output_folder, refuse_unwritable_folder
+from relaxprune.support.folder_lock import folder_lock
+from relaxprune.support.json_files import sealed
+from relaxprune.support.outputs import refuse_unwritable_folder
+from relaxprune.support.sentences import first_line
 
 from .fingerprint import Fingerprint, changes
-from .mask_file import MASKS_NAME, read_masks, write_masks
-from .model_card import model_card
+from .mask_file import read_masks
+from .model_card import CARD_NAME, model_card
+from .model_files import file_names, write_model
 from .run_progress import RunProgress
 from .run_record import RECORD_NAME, RunNotes, list_files, read_record, run_record, verify_files
 
@@ -47,13 +53,24 @@ class RunFolder:
         self.path = path
         self.fingerprint = dict(fingerprint)
         self._progress = RunProgress(path, self.fingerprint.get("settings", {}))
-        self._written: list[Path] = []
         self._made: list[Path] = []  # folders, innermost first
         self._used: set[int] = set()
 
     @staticmethod
+    def hold(path: str | Path) -> AbstractContextManager[None]:
+        """Return what holds a folder for this process alone, from before any work until its run has ended.
+
+        Raises:
+            RelaxPruneError: ``path`` cannot be written to; on entering, if a run is under way in it.
+        """
+        refuse_unwritable_folder(Path(path))
+        return folder_lock(Path(path))
+
+    @staticmethod
     def refuse_occupied(path: str | Path, resume: bool = False) -> None:
         """Refuse a folder that a run may not write to; call it before any work.
+
+        A folder counts as empty if it holds only what a run left that was killed before its first block.
 
         Args:
             path: the output folder.
@@ -64,17 +81,25 @@ class RunFolder:
                 resumed.
         """
         path = Path(path)
-        if not resume:
-            more = "" if RunFolder(path, {}).finished else ", or add --resume to continue the run in it"
-            refuse_output_folder(path, f"name a new one{more}")
-            return
+        folder = RunFolder(path, {})
         refuse_unwritable_folder(path)
-        if path.is_dir() and any(path.iterdir()) and not RunFolder(path, {}).begun:
+        if folder._vacant or (resume and folder.begun):
+            return
+        if resume:
             raise RelaxPruneError(f"output folder {str(path)!r} is not empty and holds no relaxprune run to resume")
+        more = ", or add --resume to continue the run in it" if folder.begun and not folder.finished else ""
+        raise RelaxPruneError(f"output folder {str(path)!r} is not empty; name a new one{more}")
 
     @classmethod
     def open(
-        cls, path: str | Path, model: PreTrainedModel, tokenizer: Any, fingerprint: Fingerprint, *, resume: bool = False
+        cls,
+        path: str | Path,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        fingerprint: Fingerprint,
+        *,
+        resume: bool = False,
+        discard_damaged: bool = False,
     ) -> RunFolder:
         """Start a run in a new folder, or continue the one in it.
 
@@ -86,24 +111,23 @@ class RunFolder:
             tokenizer: its tokenizer, or None.
             fingerprint: what decides the result.
             resume: continue an interrupted run.
+            discard_damaged: make again what is damaged of it; else that is refused.
 
         Returns:
             The folder, ready to record blocks.
 
         Raises:
-            RelaxPruneError: if the folder is occupied, the stored run differs (naming how), or the model's settings
-                cannot be saved; then nothing is left behind.
+            RelaxPruneError: if the folder is occupied, the stored run differs (naming how), a file of it is damaged, or
+                the model's settings cannot be saved; then nothing is left behind.
         """
         cls.refuse_occupied(path, resume)
         folder = cls(Path(path), fingerprint.to_dict())
+        if not folder.finished and not resume:
+            folder._progress.clear()  # left by a process that was killed before it had done anything
         if folder.begun:
-            if differing := changes(folder._stored_fingerprint(), folder.fingerprint):
-                raise RelaxPruneError(f"cannot resume the run in {str(path)!r}: {'; '.join(differing)}")
-            if folder.finished:
-                folder._progress.remove()  # left by a process that was killed right after it had written the record
-                return folder
-            folder._progress.blocks.refuse_strays()
-        folder._begin(model, tokenizer)
+            folder._continue(discard_damaged)
+        if not folder.finished:
+            folder._begin(model, tokenizer)
         return folder
 
     @property
@@ -125,7 +149,7 @@ class RunFolder:
     @property
     def solved_blocks(self) -> list[int]:
         """Indices of the blocks whose masks are recorded here, ascending."""
-        return self._progress.blocks.solved
+        return self._progress.solved
 
     def load(self, block_index: int) -> BlockRecord | None:
         """Return a block's record from the interrupted run, or None if it has to be solved.
@@ -137,14 +161,13 @@ class RunFolder:
         Raises:
             RelaxPruneError: if the file is damaged or lacks a certificate; delete it to solve the block again.
         """
-        blocks = self._progress.blocks
-        if not blocks.path(block_index).is_file():
+        record = self._progress.load_block(block_index)
+        if record is None:
             self._drop_unused(block_index)
             return None
-        record = blocks.load(block_index)
         lacking = self._progress.certificates.missing(record.masks) if self._progress.certified else []
         if lacking:
-            path = str(blocks.path(block_index))
+            path = str(self._progress.blocks.path(block_index))
             raise RelaxPruneError(
                 f"the certificate of {lacking[0]!r} is missing; delete {path!r} to solve its block again"
             )
@@ -152,8 +175,8 @@ class RunFolder:
         return record
 
     def save(self, block_index: int, record: BlockRecord) -> None:
-        """Record a finished block durably: masks and reports in one file, whole or not at all."""
-        self._progress.blocks.save(block_index, record)
+        """Record a finished block durably: it counts whole or not at all."""
+        self._progress.save_block(block_index, record)
         self._used.add(block_index)
 
     def load_allocation(self) -> dict[str, int] | None:
@@ -169,8 +192,8 @@ class RunFolder:
         self._progress.save_allocation(counts)
 
     def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
-        """Save a layer's certificate durably; it counts once its block is recorded."""
-        self._progress.certificates.save(parameter, certificate, problem)
+        """Keep a layer's certificate, durably; it counts once its block is recorded."""
+        self._progress.save_certificate(parameter, certificate, problem)
 
     def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> ReloadCheck:
         """Write the result, reload it from disk, check it, and only then declare the run finished.
@@ -186,19 +209,12 @@ class RunFolder:
         Raises:
             RelaxPruneError: if the reloaded files are not exactly what was meant.
         """
-        staging = self._progress.staging()
-        model.save_pretrained(staging)
-        write_masks(staging / MASKS_NAME, report.masks)
-        files = install_files(staging, self.path)
-        if self._progress.certified:
-            files += self._progress.certificates.install()
-            self._progress.certificates.check(report.layers)
-        checked = verify_saved_model(self.path, model, read_masks(self.path))
+        files = write_model(self.path, self._progress, model, report)
+        checked = self._reload(model)
         layers = [layer.to_dict() for layer in report.layers]
-        write_text(self.path / "README.md", model_card(notes, self.fingerprint, layers))
+        write_text(self.path / CARD_NAME, model_card(notes, self.fingerprint, layers))
         record = run_record(self.fingerprint, report, notes, checked)
-        names = {*files, *(path.name for path in self.path.iterdir() if path.is_file())}
-        write_json(self.path / RECORD_NAME, record | {"files": list_files(self.path, names)})
+        write_json(self.path / RECORD_NAME, sealed(record | {"files": list_files(self.path, files)}))
         shutil.rmtree(self._progress.folder)
         sync_folder(self.path)
         return checked
@@ -211,28 +227,64 @@ class RunFolder:
         """Remove everything a run wrote if it ended before its first block: bad input must leave nothing behind."""
         if self.finished or self.solved_blocks:
             return
-        for path in self._written:
-            path.unlink(missing_ok=True)
-        self._progress.remove()
+        self._progress.clear()
         for folder in self._made:
             with suppress(OSError):  # somebody else's files lie in it by now
                 folder.rmdir()
 
+    @property
+    def _vacant(self) -> bool:
+        return not self.finished and self._progress.vacant
+
+    def _continue(self, discard_damaged: bool) -> None:
+        """Check the run that is there, finished or not, against this one and against damage."""
+        if discard_damaged and not self.finished:
+            for what in self._progress.discard_damaged(self.fingerprint):
+                _logger.warning("damaged, and discarded: %s", what)
+        elif not self.finished:
+            self._progress.check()
+        if not self.begun:
+            return
+        if differing := changes(self._stored_fingerprint(), self.fingerprint):
+            raise RelaxPruneError(f"cannot resume the run in {str(self.path)!r}: {'; '.join(differing)}")
+        if self.finished:
+            self._progress.remove()  # left by a process that was killed right after it had written the record
+
     def _begin(self, model: PreTrainedModel, tokenizer: Any) -> None:
         """Write the fingerprint first, so that any later crash can be resumed, then the model's settings."""
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        sweep_scratch(self.path)
-        self._progress.begin(self.fingerprint)
-        staging = self._progress.staging()
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            sweep_scratch(self.path)
+            staging = self._progress.staging()
             save_settings(model, tokenizer, staging)
-            inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
-            self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
-            self._written = [self.path / name for name in install_files(staging, self.path)]
-        except RelaxPruneError:
+            self._progress.begin(self.fingerprint, file_names(staging))
+            install_files(staging, self.path)
+            for folder in self._made:
+                sync_folder(folder.parent)
+        except BaseException:
             self.abandon()
             raise
+
+    def _reload(self, model: PreTrainedModel) -> ReloadCheck:
+        """Compare what was written with what was meant.
+
+        Raises:
+            RelaxPruneError: it is not the same.
+            OSError: it cannot be read; transformers says so in errors of many kinds.
+        """
+        try:
+            return verify_saved_model(self.path, model, read_masks(self.path))
+        except RelaxPruneError:
+            raise
+        except Exception as error:
+            if not self.path.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path)) from error
+            told = isinstance(error, OSError) and error.errno is not None
+            if told or not isinstance(error, OSError):
+                raise
+            reason = f"the saved model cannot be read back ({first_line(error)})"
+            raise OSError(errno.EIO, reason, str(self.path)) from error
 
     def _stored_fingerprint(self) -> dict[str, Any]:
         """Return the fingerprint of the run in this folder, finished or not."""
@@ -245,4 +297,4 @@ class RunFolder:
         """Delete the records that this session has not used so far, since block ``block_index`` has none."""
         for index in sorted({*self.solved_blocks} - self._used):
             _logger.warning("block %d has no record: block %d is solved again", block_index, index)
-            self._progress.blocks.delete(index)
+            self._progress.delete_block(index)

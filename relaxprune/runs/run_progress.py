@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from relaxprune.support.durable import write_json
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.block_record import BlockRecord
+from relaxprune.support.durable import file_sha256, is_scratch, write_json
+from relaxprune.support.folder_lock import LOCK_NAME
 from relaxprune.support.json_files import JsonFormat, Values, read_document
 from relaxprune.support.sentences import damaged
 
 from .block_files import BlockFiles
 from .certificate_files import CertificateFiles
-from .run_record import now
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from relaxprune.certificates import Certificate
+    from relaxprune.problems import MaskProblem
 
 WORK_NAME = ".relaxprune"
+_RUN_NAME, _ALLOCATION_NAME = "run.json", "allocation.json"
 _RUN = JsonFormat(version=1, shape={"fingerprint": dict})
 _ALLOCATION = JsonFormat(version=1, shape={"pruned_per_row": Values(int)}, advice="delete it to have it decided again")
+_DISCARD = "or add --discard-damaged"
 
 
 class RunProgress:
-    """The progress of an unfinished run: ``run.json``, ``allocation.json``, its blocks and its certificates.
+    """What an unfinished run has done: its fingerprint, its allocation, its blocks and its certificates.
 
     Args:
         path: the run's folder.
@@ -30,7 +41,9 @@ class RunProgress:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
         self.folder = path / WORK_NAME
+        self.manifest = Manifest(self.folder)
         self.blocks = BlockFiles(self.folder, refitted=settings.get("weights") == "refit")
         self.certificates = CertificateFiles(path, self.folder)
         self.certified = settings.get("certify") is not None
@@ -38,14 +51,44 @@ class RunProgress:
     @property
     def begun(self) -> bool:
         """Whether a run was begun and not finished."""
-        return (self.folder / "run.json").is_file()
+        return self.manifest.exists or bool(self.blocks.found)
 
-    def begin(self, fingerprint: Mapping[str, Any]) -> None:
-        """Write the fingerprint, so that the run can be resumed after a crash; an existing one stays."""
-        self.blocks.folder.mkdir(parents=True, exist_ok=True)
+    @property
+    def vacant(self) -> bool:
+        """Whether the run's folder holds nothing but what a run leaves that is killed before it has done anything."""
+        if not self._path.is_dir():
+            return not self._path.exists()
+        names = {item.name for item in self._path.iterdir() if not is_scratch(item)} - {LOCK_NAME, WORK_NAME}
         if not self.begun:
-            run = {"schema_version": _RUN.version, "fingerprint": dict(fingerprint), "started": now()}
-            write_json(self.folder / "run.json", run)
+            return not names
+        with suppress(RelaxPruneError):  # damaged: there is something to lose
+            ours = {PurePosixPath(name).parts[0] for name in self.manifest.installed}
+            return {*self.manifest.files} <= {_RUN_NAME} and names <= ours
+        return False
+
+    @property
+    def solved(self) -> list[int]:
+        """Indices of the blocks that are recorded, ascending; none where the manifest is damaged."""
+        if not self.begun:
+            return []
+        with suppress(RelaxPruneError):
+            listed = {entry["block"] for entry in self.manifest.files.values()}
+            return [block for block in self.blocks.found if block in listed]
+        return []
+
+    def begin(self, fingerprint: Mapping[str, Any], installed: Iterable[str]) -> None:
+        """Begin a run, so that any later crash can be resumed; one that is there stays.
+
+        Args:
+            fingerprint: what decides the result.
+            installed: names of what is about to be put into the run's folder.
+        """
+        self.blocks.folder.mkdir(parents=True, exist_ok=True)
+        if self.begun:
+            self.manifest.install(installed)
+            return
+        self._write_fingerprint(fingerprint)
+        self.manifest.begin({_RUN_NAME: self.folder / _RUN_NAME}, installed)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the fingerprint of the run that was begun.
@@ -53,7 +96,62 @@ class RunProgress:
         Raises:
             RelaxPruneError: the file is damaged.
         """
-        found: dict[str, Any] = read_document(self.folder / "run.json", _RUN)["fingerprint"]
+        found: dict[str, Any] = read_document(self.folder / _RUN_NAME, _RUN)["fingerprint"]
+        return found
+
+    def check(self) -> None:
+        """Compare every file with the manifest; blocks whose record was deleted are forgotten.
+
+        Raises:
+            RelaxPruneError: naming the first file that is missing or differs, and what to delete.
+        """
+        self.blocks.refuse_strays()
+        self._forget_deleted()
+        for name in self._damaged():
+            path, block = str(self._find(name)), self.manifest.files[name]["block"]
+            advice = f"delete {str(self.folder)!r} to begin the run again"
+            if block is not None:
+                advice = f"delete {str(self.blocks.path(block))!r} to solve block {block} again"
+            elif name == _ALLOCATION_NAME:
+                advice = _ALLOCATION.advice
+            raise damaged(repr(path), "it is not the file that the run wrote", f"{advice}, {_DISCARD}")
+
+    def discard_damaged(self, fingerprint: Mapping[str, Any]) -> list[str]:
+        """Discard what is damaged, so that it is made again: a file's block, or all where the manifest is damaged.
+
+        Args:
+            fingerprint: that of the run that is to be resumed, from which a damaged one is written again.
+
+        Returns:
+            What was discarded, one phrase each.
+
+        Raises:
+            RelaxPruneError: the fingerprint is damaged, and was another one.
+        """
+        self.blocks.refuse_strays()
+        try:
+            self._forget_deleted()
+        except RelaxPruneError:
+            self.remove()
+            return ["all blocks, for the manifest is damaged"]
+        found = []
+        for name in self._damaged():
+            block = self.manifest.files.get(name, {}).get("block")
+            if name == _RUN_NAME:
+                self._write_fingerprint(fingerprint)
+                if self._differs(name):
+                    raise damaged(
+                        repr(str(self.folder / name)),
+                        "it holds the settings of the run, and they were not these",
+                        f"name the run's own settings, or delete {str(self.folder)!r} to begin again",
+                    )
+                found.append("the settings, which are written again")
+            elif block is not None:
+                self.delete_block(block)
+                found.append(f"block {block}")
+            elif name in self.manifest.files:
+                self._delete(name)
+                found.append("the allocation")
         return found
 
     def load_allocation(self) -> dict[str, int] | None:
@@ -62,8 +160,8 @@ class RunProgress:
         Raises:
             RelaxPruneError: the file is damaged; delete it to have it decided again.
         """
-        path = self.folder / "allocation.json"
-        if not path.is_file():
+        path = self.folder / _ALLOCATION_NAME
+        if _ALLOCATION_NAME not in self.manifest.files or not path.is_file():
             return None
         counts: dict[str, int] = read_document(path, _ALLOCATION)["pruned_per_row"]
         if not counts or min(counts.values()) < 0:
@@ -71,9 +169,37 @@ class RunProgress:
         return counts
 
     def save_allocation(self, counts: Mapping[str, int]) -> None:
-        """Save durably how many entries of every row each layer loses."""
-        content = {"schema_version": _ALLOCATION.version, "pruned_per_row": dict(counts)}
-        write_json(self.folder / "allocation.json", content)
+        """Keep, durably, how many entries of every row each layer loses."""
+        path = self.folder / _ALLOCATION_NAME
+        self.manifest.drop([_ALLOCATION_NAME])
+        write_json(path, {"schema_version": _ALLOCATION.version, "pruned_per_row": dict(counts)})
+        self.manifest.add({_ALLOCATION_NAME: path})
+
+    def load_block(self, block: int) -> BlockRecord | None:
+        """Return a block's record, None if it has to be solved.
+
+        Raises:
+            RelaxPruneError: a file of it is damaged; deleting the record has the block solved again.
+        """
+        return self.blocks.load(block) if block in self.solved else None
+
+    def save_block(self, block: int, record: BlockRecord) -> None:
+        """Record a finished block durably: its certificates are there by now; it counts once all of it is listed."""
+        self.manifest.drop(self._names_of(block))
+        paths = self.blocks.save(block, record)
+        if self.certified:
+            paths += [path for name in record.masks if (path := self.certificates.staged(name)).is_file()]
+        self.manifest.add({path.relative_to(self.folder).as_posix(): path for path in paths}, block)
+
+    def delete_block(self, block: int) -> None:
+        """Have a block solved again."""
+        self._delete(*self._names_of(block))
+
+    def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
+        """Keep a layer's certificate, durably; it counts once its block is recorded."""
+        path = self.certificates.staged(parameter)
+        self.manifest.drop([path.relative_to(self.folder).as_posix()])
+        self.certificates.save(parameter, certificate, problem)
 
     def staging(self) -> Path:
         """Return an empty folder on the same file system for files that another library writes."""
@@ -82,6 +208,56 @@ class RunProgress:
         staging.mkdir(parents=True)
         return staging
 
+    def clear(self) -> None:
+        """Remove all of it, and what the run has put into its folder."""
+        with suppress(RelaxPruneError):  # nothing was begun, or nobody knows
+            for name in self.manifest.installed:
+                path = self._path / name
+                path.unlink(missing_ok=True)
+                for folder in path.parents[: len(PurePosixPath(name).parts) - 1]:
+                    with suppress(OSError):  # something else is in it
+                        folder.rmdir()
+        self.remove()
+
     def remove(self) -> None:
         """Remove the folder with everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.manifest = Manifest(self.folder)
+
+    def _write_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
+        """Write the fingerprint; one and the same gives the same bytes."""
+        ordered = json.loads(json.dumps(fingerprint, sort_keys=True))
+        write_json(self.folder / _RUN_NAME, {"schema_version": _RUN.version, "fingerprint": ordered})
+
+    def _forget_deleted(self) -> None:
+        """Take off the list what the user has deleted to have it made again: records of blocks, the allocation."""
+        there = {*self.blocks.found}
+        files = self.manifest.files
+        gone = [name for name, entry in files.items() if entry["block"] is not None and entry["block"] not in there]
+        if not (self.folder / _ALLOCATION_NAME).is_file():
+            gone.append(_ALLOCATION_NAME)
+        self.manifest.drop(gone)
+
+    def _damaged(self) -> list[str]:
+        """Return the names of listed files that are missing or differ from the list."""
+        return [name for name in self.manifest.files if self._differs(name)]
+
+    def _differs(self, name: str) -> bool:
+        path = self._find(name)
+        return not path.is_file() or file_sha256(path) != self.manifest.files[name]["sha256"]
+
+    def _find(self, name: str) -> Path:
+        """Return where a listed file lies; a certificate may have been moved already to where it stays."""
+        path = self.folder / name
+        return path if path.is_file() else self.certificates.moved(path) or path
+
+    def _names_of(self, block: int) -> list[str]:
+        """Return the listed names of a block's files."""
+        return [name for name, entry in self.manifest.files.items() if entry["block"] == block]
+
+    def _delete(self, *names: str) -> None:
+        """Take files off the list and remove them."""
+        paths = [self._find(name) for name in names]
+        self.manifest.drop(names)
+        for path in paths:
+            path.unlink(missing_ok=True)

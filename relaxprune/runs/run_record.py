@@ -12,7 +12,7 @@ from relaxprune.models.saved_model import ReloadCheck
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.support.durable import file_sha256
-from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document, sealed
 from relaxprune.support.sentences import damaged
 
 RECORD_NAME = "relaxprune.json"
@@ -106,7 +106,7 @@ def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def verify_files(folder: Path) -> int:
-    """Compare every file of a finished run with the SHA-256 that ``relaxprune.json`` has for it.
+    """Compare every file of a finished run with the SHA-256 that ``relaxprune.json`` has for it, and that with its own.
 
     Returns:
         The number of files.
@@ -114,7 +114,10 @@ def verify_files(folder: Path) -> int:
     Raises:
         RelaxPruneError: naming the first file that is missing or differs.
     """
-    files = read_record(folder)["files"]
+    record = read_record(folder)
+    if sealed(record) != record:
+        raise damaged(repr(str(folder / RECORD_NAME)), "its checksum does not match its content")
+    files = record["files"]
     for name, facts in files.items():
         path = folder / name
         if not path.is_file() or file_sha256(path) != facts["sha256"]:

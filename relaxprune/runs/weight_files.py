@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.support.container import TensorFormat, open_tensors, read_container, write_container
+from relaxprune.support.container import TensorFormat, read_container, write_container
 
 WEIGHT_FILE = TensorFormat(kind="weight file", name="relaxprune.weights")
 
@@ -23,10 +23,11 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, block: int, weights: Mapping[str, Tensor]) -> None:
-        """Save a block's weights, (rows, cols) each, durably: whole or not at all."""
+    def save(self, block: int, weights: Mapping[str, Tensor]) -> Path:
+        """Keep a block's weights, (rows, cols) each, durably: whole or not at all; returns the file's path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_container(self._path(block), WEIGHT_FILE, weights, {})
+        return self._path(block)
 
     def load(self, block: int, names: Iterable[str]) -> dict[str, Tensor]:
         """Return a block's weights.
@@ -36,7 +37,7 @@ class WeightFiles:
         """
         path = self._path(block)
         try:
-            weights = _read(path)
+            weights = read_container(path, WEIGHT_FILE)[0]
         except (OSError, RelaxPruneError) as error:
             raise RelaxPruneError(f"{str(path)!r} cannot be read: delete the record of block {block}") from error
         if set(weights) != set(names):
@@ -45,11 +46,3 @@ class WeightFiles:
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:05d}.safetensors"
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read one file; early ones have no metadata, and so no checksum."""
-    with open_tensors(path, WEIGHT_FILE.describe(path)) as file:
-        if not file.header.metadata:
-            return file.tensors()
-    return read_container(path, WEIGHT_FILE)[0]

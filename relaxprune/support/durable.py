@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -62,16 +62,23 @@ def durable_path(target: Path) -> Iterator[Path]:
         yield scratch
         sync_file(scratch)
         os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # what was refused first is what the user must know
+            scratch.unlink(missing_ok=True)
+        raise
     sync_folder(target.parent)
 
 
 def sweep_scratch(folder: Path) -> None:
     """Remove the temporary files that killed writers left under ``folder``, named as by ``durable_path``."""
     for path in folder.rglob(".*.part"):
-        if _SCRATCH.fullmatch(path.name) and path.is_file():
+        if is_scratch(path):
             path.unlink()
+
+
+def is_scratch(path: Path) -> bool:
+    """Tell whether a file is what a writer that was killed has left."""
+    return _SCRATCH.fullmatch(path.name) is not None and path.is_file()
 
 
 def write_bytes(target: Path, data: bytes) -> None:

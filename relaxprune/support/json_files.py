@@ -6,6 +6,7 @@ surrogates). The last is refused in every file, the others in the files that we 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -112,6 +113,13 @@ def read_document(path: Path, form: JsonFormat) -> dict[str, Any]:
     if wrong:
         raise damaged(repr(str(path)), f"{wrong!r} is missing or has the wrong type", form.advice)
     return content
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with ``sha256``, the checksum over everything else in it."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, allow_nan=False)
+    return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def misfit(value: Any, shape: Any, name: str = "") -> str | None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 from relaxprune.problems.errors import RelaxPruneError
 
 from .durable import sync_file, sync_folder
+from .folder_lock import LOCK_NAME, refuse_held_folder
 from .outputs import refuse_output_folder, refuse_unwritable_folder
 
 
@@ -27,11 +28,13 @@ def new_folder(out: Path, source: Path) -> Iterator[Path]:
         The folder to write to.
 
     Raises:
-        RelaxPruneError: ``out`` is ``source``, lies in it, is not empty or cannot be written. Then nothing is written.
+        RelaxPruneError: ``out`` is ``source``, lies in it, is not empty or cannot be written, or a run is under way in
+            one of them. Nothing is written then.
     """
     target = out.resolve()  # for a link to an empty folder, that folder
     if target.is_relative_to(source.resolve()):
         raise RelaxPruneError(f"output folder {str(out)!r} is or lies in {str(source)!r}, which is read: name another")
+    refuse_held_folder(source)
     refuse_output_folder(out, "name one that is new or empty")
     if os.path.ismount(target):
         raise RelaxPruneError(
@@ -60,14 +63,14 @@ def new_folder(out: Path, source: Path) -> Iterator[Path]:
 
 
 def copy_others(source: Path, out: Path, leave: Collection[Path]) -> None:
-    """Copy everything in a folder except the paths ``leave``; a link to a file is copied as that file.
+    """Copy everything in a folder but a lock and the paths ``leave``; a link to a file becomes that file.
 
     Raises:
         RelaxPruneError: something cannot be copied: a broken link, a link to a folder, or a device.
     """
     out.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
-        if path in leave:
+        if path in leave or path.name == LOCK_NAME:
             continue
         if path.is_file():
             shutil.copyfile(path, out / path.name)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..endings import interruptible
+from ..endings import ending
 from ..option_groups import with_groups
 from .words import PruneWords
 
@@ -20,5 +20,5 @@ def prune(
     from .job import resolve
     from .run import left_behind, run_prune
 
-    with interruptible(lambda: left_behind(words.run.out)):
+    with ending(lambda: left_behind(words.run.out)):
         return run_prune(resolve(model, words))

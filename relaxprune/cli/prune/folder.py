@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,13 +11,15 @@ from typing import Any
 import torch
 
 from relaxprune import RelaxPruneError, apply_masks
-from relaxprune.models import LoadedModel
-from relaxprune.pruning import PruneReport, apply_permutations
+from relaxprune.models import FLOAT_DTYPES, LoadedModel
+from relaxprune.pruning import Plan, PruneReport, apply_permutations
+from relaxprune.pruning.memory_estimate import model_bytes
 from relaxprune.runs import Fingerprint, RunFolder, RunNotes, plain_values, software_versions, weights_sha256
+from relaxprune.runs.disk_space import refuse_full_disk
 from relaxprune.support import machine_line, peak_memory_bytes
 from relaxprune.text import TokenWindows
 
-from ..endings import door
+from ..endings import command_line
 from ..loading import load_model
 from ..notices import report_notices
 from .job import PruneJob
@@ -31,20 +31,36 @@ _MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "t
 
 @contextmanager
 def abandoning(folder: RunFolder | None) -> Iterator[None]:
-    """Leave nothing in the folder if bad input or the user ends the run before its first block."""
+    """Leave nothing of a run in its folder that ends inside before its first block, whatever ends it."""
     try:
         yield
-    except (RelaxPruneError, KeyboardInterrupt):
+    except BaseException:
         if folder is not None:
             folder.abandon()
         raise
 
 
-def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
-    """Start the run's folder, or continue an existing one."""
+def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows, plan: Plan) -> RunFolder:
+    """Start the run's folder, or continue the one that is there, if its disk has the space."""
     fingerprint = run_fingerprint(job, loaded, windows)
-    with door():
-        return RunFolder.open(job.folder, loaded.model, loaded.tokenizer, fingerprint, resume=job.run.resume)
+    if not RunFolder(job.folder, {}).finished:
+        refuse_full_disk(job.folder, plan, saved_bytes(job, loaded), len(loaded.tokenizer or ()))
+    return RunFolder.open(
+        job.folder,
+        loaded.model,
+        loaded.tokenizer,
+        fingerprint,
+        resume=job.run.resume,
+        discard_damaged=job.run.discard_damaged,
+    )
+
+
+def saved_bytes(job: PruneJob, loaded: LoadedModel) -> int:
+    """Return the size of the model in the dtype that it is saved in: with ``--dtype`` that is not the one in memory."""
+    if job.load.dtype == "auto":
+        return model_bytes(loaded.model)
+    stored = [FLOAT_DTYPES[name].itemsize for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES]
+    return max(stored, default=4) * sum(parameter.numel() for parameter in loaded.model.parameters())
 
 
 def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
@@ -83,7 +99,7 @@ def finish_folder(job: PruneJob, folder: RunFolder, loaded: LoadedModel, report:
     """Write the pruned model, reload and check it; returns the notices that the user must see."""
     notices = tuple(report_notices(report))
     notes = RunNotes(
-        command=shlex.join(["relaxprune", *sys.argv[1:]]),
+        command=command_line(),
         base_model=job.model if loaded.commit or not Path(job.model).exists() else Path(job.model).name,
         license=loaded.description.get("license"),
         notices=notices,

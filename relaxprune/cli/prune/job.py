@@ -72,6 +72,8 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     Raises:
         RelaxPruneError: for everything that can be refused without the model, naming the option.
     """
+    if words.run.discard_damaged and not words.run.resume:
+        raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
     job = PruneJob(
         model=model,
         request=_request(words),

@@ -8,12 +8,13 @@ import torch
 
 from relaxprune import RelaxPruneError, prune_model
 from relaxprune.models import FLOAT_DTYPES, LoadedModel
-from relaxprune.pruning import Plan, PruneReport, make_plan, with_prediction
+from relaxprune.pruning import Plan, PruneEvent, PruneReport, make_plan, with_prediction
 from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
 
 from ..endings import door, tell
+from ..interrupts import check
 from ..loading import load_model
 from .folder import abandoning, finish_folder, open_folder
 from .job import PruneJob
@@ -27,8 +28,17 @@ def run_prune(job: PruneJob) -> int:
     Raises:
         RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
     """
-    if not job.run.plan:
+    if job.run.plan:
+        plan, windows, _ = prepare(job)
+        job.output.result(with_prediction(plan, batches(job, windows)))
+        return 0
+    with RunFolder.hold(job.folder):
         RunFolder.refuse_occupied(job.folder, job.run.resume)
+        return write_run(job)
+
+
+def prepare(job: PruneJob) -> tuple[Plan, TokenWindows, LoadedModel]:
+    """Load the model, decide what is pruned, and take the calibration windows."""
     if job.run.threads is not None:
         torch.set_num_threads(job.run.threads)
     job.output.say(f"loading {job.model}")
@@ -36,11 +46,13 @@ def run_prune(job: PruneJob) -> int:
         loaded = load_model(job.model, job.load)
     refuse_rounding(job, loaded)
     plan = make_plan(loaded.model, job.request, job.tokens)
-    windows = calibration_tokens(job, loaded)
-    if job.run.plan:
-        job.output.result(with_prediction(plan, batches(job, windows)))
-        return 0
-    folder = open_folder(job, loaded, windows)
+    return plan, calibration_tokens(job, loaded), loaded
+
+
+def write_run(job: PruneJob) -> int:
+    """Prune into the folder, which this process holds; returns the exit code."""
+    plan, windows, loaded = prepare(job)
+    folder = open_folder(job, loaded, windows, plan)
     if folder.finished:
         files = folder.verify_files()
         job.output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
@@ -108,4 +120,9 @@ def prune_loaded(
 ) -> PruneReport:
     """Prune the plan's model in place, with progress on stdout and finished blocks recorded in ``folder``."""
     with abandoning(folder), job.output.progress(plan.layers, title) as progress:
-        return prune_model(plan.model, batches(job, windows), plan=plan, recorder=folder, on_event=progress)
+
+        def listen(event: PruneEvent) -> None:
+            check()  # a library may have swallowed the interruption
+            progress(event)
+
+        return prune_model(plan.model, batches(job, windows), plan=plan, recorder=folder, on_event=listen)

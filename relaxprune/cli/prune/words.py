@@ -120,6 +120,9 @@ class RunGroup:
     out: Annotated[Path | None, typer.Option(help="Output folder, new or empty.")] = None
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be pruned and stop.")] = False
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the output folder.")] = False
+    discard_damaged: Annotated[
+        bool, typer.Option("--discard-damaged", help="With --resume: solve again the blocks whose files are damaged.")
+    ] = False
     seed: Seed = 0
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
     json: Annotated[bool, typer.Option("--json", help="Events for machines: one JSON object per line.")] = False
