@@ -127,7 +127,9 @@ def _product(layer: PrunableLayer, inputs: Tensor, bias: Tensor | None) -> Tenso
     """Return columns · Wᵀ + b as torch and transformers compute it, in the layer's own shape and dtype."""
     weight = layer.stored
     if layer.kind == "Conv2d":
-        return nn.Conv2d._conv_forward(layer.module, inputs, weight, bias)  # type: ignore[arg-type]
+        conv: Any = layer.module
+        images: Tensor = nn.Conv2d._conv_forward(conv, inputs, weight, bias)
+        return images
     if layer.kind == "Conv1D" and bias is not None:
         flat = torch.addmm(bias, inputs.reshape(-1, inputs.shape[-1]), weight)
         return flat.view(*inputs.shape[:-1], flat.shape[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +71,10 @@ def language_model(model: nn.Module, inside: str = "") -> nn.Module | None:
         model: the whole: such a model, or one that holds it, such as a value head around it.
         inside: name of a part that it must hold, such as the list of blocks.
     """
-    for name, part in model.named_modules():
-        if _contains(name, inside) and all(hasattr(part, f"get_{side}_embeddings") for side in ("input", "output")):
-            return part
-    return None
+    parts: Iterable[tuple[str, nn.Module]] = model.named_modules()
+    sides = ("get_input_embeddings", "get_output_embeddings")
+    holders = (part for name, part in parts if _contains(name, inside))
+    return next((part for part in holders if all(hasattr(part, side) for side in sides)), None)
 
 
 def output_heads(model: nn.Module) -> list[nn.Module]:

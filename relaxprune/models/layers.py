@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -176,7 +176,7 @@ def find_layers(model: nn.Module) -> tuple[list[PrunableLayer], list[SkippedLaye
     Raises:
         RelaxPruneError: a parameter that has no values yet.
     """
-    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedTensorMixin)]
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise RelaxPruneError(f"model must have all its weights, got {lazy[0]!r} without values: run it once before")
     shared = shared_memory(model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .layer_kinds import is_plain
 
@@ -57,7 +58,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, module in model.named_modules():
         held = {**module._parameters, **module._buffers, **vars(module)}
         for local, tensor in held.items():
-            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if isinstance(tensor, Tensor) and not is_lazy(tensor):
                 yield f"{name}.{local}" if name else local, tensor
 
 

@@ -23,10 +23,11 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_a_mask_is_found_at_any_depth_and_in_any_dtype(dtype, depth):
-    batch = {"input_ids": IDS, "attention_mask": MASK.to(dtype)}
+    batch: dict[str, object] = {"input_ids": IDS, "attention_mask": MASK.to(dtype)}
     for level in range(depth):
         batch = {f"level {level}": batch, "other": 3}
-    assert torch.equal(read_batches([batch])[0].kept, MASK > 0)
+    kept = read_batches([batch])[0].kept
+    assert kept is not None and torch.equal(kept, MASK > 0)
 
 
 @pytest.mark.parametrize(

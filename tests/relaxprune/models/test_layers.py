@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from relaxprune.models.layers import apply_masks, check_patterns, find_layers, matches
@@ -207,7 +208,7 @@ def of_a_class() -> nn.Module:
         (lambda: nn.ParameterList([torch.ones(4, 4)]), "0.0", "parameter of ParameterList"),
         (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), "0.parametrizations.weight.original", "compu"),
         (lambda: nn.utils.weight_norm(nn.Linear(4, 4)), "0.weight_v", "weight of this Linear is computed from"),
-        (lambda: nn.utils.prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), "0.weight_orig", "is computed from"),
+        (lambda: prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), "0.weight_orig", "is computed from"),
         (of_a_class, "0", "weight held as a Wrapper of torch.float32"),
         (Quantised, "0", "with buffers qweight (4, 4) of torch.int32"),
         (Opaque, "0", "a Opaque without a matrix among its parameters"),
