@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relaxprune.models.saved_model import ReloadCheck, save_settings, verify_saved_model
+from relaxprune.models.surplus import Surplus
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.pruning.prune_report import PruneReport
@@ -50,6 +51,7 @@ class RunFolder:
         self._written: list[Path] = []
         self._made: list[Path] = []  # folders, innermost first
         self._used: set[int] = set()
+        self._surplus = Surplus()
 
     @staticmethod
     def refuse_occupied(path: str | Path, resume: bool = False) -> None:
@@ -74,11 +76,18 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: str | Path, model: PreTrainedModel, tokenizer: Any, fingerprint: Fingerprint, *, resume: bool = False
+        cls,
+        path: str | Path,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        fingerprint: Fingerprint,
+        *,
+        resume: bool = False,
+        surplus: Surplus | None = None,
     ) -> RunFolder:
         """Start a run in a new folder, or continue the one in it.
 
-        Saves config, generation config and tokenizer at once.
+        Saves config, generation config, tokenizer and the source's other files at once.
 
         Args:
             path: the output folder, new or empty; with ``resume`` it may hold a run with an equal fingerprint.
@@ -86,6 +95,7 @@ class RunFolder:
             tokenizer: its tokenizer, or None.
             fingerprint: what decides the result.
             resume: continue an interrupted run.
+            surplus: what the model's source holds beside it, None for nothing.
 
         Returns:
             The folder, ready to record blocks.
@@ -96,6 +106,7 @@ class RunFolder:
         """
         cls.refuse_occupied(path, resume)
         folder = cls(Path(path), fingerprint.to_dict())
+        folder._surplus = surplus or Surplus()
         if folder.begun:
             if differing := changes(folder._stored_fingerprint(), folder.fingerprint):
                 raise RelaxPruneError(f"cannot resume the run in {str(path)!r}: {'; '.join(differing)}")
@@ -188,12 +199,14 @@ class RunFolder:
         """
         staging = self._progress.staging()
         model.save_pretrained(staging)
+        self._surplus.tensors.append_to(staging)
+        self._surplus.copy_files(staging)  # saving may have written some of them anew
         write_masks(staging / MASKS_NAME, report.masks)
         files = install_files(staging, self.path)
         if self._progress.certified:
             files += self._progress.certificates.install()
             self._progress.certificates.check(report.layers)
-        checked = verify_saved_model(self.path, model, read_masks(self.path))
+        checked = verify_saved_model(self.path, model, read_masks(self.path), self._surplus)
         layers = [layer.to_dict() for layer in report.layers]
         write_text(self.path / "README.md", model_card(notes, self.fingerprint, layers))
         record = run_record(self.fingerprint, report, notes, checked)
@@ -227,6 +240,7 @@ class RunFolder:
         staging = self._progress.staging()
         try:
             save_settings(model, tokenizer, staging)
+            self._surplus.copy_files(staging)
             inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
             self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
             self._written = [self.path / name for name in install_files(staging, self.path)]

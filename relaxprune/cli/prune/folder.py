@@ -26,7 +26,15 @@ from .job import PruneJob
 from .progress import duration
 
 # Of the loaded model's description: what decides which weights were read, and by which code.
-_MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "trust_remote_code")
+_MODEL_FACTS = (
+    "kind",
+    "package",
+    "revision",
+    "commit",
+    "checkpoint_dtypes",
+    "trust_remote_code",
+    "unexpected_keys",
+)
 
 
 @contextmanager
@@ -44,7 +52,14 @@ def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> Ru
     """Start the run's folder, or continue an existing one."""
     fingerprint = run_fingerprint(job, loaded, windows)
     with door():
-        return RunFolder.open(job.folder, loaded.model, loaded.tokenizer, fingerprint, resume=job.run.resume)
+        return RunFolder.open(
+            job.folder,
+            loaded.model,
+            loaded.tokenizer,
+            fingerprint,
+            resume=job.run.resume,
+            surplus=loaded.surplus,
+        )
 
 
 def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
