@@ -238,4 +238,3 @@ def _check_complete(source: str, info: dict[str, Any]) -> None:
         raise RelaxPruneError(f"model {source!r} has tensors of the wrong shape: {some(listed)}")
     if info["error_msgs"]:
         raise RelaxPruneError(f"model {source!r} could not be loaded: {some(info['error_msgs'])}")
-

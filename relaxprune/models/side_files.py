@@ -100,4 +100,3 @@ def _is_text(start: bytes) -> bool:
         return "\0" not in getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
         return False
-

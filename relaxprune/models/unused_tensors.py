@@ -73,9 +73,7 @@ class UnusedTensors:
         """Return those that a saved model's files do not hold bit for bit."""
         held = {name: folder / file for file in weight_files(folder) for name in _entries(folder / file)}
         written = UnusedTensors(held)
-        return [
-            name for name in self.files if name not in held or not same_bits(written.read(name), self.read(name))
-        ]
+        return [name for name in self.files if name not in held or not same_bits(written.read(name), self.read(name))]
 
     def _index(self, index: Path, file: str) -> None:
         """Name them in the index of a model in several files."""
