@@ -19,6 +19,7 @@ from relaxprune.support.sentences import first_line, some
 
 from .checkpoint import check_config, check_depth, count_elements, weight_files, weight_headers
 from .gguf_file import check_gguf
+from .quiet import quiet
 from .sources import Checkpoint, resolve_source
 from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 from .surplus import Surplus
@@ -191,7 +192,8 @@ def _load(
         arguments |= {"gguf_file": checkpoint.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         # Its declared type leaves out the pair that output_loading_info=True gives.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
     except Exception as error:  # whatever transformers, a model's own code or its files raise
         raise RelaxPruneError(f"model {source!r} could not be loaded: {_reason(error, options)}") from error
     model, info = loaded

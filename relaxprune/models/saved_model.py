@@ -18,6 +18,7 @@ from relaxprune.support.tensor_bits import as_integers
 from relaxprune.support.tensor_bits import same_bits as _same_bits
 
 from .layers import find_layers
+from .quiet import quiet
 from .stored_dtypes import keep_stored_dtypes
 from .surplus import Surplus
 
@@ -82,9 +83,10 @@ def verify_saved_model(
     Raises:
         RelaxPruneError: naming the first tensor that is missing, differs, or is not +0.0 where its mask prunes.
     """
-    found: Any = type(model).from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True
-    )
+    with quiet():
+        found: Any = type(model).from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True
+        )
     reloaded, info = found
     absent = sorted(map(str, {*info["missing_keys"], *info.get("mismatched_keys", ())}))
     if absent:

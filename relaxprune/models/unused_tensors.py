@@ -7,8 +7,7 @@ saving it would write is tried on an empty model of the same class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from relaxprune.support.tensor_header import DTYPES, TensorEntry, header_bytes, 
 
 from .checkpoint import INDEX_FILE, weight_file, weight_files
 from .gguf_file import gguf_tensor, gguf_tensors
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -193,7 +193,7 @@ def _missing(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> set[
     state = {
         name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta") for name, entry in entries.items()
     }
-    with _quiet():
+    with quiet():
         try:
             found: Any = type(model).from_pretrained(
                 None, config=model.config, state_dict=state, device_map="meta", output_loading_info=True
@@ -202,19 +202,6 @@ def _missing(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> set[
             return None
     missing: set[str] = set(found[1]["missing_keys"])
     return missing
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting that an empty model lacks its tensors."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _refuse_clash(path: Path, names: Iterable[str]) -> None:
