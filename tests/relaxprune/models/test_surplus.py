@@ -25,7 +25,7 @@ from ..tiny_models import config_of, tiny_model
 
 # Names of tensors that loaders drop: some are reported, some are on a list of what may be missing, some are renamed.
 EXTRAS = {
-    "multi-token prediction": {"model.layers.3.eh_proj.weight": (16, 32), "model.layers.3.self_attn.q_proj.weight": (16, 16)},
+    "multi-token prediction": {"model.layers.3.eh_proj.weight": (16, 32), "model.layers.3.q_proj.weight": (16, 16)},
     "vision tower": {"visual.patch_embed.proj.weight": (4, 3, 2, 2), "visual.blocks.0.attn.qkv.bias": (12,)},
     "score head": {"score.weight": (2, 16), "classifier.bias": (2,)},
     "rotary buffers": {"model.layers.0.self_attn.rotary_emb.inv_freq": (4,), "model.rotary_emb.inv_freq": (4,)},
@@ -140,8 +140,8 @@ def crowded(tiny_folder: Path) -> Path:
         "preprocessor_config.json": "{}", "processor_config.json": "{}", "video_preprocessor_config.json": "{}",
         "chat_template.jinja": "{{ x }}", "additional_chat_templates/tool_use.jinja": "{{ y }}", "LICENSE": "MIT",
         "NOTICE.txt": "mine", "USE_POLICY.md": "no", "merges.txt": "a b", "1_Pooling/config.json": "{}",
-        "run.sh": "rm -rf /", "tool": "#!/bin/sh\n", "helper.py": "import os", ".env": "HF_TOKEN=x", "README.md": "card",
-        "relaxprune.json": "{}", "pytorch_model.bin.index.json": "{}",
+        "run.sh": "rm -rf /", "tool": "#!/bin/sh\n", "helper.py": "import os", ".env": "HF_TOKEN=x",
+        "README.md": "card", "relaxprune.json": "{}", "pytorch_model.bin.index.json": "{}",
     }  # fmt: skip
     for name, text in texts.items():
         (tiny_folder / name).parent.mkdir(exist_ok=True)
