@@ -119,8 +119,8 @@ def find_unused_gguf(model: PreTrainedModel, path: Path) -> UnusedTensors:
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     architecture, sizes = gguf_tensors(path)
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
-    places = get_gguf_hf_weights_map(model, processor)
+    kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    places = get_gguf_hf_weights_map(model, kind(config=model.config.to_dict()))
     held = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
     lacking = sum(sizes.values()) - sum(held.values())
     left = [name for name in sizes if name not in places] if lacking else []
