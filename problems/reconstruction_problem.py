@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -77,6 +78,13 @@ class ReconstructionProblem(BaseProblem):
         self.cross: Tensor | None = cross
         self.dense_gram: Tensor | None = dense_gram
         _ = self.residual
+
+    def within(self, polytope: Polytope) -> ReconstructionProblem:
+        """Return the same problem with another set of masks."""
+        narrow = copy(self)
+        narrow.polytope = polytope
+        narrow.__dict__.pop("mask_problem", None)
+        return narrow
 
     @property
     def shape(self) -> Shape:

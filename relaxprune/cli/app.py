@@ -39,7 +39,7 @@ from .verify import verify_file
 class _Commands(TyperGroup):
     """The commands; whichever runs ends in one of the ways of ``ending``."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         with interruptible(), ending():
             return super().invoke(ctx)

@@ -75,6 +75,7 @@ def _refuse(group: TextGroup | TaskGroup, why: str) -> None:
 def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
     """Print the perplexity on held-out windows."""
     from relaxprune import perplexity
+    from relaxprune.models.token_limits import check_tokenizer
     from relaxprune.runs import evaluation_of, record_evaluation, run_folder_of, weights_sha256
     from relaxprune.text import CalibrationOptions, evaluation_windows, open_source
 
@@ -89,6 +90,7 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
     with door():
         open_source(source, "evaluation")
         loaded = load_model(model, options)
+        check_tokenizer(loaded.model, loaded.tokenizer)
         tokens = evaluation_windows(source, loaded.tokenizer, wanted)
     result = perplexity(loaded.model, tokens.tokens)
     # Said before it is kept: a folder that cannot be written must not cost the answer.
@@ -104,6 +106,7 @@ def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
     """Print the accuracy on each task, and write them if asked to."""
     from relaxprune import __version__
     from relaxprune.evaluation import TaskOptions, evaluate_tasks, open_tasks
+    from relaxprune.models.token_limits import check_tokenizer
     from relaxprune.support import refuse_output_file, write_json
 
     from .loading import load_model, load_options
@@ -117,6 +120,7 @@ def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
     found = open_tasks(group.names, options)  # an unknown name or missing data must not wait for the model
     with door():
         loaded = load_model(model, load)
+    check_tokenizer(loaded.model, loaded.tokenizer)
     result = evaluate_tasks(loaded.model, loaded.tokenizer, found, options)
     print(task_table(result))
     if group.out is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from relaxprune import Status
+from relaxprune.pruning.prune_report import MISFIT, OTHER_SIDE
 
 if TYPE_CHECKING:
     from relaxprune import PruneReport
@@ -16,7 +17,8 @@ _NAMED = 3
 def report_notices(report: PruneReport) -> list[str]:
     """Return the notices of a model's report.
 
-    They are: layers of the plan that no calibration text reached; layers whose solver broke down, so that their mask
+    They are: layers of the plan that no calibration text reached; layers that do not fit; a side of the model that
+    was left alone; less than half of the matrices' weights pruned; layers whose solver broke down, so that their mask
     is the starting one; blocks that could not be replayed, so that the whole model was run instead; layers that were
     asked to correct errors of earlier ones but do not; and orders of channels that were put back because they changed
     what a block computes.
@@ -26,6 +28,21 @@ def report_notices(report: PruneReport) -> list[str]:
         notices.append(
             f"{len(report.unreached)} layers were not pruned because no calibration text reached them: "
             f"{_some(report.unreached)}"
+        )
+    if misfits := report.skipped_for(MISFIT):
+        notices.append(
+            f"{len(misfits)} layers do not fit and were not pruned ({_some(layer.name for layer in misfits)}): "
+            f"{misfits[0].reason.removeprefix(f'{MISFIT}: ')}"
+        )
+    if others := report.skipped_for(OTHER_SIDE):
+        notices.append(
+            f"one side of the model was not pruned: {len(others)} layers ({_some(layer.name for layer in others)}), "
+            "which an include pattern prunes where the calibration reaches them"
+        )
+    if report.coverage is not None and report.coverage.is_low:
+        notices.append(
+            f"only {report.coverage.covered:.1%} of the weights of the model's matrices are in pruned layers "
+            f"({report.coverage.layers} of {report.coverage.of.matrices} matrices): the report lists the others"
         )
     for status in Status:
         layers = [layer.name for layer in report.layers if layer.cost.status == status.name]

@@ -1,4 +1,4 @@
-"""``relaxprune verify``: check a certificate file against the layer that it is for."""
+"""``relaxprune verify``: a certificate file against the layer that it is for, or a run against its source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .endings import door, tell
+from .endings import bad_input, door, tell
 from .option_groups import with_groups
 
 if TYPE_CHECKING:
@@ -17,11 +17,34 @@ if TYPE_CHECKING:
 
 @with_groups
 def verify_file(
-    problem: Annotated[Path, typer.Argument(help="safetensors with `weight` (rows, cols) and `gram` (cols, cols).")],
-    certificate: Annotated[Path, typer.Argument(help="The certificate; the set of masks is read from it.")],
+    problem: Annotated[
+        Path,
+        typer.Argument(metavar="PROBLEM|RUN", help="Run folder, or safetensors with `weight` and `gram` of a layer."),
+    ],
+    certificate: Annotated[
+        Path | None, typer.Argument(help="A layer's certificate; the set of masks is read from it.")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compute in rationals: up to 64 rows, 24 columns.")] = False,
+    source: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Of a run: what was pruned, if it is not where it was.")
+    ] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Of a run: folder for downloaded models.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Of a run: run Python code that comes with the model (off).")
+    ] = False,
 ) -> int:
-    """Check a certificate: rebuild its bound from the layer, with code independent of the code that made it."""
+    """Check a certificate by code that had no part in making it, or a run folder against the model that was pruned."""
+    if certificate is None:
+        if exact:
+            raise bad_input("--exact is given, but there is no certificate")
+        return _verify_run(problem, source, cache_dir, trust_remote_code)
+    if source is not None or cache_dir is not None or trust_remote_code:
+        raise bad_input("--source, --cache-dir and --trust-remote-code are for a run folder, got a certificate")
+    return _verify_certificate(problem, certificate, exact)
+
+
+def _verify_certificate(problem: Path, certificate: Path, exact: bool) -> int:
+    """Rebuild a certificate's bound from its layer; the exit code is 3 where it does not hold."""
     from relaxprune.certificates.verify import CertificateError, read_claim, verify
 
     stored = read_claim(certificate)
@@ -69,3 +92,19 @@ def _problem(file: Path, stored: StoredClaim) -> MaskProblem | ReconstructionPro
         return MaskProblem(read.weight, read.gram, polytope)
     moments = {"cross": read.cross, "dense_gram": read.dense_gram}
     return ReconstructionProblem(read.weight, read.gram, polytope, damping=subject.damping, **moments)
+
+
+def _verify_run(folder: Path, source: str | None, cache_dir: Path | None, trust_remote_code: bool) -> int:
+    """Compare a run with its source; the exit code is 3 where anything differs."""
+    from transformers.utils import logging
+
+    from relaxprune.runs.verification import verify_run
+
+    logging.disable_progress_bar()
+    with door():
+        cache = None if cache_dir is None else str(cache_dir)
+        found = verify_run(folder, source, cache_dir=cache, trust_remote_code=trust_remote_code)
+    if found.differences:
+        return tell([str(found)])
+    print(found)
+    return 0

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from relaxprune.models.forward import check_tokens, evaluating, input_device
+from relaxprune.models.forward import evaluating
+from relaxprune.models.token_limits import check_tokens, input_device, telling_of_length
 from relaxprune.problems.errors import RelaxPruneError
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def perplexity(
         for start in range(0, windows, batch_size):
             batch = tokens[start : start + batch_size].to(device=device, dtype=torch.int64)
             # use_cache=False as an argument leaves the configuration, and that of nested text models, untouched.
-            logits = model(input_ids=batch, use_cache=False).logits  # (batch, length, vocabulary)
+            with telling_of_length(length):
+                logits = model(input_ids=batch, use_cache=False).logits  # (batch, length, vocabulary)
             for row in range(batch.shape[0]):
                 losses.append(_window_loss(logits[row], batch[row], start + row))
     mean_loss = math.fsum(losses) / windows

@@ -5,16 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from relaxprune.models.blocks import language_model
 from relaxprune.models.forward import model_device
+from relaxprune.models.token_limits import check_tokens
 from relaxprune.problems.errors import RelaxPruneError
 
 from .padding import guarded, marked_padding
 from .tree import map_tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,21 @@ def _read_batch(batch: Any, index: int) -> Batch:
         raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}")
     kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
     return Batch((), kwargs, *marked_padding(kwargs, index))
+
+
+def check_fit(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Refuse token ids that a language model cannot read, before anything is done with them.
+
+    Raises:
+        RelaxPruneError: windows longer than its positions, or ids outside its vocabulary.
+    """
+    reader = language_model(model)
+    if reader is None or not hasattr(reader, "config"):
+        return
+    for batch in batches:
+        ids = _token_ids(batch, "input_ids", *batch.args[:1])
+        if ids is not None and ids.numel() and ids.dtype != torch.bool:
+            check_tokens(cast("PreTrainedModel", reader), ids)
 
 
 def without_first(batches: Sequence[Batch], tokens: int) -> list[Batch]:

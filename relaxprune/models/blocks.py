@@ -19,11 +19,17 @@ class BlockList:
         name: name of the ``nn.ModuleList``; "" when the model has none and is pruned layer by layer.
         names: names of the blocks.
         modules: the blocks, in the order of the list.
+        others: names of the model's other lists of blocks, such as those of an encoder or of a vision tower.
     """
 
     name: str
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
+    others: tuple[str, ...] = ()
+
+    def other_of(self, layer: PrunableLayer) -> str | None:
+        """Return the other list of blocks that a layer lies in, None for none of them."""
+        return next((name for name in self.others if _contains(name, layer.name)), None)
 
     def index_of(self, layer: PrunableLayer) -> int | None:
         """Return the block that a layer lies in, None for a layer outside of the blocks."""
@@ -61,7 +67,17 @@ def find_blocks(model: nn.Module, layers: Sequence[PrunableLayer]) -> BlockList:
     chosen = max(inside or candidates, key=weights)  # max() keeps the first of equals
     elements = model.get_submodule(chosen).named_children()
     pairs = [(f"{chosen}.{index}" if chosen else index, module) for index, module in elements]
-    return BlockList(chosen, tuple(name for name, _ in pairs), tuple(module for _, module in pairs))
+    others = tuple(name for name in candidates if name != chosen)
+    return BlockList(chosen, tuple(name for name, _ in pairs), tuple(module for _, module in pairs), others)
+
+
+def has_two_sides(model: nn.Module) -> bool:
+    """Return whether all lists of blocks are the model: an encoder and a decoder, or towers without an output head.
+
+    Where there is a head and no encoder the model is its decoder, and what else it has, a vision tower say, feeds that.
+    """
+    configs = [getattr(part, "config", None) for part in model.modules()]
+    return any(getattr(config, "is_encoder_decoder", False) for config in configs) or not output_heads(model)
 
 
 def language_model(model: nn.Module, inside: str = "") -> nn.Module | None:

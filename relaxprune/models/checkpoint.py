@@ -61,11 +61,11 @@ def _check_inside(index: Path, name: str) -> None:
     if not name or "\0" in name or posix.is_absolute() or windows.drive or windows.root or climbs:
         raise RelaxPruneError(f"{index} names the shard {name!r}, a path outside its folder: do not trust it")
     target = (index.parent / name).resolve()
-    if not any(target.is_relative_to(root) for root in _allowed_roots(index.parent.resolve())):
+    if not any(target.is_relative_to(root) for root in allowed_roots(index.parent.resolve())):
         raise RelaxPruneError(f"{index} names the shard {name!r}, a link to outside its folder: copy the file there")
 
 
-def _allowed_roots(folder: Path) -> list[Path]:
+def allowed_roots(folder: Path) -> list[Path]:
     """The folder itself; a snapshot in a hub cache also links to its own blobs or to the cache's shared ones."""
     repository = folder.parent.parent
     if folder.parent.name != "snapshots" or not repository.name.startswith("models--"):

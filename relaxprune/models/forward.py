@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,10 +12,6 @@ from torch import nn
 from relaxprune.problems.errors import RelaxPruneError
 
 from .layer_kinds import is_plain
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 # Wrappers that leave a process only a part of the weights or of the batch.
 _SPREAD = ("FullyShardedDataParallel", "DeepSpeedEngine", "PipelineStage")
@@ -133,47 +128,3 @@ def refuse_unsupported(model: nn.Module) -> None:
         kind = type(module).__name__
         if kind in _SPREAD or (isinstance(module, nn.DataParallel) and len(module.device_ids) > 1):
             raise RelaxPruneError(f"model must be one whole, got a {kind}, which splits it: give the model inside")
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Return the device where the model takes its token ids: that of its embedding."""
-    return next(model.get_input_embeddings().parameters()).device
-
-
-def check_length(model: PreTrainedModel, length: int) -> None:
-    """Raise ``RelaxPruneError`` if windows of ``length`` tokens are longer than the positions that ``model`` knows."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(known, int) and length > known:
-        raise RelaxPruneError(f"length {length} exceeds the {known} positions of the model: use at most {known}")
-
-
-def check_windows(tokens: object) -> None:
-    """Check that ``tokens`` are token windows, of whatever model.
-
-    Raises:
-        RelaxPruneError: not an integer tensor, not two-dimensional, or empty.
-    """
-    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        got = tokens.dtype if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-        raise RelaxPruneError(f"tokens should be an integer tensor of shape (windows, length), got {got}")
-    if tokens.dim() != 2 or tokens.numel() == 0:
-        raise RelaxPruneError(f"tokens should have shape (windows, length), both at least 1, got {tuple(tokens.shape)}")
-
-
-def check_tokens(model: PreTrainedModel, tokens: torch.Tensor) -> None:
-    """Check token windows against a model.
-
-    Args:
-        model: any causal language model.
-        tokens: (windows, length) integer ids.
-
-    Raises:
-        RelaxPruneError: not an integer tensor, not two-dimensional, empty, too long, or ids outside the vocabulary (on
-            a GPU, those would only show up as a device-side assertion).
-    """
-    check_windows(tokens)
-    check_length(model, tokens.shape[1])
-    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocabulary:
-        raise RelaxPruneError(f"tokens hold ids from {low} to {high}, the model knows 0 to {vocabulary - 1}")

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.tensor_header import check_not_empty
 
@@ -82,6 +85,24 @@ def check_gguf(path: Path) -> tuple[Counter[str], str | None]:
     if size < expected:
         raise RelaxPruneError(f"{what} is truncated: {size} bytes of {expected}; fetch it again")
     return counts, licence
+
+
+def gguf_tensors(path: Path) -> tuple[str, dict[str, int]]:
+    """Return the architecture that a ``.gguf`` file names, and the entries of each of its tensors."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    architecture = reader.fields["general.architecture"]
+    name = bytes(architecture.parts[architecture.data[0]]).decode("utf-8")
+    return name, {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+
+
+def gguf_tensor(path: Path, name: str) -> Tensor:
+    """Return one tensor of a ``.gguf`` file, dequantised to float32."""
+    from gguf import GGUFReader, dequantize
+
+    found = next(tensor for tensor in GGUFReader(path).tensors if tensor.name == name)
+    return torch.from_numpy(dequantize(found.data, found.tensor_type).copy())
 
 
 def _walk(cursor: _Cursor) -> tuple[int, Counter[str], str | None]:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from relaxprune.problems.checks import check_device
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.support.sentences import first_line
+from relaxprune.support.sentences import first_line, some
 
 from .checkpoint import check_config, check_depth, count_elements, weight_files, weight_headers
 from .gguf_file import check_gguf
+from .quiet import quiet
 from .sources import Checkpoint, resolve_source
 from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
+from .surplus import Surplus
+from .unused_tensors import check_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +73,9 @@ class LoadedModel:
         source: what ``load_model`` was given.
         commit: the hub commit that was read; None if there is none.
         description: JSON-ready facts for a report: kind, package, license, dtype, checkpoint_dtypes (elements of each),
-            device, attn_implementation, revision, commit, unexpected_keys.
+            device, attn_implementation, revision, commit, unexpected_keys (all
+            tensors that the model does not use).
+        surplus: what the source holds beside the model.
     """
 
     model: PreTrainedModel
@@ -78,6 +83,7 @@ class LoadedModel:
     source: str
     commit: str | None
     description: dict[str, Any]
+    surplus: Surplus = field(default_factory=Surplus)
 
 
 def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
@@ -90,8 +96,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
 
     Raises:
         FileNotFoundError: ``source`` looks like a path and does not exist.
-        RelaxPruneError: the model is missing, unreachable, incomplete, corrupt, quantised, pickled, or needs its own
-            code while ``trust_remote_code`` is off.
+        RelaxPruneError: the model is missing, unreachable, incomplete, corrupt, quantised, pickled, holds what a pruned
+            copy could not, or needs its own code while ``trust_remote_code`` is off.
     """
     options = options or LoadOptions()
     checkpoint = resolve_source(
@@ -105,9 +111,11 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
     model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
+    surplus = Surplus.of(model, checkpoint)
     # Even if all are stored alike: some classes load certain tensors in float32 whatever is asked for.
     if options.dtype == "auto" and checkpoint.gguf_file is None:
-        keep_stored_dtypes(model, checkpoint.folder, info["unexpected_keys"])
+        keep_stored_dtypes(model, checkpoint.folder, surplus.tensors.files)
+        check_values(model, checkpoint.folder)
     if options.device is not None:
         torch.nn.Module.to(model, torch.device(options.device))
     description = {
@@ -122,11 +130,12 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
         "device": str(model.device),
         "attn_implementation": model.config._attn_implementation,
         "trust_remote_code": options.trust_remote_code,
-        "unexpected_keys": sorted(info["unexpected_keys"]),
+        "unexpected_keys": sorted(surplus.tensors.files),
     }
-    if info["unexpected_keys"]:
-        _logger.warning("model %s: tensors that the model does not use: %s", source, _some(info["unexpected_keys"]))
-    return LoadedModel(model, _load_tokenizer(source, checkpoint, options), source, checkpoint.commit, description)
+    if surplus.tensors.files:
+        _logger.warning("model %s: tensors that the model does not use: %s", source, some(surplus.tensors.files))
+    tokenizer = _load_tokenizer(source, checkpoint, options)
+    return LoadedModel(model, tokenizer, source, checkpoint.commit, description, surplus)
 
 
 def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], str | None]:
@@ -183,7 +192,8 @@ def _load(
         arguments |= {"gguf_file": checkpoint.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         # Its declared type leaves out the pair that output_loading_info=True gives.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
     except Exception as error:  # whatever transformers, a model's own code or its files raise
         raise RelaxPruneError(f"model {source!r} could not be loaded: {_reason(error, options)}") from error
     model, info = loaded
@@ -222,16 +232,11 @@ def _check_complete(source: str, info: dict[str, Any]) -> None:
     missing = info["missing_keys"]
     if missing:
         raise RelaxPruneError(
-            f"model {source!r} lacks {len(missing)} tensors in its checkpoint ({_some(missing)}), "
+            f"model {source!r} lacks {len(missing)} tensors in its checkpoint ({some(missing)}), "
             "which would be filled with random numbers: fetch it again"
         )
     if info["mismatched_keys"]:
         listed = [f"{name} is {tuple(got)}, should be {tuple(want)}" for name, got, want in info["mismatched_keys"]]
-        raise RelaxPruneError(f"model {source!r} has tensors of the wrong shape: {_some(listed)}")
+        raise RelaxPruneError(f"model {source!r} has tensors of the wrong shape: {some(listed)}")
     if info["error_msgs"]:
-        raise RelaxPruneError(f"model {source!r} could not be loaded: {_some(info['error_msgs'])}")
-
-
-def _some(names: Any, limit: int = 5) -> str:
-    ordered = sorted(map(str, names))
-    return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")
+        raise RelaxPruneError(f"model {source!r} could not be loaded: {some(info['error_msgs'])}")

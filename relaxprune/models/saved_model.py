@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.tensor_bits import as_integers
+from relaxprune.support.tensor_bits import same_bits as _same_bits
 
 from .layers import find_layers
+from .quiet import quiet
 from .stored_dtypes import keep_stored_dtypes
+from .surplus import Surplus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,12 +35,16 @@ class ReloadCheck:
         pruned_layers: parameters that have a mask.
         pruned_weights: entries confirmed to be exactly +0.0, as their masks say.
         tied_groups: sets of names that share one tensor, in memory and after the reload alike.
+        unused_tensors: tensors of the source that its model does not use, and that the files hold bit for bit.
+        copied_files: files of the source beside its weights, compared byte by byte.
     """
 
     tensors: int
     pruned_layers: int
     pruned_weights: int
     tied_groups: int
+    unused_tensors: int = 0
+    copied_files: int = 0
 
 
 def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None:
@@ -60,13 +66,16 @@ def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None
         raise RelaxPruneError(f"the model's configuration or tokenizer cannot be saved: {reason}") from error
 
 
-def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> ReloadCheck:
+def verify_saved_model(
+    folder: Path, model: PreTrainedModel, masks: Mapping[str, Tensor], surplus: Surplus | None = None
+) -> ReloadCheck:
     """Reload a saved model from disk and compare it with the one in memory and with the masks.
 
     Args:
         folder: where ``save_pretrained`` wrote.
         model: the pruned model that was saved.
         masks: parameter name to bool mask (rows, cols) as ``PrunableLayer.matrix`` has the weight, True = kept.
+        surplus: what the folder must hold besides.
 
     Returns:
         What was confirmed.
@@ -74,15 +83,20 @@ def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str,
     Raises:
         RelaxPruneError: naming the first tensor that is missing, differs, or is not +0.0 where its mask prunes.
     """
-    found: Any = type(model).from_pretrained(
-        folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True
-    )
+    with quiet():
+        found: Any = type(model).from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True
+        )
     reloaded, info = found
     absent = sorted(map(str, {*info["missing_keys"], *info.get("mismatched_keys", ())}))
     if absent:
         raise RelaxPruneError(f"saved model {str(folder)!r} lacks {absent[0]!r} ({len(absent)} tensors in all)")
+    surplus = surplus or Surplus()
+    lost = [*surplus.tensors.differences(folder), *surplus.differing_files(folder)]
+    if lost:
+        raise RelaxPruneError(f"saved model {str(folder)!r} does not hold {lost[0]!r} as its source does")
     # Transformers casts what a mixed checkpoint stores; what counts is the bits in the files.
-    keep_stored_dtypes(reloaded, folder, info["unexpected_keys"])
+    keep_stored_dtypes(reloaded, folder, {*info["unexpected_keys"], *surplus.tensors.files})
     written, meant = reloaded.state_dict(), model.state_dict()
     for name, tensor in meant.items():
         if name not in written or not _same_bits(written[name], tensor):
@@ -92,7 +106,7 @@ def verify_saved_model(folder: Path, model: PreTrainedModel, masks: Mapping[str,
     groups = tied_groups(model)
     if tied_groups(reloaded) != groups:
         raise RelaxPruneError(f"saved model {str(folder)!r} does not tie the weights that the model ties")
-    return ReloadCheck(len(meant), len(masks), pruned, len(groups))
+    return ReloadCheck(len(meant), len(masks), pruned, len(groups), len(surplus.tensors.files), len(surplus.files))
 
 
 def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
@@ -101,13 +115,6 @@ def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return sorted(tuple(sorted(group)) for group in names.values() if len(group) > 1)
-
-
-def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors have the same dtype, shape and bits (so NaN equals NaN, and 0.0 differs from -0.0)."""
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    return torch.equal(as_integers(first), as_integers(second))
 
 
 def _confirm_zeros(name: str, weight: Tensor | None, mask: Tensor) -> int:

@@ -43,6 +43,10 @@ class PruneOptions(SolveOptions):
             on (1 − λ) x̃ + λ x. Above 0 it takes twice the forward passes.
         tune: for "refit": once a block is pruned, tune its kept weights together against the outputs of the dense
             block, for at most this many passes over the batches; 0 for none.
+        skip_misfits: leave alone, and list, the layers that do not fit the set of masks or the solver; without it a run
+            refuses before any work.
+        regrow: for "refit": give new values to weights that are exactly 0 in a sparse layer too. Without it zeros stay
+            zero if they are more than a tenth of a layer.
         permute: reorder channels inside the blocks for an N:M pattern, if the block then computes the same.
     """
 
@@ -56,6 +60,8 @@ class PruneOptions(SolveOptions):
     damping: float | None = None
     correct: float = 0.0
     tune: int = 0
+    skip_misfits: bool = False
+    regrow: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that would otherwise fail only once the first layer is solved.

@@ -54,7 +54,7 @@ class BlockTuner:
 
     Args:
         stage: the block and its pruned layers; fused experts stay as they are, for few tokens reach each of them.
-        masks: parameter name -> (rows, cols) bool, of the layers that have been pruned.
+        masks: parameter name -> (rows, cols) bool, of the layers that have been pruned: where weights may move.
         propagation: puts batches through the pruned block.
         dense: puts the same batches through the dense block.
     """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from relaxprune.models.blocks import NO_BLOCKS, BlockList, embedding_shapes, language_model, output_heads
+from relaxprune.models.blocks import NO_BLOCKS, BlockList, embedding_shapes, has_two_sides, language_model, output_heads
 from relaxprune.models.layers import PrunableLayer, SkippedLayer, check_patterns, matches
 from relaxprune.models.routers import find_routers
 from relaxprune.options.prune_options import PruneOptions
@@ -15,7 +15,11 @@ from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver
 
+from .prune_report import OTHER_SIDE
 from .request import PruneRequest
+
+# What the user has chosen to leave alone.
+EXCLUDED, NOT_INCLUDED = "excluded by a pattern", "matched by no include pattern"
 
 
 def select_layers(
@@ -35,9 +39,9 @@ def select_layers(
     for layer in found:
         reason = None
         if matches(layer.name, options.exclude):
-            reason = "excluded by a pattern"
+            reason = EXCLUDED
         elif options.include and not matches(layer.name, options.include):
-            reason = "matched by no include pattern"
+            reason = NOT_INCLUDED
         elif not options.include and layer.name in defaults:
             reason = f"{defaults[layer.name]}: left alone unless an include pattern names it"
         if reason is None:
@@ -51,6 +55,7 @@ def _left_by_default(model: nn.Module, found: Sequence[PrunableLayer], blocks: B
     """Return the layers that are pruned only where a pattern names them, each with what it is."""
     heads, routers, scores = output_heads(model), find_routers(model), embedding_shapes(model)
     only_blocks = blocks is not NO_BLOCKS and language_model(model, blocks.name) is not None
+    both = has_two_sides(model)
     left = {}
     for layer in found:
         outside = blocks.index_of(layer) is None
@@ -58,35 +63,54 @@ def _left_by_default(model: nn.Module, found: Sequence[PrunableLayer], blocks: B
             left[layer.name] = "output head"
         elif layer.module in routers:
             left[layer.name] = "router of a mixture of experts"
-        elif only_blocks and outside:
+        elif only_blocks and outside and (other := blocks.other_of(layer)) is None:
             left[layer.name] = f"outside of the blocks {blocks.name!r}"
+        elif only_blocks and outside and not both:
+            left[layer.name] = f"{OTHER_SIDE} {other!r}, not of {blocks.name!r}"
         elif outside and layer.kind == "Linear" and layer.shape in scores:
             left[layer.name] = "as many outputs as an embedding has entries, and so taken for the output head"
     return left
 
 
-def refuse_misfits(request: PruneRequest, layers: Sequence[PrunableLayer]) -> None:
-    """Ask the solver about one layer of each shape, before hours of calibration and solving.
+def find_misfits(request: PruneRequest, layers: Sequence[PrunableLayer]) -> dict[str, str]:
+    """Ask the target about every layer, and the solver about one of each shape, before hours of work.
 
-    Its Gram is not known yet and is taken as zero, whose checks cost next to nothing: solvers ask for shapes and sets.
+    A Gram is not known yet and is taken as zero, whose checks cost next to nothing: solvers ask for shapes and sets.
+
+    Returns:
+        Layer -> why it cannot be pruned as asked: its shape does not fit the set of masks, the solver cannot take it,
+        or not in the memory budget.
 
     Raises:
-        RelaxPruneError: the solver cannot take a layer, or not in the memory budget; the message names it.
+        RelaxPruneError: the solver does not run on the device of a layer.
     """
-    target, solver, options = request.target, request.solver, request.options
     for device in {layer.weight.device for layer in layers}:
-        solver.check_device(device)
-    if type(solver).check is Solver.check and options.memory_budget_bytes is None:
-        return
-    firsts: dict[tuple[int, int], PrunableLayer] = {}
+        request.solver.check_device(device)
+    found: dict[str, str] = {}
+    shapes: dict[tuple[int, int], str | None] = {}
     for layer in layers:
-        firsts.setdefault(layer.shape, layer)
-    for (rows, cols), layer in firsts.items():
-        weight = layer.matrix().detach()
-        gram = Gram(torch.zeros(cols, cols, device=weight.device))
-        problem = MaskProblem(weight, gram, target.polytope_of(layer.name, (rows, cols)))
-        try:
-            solver.check(problem)
-            options.check_memory(problem, solver)
-        except RelaxPruneError as error:
-            raise RelaxPruneError(f"layer {layer.name!r} of shape {(rows, cols)}: {error}") from error
+        if layer.shape not in shapes:
+            shapes[layer.shape] = _misfit(request, layer)
+        if (reason := shapes[layer.shape]) is not None:
+            found[layer.name] = reason
+    return found
+
+
+def _misfit(request: PruneRequest, layer: PrunableLayer) -> str | None:
+    """Return why layers of this one's shape cannot be pruned as asked, None where they can."""
+    target, solver, options = request.target, request.solver, request.options
+    try:
+        polytope = target.polytope_of(layer.name, layer.shape)
+    except RelaxPruneError as error:
+        return f"does not fit: {error.__cause__ or error}"
+    if type(solver).check is Solver.check and options.memory_budget_bytes is None:
+        return None
+    weight = layer.matrix().detach()
+    gram = Gram(torch.zeros(layer.shape[1], layer.shape[1], device=weight.device))
+    try:
+        problem = MaskProblem(weight, gram, polytope)
+        solver.check(problem)
+        options.check_memory(problem, solver)
+    except RelaxPruneError as error:
+        return str(error)
+    return None

@@ -21,6 +21,7 @@ from relaxprune.solving.solving import solve, start_mask
 
 from .layer_certificates import certificate_of, estimated_gap
 from .layer_report import BoundReport, CostReport, InputReport, LayerReport, LossReport
+from .source_zeros import keep_zeros, pruning_zeros, source_zeros
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class SolvedLayer:
         report: its report.
         proof: its certificate, and the problem that it is for, if one was asked for.
         weight: (rows, cols) new values if weights may move, else None.
+        support: (rows, cols) bool on the CPU, the kept entries that may move: ``mask``, less zeros that stay zero.
     """
 
     layer: PrunableLayer
@@ -74,6 +76,7 @@ class SolvedLayer:
     report: LayerReport
     proof: Proven | None
     weight: Tensor | None
+    support: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +98,12 @@ class MaskSolver:
         """
         try:
             polytope = self.decided.polytope_of(layer.name, layer.shape)
-            solved = (self._refitted if self.options.moves else self._kept)(layer, inputs, polytope)
+            zeros = source_zeros(layer.matrix().cpu()) if self.options.moves and not self.options.regrow else None
+            solved = (
+                self._refitted(layer, inputs, polytope, zeros)
+                if self.options.moves
+                else self._kept(layer, inputs, polytope)
+            )
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
         solution, proof, loss = solved
@@ -115,7 +123,8 @@ class MaskSolver:
             bound=_bound(solution, None if proof is None else proof[0]),
             cost=_cost(solution),
         )
-        return SolvedLayer(layer=layer, mask=mask, report=report, proof=proof, weight=solution.weight)
+        support = mask if zeros is None else mask & ~zeros
+        return SolvedLayer(layer=layer, mask=mask, report=report, proof=proof, weight=solution.weight, support=support)
 
     def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
         """Solve a layer whose kept weights stay as they are."""
@@ -127,23 +136,41 @@ class MaskSolver:
         proof = None if certificate is None else (certificate, problem)
         return solution, proof, _loss(solution, problem.dense_energy, wanda)
 
-    def _refitted(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
-        """Solve a layer whose kept weights move; Wanda's mask is judged with the weights as they were."""
+    def _refitted(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope, zeros: Tensor | None) -> Judged:
+        """Solve a layer whose kept weights move; Wanda's mask is judged with the weights as they were.
+
+        ``zeros`` (rows, cols) are pruned first, and stay zero where they are kept.
+        """
         read = inputs.read
+        # In the weight's own dtype: the new values are judged as they will be written.
+        weight = layer.matrix().to(inputs.gram.matrix.device)
+        zeros = None if zeros is None else zeros.to(weight.device)
         problem = ReconstructionProblem(
-            # In the weight's own dtype: the new values are judged as they will be written.
-            layer.matrix().to(inputs.gram.matrix.device),
+            weight,
             inputs.gram,
             polytope,
             cross=read.cross,
             dense_gram=read.dense_gram,
             damping=self.options.ridge,
         )
-        solution = self._solution(problem)
+        solution = self._solution(problem) if zeros is None else self._sparse_solution(problem, zeros)
         mask = start_mask(MaskProblem(problem.weight, problem.prepared, polytope), "wanda", self.options.memory_bytes)
         loss = _loss(solution, problem.reference, problem.objective(torch.where(mask, problem.weight, 0.0)))
         corrected = 0.0 if read.cross is None else self.options.correct
         return solution, None, replace(loss, corrected=corrected, residual=float(problem.residual.sum()))
+
+    def _sparse_solution(self, problem: ReconstructionProblem, zeros: Tensor) -> Solution:
+        """Solve a layer of which zeros (rows, cols) are to stay zero, among the masks that prune these first.
+
+        A solver that takes no fixed entries looks among all masks, and the nearest of these is taken.
+        """
+        face = pruning_zeros(problem.polytope, problem.weight, zeros)
+        narrow = problem.within(face)
+        try:
+            self.solver.check(narrow.mask_problem)
+        except RelaxPruneError:
+            return keep_zeros(problem, self._solution(problem), face, zeros, self.options.memory_bytes)
+        return keep_zeros(narrow, self._solution(narrow), face, zeros, self.options.memory_bytes)
 
     def _solution(self, problem: MaskProblem | ReconstructionProblem) -> Solution:
         """Solve with the options of the run."""

@@ -17,6 +17,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from .block_record import BlockRecord
 from .block_tuner import BlockTuning
 from .channels.permutation import Permutation
+from .coverage import Coverage
 from .layer_report import LayerReport
 from .plan import Plan
 from .prune_report import UNREACHED, PruneEvent, PruneReport
@@ -122,4 +123,10 @@ class Outcome:
             permutations=self.permutations,
             weights=self.weights,
             tunings=self.tunings,
+            coverage=Coverage(
+                layers=len(self.masks),
+                layer_weights=sum(mask.numel() for mask in self.masks.values()),
+                pruned_weights=sum(int((~mask).sum()) for mask in self.masks.values()),
+                of=plan.matrices,
+            ),
         )

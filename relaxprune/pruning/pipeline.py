@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from relaxprune.inputs.batches import read_batches, without_first
+from relaxprune.inputs.batches import check_fit, read_batches, without_first
 from relaxprune.inputs.layer_grams import GramMaker
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
@@ -111,6 +111,7 @@ class _Run:
         request, model, blocks = plan.request, plan.model, plan.blocks
         read = without_first(read_batches(batches), request.options.statistics.skip_tokens)
         request.check_batches(len(read))
+        check_fit(model, read)
         with outcome.timed("capture"):
             check.run(model, read[0])
             plan = plan.without(check.failed)
@@ -132,10 +133,12 @@ class _Run:
             block = self.recall(step.stage)
             if block is None and step.stage.layers:
                 block = BlockRecord(permutations=self.permute(step))
+                supports: dict[str, Tensor] = {}
                 for sums in self.observe(step):
                     for solved in self.solve(sums, step.stage):
                         self.apply(solved, block, step.stage)
-                block = self.record(self.tune(block, step), step.stage)
+                        supports[solved.layer.parameter] = solved.support
+                block = self.record(self.tune(block, step, supports), step.stage)
             self.propagate(step)
             self.outcome.finish_block(step.stage, block, self.check.failed)
 
@@ -204,14 +207,14 @@ class _Run:
         block.layers.append(solved.report)
         self.outcome.finish_layer(stage, solved.report)
 
-    def tune(self, block: BlockRecord, step: Step) -> BlockRecord:
-        """Tune the kept weights of a block together, if asked to."""
+    def tune(self, block: BlockRecord, step: Step, supports: Mapping[str, Tensor]) -> BlockRecord:
+        """Tune the weights of a block that may move together, if asked to."""
         epochs = self.mask_solver.options.tune
         movable = any(layer.parameter in block.masks and tunable(layer) for layer in step.stage.layers)
         if not epochs or step.dense is None or not step.is_block or not movable:
             return block
         with self.outcome.timed("tune"):
-            return replace(block, tuning=BlockTuner(step.stage, block.masks, step.pruned, step.dense).run(epochs))
+            return replace(block, tuning=BlockTuner(step.stage, supports, step.pruned, step.dense).run(epochs))
 
     def record(self, block: BlockRecord, stage: Stage) -> BlockRecord:
         """Complete the record of a block with its new weights and the time so far, and keep it."""

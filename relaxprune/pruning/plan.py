@@ -14,6 +14,7 @@ from relaxprune.options.allocation import MEASURED
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.tables import table
 
+from .coverage import MatrixCount
 from .layer_certificates import certificates_in_words
 from .prune_report import skipped_lines
 from .request import PruneRequest
@@ -79,6 +80,7 @@ class Plan:
         blocks: the blocks that they lie in.
         layers: the shapes and counts of these weights.
         skipped: every other matrix, with a reason.
+        matrices: how many matrices and weights there are to prune.
         model_bytes: size of the model.
         added_bytes: estimate of what a run holds in addition.
         prediction: time and peak memory on this machine, or None if nothing was tried.
@@ -90,6 +92,7 @@ class Plan:
     blocks: BlockList = field(repr=False)
     layers: list[PlannedLayer]
     skipped: list[SkippedLayer]
+    matrices: MatrixCount
     model_bytes: int
     added_bytes: int
     prediction: Prediction | None = None

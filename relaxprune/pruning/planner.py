@@ -14,7 +14,7 @@ from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed, refuse_unsupported
 from relaxprune.models.layer_kinds import EMBEDDING
-from relaxprune.models.layers import find_layers
+from relaxprune.models.layers import PrunableLayer, SkippedLayer, find_layers
 from relaxprune.options.allocation import Allocation
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.target import Target
@@ -23,10 +23,12 @@ from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
 from .block_tuner import check_tunable
-from .layer_choice import refuse_misfits, select_layers
+from .coverage import count_matrices
+from .layer_choice import EXCLUDED, NOT_INCLUDED, find_misfits, select_layers
 from .memory_estimate import added_bytes, model_bytes
 from .plan import Plan, PlannedLayer
 from .prediction import predict
+from .prune_report import MISFIT
 from .request import PruneRequest
 
 
@@ -93,7 +95,9 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
             f"model must have a layer to prune, got a {type(model).__name__} that has none, or is told to leave all "
             f"{len(found)} alone{first}"
         )
+    unasked = {layer.name for layer in left if layer.reason in (EXCLUDED, NOT_INCLUDED)}
     check_tunable(request.options.tune, weights, blocks)
+    weights, misfits = _fitting(request, weights)
     layers = []
     for layer in weights:
         if not bool(torch.isfinite(layer.stored).all()):
@@ -101,17 +105,34 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
         rows, cols = layer.shape
         keep = request.target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
         layers.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
-    refuse_misfits(request, weights)
     return Plan(
         request=request,
         model=model,
         weights=weights,
         blocks=blocks,
         layers=layers,
-        skipped=[*skipped, *left],
+        skipped=[*skipped, *left, *misfits],
+        matrices=count_matrices(model, weights, [layer for layer in found if layer.name in unasked]),
         model_bytes=model_bytes(model),
         added_bytes=added_bytes(model, layers, request.options, tokens),
     )
+
+
+def _fitting(request: PruneRequest, layers: list[PrunableLayer]) -> tuple[list[PrunableLayer], list[SkippedLayer]]:
+    """Split layers into those that can be pruned as asked, and those that cannot, which ``skip_misfits`` leaves alone.
+
+    Raises:
+        RelaxPruneError: one cannot and is not to be skipped, or none can.
+    """
+    misfits = find_misfits(request, layers)
+    if misfits and (not request.options.skip_misfits or len(misfits) == len(layers)):
+        first = next(layer for layer in layers if layer.name in misfits)
+        reason = misfits[first.name]
+        joint = " " if reason.startswith("does not fit") else ": "
+        advice = "" if request.options.skip_misfits else "; skip_misfits=True (--skip-misfits) leaves such layers alone"
+        raise RelaxPruneError(f"layer {first.name!r} of shape {first.shape}{joint}{reason}{advice}")
+    skipped = [SkippedLayer(name, f"{MISFIT}: {reason}") for name, reason in misfits.items()]
+    return [layer for layer in layers if layer.name not in misfits], skipped
 
 
 def with_prediction(plan: Plan, batches: Iterable[Any]) -> Plan:

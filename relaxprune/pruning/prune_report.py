@@ -15,12 +15,16 @@ from relaxprune.support.markup import piece
 from relaxprune.support.tables import table
 
 from .channels.permutation import Permutation
+from .coverage import Coverage
 from .layer_report import LayerReport
 
 if TYPE_CHECKING:
     from .block_tuner import BlockTuning
 
 UNREACHED = "no batch reached it"
+# Reasons that the user must see; each goes on in its own way.
+MISFIT = "misfit"
+OTHER_SIDE = "of the blocks"
 _MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
 
 
@@ -69,6 +73,7 @@ class PruneReport:
         permutations: for each pruned layer the order of its columns, or why it kept it; empty without ``permute``.
         weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved.
         tunings: the gain of each block that was tuned as a whole; the layers' objectives are from before it.
+        coverage: how much of the model was pruned; None where nobody has counted.
     """
 
     layers: list[LayerReport]
@@ -82,6 +87,7 @@ class PruneReport:
     permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
+    coverage: Coverage | None = None
 
     @property
     def sparsity(self) -> float:
@@ -114,6 +120,10 @@ class PruneReport:
         """Names of the layers of the plan that were not pruned because no batch reached them."""
         return [layer.name for layer in self.skipped if layer.reason == UNREACHED]
 
+    def skipped_for(self, reason: str) -> list[SkippedLayer]:
+        """Return the layers that were not pruned for a kind of reason."""
+        return [layer for layer in self.skipped if layer.reason.startswith(reason)]
+
     @property
     def roles(self) -> list[RoleSummary]:
         """Mean relative gap and proven share of the layers with the same role (q_proj, up_proj, ...)."""
@@ -133,6 +143,7 @@ class PruneReport:
             "options": self.options,
             "propagation": self.propagation,
             "seconds": self.seconds,
+            "coverage": None if self.coverage is None else self.coverage.to_dict(),
             "roles": [dataclasses.asdict(role) for role in self.roles],
             "layers": [layer.to_dict() for layer in self.layers],
             "permutations": [item.to_dict() for item in self.permutations],
@@ -170,7 +181,8 @@ class PruneReport:
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.cost.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         orders = [*permutation_lines(self.permutations), *self._moved_lines()]
-        return "\n".join([*table([head, *lines]), *proven, *orders, *skipped_lines(self.skipped)])
+        share = [] if self.coverage is None else [str(self.coverage)]
+        return "\n".join([*table([head, *lines]), *share, *proven, *orders, *skipped_lines(self.skipped)])
 
     def _moved_lines(self) -> list[str]:
         """Return the gain of every stage if weights moved: the mask, new weights on it, tuning whole blocks."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relaxprune.models.surplus import Surplus
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.support.durable import install_files
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def write_model(path: Path, progress: RunProgress, model: PreTrainedModel, report: PruneReport) -> set[str]:
+def write_model(
+    path: Path, progress: RunProgress, model: PreTrainedModel, report: PruneReport, surplus: Surplus
+) -> set[str]:
     """Write what a run gives into its folder, noting before what that is.
 
     Args:
@@ -25,6 +28,7 @@ def write_model(path: Path, progress: RunProgress, model: PreTrainedModel, repor
         progress: of the run, all of whose blocks are finished.
         model: the pruned model, in the dtype to be saved.
         report: the run's report, with the masks.
+        surplus: what the model's source holds beside it.
 
     Returns:
         The names of all files that the run has put there, and of the model card, which comes next.
@@ -32,6 +36,8 @@ def write_model(path: Path, progress: RunProgress, model: PreTrainedModel, repor
     staging, manifest = progress.staging(), progress.manifest
     try:
         model.save_pretrained(staging)
+        surplus.tensors.append_to(staging)
+        surplus.copy_files(staging)  # saving may have written some of them anew
         write_masks(staging / MASKS_NAME, report.masks)
         manifest.install({*file_names(staging), CARD_NAME})
         install_files(staging, path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relaxprune.models.saved_model import ReloadCheck, save_settings, verify_saved_model
+from relaxprune.models.surplus import Surplus
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.pruning.prune_report import PruneReport
@@ -55,6 +56,7 @@ class RunFolder:
         self._progress = RunProgress(path, self.fingerprint.get("settings", {}))
         self._made: list[Path] = []  # folders, innermost first
         self._used: set[int] = set()
+        self._surplus = Surplus()
 
     @staticmethod
     def hold(path: str | Path) -> AbstractContextManager[None]:
@@ -100,10 +102,11 @@ class RunFolder:
         *,
         resume: bool = False,
         discard_damaged: bool = False,
+        surplus: Surplus | None = None,
     ) -> RunFolder:
         """Start a run in a new folder, or continue the one in it.
 
-        Saves config, generation config and tokenizer at once.
+        Saves config, generation config, tokenizer and the source's other files at once.
 
         Args:
             path: the output folder, new or empty; with ``resume`` it may hold a run with an equal fingerprint.
@@ -112,6 +115,7 @@ class RunFolder:
             fingerprint: what decides the result.
             resume: continue an interrupted run.
             discard_damaged: make again what is damaged of it; else that is refused.
+            surplus: what the model's source holds beside it, None for nothing.
 
         Returns:
             The folder, ready to record blocks.
@@ -122,6 +126,7 @@ class RunFolder:
         """
         cls.refuse_occupied(path, resume)
         folder = cls(Path(path), fingerprint.to_dict())
+        folder._surplus = surplus or Surplus()
         if not folder.finished and not resume:
             folder._progress.clear()  # left by a process that was killed before it had done anything
         if folder.begun:
@@ -209,7 +214,7 @@ class RunFolder:
         Raises:
             RelaxPruneError: if the reloaded files are not exactly what was meant.
         """
-        files = write_model(self.path, self._progress, model, report)
+        files = write_model(self.path, self._progress, model, report, self._surplus)
         checked = self._reload(model)
         layers = [layer.to_dict() for layer in report.layers]
         write_text(self.path / CARD_NAME, model_card(notes, self.fingerprint, layers))
@@ -258,6 +263,9 @@ class RunFolder:
             sweep_scratch(self.path)
             staging = self._progress.staging()
             save_settings(model, tokenizer, staging)
+            self._surplus.copy_files(staging)
+            inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
+            self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
             self._progress.begin(self.fingerprint, file_names(staging))
             install_files(staging, self.path)
             for folder in self._made:
@@ -274,7 +282,7 @@ class RunFolder:
             OSError: it cannot be read; transformers says so in errors of many kinds.
         """
         try:
-            return verify_saved_model(self.path, model, read_masks(self.path))
+            return verify_saved_model(self.path, model, read_masks(self.path), self._surplus)
         except RelaxPruneError:
             raise
         except Exception as error:

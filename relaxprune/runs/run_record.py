@@ -38,6 +38,7 @@ RECORD = JsonFormat(
             "roles": Maybe([dict]),
             "permutations": Maybe([dict]),
             "tunings": Maybe([{"block": int, "epochs": int, **_TUNING}]),
+            "coverage": Maybe(dict),
             "skipped": Maybe([{"name": str, "reason": str}]),
         },
         "verification": dict,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from relaxprune.problems.errors import RelaxPruneError
 
 _MOST_LETTERS = 300
@@ -17,6 +19,12 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return said.rstrip(".")[:_MOST_LETTERS]
+
+
+def some(names: Iterable[object], limit: int = 5) -> str:
+    """Name the first few, sorted, and how many there are besides."""
+    ordered = sorted(map(str, names))
+    return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")
 
 
 def damaged(what: str, reason: str, advice: str = "") -> RelaxPruneError:

@@ -31,6 +31,13 @@ def as_integers(tensor: Tensor) -> Tensor:
     return dense if dense.dtype == torch.bool else dense.view(_INTEGERS[dense.element_size()])
 
 
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Say whether two tensors have the same dtype, shape and bits (so NaN equals NaN, and 0.0 differs from -0.0)."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(as_integers(first), as_integers(second))
+
+
 def checksum(tensors: Iterable[tuple[str, Tensor]], head: bytes = b"") -> str:
     """Return the SHA-256 over every tensor's name, dtype, shape and bytes, in hexadecimal.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from relaxprune.models.forward import check_length, evaluating, input_device
+from relaxprune.models.forward import evaluating
+from relaxprune.models.token_limits import check_length, input_device, vocabulary
 from relaxprune.problems.errors import RelaxPruneError
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ def sample_windows(
     """
     check_length(model, length)
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same numbers
-    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
-    first = torch.randint(vocabulary, (windows, 1), generator=generator)
+    known = vocabulary(model)
+    if known is None:
+        raise RelaxPruneError("model does not say how many tokens it knows, so that none can be drawn: give a text")
+    first = torch.randint(known, (windows, 1), generator=generator)
     if start is not None:
         first.fill_(start)
     with evaluating(model):

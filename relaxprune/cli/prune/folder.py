@@ -26,7 +26,15 @@ from .job import PruneJob
 from .progress import duration
 
 # Of the loaded model's description: what decides which weights were read, and by which code.
-_MODEL_FACTS = ("kind", "package", "revision", "commit", "checkpoint_dtypes", "trust_remote_code")
+_MODEL_FACTS = (
+    "kind",
+    "package",
+    "revision",
+    "commit",
+    "checkpoint_dtypes",
+    "trust_remote_code",
+    "unexpected_keys",
+)
 
 
 @contextmanager
@@ -52,6 +60,7 @@ def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows, plan:
         fingerprint,
         resume=job.run.resume,
         discard_damaged=job.run.discard_damaged,
+        surplus=loaded.surplus,
     )
 
 

@@ -112,6 +112,8 @@ def _request(words: PruneWords) -> PruneRequest:
         damping=layers.damping,
         correct=layers.correct,
         tune=layers.tune,
+        skip_misfits=layers.skip_misfits,
+        regrow=layers.regrow,
     )
     target = replace(words.how_much.target, allocation=words.sharing.value)
     return PruneRequest(target=target, solver=solver, options=options)

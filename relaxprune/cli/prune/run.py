@@ -8,10 +8,12 @@ import torch
 
 from relaxprune import RelaxPruneError, prune_model
 from relaxprune.models import FLOAT_DTYPES, LoadedModel
+from relaxprune.models.token_limits import check_tokenizer, try_window
 from relaxprune.pruning import Plan, PruneEvent, PruneReport, make_plan, with_prediction
 from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
+from relaxprune.text.windows import SELF
 
 from ..endings import door, tell
 from ..interrupts import check
@@ -104,9 +106,13 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
 
 
 def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
-    """Return the calibration windows."""
+    """Return the calibration windows, which the model must be able to read."""
+    if job.calibration.calibration != SELF:
+        check_tokenizer(loaded.model, loaded.tokenizer)
     with door():
-        return calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)
+        windows = calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)
+    try_window(loaded.model, windows.tokens)
+    return windows
 
 
 def batches(job: PruneJob, windows: TokenWindows) -> tuple[torch.Tensor, ...]:

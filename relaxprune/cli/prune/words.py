@@ -64,6 +64,12 @@ class LayerGroup:
     correct: Annotated[
         float, typer.Option(help="With --refit: share of the errors of earlier layers to correct, 0 to 1.")
     ] = 0.0
+    skip_misfits: Annotated[
+        bool, typer.Option("--skip-misfits", help="Leave alone layers that do not fit, and list them.")
+    ] = False
+    regrow: Annotated[
+        bool, typer.Option("--regrow", help="With --refit: new values for the zeros of a sparse source too.")
+    ] = False
     tune: Annotated[
         int, typer.Option(min=0, help="With --refit: passes over the text to tune each block as a whole, at most.")
     ] = 0

@@ -1,0 +1,209 @@
+"""Checking a finished run against its source: what was not pruned is the source's, what was is what its masks say.
+
+Nothing that the run has reported is taken for granted: the source and the result are loaded anew and compared bit by
+bit, masks are counted against the set that was asked for, and the folder against its own list of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relaxprune.models.layers import find_layers
+from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
+from relaxprune.models.unused_tensors import UnusedTensors
+from relaxprune.options.allocation import MEASURED, Allocation
+from relaxprune.options.target import Decided, Target
+from relaxprune.problems import polytope_from_dict
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.pruning.channels.permutation import Permutation
+from relaxprune.pruning.channels.reorder import apply_permutations
+from relaxprune.pruning.layer_report import LayerReport
+from relaxprune.support.durable import file_sha256
+from relaxprune.support.tensor_bits import as_integers, same_bits
+
+from .evaluation_file import EVALUATION_NAME
+from .finished_run import FinishedRun, read_finished_run
+from .run_record import RECORD_NAME, read_record
+
+# Written into a run's folder after it is finished.
+_LATER = (RECORD_NAME, EVALUATION_NAME, "report.html", "report.json")
+
+
+@dataclass(frozen=True)
+class RunVerification:
+    """What was found of a run.
+
+    Attributes:
+        folder: the run's folder.
+        source: what it was compared with.
+        differences: one clause for each thing that is not as it should be, the first one first.
+        files: files compared with their checksums.
+        tensors: tensors of the model compared with the source's, bit by bit.
+        layers: those of them with a mask, which fits what was asked for.
+        pruned: entries that are exactly +0.0, as the masks say.
+    """
+
+    folder: Path
+    source: str
+    differences: tuple[str, ...]
+    files: int
+    tensors: int = 0
+    layers: int = 0
+    pruned: int = 0
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        if self.differences:
+            more = len(self.differences) - 1
+            rest = f"; {more} more {'difference' if more == 1 else 'differences'}" if more else ""
+            return f"{self.folder} is not what the run made of {self.source}: {self.differences[0]}{rest}"
+        return (
+            f"{self.folder}: {self.files} files as they were written; {self.tensors} tensors are those of "
+            f"{self.source}, {self.layers} of them masked as asked, {self.pruned} weights exactly zero"
+        )
+
+
+def verify_run(
+    path: str | Path, source: str | None = None, *, cache_dir: str | None = None, trust_remote_code: bool = False
+) -> RunVerification:
+    """Compare a finished run with its source.
+
+    Args:
+        path: the run's folder.
+        source: the model that was pruned, as ``load_model`` takes it; None for the one that the folder names, of the
+            commit that it names.
+        cache_dir: the hub cache; None for its usual place.
+        trust_remote_code: run Python files that come with the model, where it needs them.
+
+    Raises:
+        RelaxPruneError: the folder holds no finished run, or the source is not there.
+    """
+    folder = Path(path)
+    record = read_record(folder) if (folder / RECORD_NAME).is_file() else read_finished_run(folder).record
+    named = source or str(record["fingerprint"]["model"]["source"])
+    differing = list(_differing_files(folder, record))
+    if differing:  # what a damaged file holds would be told once more
+        return RunVerification(folder, named, tuple(differing), len(record["files"]))
+    run = read_finished_run(folder)
+    dense = _load_source(record, source, LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code))
+    result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
+    apply_permutations(
+        dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()]
+    )
+    found = [*_wrong_masks(run), *_wrong_tensors(run, dense, result), *_lost(dense, folder)]
+    pruned = sum(int((~mask).sum()) for mask in run.masks.values())
+    return RunVerification(
+        folder, named, tuple(found), len(record["files"]), len(dense.model.state_dict()), len(run.masks), pruned
+    )
+
+
+def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOptions) -> LoadedModel:
+    """Load the model that was pruned, as it is stored."""
+    facts = record["fingerprint"]["model"]
+    name = source or str(facts["source"])
+    commit = facts.get("commit") if facts.get("kind") == "hub" and source is None else None
+    try:
+        found = load_model(name, LoadOptions(**{**vars(options), "revision": commit}))
+    except (RelaxPruneError, OSError) as error:
+        raise RelaxPruneError(
+            f"the source of the run, {name!r}, cannot be read: {error}; give it as --source"
+        ) from error
+    wanted, got = facts.get("package"), found.description["package"]
+    if source is None and wanted != got:
+        raise RelaxPruneError(
+            f"the source of the run is of the package {wanted}, and {got} is installed: run `pip install {wanted}`"
+        )
+    return found
+
+
+def _differing_files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the files that the record lists, and files that it does not list."""
+    listed = record["files"]
+    for name, facts in listed.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"file {name!r} is missing"
+        elif path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
+            yield f"file {name!r} is not the one that was written"
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and name not in listed and name not in _LATER:
+            yield f"file {name!r} is none of the run's"
+
+
+def _wrong_masks(run: FinishedRun) -> Iterator[str]:
+    """Yield the masks that are not in the set that was asked for, or not what is reported of them."""
+    names = {layer.parameter for layer in run.layers}
+    yield from (f"the mask of {name!r} is of no reported layer" for name in run.masks if name not in names)
+    decided = _decided(run.settings["polytope"], run.layers)
+    for layer in run.layers:
+        mask = run.masks[layer.parameter]
+        kept = int(mask.sum())
+        if abs((1 - kept / mask.numel()) - layer.sparsity) > 1e-9:
+            yield f"the mask of {layer.parameter!r} keeps {kept} of {mask.numel()}, unlike what is reported of it"
+        elif not decided.polytope_of(layer.name, (layer.rows, layer.cols)).contains(mask):
+            yield f"the mask of {layer.parameter!r} is not in the set that was asked for"
+
+
+def _decided(asked: Mapping[str, Any], layers: list[LayerReport]) -> Decided:
+    """Return the set of masks of every layer, of what a run's settings say was asked for."""
+    if "polytope" in asked:
+        return Decided(Target(polytope=polytope_from_dict(asked["polytope"])))
+    if "pattern" in asked:
+        return Decided(Target(pattern=asked["pattern"]))
+    kind = asked.get("allocation", "uniform")
+    if kind not in MEASURED:
+        return Decided(Target(sparsity=asked["sparsity"], allocation=Allocation(kind)))
+    counts = {layer.name: round(layer.requested_sparsity * layer.cols) for layer in layers}
+    return Decided(Target(sparsity=asked["sparsity"]), counts)
+
+
+def _wrong_tensors(run: FinishedRun, dense: LoadedModel, result: LoadedModel) -> Iterator[str]:
+    """Yield the tensors of the result that are not the source's, or not as their masks say."""
+    before, after = dense.model.state_dict(), result.model.state_dict()
+    yield from (f"tensor {name!r} is missing" for name in before if name not in after)
+    yield from (f"tensor {name!r} is not of the source" for name in after if name not in before)
+    layers = {layer.parameter: layer for layer in find_layers(dense.model)[0]}
+    results = {layer.parameter: layer for layer in find_layers(result.model)[0]}
+    moves = run.settings.get("weights") == "refit"
+    pruned = {id(layers[name].weight) for name in run.masks if name in layers}
+    for name in run.masks:
+        if name not in layers or name not in results or layers[name].shape != tuple(run.masks.shapes[name]):
+            yield f"{name!r}, which has a mask, is no matrix of that shape in the source and the result"
+        else:
+            wrong = _wrong_entries(layers[name].matrix(), results[name].matrix(), run.masks[name], moves)
+            if wrong:
+                yield f"{wrong} weights of {name!r} are not what its mask makes of the source's"
+    whole = [layer for name, layer in layers.items() if id(layer.weight) in pruned and name not in run.masks]
+    for layer in whole:  # experts beside others of the same parameter that are pruned
+        if layer.parameter not in results or not same_bits(layer.stored, results[layer.parameter].stored):
+            yield f"tensor {layer.parameter!r} is not the source's, though it was not pruned"
+    held = {name for name, tensor in dense.model.state_dict(keep_vars=True).items() if id(tensor) in pruned}
+    for name in before:
+        if name in after and name not in held and not same_bits(before[name], after[name]):
+            yield f"tensor {name!r} is not the source's, though it was not pruned"
+
+
+def _wrong_entries(dense: Tensor, pruned: Tensor, mask: Tensor, moves: bool) -> int:
+    """Return how many entries are neither +0.0 where they are pruned nor the source's where they are kept."""
+    if dense.dtype != pruned.dtype:
+        return mask.numel()
+    bits = as_integers(pruned)
+    wrong = (bits != 0) & ~mask
+    wrong |= (~torch.isfinite(pruned.cpu()) if moves else bits != as_integers(dense)) & mask
+    return int(wrong.sum())
+
+
+def _lost(dense: LoadedModel, folder: Path) -> Iterator[str]:
+    """Yield what the source holds beside its model and the folder does not."""
+    tensors: UnusedTensors = dense.surplus.tensors
+    for name in tensors.differences(folder):
+        yield f"tensor {name!r}, which the model does not use, is missing or is not the source's"
+    for name in dense.surplus.differing_files(folder):
+        yield f"file {name!r} is missing or is not the source's"
