@@ -1,8 +1,9 @@
 """Signals that end a command: Ctrl-C, and those by which a system or a terminal ends a process.
 
-While the libraries are imported nothing has been done, and a signal ends the process on the spot: an exception there
-would reach whatever code of theirs swallows or renames it. A command that runs gets a ``KeyboardInterrupt``, and that
-one came in is kept, so that the error that somebody made of it still counts as an interruption.
+Before a command runs nothing has been done, and a signal ends the process on the spot. A command that runs gets a
+``KeyboardInterrupt``; that a signal came in is kept, so that an error that a library makes of it still counts as an
+interruption. It waits until no module is being imported: libraries swallow or rename an exception there, and code of
+theirs that is not Python may end the process.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 _NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_AGAIN_S = 0.05
+_PATIENCE_S = 20.0  # longer than imports take; where the command itself runs in an import, that never ends
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,12 +33,25 @@ class _Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.ending = False
+        self._until = 0.0
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Interrupt the command, unless it is ending."""
-        if not self.ending:
-            self.received = number
-            raise Interrupted
+        """Interrupt the command, unless it is ending; while it imports, look again a little later."""
+        if self.ending:
+            return
+        if self.received is None:
+            self.received, self._until = number, time.monotonic() + _PATIENCE_S
+        if hasattr(signal, "setitimer") and _importing(frame) and time.monotonic() < self._until:
+            signal.signal(signal.SIGALRM, self.interrupt)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
+        raise Interrupted
+
+    def reset(self) -> None:
+        """Forget what has come in."""
+        if self.received is not None and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.received, self.ending = None, False
 
 
 _SIGNALS = _Signals()
@@ -63,11 +81,12 @@ def answer(handler: Any) -> dict[int, Any]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Turn signals into interruptions of the body."""
-    _SIGNALS.received, _SIGNALS.ending = None, False
+    _SIGNALS.reset()
     before = answer(_SIGNALS.interrupt)
     try:
         yield
     finally:
+        _SIGNALS.reset()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is end_at_once else handler)
 
@@ -88,3 +107,12 @@ def check() -> None:
 def begin_to_end() -> None:
     """Let no further signal disturb the end of the command."""
     _SIGNALS.ending = True
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Tell whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
