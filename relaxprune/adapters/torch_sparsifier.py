@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.ao.pruning.sparsifier.base_sparsifier import BaseSparsifier
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from relaxprune.models.blocks import output_heads
@@ -78,7 +79,8 @@ class RelaxPruneSparsifier(BaseSparsifier):
         reasons = {f"{layer.name}.weight": layer.reason for layer in skipped}
         if config is None:
             heads = output_heads(model)
-            config = [{"tensor_fqn": layer.parameter} for layer in known.values() if layer.module not in heads]
+            heard = [layer for layer in known.values() if not isinstance(layer.module, NonDynamicallyQuantizableLinear)]
+            config = [{"tensor_fqn": layer.parameter} for layer in heard if layer.module not in heads]
         names = [self._check_entry(entry, known, reasons) for entry in config]
         if not names or len(set(names)) < len(names):
             raise RelaxPruneError(f"config must name at least one weight, each once, got {', '.join(names) or 'none'}")

@@ -169,3 +169,19 @@ def test_refusals_come_before_the_model_is_touched(model: nn.Sequential) -> None
     with pytest.raises(RelaxPruneError, match="tied to"):
         RelaxPruneSparsifier(sparsity=0.5).prepare(tied, [{"tensor_fqn": "0.weight"}])
     assert not model[0]._forward_pre_hooks and not hasattr(model[0], "parametrizations")
+
+
+def test_attention_of_torch_leaves_out_what_is_never_called():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), 1)
+    sparsifier = RelaxPruneSparsifier(sparsity=0.5, solver="wanda")
+    sparsifier.prepare(model)
+    model(torch.randn(3, 5, 8))
+    sparsifier.step()
+    sparsifier.squash_mask()
+    pruned = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2 and float((weight == 0).float().mean()) == 0.5
+    ]
+    assert pruned == ["layers.0.linear1.weight", "layers.0.linear2.weight"]
