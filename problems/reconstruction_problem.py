@@ -15,10 +15,11 @@ from .gram import Gram
 from .mask_problem import MaskProblem
 from .polytopes import Polytope
 from .polytopes.base import Shape
-from .precision import UNIT_ROUNDOFF, product64, row_blocks
+from .precision import product64, row_blocks
 from .problem import BaseProblem
 
 _NOT_JOINT = 1e-4  # of the energies: a residual below minus this is not rounding of float32 moments
+_TAKEN_OFF = 1e-10  # of the terms' sizes: for the rounding of the residual
 _BAND_BYTES = 256 * 2**20
 _JUDGE_MATRICES = 4  # (rows, cols) float64 tensors held while judging
 
@@ -139,14 +140,17 @@ class ReconstructionProblem(BaseProblem):
         return residual
 
     def residual_of_blocks(self) -> Tensor:
-        """Return a proven lower bound on ``residual``, (blocks,) float64: no weights do better, whatever the mask.
+        """Return what is proven of ``residual``, (blocks,) float64: no weights do better, whatever the mask.
 
-        It is a difference of two sums, minus their rounding; an error is never negative.
+        It is a difference of sums, and taken at a target that is rounded itself; both are taken off, so that it may be
+        a little below 0.
         """
-        if self.cross is None:
+        if self.cross is None or self.dense_gram is None:
             return self.polytope.block_sum(self.residual)
-        rounding = 16 * (self.shape[1] + 8) * UNIT_ROUNDOFF * (self.row_energy + self._ridge_energy)
-        return self.polytope.block_sum(self.residual - rounding).clamp(min=0.0)
+        heavy, light = self.weight.to(torch.float64).abs(), self.target.to(torch.float64).abs()
+        size = self._ridge_energy + _energy(heavy, self.dense_gram.abs()) + _energy(light, self.prepared.matrix.abs())
+        size += (product64(heavy, self.cross.abs()) * light).sum(dim=1)
+        return self.polytope.block_sum(self.residual - _TAKEN_OFF * size)
 
     def block_objective(self, answer: Tensor, memory_bytes: int = _BAND_BYTES) -> Tensor:
         """Return f of each coupled block at weights V (rows, cols): (blocks,) float64."""

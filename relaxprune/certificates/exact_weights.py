@@ -34,7 +34,7 @@ def exact_bounds(problem: ReconstructionProblem, memory_bytes: int) -> Tensor:
             "method 'exact' needs a Gram that is proven positive definite; give damping, such as 1e-6"
         )
     best = [_least(problem, rows, masks, float(tightening.min()), memory_bytes) for rows, masks in _blocks(problem)]
-    return torch.stack(best) + problem.residual_of_blocks()
+    return (torch.stack(best) + problem.residual_of_blocks()).clamp(min=0.0)
 
 
 def _blocks(problem: ReconstructionProblem) -> Iterator[tuple[slice, Tensor]]:
@@ -50,7 +50,7 @@ def _blocks(problem: ReconstructionProblem) -> Iterator[tuple[slice, Tensor]]:
 def _least(problem: ReconstructionProblem, rows: slice, masks: Tensor, definite: float, memory_bytes: int) -> Tensor:
     """Return the least proven error of one coupled block over its masks, float64."""
     gram = problem.prepared
-    root = torch.where(gram.diagonal > 0, gram.diagonal.to(torch.float64), 1.0).sqrt()
+    root = gram.diagonal.to(torch.float64).sqrt()  # 0 for an input that never fires, which leaves the error alone
     matrix = gram.full_correlation()
     target = problem.target[rows].to(torch.float64)
     height, cols = target.shape

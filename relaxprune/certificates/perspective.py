@@ -97,7 +97,7 @@ class Perspective:
         """Return the bound of each coupled block at a (rows, cols), (blocks,), some rows at a time."""
         pieces = self.problem.mask_problem.split(MATRICES, memory_bytes)
         parts = [self.bound(point[rows], rows)[0] for rows, _ in pieces]
-        return torch.cat(parts) + self.problem.residual_of_blocks()
+        return (torch.cat(parts) + self.problem.residual_of_blocks()).clamp(min=0.0)
 
 
 def raised(dual: Perspective, rows: slice, iterations: int) -> Tensor:

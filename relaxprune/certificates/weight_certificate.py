@@ -100,7 +100,7 @@ def build_weights(
     if method == EXACT:
         best = exact_bounds(problem, memory_bytes)
     elif (tightening := separable(problem.prepared)) is None:
-        method, best = TRIVIAL, problem.residual_of_blocks()
+        method, best = TRIVIAL, problem.residual_of_blocks().clamp(min=0.0)
     else:
         best, point = _perspective(problem, max_iterations, memory_bytes)
     return WeightCertificate(
@@ -138,7 +138,7 @@ def refuse_misfit(problem: ReconstructionProblem, weight: Tensor) -> None:
 
 def _perspective(problem: ReconstructionProblem, iterations: int, memory_bytes: int) -> tuple[Tensor, Tensor]:
     """Return the bound of each coupled block, and the point from which it is rebuilt."""
-    best = problem.residual_of_blocks()
+    best = problem.residual_of_blocks().clamp(min=0.0)
     point = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
     dual = Perspective(problem)
     at_zero = dual.bounds(point, memory_bytes)

@@ -13,6 +13,7 @@ from .option_groups import with_groups
 if TYPE_CHECKING:
     from relaxprune import MaskProblem, ReconstructionProblem
     from relaxprune.certificates.verify import StoredClaim
+    from relaxprune.problems import Polytope
 
 
 @with_groups
@@ -47,9 +48,10 @@ def _verify_certificate(problem: Path, certificate: Path, exact: bool) -> int:
     """Rebuild a certificate's bound from its layer; the exit code is 3 where it does not hold."""
     from relaxprune.certificates.verify import CertificateError, read_claim, verify
 
-    stored = read_claim(certificate)
-    layer = _problem(problem, stored)
+    with door():
+        stored = read_claim(certificate)
     try:
+        layer = _problem(problem, stored)
         seen = verify(layer, stored.claim, exact)
     except CertificateError as error:
         return tell([" ".join(f"the certificate does not hold: {error}".split())])
@@ -79,19 +81,37 @@ def _verify_certificate(problem: Path, certificate: Path, exact: bool) -> int:
 def _problem(file: Path, stored: StoredClaim) -> MaskProblem | ReconstructionProblem:
     """Return the problem of a layer's file with the set of masks, and the damping, that a certificate is for."""
     from relaxprune import MaskProblem, ReconstructionProblem
-    from relaxprune.problems import Face, polytope_from_dict
     from relaxprune.runs import read_problem_file
 
     subject = stored.subject
-    polytope = polytope_from_dict(subject.polytope)
-    if subject.fixed_kept is not None or subject.fixed_pruned is not None:
-        polytope = Face(polytope, subject.fixed_kept, subject.fixed_pruned)
     with door():
         read = read_problem_file(file)
+    polytope = _polytope(stored, (read.weight.shape[0], read.weight.shape[1]))
     if subject.damping is None:
         return MaskProblem(read.weight, read.gram, polytope)
     moments = {"cross": read.cross, "dense_gram": read.dense_gram}
     return ReconstructionProblem(read.weight, read.gram, polytope, damping=subject.damping, **moments)
+
+
+def _polytope(stored: StoredClaim, shape: tuple[int, int]) -> Polytope:
+    """Return the set of masks that a certificate is for.
+
+    Raises:
+        CertificateError: there is no such set, or none of masks of this ``shape``, that of the layer.
+    """
+    from relaxprune import RelaxPruneError
+    from relaxprune.certificates.verify import CertificateError
+    from relaxprune.problems import Face, polytope_from_dict
+
+    subject = stored.subject
+    try:
+        polytope = polytope_from_dict(subject.polytope)
+        if subject.fixed_kept is not None or subject.fixed_pruned is not None:
+            polytope = Face(polytope, subject.fixed_kept, subject.fixed_pruned)
+        polytope.validate(shape)
+    except RelaxPruneError as error:
+        raise CertificateError(f"its set of masks is none of this layer's: {error}") from error
+    return polytope
 
 
 def _verify_run(folder: Path, source: str | None, cache_dir: Path | None, trust_remote_code: bool) -> int:

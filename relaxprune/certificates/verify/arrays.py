@@ -12,6 +12,7 @@ from torch import Tensor
 Array = np.ndarray[Any, Any]
 
 UNIT = 2.0**-53  # what one operation in float64 may be wrong by, relatively
+LEAST = 2.0**-1074  # what one operation may lose where its result is too small for float64's relative precision
 _SUMMED = 64  # what numpy's pairwise sum of up to 2^40 numbers may be wrong by, in units, relative to their sizes
 
 

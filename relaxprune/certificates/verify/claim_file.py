@@ -11,11 +11,12 @@ Version 1 has certificates of masks only, other names for three tensors, and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from relaxprune.problems import RelaxPruneError
@@ -38,6 +39,9 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     WEIGHTS: {},
 }
 _ALWAYS: dict[str, Any] = {"method": str, "objective": _NUMBER, "lower_bound": _NUMBER, "seconds": _NUMBER}
+_ENTRIES = {MASK: {*_ALWAYS, *_NUMBERS[MASK], "estimate"}, WEIGHTS: set(_ALWAYS)}
+_SET: dict[str, Any] = {"kind": str, "keep": int, "group": int, "per": str, "at_most": bool}
+_METADATA = {"format", "schema_version", "description", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,15 +74,15 @@ def read_claim(path: str | Path) -> StoredClaim:
     tensors, metadata = read_container(path, form)
     description = metadata_json(metadata, "description", path, form)
     try:
+        _refuse_more("an entry of the metadata", metadata, _METADATA)
         if form is _FIRST_FORMAT:
-            tensors = {_FIRST_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
-            description = _lifted(description)
+            tensors, description = _lifted_tensors(tensors), _lifted(description)
         kind = description["kind"]
         _check_description(kind, description)
         _check_names(path, kind, tensors)
-        subject = _subject(description["subject"], tensors)
+        subject = _subject(kind, description["subject"], tensors, hashed=form is FORMAT)
         claim = _CLAIMS[kind](description, tensors, subject)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RelaxPruneError(f"certificate file {str(path)!r} has a description that is not whole: {error}") from error
     return StoredClaim(claim=claim, subject=subject, description=description)
 
@@ -92,18 +96,33 @@ def _format(path: Path) -> TensorFormat:
 
 def _lifted(description: dict[str, Any]) -> dict[str, Any]:
     """Return a description of version 1 as one of version 2."""
-    subject = {"polytope": description["polytope"], "damping": None, "sha256": {}}
-    return {**description, "kind": MASK, "subject": subject}
+    present = dict(description)
+    subject = {"polytope": present.pop("polytope"), "damping": None, "sha256": {}}
+    _refuse_more("an entry of version 2", present, set(present) - {"kind", "subject"})
+    return {**present, "kind": MASK, "subject": subject}
+
+
+def _lifted_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of version 1 under the names of version 2."""
+    _refuse_more("a tensor of version 2", tensors, set(tensors) - set(_FIRST_NAMES.values()))
+    return {_FIRST_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _refuse_more(what: str, found: Iterable[str], known: set[str]) -> None:
+    """Raise TypeError where something is there that a certificate of the version does not have."""
+    if more := sorted(set(found) - known):
+        raise TypeError(f"there is {what} that it cannot have, {more[0]!r}")
 
 
 def _check_description(kind: str, description: dict[str, Any]) -> None:
-    """Raise TypeError if an entry is of the wrong type."""
-    if kind not in _TENSORS:
+    """Raise TypeError where an entry is of another type than is written, or is none."""
+    if not isinstance(kind, str) or kind not in _TENSORS:
         raise TypeError(f"kind is {kind!r}")
     for name, wanted in (_ALWAYS | _NUMBERS[kind]).items():
         value = description[name]
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}")
+    _refuse_more("an entry of the description", description, _ENTRIES[kind] | {"kind", "subject"})
 
 
 def _check_names(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
@@ -115,17 +134,28 @@ def _check_names(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
         raise RelaxPruneError(f"certificate file {str(path)!r} has a tensor {left[0]!r}, which no certificate has")
 
 
-def _subject(stored: dict[str, Any], tensors: dict[str, Tensor]) -> Subject:
+def _subject(kind: str, stored: dict[str, Any], tensors: dict[str, Tensor], hashed: bool) -> Subject:
     """Read what the certificate is for."""
-    hashes, damping = dict(stored["sha256"]), stored["damping"]
-    if not all(isinstance(value, str) for value in hashes.values()):
-        raise TypeError("sha256 holds what is no text")
-    if damping is not None and (isinstance(damping, bool) or not isinstance(damping, _NUMBER)):
-        raise TypeError(f"damping is {damping!r}")
-    kept, pruned = (tensors[name].bool() if name in tensors else None for name in FIXED)
-    return Subject(
-        polytope=dict(stored["polytope"]), fixed_kept=kept, fixed_pruned=pruned, damping=damping, sha256=hashes
-    )
+    hashes, polytope, damping = stored["sha256"], stored["polytope"], stored["damping"]
+    if not isinstance(hashes, dict) or not isinstance(polytope, dict):
+        raise TypeError(f"the set of masks is {polytope!r} and sha256 {hashes!r}")
+    _refuse_more("an entry of the subject", stored, {"polytope", "damping", "sha256"})
+    if bool(hashes) is not hashed or not all(isinstance(value, str) for value in hashes.values()):
+        raise TypeError("sha256 does not hold the hashes of a problem")
+    if (kind == MASK) is not (damping is None) or not isinstance(damping, (*_NUMBER, type(None))):
+        raise TypeError(f"damping is {damping!r} of a certificate of {kind!r}")
+    for name, value in polytope.items():
+        if name not in _SET or type(value) is not _SET[name]:
+            raise TypeError(f"the set of masks has {name!r}, {value!r}")
+    kept, pruned = (_bits(name, tensors[name]) if name in tensors else None for name in FIXED)
+    return Subject(polytope=polytope, fixed_kept=kept, fixed_pruned=pruned, damping=damping, sha256=hashes)
+
+
+def _bits(name: str, tensor: Tensor) -> Tensor:
+    """Return a mask that is stored as uint8; raises TypeError where it holds anything but 0 and 1."""
+    if tensor.dtype != torch.uint8 or bool((tensor > 1).any()):
+        raise TypeError(f"{name} holds {tensor.dtype} other than 0 and 1")
+    return tensor.bool()
 
 
 def _mask_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject: Subject) -> MaskClaim:
@@ -136,7 +166,7 @@ def _mask_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject
         block_objective=tensors["block_objective"],
         block_lower_bound=tensors["block_lower_bound"],
         subject=subject,
-        mask=tensors["mask"].bool(),
+        mask=_bits("mask", tensors["mask"]),
         proof=TangentProof(**{name: tensors.get(name) for name in PROOF_TENSORS}),  # type: ignore[arg-type]
         shift=description["checks"]["shift"],
         rows_covered=description["rows_covered"],

@@ -11,6 +11,8 @@ import numpy as np
 from .arrays import UNIT, Array
 from .verified import CertificateError
 
+_ROUNDINGS = 5  # of an entry: the product of three numbers, and three more terms
+
 
 @dataclass(frozen=True, eq=False)
 class Definiteness:
@@ -25,15 +27,16 @@ class Definiteness:
     missing: Array
 
 
-def check_semidefinite(failure: str, matrix: Array, size: Array) -> Definiteness:
+def check_semidefinite(failure: str, matrix: Array, size: Array, more_roundings: int = 0) -> Definiteness:
     """Raise CertificateError unless a matrix is positive semidefinite, up to rounding in float64.
 
     Args:
         failure: what errors begin with.
         matrix: (n, n) symmetric, a sum of terms; float64, or rationals, for which nothing may be missing.
         size: (n, n), the sum of their absolute values.
+        more_roundings: how often an entry was rounded while it was computed, beyond five times.
     """
-    found, rounding = _definiteness(matrix.astype(np.float64), size.astype(np.float64))
+    found, rounding = _definiteness(matrix.astype(np.float64), size.astype(np.float64), _ROUNDINGS + more_roundings)
     if matrix.dtype == object:
         if not is_semidefinite(matrix):
             raise CertificateError(f"{failure}: exactly, with an eigenvalue near {found.smallest:.6g}")
@@ -47,11 +50,11 @@ def check_semidefinite(failure: str, matrix: Array, size: Array) -> Definiteness
 
 def least_eigenvalue(matrix: Array) -> float:
     """Return what no eigenvalue of a matrix (n, n) of float64 is below, in the scaling of unit diagonal."""
-    found, rounding = _definiteness(matrix, np.abs(matrix))
+    found, rounding = _definiteness(matrix, np.abs(matrix), _ROUNDINGS)
     return found.smallest - rounding
 
 
-def _definiteness(matrix: Array, size: Array) -> tuple[Definiteness, float]:
+def _definiteness(matrix: Array, size: Array, roundings: int) -> tuple[Definiteness, float]:
     """Return how definite a matrix of float64 is, and what of an eigenvalue rounding may explain.
 
     Entries that stand alone are judged by themselves, so that an exact zero among them is none of the others'.
@@ -65,36 +68,42 @@ def _definiteness(matrix: Array, size: Array) -> tuple[Definiteness, float]:
     if empty.all():
         return Definiteness(0.0, missing), 0.0
     scale = np.where(empty, 1.0, diagonal)
-    alone = np.count_nonzero(size, axis=1) == ~empty
-    own = matrix.diagonal()[alone] / scale[alone]
-    missing[alone] = np.maximum(0.0, 4 * UNIT - own) * scale[alone]
-    joined = ~alone
-    smallest, rounding = float(own.min(initial=math.inf)), 4 * UNIT
+    alone = ~empty & (np.count_nonzero(size, axis=1) == 1)
+    own, rounding = matrix.diagonal()[alone] / scale[alone], (roundings + 1) * UNIT
+    missing[alone] = np.maximum(0.0, rounding - own) * scale[alone]
+    joined = ~alone & ~empty
+    smallest = float(own.min(initial=math.inf))
     if joined.any():
         root = 1 / np.sqrt(scale[joined])
         scaled = matrix[joined][:, joined] * root * root[:, None]
-        terms = max(1.0, float((size[joined][:, joined] * root * root[:, None]).max()))
-        lowest, slack = _eigenvalue(scaled, terms)
-        if lowest < slack and not _factorises(scaled, terms):
+        sizes = size[joined][:, joined] * root * root[:, None]
+        terms = max(1.0, float(sizes.max()), float(np.abs(scaled).max()))
+        lowest, slack = _eigenvalue(scaled, terms, roundings)
+        if lowest < slack and not _factorises(scaled, terms, roundings):
             missing[joined] = (slack - lowest) * scale[joined]
         smallest, rounding = min(smallest, lowest), max(rounding, slack)
-    return Definiteness(smallest, missing), rounding
+    return Definiteness(smallest, missing * (1 + 8 * UNIT)), rounding
 
 
-def _eigenvalue(scaled: Array, size: float) -> tuple[float, float]:
-    """Return the smallest eigenvalue of (n, n) with terms up to ``size``, and what rounding may hide of it."""
+def _eigenvalue(scaled: Array, terms: float, roundings: int) -> tuple[float, float]:
+    """Return the smallest eigenvalue of (n, n) with terms up to ``terms``, and what rounding may hide of it.
+
+    Every entry may be off by ``roundings`` units of the terms, and by two more from the scaling, and so a matrix of n
+    columns by n times that. LAPACK's eigenvalues are backward stable: off by a modest multiple of n units of the norm
+    at most (Users' Guide, section 4.7), taken as 4.
+    """
     values = np.linalg.eigvalsh(scaled)
-    return float(values[0]), 4 * len(scaled) * UNIT * max(size, float(np.abs(values).max()))
+    return float(values[0]), len(scaled) * UNIT * ((roundings + 2) * terms + 4 * float(np.abs(values).max()))
 
 
-def _factorises(scaled: Array, size: float) -> bool:
-    """Return whether a Cholesky factorisation proves a matrix (n, n) with terms up to ``size`` semidefinite.
+def _factorises(scaled: Array, terms: float, roundings: int) -> bool:
+    """Tell whether a Cholesky factorisation proves a matrix (n, n) with terms up to ``terms`` semidefinite.
 
-    One that ends is that of a matrix not further away than n(n + 5) units (Higham, Accuracy and Stability of Numerical
-    Algorithms, theorem 10.3), besides which its entries were rounded.
+    One that ends is that of a matrix not further away than n(n + 1) units (Higham, Accuracy and Stability of Numerical
+    Algorithms, theorem 10.3), besides which its entries were rounded, see ``_eigenvalue``, and the shift was.
     """
     n = len(scaled)
-    shifted = scaled - np.diag(np.full(n, n * (n + 8) * UNIT * size))
+    shifted = scaled - np.diag(np.full(n, n * (n + roundings + 4) * UNIT * terms))
     try:
         np.linalg.cholesky(shifted)
     except np.linalg.LinAlgError:

@@ -17,10 +17,9 @@ import numpy as np
 
 from relaxprune.problems import ReconstructionProblem
 
-from .arrays import UNIT, Array, floats, fractions, number
+from .arrays import LEAST, UNIT, Array, floats, fractions, number, sum_error
 from .mask_set import MaskSet
-
-_REST = 1e-12  # of the energies: what ``rest``, a difference of two of them, is taken up to
+from .quadratics import sound_gram
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +33,7 @@ class Distances:
         slope_error: (rows, cols) float64, what u may have been rounded by.
         rest: (rows,) of f, 0 without ``cross``.
         rest_size: (rows,) float64, the energies that it is a difference of.
+        rest_error: (rows,) float64, what it may have been rounded by.
         root: (cols,) float64, the square roots of H's diagonal, rounded up: |H_ij| ≤ root_i root_j.
         masks: the set.
     """
@@ -44,19 +44,25 @@ class Distances:
     slope_error: Array
     rest: Array
     rest_size: Array
+    rest_error: Array
     root: Array
     masks: MaskSet
 
     @classmethod
     def of(cls, problem: ReconstructionProblem, exact: bool) -> Distances:
-        """Read a problem, as rationals if ``exact``."""
+        """Read a problem, as rationals where ``exact``.
+
+        Raises:
+            RelaxPruneError: it was changed since it was checked.
+        """
         lift = fractions if exact else np.copy
-        weight, gram = lift(floats(problem.weight)), lift(floats(problem.prepared.matrix))
-        root = np.sqrt(floats(problem.prepared.matrix).diagonal()) * (1 + 8 * UNIT)
+        matrix = sound_gram(problem.prepared)
+        weight, gram = lift(floats(problem.weight)), lift(matrix)
+        root = np.sqrt(matrix.diagonal()) * (1 + 8 * UNIT)
         masks = MaskSet.of(problem.polytope, problem.shape)
-        rows = len(weight)
         none = np.zeros(problem.shape)
-        plain = cls(weight, gram, 0 * weight, none, 0 * weight[:, 0], np.zeros(rows), root, masks)
+        zero = none[:, 0]
+        plain = cls(weight, gram, 0 * weight, none, 0 * weight[:, 0], zero, zero, root, masks)
         if problem.cross is None or problem.dense_gram is None:
             return plain
         return plain._corrected(problem.ridge, lift(floats(problem.cross)), lift(floats(problem.dense_gram)))
@@ -75,8 +81,20 @@ class Distances:
         )
         size = heavy @ joint + ridge * heavy + light @ gram
         rest_size = energy(heavy, own) + ridge * (heavy**2).sum(axis=1) + energy(light, gram)
-        error = 0 * size if exact else (len(gram) + 8) * UNIT * size
-        return replace(self, target=target, slope=slope, slope_error=error, rest=rest, rest_size=rest_size)
+        error, rest_error = 0 * size, 0 * rest_size
+        if not exact:
+            error = (len(gram) + 8) * UNIT * size + 4 * len(gram) * LEAST
+            rest_error = (2 * len(gram) + 32) * UNIT * (rest_size + 2 * (np.abs(slope) * light).sum(axis=1))
+            rest_error += 2 * (error * light).sum(axis=1) + 64 * len(gram) * LEAST * (1 + (heavy + light).sum(axis=1))
+        return replace(
+            self,
+            target=target,
+            slope=slope,
+            slope_error=error,
+            rest=rest,
+            rest_size=rest_size,
+            rest_error=rest_error,
+        )
 
     def part(self, rows: slice) -> Distances:
         """Return some whole coupled blocks."""
@@ -87,6 +105,7 @@ class Distances:
             self.slope_error[rows],
             self.rest[rows],
             self.rest_size[rows],
+            self.rest_error[rows],
             self.root,
             self.masks.part(rows),
         )
@@ -103,16 +122,14 @@ class Distances:
         total: Array = moved * moved + self.rest_size
         return total
 
-    def proven_rest(self) -> Array:
-        """Return what no weights remove, per coupled block, at least 0.
-
-        An error is never negative: that the three moments are of the same tokens is the problem's word.
-        """
+    def proven_rest(self) -> tuple[Array, Array]:
+        """Return what no weights remove, rounding taken off, and how much was: per coupled block, (blocks,) each."""
         rest = self.masks.block_sum(self.rest)
-        allowed = self.masks.block_sum(_REST * self.rest_size)
-        lifted = fractions(allowed) if rest.dtype == object else allowed
-        found: Array = np.maximum(rest + lifted, 0 * rest)
-        return found
+        if rest.dtype == object:
+            return rest, 0 * rest
+        lines = self.rest_error + sum_error(self.masks.rows_per_block()) * self.rest_size
+        taken = self.masks.block_sum(lines) * (1 + 1e-6)
+        return rest - taken, taken
 
 
 def energy(values: Array, matrix: Array) -> Array:

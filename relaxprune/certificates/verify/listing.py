@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
 
-from relaxprune.problems import RelaxPruneError
-
 from .arrays import UNIT, Array, fractions
 from .mask_set import MOST_MASKS, MaskSet, tile_masks, tiles
 from .quadratics import Quadratics
+from .verified import CertificateError
 
-_MASKS_AT_ONCE = 2**14
+_AT_ONCE = 2**22  # numbers
+_MOST_ENTRIES = 2**29  # of all masks together
 _TOO_MANY = f"the exact method looks at up to {MOST_MASKS} masks of a coupled block, and there are more"
 
 
-def all_masks(block: MaskSet) -> Array:
-    """Return the masks of a set that is one coupled block: (masks, rows, cols) bool.
+def all_masks(block: MaskSet, numbers: int) -> Iterator[Array]:
+    """Yield the masks of a set that is one coupled block, some at a time: (masks, rows, cols) bool.
+
+    Args:
+        block: the set.
+        numbers: how many are held at once for every mask.
 
     Raises:
-        RelaxPruneError: there are more than 2^20.
+        CertificateError: there are more than 2^20, or they have more than 2^29 entries.
     """
     rows, cols = block.kept.shape
     places = _places(rows, cols, block)
@@ -31,12 +35,20 @@ def all_masks(block: MaskSet) -> Array:
     cells = [_cell_masks(block, one, other) for one, other in zip(kept, pruned, strict=True)]
     counts = [len(cell) for cell in cells]
     total = math.prod(counts)
-    if total > MOST_MASKS:
-        raise RelaxPruneError(_TOO_MANY)
-    masks = np.zeros((total, rows * cols), dtype=bool)
-    for where, cell, chosen in zip(places, cells, np.unravel_index(np.arange(total), counts), strict=True):
-        masks[:, where] = cell[chosen]
-    return masks.reshape(total, rows, cols)
+    _check_number(total, rows * cols)
+    step = max(1, _AT_ONCE // numbers)
+    for start in range(0, total, step):
+        some = np.arange(start, min(start + step, total))
+        masks = np.zeros((len(some), rows * cols), dtype=bool)
+        for where, cell, chosen in zip(places, cells, np.unravel_index(some, counts), strict=True):
+            masks[:, where] = cell[chosen]
+        yield masks.reshape(len(some), rows, cols)
+
+
+def _check_number(masks: int, entries: int) -> None:
+    """Refuse more masks, of so many entries each, than are looked at."""
+    if masks > MOST_MASKS or masks * entries > _MOST_ENTRIES:
+        raise CertificateError(_TOO_MANY)
 
 
 def _places(rows: int, cols: int, block: MaskSet) -> Array:
@@ -56,8 +68,7 @@ def _cell_masks(block: MaskSet, kept: Array, pruned: Array) -> Array:
     free, must = np.flatnonzero(~kept & ~pruned), int(kept.sum())
     most = min(block.keep - must, len(free))
     sizes = range(most + 1) if block.at_most else [block.keep - must]
-    if sum(math.comb(len(free), size) for size in sizes) > MOST_MASKS:
-        raise RelaxPruneError(_TOO_MANY)
+    _check_number(sum(math.comb(len(free), size) for size in sizes), len(kept))
     chosen = [some for size in sizes for some in itertools.combinations(free.tolist(), size)]
     masks = np.repeat(kept[None], len(chosen), axis=0)
     for line, some in zip(masks, chosen, strict=True):
@@ -75,13 +86,13 @@ def least_of_all(block: Quadratics, stored: float) -> Fraction:
         stored: the bound to judge.
 
     Raises:
-        RelaxPruneError: there are more than 2^20 masks.
+        CertificateError: there are more masks than are looked at.
     """
     height, cols = block.factor.shape
     size = float(((np.abs(block.factor) * block.root).sum(axis=1) ** 2).sum() + np.abs(block.linear).sum())
-    allowance = 2 * (height * cols + cols + 8) * UNIT * size
+    allowance = 2 * (height * cols + cols + 8) * UNIT * size + height * block.lost()
     return least_proven(
-        all_masks(block.masks),
+        all_masks(block.masks, height * cols),
         lambda some: _values(block, some.astype(np.float64)) - allowance,
         lambda mask: block.rational().value(fractions(mask.astype(np.float64))).sum(),
         stored,
@@ -89,19 +100,18 @@ def least_of_all(block: Quadratics, stored: float) -> Fraction:
 
 
 def least_proven(
-    masks: Array, rough: Callable[[Array], Array], exact: Callable[[Array], Fraction], stored: float
+    masks: Iterable[Array], rough: Callable[[Array], Array], exact: Callable[[Array], Fraction], stored: float
 ) -> Fraction:
     """Return the least bound of any mask: a rough one, or the exact value if that does not reach ``stored``.
 
     Args:
-        masks: (masks, rows, cols) bool.
+        masks: some masks at a time, (masks, rows, cols) bool.
         rough: gives what float64 proves of some masks, (masks,).
         exact: gives the value of one mask.
         stored: the bound to judge.
     """
     least = []
-    for start in range(0, len(masks), _MASKS_AT_ONCE):
-        some = masks[start : start + _MASKS_AT_ONCE]
+    for some in masks:
         values = rough(some)
         reached = values >= stored
         least += [exact(mask) for mask in some[~reached]]

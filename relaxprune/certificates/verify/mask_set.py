@@ -16,6 +16,7 @@ import numpy as np
 from relaxprune.problems import Polytope, RelaxPruneError
 
 from .arrays import UNIT, Array, sum_error
+from .verified import CertificateError
 
 MOST_MASKS = 2**20  # of a coupled block, where all are looked at
 _PART = 2**21  # entries
@@ -110,7 +111,13 @@ class MaskSet:
         return bool((counts <= self.keep).all() if self.at_most else (counts == self.keep).all())
 
     def least(self, costs: Array) -> Array:
-        """Return the least Σ costs · mask of each coupled block, (blocks,), from ``costs`` (rows, cols)."""
+        """Return the least Σ costs · mask of each coupled block, (blocks,), from ``costs`` (rows, cols).
+
+        Raises:
+            OverflowError: costs that are not finite.
+        """
+        if costs.dtype != object and not np.isfinite(costs).all():
+            raise OverflowError("slopes that are not finite")
         if self.kind == "transposable":
             return self._least_of_tiles(costs)
         kept, pruned = self._lines(self.kept), self._lines(self.pruned)
@@ -162,13 +169,13 @@ def tile_masks(keep: int, size: int) -> Array:
     """Return every mask of a tile: (masks, size²) bool.
 
     Raises:
-        RelaxPruneError: there are more than 2^20, or as many beginnings of one.
+        CertificateError: there are more than 2^20, or as many beginnings of one.
     """
     lines = np.array([line for line in itertools.product((False, True), repeat=size) if sum(line) == keep])
     masks = np.zeros((1, 0, size), dtype=bool)
     for _ in range(size):
         if len(masks) * len(lines) > MOST_MASKS * 2:
-            raise RelaxPruneError(f"tiles of {size} x {size} entries have more than {MOST_MASKS} masks to look at")
+            raise CertificateError(f"tiles of {size} x {size} entries have more than {MOST_MASKS} masks to look at")
         longer = np.concatenate(
             [np.repeat(masks, len(lines), axis=0), np.tile(lines, (len(masks), 1))[:, None]], axis=1
         )

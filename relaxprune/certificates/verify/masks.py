@@ -14,12 +14,13 @@ from .claim import METHODS, MaskClaim
 from .definite import check_semidefinite
 from .listing import least_of_all
 from .quadratics import Quadratics
-from .tangents import Terms, row_matrix, tangent_bound
+from .tangents import Terms, point_error, row_matrix, tangent_bound
 from .totals import BlockCheck, check_objectives, check_total, misses
 from .verified import CertificateError, Verification
 from .wellformed import check_mask_claim
 
 _FW, _DIAGONAL, _SDP, _EXACT = range(len(METHODS))
+_FARTHEST = 2.5  # from 0 or 1: points lie in [0, 1], and their scale between 0 and 2 takes them down to -1
 
 
 def verify_masks(problem: Problem, claim: MaskClaim, exact: bool) -> Verification:
@@ -77,6 +78,8 @@ class _Check(BlockCheck):
     def multipliers(self) -> None:
         """Check that everything taken off the objective is at least 0 on masks, and that every row's L is known."""
         proof, cols = self.claim.proof, self.problem.shape[1]
+        if not (self.terms.move <= _FARTHEST).all():
+            raise CertificateError(f"a point lies further than {_FARTHEST:g} from a mask's values, 0 and 1")
         dense = proof.dense_rows.cpu().numpy()
         if not np.array_equal(dense, np.flatnonzero(self.method == _SDP)):
             raise CertificateError("dense_rows are not the rows whose method is sdp")
@@ -107,25 +110,28 @@ class _Check(BlockCheck):
                     f"signs {sign[cut].tolist()}, multiplier {float(multiplier[cut])!r}"
                 )
 
-    def rebuilt(self, rows: slice) -> Array:
-        """Return the bounds of some whole coupled blocks, less rounding: (blocks,).
+    def rebuilt(self, rows: slice) -> tuple[Array, Array]:
+        """Return what the proof proves of some whole coupled blocks, and up to what rationals might: (blocks,) each.
 
         Raises:
             CertificateError: an L is not convex.
         """
         first = rows.start // self.height
-        quadratics = self.quadratics.part(rows)
-        least, allowance = tangent_bound(quadratics, self.terms.part(rows), self.missing(rows))
+        quadratics, terms = self.quadratics.part(rows), self.terms.part(rows)
+        least, allowance = tangent_bound(quadratics, terms, self.missing(rows))
         found = least - allowance
+        reach = found if self.exact else least + allowance + point_error(quadratics, terms)
         listed = (self.method[rows] == _EXACT).reshape(len(found), -1)
         for block in np.flatnonzero(listed.any(axis=1)):
             if not listed[block].all():
                 raise CertificateError(f"{self.name(first + int(block))} are not all of method exact")
-            found[block] = self.listed(first + int(block))
+            found[block] = reach[block] = self.listed(first + int(block))  # which asks rationals itself
         low = misses(found, self.stored[first : first + len(found)])
         if low.any() and self.rough.offset:
-            found = np.where(low, np.maximum(found, self.energy_bound(quadratics)), found)
-        return found
+            energy, taken = self.energy_bound(quadratics)
+            found = np.where(low, np.maximum(found, energy), found)
+            reach = np.maximum(reach, energy + 2 * taken)
+        return found, reach
 
     def missing(self, rows: slice) -> Array:
         """Show that L is convex in some rows, up to rounding: what may be missing on its diagonal, (rows, cols)."""
@@ -148,7 +154,8 @@ class _Check(BlockCheck):
             raise CertificateError(f"the tangent of row {row} is taken where entries lack their fixed values")
         line = slice(row, row + 1)
         matrix, size = row_matrix(self.quadratics.part(line), terms.part(line), 0)
-        found = check_semidefinite(f"L is not convex for row {row}", matrix, size)
+        cuts = len(terms.part(line).cut_row)  # each may round an entry once more
+        found = check_semidefinite(f"L is not convex for row {row}", matrix, size, cuts)
         self.smallest.append(found.smallest)
         missing = np.zeros(len(fixed))
         missing[~fixed] = found.missing
@@ -157,7 +164,7 @@ class _Check(BlockCheck):
     def common(self, what: str, tightening: Array) -> Array:
         """Show that G − Diag(tightening · diag G) is semidefinite, which suits every row; return what may be missing.
 
-        The matrix is scaled by the Gram's own diagonal: shares beyond it only add to the norm.
+        The matrix is scaled by the Gram's own diagonal: what is taken off beyond it only adds to the norm.
         """
         if what in self.shared:
             return self.shared[what]
@@ -179,17 +186,21 @@ class _Check(BlockCheck):
         """The same verification in rationals."""
         return _Check(self.problem, self.claim, True)
 
-    def energy_bound(self, quadratics: Quadratics) -> Array:
-        """Return what zᵀQz ≥ −(shift and what is missing) Σ q z² proves of a layer: (blocks,)."""
+    def energy_bound(self, quadratics: Quadratics) -> tuple[Array, Array]:
+        """Return what zᵀQz ≥ −(shift and what is missing) Σ q z² proves of a layer, and what float64 takes off it."""
         missing = self.common("the bound by 0", np.full(self.problem.shape[1], -self.shift))
-        masks, diagonal = quadratics.masks, quadratics.diagonal()
-        off = number(self.shift, self.exact) * diagonal
-        if not self.exact:  # in rationals nothing may be missing
-            off = off + quadratics.factor * quadratics.factor * missing
-        off = np.where(masks.kept, 0 * diagonal, off)
-        rounded = 0.0 if self.exact else (8 * UNIT + 2 * masks.least_error()) * masks.block_sum(off)
-        bound: Array = masks.least(off) - masks.block_sum(off) - rounded
-        return bound
+        masks, factor = quadratics.masks, quadratics.factor
+        shifted = np.where(masks.kept, 0 * factor, number(self.shift, self.exact) * quadratics.diagonal())
+        if self.exact:  # nothing may be missing, and nothing is rounded
+            bound = masks.least(shifted) - masks.block_sum(shifted)
+            return bound, 0 * bound
+        lacking = np.where(masks.kept, 0.0, factor * factor * missing)
+        off = shifted + lacking
+        bound = masks.least(off) - masks.block_sum(off)
+        rounded = (8 * UNIT + 2 * masks.least_error()) * masks.block_sum(off)
+        if self.shift or missing.any():
+            rounded += masks.block_sum(np.where(quadratics.used(), quadratics.lost(), 0.0))
+        return bound - rounded, rounded + masks.block_sum(lacking)
 
     def listed(self, block: int) -> Any:
         """Return a proven lower bound on the objective of all masks of one coupled block."""

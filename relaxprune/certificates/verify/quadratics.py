@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relaxprune.problems import MaskProblem, Problem, QuadraticProblem, RelaxPruneError
+from relaxprune.problems import Gram, MaskProblem, Problem, QuadraticProblem, RelaxPruneError
 
-from .arrays import UNIT, Array, floats, fractions, sum_error
+from .arrays import LEAST, UNIT, Array, floats, fractions, sum_error
 from .mask_set import MaskSet
 
 
@@ -41,11 +41,12 @@ class Quadratics:
         """Read a problem, in float64.
 
         Raises:
-            RelaxPruneError: a kind of problem that verification does not know.
+            RelaxPruneError: a kind of problem that verification does not know, or one that was changed since it was
+                checked.
         """
         if not isinstance(problem, (MaskProblem, QuadraticProblem)):
             raise RelaxPruneError(f"verification knows mask and quadratic problems, got {type(problem).__name__}")
-        gram = floats(problem.prepared.matrix)
+        gram = sound_gram(problem.prepared)
         masks = MaskSet.of(problem.polytope, problem.shape)
         root = _root(gram)
         if isinstance(problem, MaskProblem):
@@ -89,10 +90,26 @@ class Quadratics:
         slope = 2 * (cols + 6) * UNIT * inner * (outer * move).sum(axis=1)
         value = ((cols + 10) * UNIT + sum_error(cols)) * inner * inner
         linear = (
-            (4 * UNIT + sum_error(cols)) * np.abs(self.linear * point) + 2 * UNIT * np.abs(self.linear) * move
+            (4 * UNIT + sum_error(cols)) * np.abs(self.linear * point) + 8 * UNIT * np.abs(self.linear) * move
         ).sum(axis=1)
         total: Array = slope + value + linear
         return total
+
+    def lost(self) -> float:
+        """Bound what a row's value and tangent lose where products are too small for float64's relative precision.
+
+        What one product loses is multiplied by at most two entries of ``factor`` and one of ``gram`` after that, and
+        by entries of points and masks, which are below 8.
+        """
+        cols = len(self.root)
+        largest = max(1.0, float(np.abs(self.factor).max())) ** 2 * max(1.0, float(np.abs(self.gram).max()))
+        return 2**12 * cols**3 * LEAST * largest
+
+    def used(self) -> Array:
+        """Tell which rows have anything but zeros: (rows,) bool."""
+        quadratic = (self.factor != 0).any(axis=1) & bool(self.gram.any())
+        found: Array = quadratic | (self.linear != 0).any(axis=1)
+        return found
 
     def size(self, point: Array) -> Array:
         """Return the size of the objective's terms at a mask, per row, float64."""
@@ -110,6 +127,20 @@ class Quadratics:
         line = self.factor[row]
         product: Array = self.gram * line * line[:, None]
         return product
+
+
+def sound_gram(gram: Gram) -> Array:
+    """Return a prepared Gram's matrix (n, n) in float64.
+
+    Raises:
+        RelaxPruneError: it is not what a ``Gram`` holds: it was changed since.
+    """
+    matrix = floats(gram.matrix)
+    diagonal = matrix.diagonal()
+    symmetric = np.isfinite(matrix).all() and (matrix == matrix.T).all()
+    if not symmetric or not (diagonal >= 0).all() or matrix[diagonal == 0].any():
+        raise RelaxPruneError(f"{gram.name} was changed in place after it was checked; build a new problem from it")
+    return matrix
 
 
 def _root(gram: Array) -> Array:

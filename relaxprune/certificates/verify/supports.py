@@ -9,7 +9,7 @@ import numpy as np
 
 from relaxprune.problems import ReconstructionProblem
 
-from .arrays import UNIT, Array
+from .arrays import LEAST, UNIT, Array
 from .definite import least_eigenvalue
 from .distances import Distances, energy, solved
 from .listing import all_masks, least_proven
@@ -42,8 +42,9 @@ class LeastErrors:
         """Return a proven lower bound on the error of one coupled block, tight enough to judge ``stored``."""
         rows = slice(block * self.height, (block + 1) * self.height)
         rough = self.rough.part(rows)
+        height, cols = rough.target.shape
         return least_proven(
-            all_masks(rough.masks) & self.live,
+            (masks & self.live for masks in all_masks(rough.masks, height * cols * cols)),
             lambda some: self._proven(rough, some),
             lambda mask: self._exact(rows, mask),
             stored,
@@ -62,10 +63,13 @@ class LeastErrors:
         pulled = moved @ part.gram + part.slope
         size = (np.abs(moved) * part.root).sum(axis=2)
         rounded = (cols + 6) * UNIT * (part.root * size[:, :, None] + np.abs(part.slope)) + part.slope_error
-        excess = ((np.abs(pulled) + rounded) ** 2 / diagonal * masks).sum(axis=2) / self.definite
+        rounded += 2 * cols * LEAST
+        far = np.abs(pulled) + rounded
+        excess = (far * (far / diagonal) * masks).sum(axis=2) / self.definite
         value = energy(moved, part.gram) + 2 * (part.slope * moved).sum(axis=2)
         noise = (3 * cols + 16) * UNIT * (size * size + 2 * np.abs(part.slope * moved).sum(axis=2))
         noise += 2 * (part.slope_error * np.abs(moved)).sum(axis=2) + 4 * (cols + 4) * UNIT * excess
+        noise += 64 * cols * LEAST * (1 + np.abs(moved).sum(axis=2))
         lines: Array = value - excess - noise
         total: Array = lines.sum(axis=1) - masks.shape[1] * UNIT * np.abs(lines).sum(axis=1)
         return total

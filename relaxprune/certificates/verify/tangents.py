@@ -67,6 +67,12 @@ class Terms:
             self.cut_multiplier[cuts],
         )
 
+    def used(self) -> Array:
+        """Tell which rows have a term that is not 0: (rows,) bool."""
+        found: Array = (self.added != 0).any(axis=1) | (self.weight != 0)
+        found[self.cut_row] = True
+        return found
+
     @property
     def move(self) -> Array:
         """How far an entry of a mask can be from the point's: (rows, cols)."""
@@ -107,13 +113,26 @@ def tangent_bound(quadratics: Quadratics, terms: Terms, missing: Array) -> tuple
     lines = value + extra - 2 * (half * point).sum(axis=1)
     least = masks.block_sum(lines) + 2 * masks.least(half)
     if point.dtype == object:
-        return least, np.zeros(len(least))
+        return least, 0 * least  # a float among them would round them all
     cols = point.shape[1]
     rounded = quadratics.allowance(point, terms.move) + _added_allowance(terms, masks.row_count)
     rounded += 8 * UNIT * (np.abs(value) + np.abs(extra)) + (missing * terms.move**2).sum(axis=1)
     rounded += 2 * (sum_error(cols) + 2 * UNIT) * np.abs(half * point).sum(axis=1)
+    rounded += np.where(quadratics.used() | terms.used(), quadratics.lost(), 0.0)
     rounded += sum_error(masks.rows_per_block()) * np.abs(lines) + 2 * masks.least_error() * np.abs(half).sum(axis=1)
     return least, masks.block_sum(rounded) * (1 + 1e-6) + 4 * UNIT * np.abs(least)
+
+
+def point_error(quadratics: Quadratics, terms: Terms) -> Array:
+    """Return how much more the tangents at a point that is not rounded might prove, (blocks,) float64.
+
+    Nothing rests on it: rationals, which begin at that point, are asked up to here.
+    """
+    move = terms.move
+    outer = (np.abs(quadratics.factor) * quadratics.root * move).sum(axis=1)
+    curve = outer * outer + (np.abs(terms.added) * move * move).sum(axis=1) + terms.weight * move.sum(axis=1) ** 2
+    curve += np.bincount(terms.cut_row, weights=600 * terms.cut_multiplier, minlength=len(move))
+    return quadratics.masks.block_sum(16 * UNIT * curve)
 
 
 def _added_allowance(terms: Terms, row_count: tuple[int, int] | None) -> Array:

@@ -36,8 +36,8 @@ class BlockCheck(ABC):
         self._claim, self._cols = claim, cols
 
     @abstractmethod
-    def rebuilt(self, rows: slice) -> Array:
-        """Return the bounds of some whole coupled blocks, less rounding: (blocks,)."""
+    def rebuilt(self, rows: slice) -> tuple[Array, Array]:
+        """Return the bounds of some whole coupled blocks, less rounding, and what rationals might reach: (blocks,)."""
 
     @property
     @abstractmethod
@@ -51,12 +51,13 @@ class BlockCheck(ABC):
         """
         rebuilt = []
         for rows in self.masks.parts():
-            found, first = self.rebuilt(rows), rows.start // self.height
+            (found, reach), first = self.rebuilt(rows), rows.start // self.height
             blocks = slice(first, first + len(found))
+            doubt = misses(found, self.stored[blocks]) & ~(reach < self.stored[blocks])
             if not self.exact and self._cols <= SMALL:
-                for block in np.flatnonzero(misses(found, self.stored[blocks])):
+                for block in np.flatnonzero(doubt):
                     start = (first + int(block)) * self.height
-                    found[block] = below(self.rational.rebuilt(slice(start, start + self.height))[0])
+                    found[block] = below(self.rational.rebuilt(slice(start, start + self.height))[0][0])
             check_reached(self._claim, blocks, found, self.name)
             rebuilt.append(found)
         return np.concatenate(rebuilt)
@@ -98,7 +99,7 @@ def check_total(claim: Claim, found: Array) -> float:
         raise CertificateError(
             f"lower_bound is {claim.lower_bound!r}, but the bounds of the coupled blocks sum to {float(total)!r}"
         )
-    return float(total)
+    return below(total)
 
 
 def check_reached(claim: Claim, blocks: slice, found: Array, name: Callable[[int], str]) -> None:

@@ -43,5 +43,5 @@ def verify(problem: BaseProblem, claim: Claim, exact: bool = False) -> Verificat
                 return verify_masks(problem, claim, exact)
             assert isinstance(claim, WeightClaim) and isinstance(problem, ReconstructionProblem)  # by what was refused
             return verify_weights(problem, claim, exact)
-    except (OverflowError, np.linalg.LinAlgError) as error:
+    except (OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
         raise CertificateError(f"the certificate holds numbers that float64 cannot compute with: {error}") from error

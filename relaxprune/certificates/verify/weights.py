@@ -16,7 +16,7 @@ import numpy as np
 
 from relaxprune.problems import ReconstructionProblem
 
-from .arrays import UNIT, Array, below, floats, fractions, sum_error
+from .arrays import LEAST, UNIT, Array, below, floats, fractions, number, sum_error
 from .claim import EXACT, PERSPECTIVE, WeightClaim
 from .definite import check_semidefinite
 from .distances import Distances
@@ -26,6 +26,7 @@ from .verified import CertificateError, Verification
 from .wellformed import check_weight_claim
 
 _HELD_BACK = 1e-3  # H − (1 + this) D must be semidefinite in float64, so that the rounding of c can be allowed for
+_NEARLY = 2.0**-20  # of a bound: where rationals are asked, though float64 does not reach it
 _ROUNDED = 1e-9  # of an objective: what it may be below a bound by, where both are rounded
 
 
@@ -83,15 +84,22 @@ class _Check(BlockCheck):
         """The same verification in rationals."""
         return _Check(self.problem, self.claim, True)
 
-    def rebuilt(self, rows: slice) -> Array:
-        """Return the bounds of some whole coupled blocks, less rounding: (blocks,)."""
+    def rebuilt(self, rows: slice) -> tuple[Array, Array]:
+        """Return what is proven of some whole coupled blocks, and up to what rationals might: (blocks,) each.
+
+        An error is never negative: that the moments of ``cross`` are of the same tokens is the problem's word.
+        """
         part = self.distances.part(rows)
-        rest = part.proven_rest()
+        found, taken = part.proven_rest()
         if self.claim.method == PERSPECTIVE:
-            return rest + self.separated(part, self.point[rows])
+            more, rounded = self.separated(part, self.point[rows])
+            found, taken = found + more, taken + rounded
         if self.claim.method == EXACT:
-            return rest + self.listed(range(rows.start // self.height, rows.stop // self.height), rest)
-        return rest
+            found = found + self.listed(range(rows.start // self.height, rows.stop // self.height), found)
+        if not self.exact:
+            found = found - 2 * UNIT * np.abs(found)
+        proven = np.maximum(found, 0 * found)
+        return proven, proven + 2 * taken + number(_NEARLY, self.exact) * proven
 
     def nonnegative(self) -> None:
         """Show that H is semidefinite, so that no weights have less than ``rest``."""
@@ -141,20 +149,23 @@ class _Check(BlockCheck):
         scaled = np.where(self.live, floats(self.claim.point) / root, 0.0)
         return fractions(scaled) if self.exact else scaled
 
-    def separated(self, part: Distances, point: Array) -> Array:
-        """Return what the perspective relaxation proves beyond ``rest`` of some blocks at a, at least 0: (blocks,)."""
+    def separated(self, part: Distances, point: Array) -> tuple[Array, Array]:
+        """Return what the perspective relaxation proves beyond ``rest`` at a, and what was taken off for rounding.
+
+        Both are per coupled block, (blocks,), and at least 0.
+        """
         masks, live, diagonal = part.masks, self.live, self.diagonal
         pulled = point @ part.gram - point * diagonal  # c
         slope = pulled + part.slope
         divisor = np.where(live, diagonal, 1)
-        kept = np.where(live, -slope * slope / divisor, 0 * slope)
-        pruned = np.where(live, diagonal * part.target**2 + 2 * slope * part.target, 0 * slope)
+        kept = np.where(live, -slope * (slope / divisor), 0 * slope)  # no square alone, which float64 may not hold
+        pruned = np.where(live, (diagonal * part.target + 2 * slope) * part.target, 0 * slope)
         lines = pruned.sum(axis=1) - (point * pulled).sum(axis=1)
         bound = masks.block_sum(lines) + masks.least(kept - pruned)
+        taken = 0 * bound
         if not self.exact:
-            bound = bound - self._rounded(part, point, pulled, slope, lines) - 4 * UNIT * np.abs(bound)
-        proven: Array = np.maximum(bound, 0 * bound)
-        return proven
+            taken = self._rounded(part, point, pulled, slope, lines) + 4 * UNIT * np.abs(bound)
+        return np.maximum(bound - taken, 0 * bound), taken
 
     def _rounded(self, part: Distances, point: Array, pulled: Array, slope: Array, lines: Array) -> Array:
         """Bound what float64 may have rounded of ``separated``: (blocks,).
@@ -167,9 +178,10 @@ class _Check(BlockCheck):
         divisor = np.where(live, diagonal, 1.0)
         cols, size = len(live), np.abs(point) * part.root
         off = (cols + 6) * UNIT * (part.root * size.sum(axis=1, keepdims=True) + np.abs(point) * diagonal)
-        off = np.where(live, off + part.slope_error + 2 * UNIT * np.abs(slope), 0.0)
-        rounded = (2 * np.abs(point) * off + off * off / (_HELD_BACK / 2 * divisor)).sum(axis=1)
-        energy = (diagonal * np.abs(part.target) + np.abs(slope)) ** 2 / divisor * live
+        off = np.where(live, off + part.slope_error + 2 * UNIT * np.abs(slope) + 2 * cols * LEAST, 0.0)
+        rounded = (2 * np.abs(point) * off + off * (off / (_HELD_BACK / 2 * divisor))).sum(axis=1) + 64 * cols * LEAST
+        reach = diagonal * np.abs(part.target) + np.abs(slope)
+        energy = reach * (reach / divisor) * live
         rounded += (2 * sum_error(cols) + 16 * UNIT) * (energy + np.abs(point * pulled)).sum(axis=1)
         rounded += masks.least_error() * energy.sum(axis=1) + sum_error(masks.rows_per_block()) * np.abs(lines)
         return masks.block_sum(rounded) * (1 + 1e-6)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem, ReconstructionProblem
+from relaxprune.problems.checks import described
 
 from .claim import METHODS, PERSPECTIVE, WEIGHT_METHODS, Claim, MaskClaim, WeightClaim
 from .verified import CertificateError
 
-_WHOLE = ("row_method", "dense_rows", "cut_row", "cut_index", "cut_sign")
+_WIDE = (torch.float64,)
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_BITS = (torch.bool,)
+_Shapes = dict[str, tuple[object, tuple[int, ...], tuple[torch.dtype, ...]]]
 
 
 def check_mask_claim(problem: Problem, claim: MaskClaim) -> None:
@@ -23,30 +28,28 @@ def check_mask_claim(problem: Problem, claim: MaskClaim) -> None:
     """
     rows, cols = problem.shape
     proof, blocks = claim.proof, problem.polytope.block_count(problem.shape)
-    dense, cuts = len(proof.dense_rows), len(proof.cut_row)
-    shapes = {
-        "mask": (claim.mask, (rows, cols)),
-        "block_objective": (claim.block_objective, (blocks,)),
-        "block_lower_bound": (claim.block_lower_bound, (blocks,)),
-        "point": (proof.point, (rows, cols)),
-        "scale": (proof.scale, (blocks,)),
-        "row_method": (proof.row_method, (rows,)),
-        "dense_rows": (proof.dense_rows, (dense,)),
-        "cut_row": (proof.cut_row, (cuts,)),
-        "dense_diagonal": (proof.dense_diagonal, (dense, cols)),
-        "dense_weight": (proof.dense_weight, (dense,)),
-        "cut_index": (proof.cut_index, (cuts, 3)),
-        "cut_sign": (proof.cut_sign, (cuts, 3)),
-        "cut_multiplier": (proof.cut_multiplier, (cuts,)),
+    dense, cuts = _length("dense_rows", proof.dense_rows), _length("cut_row", proof.cut_row)
+    shapes: _Shapes = {
+        "mask": (claim.mask, (rows, cols), _BITS),
+        **_blocks(claim, blocks),
+        "point": (proof.point, (rows, cols), (*_FLOATS, torch.bool, torch.uint8)),
+        "scale": (proof.scale, (blocks,), _WIDE),
+        "row_method": (proof.row_method, (rows,), _WHOLE),
+        "dense_rows": (proof.dense_rows, (dense,), _WHOLE),
+        "cut_row": (proof.cut_row, (cuts,), _WHOLE),
+        "dense_diagonal": (proof.dense_diagonal, (dense, cols), _WIDE),
+        "dense_weight": (proof.dense_weight, (dense,), _WIDE),
+        "cut_index": (proof.cut_index, (cuts, 3), _WHOLE),
+        "cut_sign": (proof.cut_sign, (cuts, 3), _WHOLE),
+        "cut_multiplier": (proof.cut_multiplier, (cuts,), _WIDE),
     }
     if proof.tightening is not None:
-        shapes["tightening"] = (proof.tightening, (cols,))
-    for name, (tensor, shape) in shapes.items():
-        _check_tensor(name, tensor, shape, whole=name in _WHOLE)
-    _check_totals(claim)
-    _check_indices(problem, claim)
-    if isinstance(claim.shift, bool) or not isinstance(claim.shift, (int, float)) or not 0 <= claim.shift < math.inf:
+        shapes["tightening"] = (proof.tightening, (cols,), _WIDE)
+    _check(claim, shapes, METHODS)
+    _check_number("checks['shift']", claim.shift)
+    if claim.shift < 0:
         raise CertificateError(f"checks['shift'] must be a number of at least 0, got {claim.shift!r}")
+    _check_indices(problem, claim)
 
 
 def check_weight_claim(problem: ReconstructionProblem, claim: WeightClaim) -> None:
@@ -56,36 +59,61 @@ def check_weight_claim(problem: ReconstructionProblem, claim: WeightClaim) -> No
         CertificateError: naming the first.
     """
     rows, cols = problem.shape
-    blocks = problem.polytope.block_count(problem.shape)
-    if claim.method not in WEIGHT_METHODS:
-        raise CertificateError(f"method is {claim.method!r}; known are {', '.join(WEIGHT_METHODS)}")
-    if not claim.weight.is_floating_point():
-        raise CertificateError(f"weight must hold floats, got {claim.weight.dtype}")
-    _check_tensor("weight", claim.weight, (rows, cols))
-    _check_tensor("block_objective", claim.block_objective, (blocks,))
-    _check_tensor("block_lower_bound", claim.block_lower_bound, (blocks,))
+    shapes: _Shapes = {
+        "weight": (claim.weight, (rows, cols), _FLOATS),
+        **_blocks(claim, problem.polytope.block_count(problem.shape)),
+    }
     for name, tensor, shape in (("point", claim.point, (rows, cols)), ("tightening", claim.tightening, (cols,))):
         if (tensor is not None) != (claim.method == PERSPECTIVE):
             raise CertificateError(f"{name} belongs to method {PERSPECTIVE!r} and to no other, got {claim.method!r}")
         if tensor is not None:
-            _check_tensor(name, tensor, shape)
-    _check_totals(claim)
+            shapes[name] = (tensor, shape, _WIDE)
+    _check(claim, shapes, WEIGHT_METHODS)
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], *, whole: bool = False) -> None:
-    """Refuse a tensor of another shape, with NaN or Inf, or not of whole numbers if it must be."""
+def _blocks(claim: Claim, blocks: int) -> _Shapes:
+    """Return what the numbers of the coupled blocks must look like."""
+    return {
+        "block_objective": (claim.block_objective, (blocks,), _WIDE),
+        "block_lower_bound": (claim.block_lower_bound, (blocks,), _WIDE),
+    }
+
+
+def _check(claim: Claim, shapes: _Shapes, methods: tuple[str, ...]) -> None:
+    """Refuse an unknown method, and tensors and totals that are none."""
+    if not isinstance(claim.method, str) or claim.method not in methods:
+        raise CertificateError(f"method is {claim.method!r}; known are {', '.join(methods)}")
+    for name, (tensor, shape, dtypes) in shapes.items():
+        _check_tensor(name, tensor, shape, dtypes)
+    _check_number("objective", claim.objective)
+    _check_number("lower_bound", claim.lower_bound)
+
+
+def _length(name: str, tensor: object) -> int:
+    """Return how many entries a tensor of one dimension has."""
+    if not isinstance(tensor, Tensor) or tensor.ndim != 1:
+        raise CertificateError(f"{name} must be a tensor of one dimension, got {described(tensor)}")
+    return len(tensor)
+
+
+def _check_tensor(name: str, tensor: object, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse a tensor of another shape or dtype, one that numpy does not see as it is, and numbers that are none."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta or tensor.is_neg():
+        raise CertificateError(f"{name} must be a plain tensor, got {described(tensor)}")
     if tuple(tensor.shape) != shape:
         raise CertificateError(f"{name} has shape {tuple(tensor.shape)}, but this problem needs {shape}")
-    if tensor.is_complex() or not bool(tensor.isfinite().all()):
+    if tensor.dtype not in dtypes:
+        what = "whole numbers" if dtypes is _WHOLE else " or ".join(str(dtype) for dtype in dtypes)
+        raise CertificateError(f"{name} must hold {what}, got {tensor.dtype}")
+    if not bool(tensor.isfinite().all()):
         raise CertificateError(f"{name} holds NaN or Inf")
-    if whole and (tensor.is_floating_point() or tensor.dtype == torch.bool):
-        raise CertificateError(f"{name} must hold whole numbers, got {tensor.dtype}")
 
 
-def _check_totals(claim: Claim) -> None:
-    """Refuse totals that are not finite."""
-    if not math.isfinite(claim.objective) or not math.isfinite(claim.lower_bound):
-        raise CertificateError(f"objective is {claim.objective!r} and lower_bound {claim.lower_bound!r}")
+def _check_number(name: str, value: object) -> None:
+    """Refuse what is no finite number."""
+    plain = type(value) in (int, float)  # subclasses compare as they like
+    if not plain or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise CertificateError(f"{name} must be a finite number, got {value!r}")
 
 
 def _check_indices(problem: Problem, claim: MaskClaim) -> None:
@@ -93,10 +121,10 @@ def _check_indices(problem: Problem, claim: MaskClaim) -> None:
     rows, proof = problem.shape[0], claim.proof
     for name, index in (("dense_rows", proof.dense_rows), ("cut_row", proof.cut_row)):
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < rows:
-            raise CertificateError(f"{name} names a row that does not exist: this problem has {rows}")
-    known = claim.method in METHODS and int(proof.row_method.max()) <= METHODS.index(claim.method)
+            raise CertificateError(f"{name} names a row that there is none of: this problem has {rows}")
+    known = int(proof.row_method.max()) <= METHODS.index(claim.method) and type(claim.rows_covered) is int
     if not known or not 0 <= claim.rows_covered <= rows:
         raise CertificateError(
-            f"method is {claim.method!r} over {claim.rows_covered} rows, which the rows' own methods and "
+            f"method is {claim.method!r} over {claim.rows_covered!r} rows, which the rows' own methods and "
             f"their number, {rows}, do not allow"
         )

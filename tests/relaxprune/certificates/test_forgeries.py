@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from relaxprune import (
@@ -24,6 +26,8 @@ from relaxprune import (
 )
 from tests.layers import correlated_gram
 from tests.random_problems import Draw
+
+from . import forging, forging_targets
 
 SETS = [KSparse(4), KSparse(4, at_most=True), NM(2, 4), KSparse(29, per="layer"), TransposableNM(2, 4)]
 ROWS, COLS = 4, 8
@@ -150,3 +154,85 @@ def test_no_disturbed_bound_of_weights_is_accepted_above_the_optimum(polytope, n
         assert refused(forged, problem)
     honest = replace(found, block_lower_bound=found.block_lower_bound / 2, lower_bound=found.lower_bound / 2)
     honest.verify(problem)
+
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)
+NAMES = forging_targets.names()
+LAYERS = [name for name in NAMES if name.split(" / ")[0] in forging_targets.LAYERS]
+
+
+def sampled(names: list[str], count: int, draw: Draw) -> list[forging_targets.Target]:
+    """Some of the targets, or all of them."""
+    order = torch.randperm(len(names), generator=draw.generator).tolist()
+    return [forging_targets.target(names[place]) for place in order[:count]]
+
+
+def one_of(targets: list[forging_targets.Target], draw: Draw) -> forging_targets.Target:
+    return targets[draw.whole(0, len(targets) - 1)]
+
+
+def test_honest_certificates_of_every_set_and_problem_hold(seed, long_run):
+    tally = forging.Tally()
+    for target in sampled(NAMES, len(NAMES) if long_run else 12, Draw(seed)):
+        for certificate in target.certificates:
+            for exact in (False, True):
+                found = forging.judged(target, certificate, exact)
+                assert found is not None, (target.name, certificate.method, exact)
+                tally.count(found)
+    print(f"honest: {tally}")
+    assert not tally.above
+
+
+@given(st.data())
+def test_no_entry_of_any_tensor_buys_a_bound(data):
+    target = forging_targets.target(data.draw(st.sampled_from(NAMES[::17])))
+    honest = data.draw(st.sampled_from(target.certificates))
+    parts = forging.parts_of(honest)
+    name = data.draw(st.sampled_from([name for name, value in parts.items() if not isinstance(value, str)]))
+    if isinstance(parts[name], Tensor) and parts[name].numel():
+        tensor = parts[name].clone()
+        numbers = FLOATS if tensor.is_floating_point() else st.integers(-100, 100)
+        entry = torch.tensor(data.draw(numbers), dtype=torch.float64).to(tensor.dtype)
+        tensor.view(-1)[data.draw(st.integers(0, tensor.numel() - 1))] = entry
+        parts[name] = tensor
+    else:
+        parts[name] = data.draw(st.one_of(FLOATS, st.integers(), st.none(), st.text(max_size=3)))
+    parts = forging.claiming(target, parts, Draw(data.draw(st.integers(0, 2**31))))
+    found = forging.judged(target, forging.assembled(honest, parts), data.draw(st.booleans()))
+    assert found is None or found <= 0, (target.name, honest.method, name)
+
+
+@pytest.mark.parametrize(("exact", "short", "long"), [(False, 1000, 30_000), (True, 60, 1000)])
+def test_random_forgeries_are_never_accepted_above_the_optimum(exact, short, long, seed, long_run):
+    draw, tally = Draw(seed + exact), forging.Tally()
+    targets = sampled(NAMES, len(NAMES) if long_run else 10, draw)
+    for _ in range(long if long_run else short):
+        target = one_of(targets, draw)
+        honest, parts = forging.forged(target, draw)
+        found = forging.judged(target, forging.assembled(honest, parts), exact)
+        assert found is None or found <= 0, (target.name, honest.method)
+        tally.count(found)
+    print(f"random, {'rationals' if exact else 'float64'}: {tally}")
+    assert tally.accepted
+
+
+def test_an_optimising_forger_never_gets_above_the_optimum(seed, long_run):
+    draw, tally = Draw(seed), forging.Tally()
+    for target in sampled(NAMES, len(NAMES) if long_run else 6, draw):
+        for certificate in target.certificates:
+            forging.climbed(target, certificate, 40 if long_run else 25, draw, tally)
+    print(f"climbed: {tally}")
+    assert tally.accepted and not tally.above
+
+
+def test_forged_files_never_pass_the_command_above_the_optimum(seed, long_run, tmp_path):
+    draw, tally = Draw(seed), forging.Tally()
+    targets = sampled(LAYERS, 60 if long_run else 6, draw)
+    for _ in range(3000 if long_run else 120):
+        target = one_of(targets, draw)
+        honest, parts = forging.forged(target, draw)
+        found = forging.by_command(target, parts, tmp_path, draw)
+        assert found is None or found <= 0, (target.name, honest.method)
+        tally.count(found)
+    print(f"files: {tally}")
+    assert tally.accepted
