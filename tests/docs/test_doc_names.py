@@ -21,16 +21,17 @@ from .blocks import ROOT, pages
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 API_ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
-FOLDER = re.compile(r"(relaxprune|problems|solvers|tests|docs)/[\w/.-]*\w")
+FOLDER = re.compile(r"(?<![\w.])(relaxprune|problems|solvers|tests|docs)/[\w/.-]*\w")
 CALL = re.compile(r"(?P<name>[A-Za-z_]\w*(?:\.\w+)*)\(.*\)")
 WORD = re.compile(r"[A-Za-z_][\w.]*\w")
 OPTION = re.compile(r"--[a-z][a-z-]+")
 
 # Names of other libraries, of models, of tests and of placeholders that pages speak of.
 FOREIGN = {
-    *("AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "FLOORS", "FOLDER", "ModuleList"),
-    *("acc_norm", "c_attn", "down_proj", "gate_up_proj", "long_run"),
-    *("mask_structure", "packages", "up_proj", "weight_mask", "weight_orig"),
+    *("AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "FLOORS", "FOLDER", "ModuleList", "OUT"),
+    *("Qwen3MoeTopKRouter", "SwitchTransformersTop1Router", "acc_norm", "c_attn", "classifier", "down_proj", "dt_proj"),
+    *("flock", "gate", "gate_up_proj", "long_run", "mask_structure", "nohup", "out_proj", "packages", "router"),
+    *("shared_expert_gate", "up_proj", "weight_mask", "weight_orig", "wg"),
 }
 
 
@@ -82,7 +83,11 @@ def resolves(dotted: str) -> bool:
 
 def lost(span: str) -> list[str]:
     """Return the parts of a code span that name something that is not there."""
-    wrong = [name for name in re.findall(r"\brelaxprune(?:\.\w+)+", span) if not (resolves(name) or name in known())]
+    wrong = [
+        name
+        for name in re.findall(r"(?<![\w./-])relaxprune(?:\.\w+)+", span)
+        if not (resolves(name) or name in known())
+    ]
     wrong += [found[0] for found in FOLDER.finditer(span) if not (ROOT / found[0]).exists() and "…" not in span]
     if span.startswith(("relaxprune ", "--")):
         wrong += [name for name in OPTION.findall(span) if name not in options()]

@@ -134,5 +134,5 @@ def test_a_quadratic_that_is_no_layer_is_solved_too(generator):
 
 def test_a_set_without_a_projection_is_refused_before_any_work():
     problem = MaskProblem(torch.randn(4, 8), torch.eye(8), TransposableNM(2, 4))
-    with pytest.raises(RelaxPruneError, match=r"solver 'fista' needs a projection, which a transposable.* fw needs"):
+    with pytest.raises(RelaxPruneError, match=r"solver 'fista' needs a projection, which a transposable .* use fw"):
         solve(problem, "fista")
