@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.ao.pruning.sparsifier.base_sparsifier import BaseSparsifier
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from relaxprune.models.blocks import output_heads
@@ -79,8 +78,12 @@ class RelaxPruneSparsifier(BaseSparsifier):
         reasons = {f"{layer.name}.weight": layer.reason for layer in skipped}
         if config is None:
             heads = output_heads(model)
-            heard = [layer for layer in known.values() if not isinstance(layer.module, NonDynamicallyQuantizableLinear)]
-            config = [{"tensor_fqn": layer.parameter} for layer in heard if layer.module not in heads]
+            config = [  # of torch's attention the output layer is never called: its weight is used as a tensor
+                {"tensor_fqn": layer.parameter}
+                for layer in known.values()
+                if layer.module not in heads
+                and not isinstance(layer.module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+            ]
         names = [self._check_entry(entry, known, reasons) for entry in config]
         if not names or len(set(names)) < len(names):
             raise RelaxPruneError(f"config must name at least one weight, each once, got {', '.join(names) or 'none'}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -82,10 +83,13 @@ def answer(handler: Any) -> dict[int, Any]:
 def interruptible() -> Iterator[None]:
     """Turn signals into interruptions of the body."""
     _SIGNALS.reset()
-    before = answer(_SIGNALS.interrupt)
+    before, told = answer(_SIGNALS.interrupt), sys.unraisablehook
+    # Raised inside a finaliser an interruption is lost, but for the signal that is kept: it is no news to tell.
+    sys.unraisablehook = lambda lost: None if lost.exc_type is Interrupted else told(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = told
         _SIGNALS.reset()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is end_at_once else handler)

@@ -274,7 +274,7 @@ def test_weights_that_are_no_answer_have_no_certificate(polytope):
         (problem.weight, "0 outside a mask of", "0 outside a mask of"),
         (nan, "must be finite", "holds NaN"),
         (solution.weight[:, :-1], "must be floats of shape", "has shape"),
-        (solution.mask, "must be floats of shape", "must hold floats"),
+        (solution.mask, "must be floats of shape", "weight must hold torch.float64"),
     ):
         with pytest.raises(RelaxPruneError, match=refused):
             certify_weights(problem, weight)
