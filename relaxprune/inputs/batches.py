@@ -51,7 +51,8 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
     Raises:
         RelaxPruneError: no batch, a batch of another type, a mask that says padding in another way, or only padding.
     """
-    if isinstance(batches, (str, bytes, Mapping)):
+    rows = isinstance(batches, Tensor) and (batches.dim() != 2 or batches.is_floating_point())  # not token windows
+    if rows or isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise RelaxPruneError(f"batches must be an iterable of tensors or mappings, got one {type(batches).__name__}")
     read = [_read_batch(batch, index) for index, batch in enumerate(batches)]
     if not read:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
 # Tokens per matrix product. Bounds the float32 rounding of one product; the products are summed in float64.
@@ -56,10 +57,9 @@ class GramAccumulator:
             halves: keep a second sum of the odd batches, for ``halves``; 8 bytes more per entry.
 
         Raises:
-            RelaxPruneError: ``features`` is not positive.
+            RelaxPruneError: ``features`` is not a positive whole number.
         """
-        if features < 1:
-            raise RelaxPruneError(f"features must be at least 1, got {features}")
+        whole_number("features", features, 1)
         self.features = features
         self.tokens = 0
         self.weight = 0.0

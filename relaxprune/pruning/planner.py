@@ -18,6 +18,7 @@ from relaxprune.models.layers import PrunableLayer, SkippedLayer, find_layers
 from relaxprune.options.allocation import Allocation
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.target import Target
+from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
@@ -84,6 +85,7 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
     Raises:
         RelaxPruneError: as ``plan_model`` says.
     """
+    whole_number("tokens", tokens, 0)
     refuse_unsupported(model)
     found, skipped = find_layers(model)
     blocks = find_blocks(model, found)

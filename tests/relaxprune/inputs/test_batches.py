@@ -32,6 +32,8 @@ def test_padding_is_read_from_the_mask():
         ([], "at least one batch"),
         ("some text", "iterable of tensors or mappings, got one str"),
         ({"input_ids": 1}, "got one dict"),
+        (3, "got one int"),
+        (torch.zeros(2, 3, 8, 8), "got one Tensor"),
         ([["a"]], "got a list at index 0"),
         ([{"attention_mask": torch.ones(1, 1, 3, 3)}], r"\(batch, tokens\), got \(1, 1, 3, 3\) in batch 0"),
     ],

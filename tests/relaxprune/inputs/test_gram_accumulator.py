@@ -152,9 +152,10 @@ def test_wrong_inputs_are_refused(inputs):
         GramAccumulator(3).add(inputs)
 
 
-def test_features_must_be_positive():
+@pytest.mark.parametrize("features", [0, "x", 2.5])
+def test_features_must_be_positive(features):
     with pytest.raises(RelaxPruneError, match="features"):
-        GramAccumulator(0)
+        GramAccumulator(features)
 
 
 def test_dead_features_are_exact_zeros():

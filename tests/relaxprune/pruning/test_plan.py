@@ -99,6 +99,7 @@ def test_the_estimate_counts_what_it_says():
         ({"sparsity": 0.5, "exclude": ("*.mlp.*",)}, r"give options=PruneOptions\(exclude=…\)"),
         ({"sparsity": 0.5, "options": SolveOptions()}, "options must be PruneOptions, got SolveOptions"),
         ({"pattern": "2;4"}, "2;4"),
+        ({"sparsity": 0.5, "tokens": -3}, "tokens must be a whole number of at least 0, got -3"),
         ({"pattern": "3:5"}, r"layer 'model.layers.0.self_attn.q_proj' of shape \(32, 32\)"),
         ({"polytope": KSparse(40)}, r"layer 'model.layers.0.self_attn.q_proj'.*40"),
     ],
