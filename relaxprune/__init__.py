@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from .certificates import certify as certify
     from .certificates import certify_weights as certify_weights
     from .certificates import load_certificate as load_certificate
+    from .evaluation import DivergenceResult as DivergenceResult
+    from .evaluation import PairedDifference as PairedDifference
+    from .evaluation.divergence import divergence as divergence
     from .evaluation.perplexity import perplexity as perplexity
     from .inputs import GramAccumulator as GramAccumulator
     from .models import LoadOptions as LoadOptions
@@ -76,6 +79,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "Certificate": ".certificates",
         "CertificateError": ".certificates",
         "ComparisonOptions": ".solving",
+        "DivergenceResult": ".evaluation",
         "Gram": ".problems",
         "GramAccumulator": ".inputs",
         "KSparse": ".problems",
@@ -84,6 +88,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "MaskCertificate": ".certificates",
         "MaskProblem": ".problems",
         "NM": ".problems",
+        "PairedDifference": ".evaluation",
         "Plan": ".pruning",
         "Polytope": ".problems",
         "Problem": ".problems",
@@ -108,6 +113,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "certify": ".certificates",
         "certify_weights": ".certificates",
         "compare": ".solving",
+        "divergence": ".evaluation.divergence",
         "evaluation_windows": ".text",
         "load_certificate": ".certificates",
         "load_model": ".models",

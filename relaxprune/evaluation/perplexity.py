@@ -9,20 +9,18 @@ length is part of every result.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from relaxprune.models.forward import evaluating
-from relaxprune.models.token_limits import check_tokens, input_device, telling_of_length
 from relaxprune.problems.errors import RelaxPruneError
+
+from .passes import Window, chunks, over_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Positions whose logits are widened to float32 at once: 256 rows of a vocabulary of 150,000 are 154 MB.
-_POSITIONS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,17 @@ class PerplexityResult:
     windows: int
     length: int
     window_losses: tuple[float, ...]
+
+    @classmethod
+    def of(cls, window_losses: Sequence[float], length: int) -> PerplexityResult:
+        """Return the perplexity of windows with these mean cross-entropies.
+
+        Raises:
+            RelaxPruneError: their mean is too large for a perplexity.
+        """
+        windows = len(window_losses)
+        mean_loss = math.fsum(window_losses) / windows
+        return cls(_exp(mean_loss), mean_loss, windows, length, tuple(window_losses))
 
     def __str__(self) -> str:
         return f"perplexity {self.perplexity:.3f} ({self.windows} windows of {self.length} tokens)"
@@ -70,37 +79,31 @@ def perplexity(
         RelaxPruneError: the tokens are not an integer tensor or do not fit the model, or a window's loss is not finite
             (the error names the window).
     """
-    check_tokens(model, tokens)
-    windows, length = tokens.shape
-    if length < 2:
-        raise RelaxPruneError(f"tokens have windows of {length} token, and a prediction needs at least 2")
-    if batch_size < 1:
-        raise RelaxPruneError(f"batch_size should be at least 1, got {batch_size}")
-    device = input_device(model)
-    losses: list[float] = []
-    with evaluating(model):
-        for start in range(0, windows, batch_size):
-            batch = tokens[start : start + batch_size].to(device=device, dtype=torch.int64)
-            # use_cache=False as an argument leaves the configuration, and that of nested text models, untouched.
-            with telling_of_length(length):
-                logits = model(input_ids=batch, use_cache=False).logits  # (batch, length, vocabulary)
-            for row in range(batch.shape[0]):
-                losses.append(_window_loss(logits[row], batch[row], start + row))
-    mean_loss = math.fsum(losses) / windows
-    return PerplexityResult(_exp(mean_loss), mean_loss, windows, length, tuple(losses))
+    losses = over_windows((model,), tokens, batch_size, window_loss)
+    return PerplexityResult.of(losses, tokens.shape[1])
 
 
-def _window_loss(logits: torch.Tensor, tokens: torch.Tensor, window: int) -> float:
-    """Mean cross-entropy in nats of one window: logits (length, vocabulary), tokens (length,)."""
-    targets = tokens[1:].to(logits.device)
+def window_loss(window: Window, which: int = 0, whose: str = "model") -> float:
+    """Return the mean cross-entropy of one window, in nats.
+
+    Args:
+        window: the window with its logits.
+        which: the model's place among those that read it.
+        whose: how an error calls the model.
+
+    Raises:
+        RelaxPruneError: it is not finite.
+    """
+    logits = window.logits[which]
+    targets = window.tokens[1:].to(logits.device)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     total = 0.0
-    for start in range(0, targets.numel(), _POSITIONS_AT_ONCE):
-        stop = min(start + _POSITIONS_AT_ONCE, targets.numel())
-        part = torch.nn.functional.cross_entropy(logits[start:stop].to(dtype), targets[start:stop], reduction="sum")
-        total += float(part)
+    for part in chunks(targets.numel()):
+        total += float(torch.nn.functional.cross_entropy(logits[part].to(dtype), targets[part], reduction="sum"))
     if not math.isfinite(total):
-        raise RelaxPruneError(f"model gives a loss of {total} in window {window}: its weights or activations overflow")
+        raise RelaxPruneError(
+            f"{whose} gives a loss of {total} in window {window.number}: its weights or activations overflow"
+        )
     return total / targets.numel()
 
 
