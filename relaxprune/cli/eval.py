@@ -88,7 +88,7 @@ def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
         windows=20 if text.windows is None else text.windows, length=512 if text.length is None else text.length
     )
     with door():
-        open_source(source, "evaluation")
+        open_source(source)
         loaded = load_model(model, options)
         check_tokenizer(loaded.model, loaded.tokenizer)
         tokens = evaluation_windows(source, loaded.tokenizer, wanted)

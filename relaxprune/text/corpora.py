@@ -11,8 +11,12 @@ import hashlib
 import logging
 import os
 import platform
+import sysconfig
+import tokenize
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +29,8 @@ Part = Literal["calibration", "evaluation"]
 
 # Rows of the C4 validation split that the pruning papers join into one evaluation text.
 _C4_EVALUATION_ROWS = 1100
+# Characters at the start of a source file in which it says that it was generated.
+_HEAD = 200
 
 
 class Documents(Protocol):
@@ -56,9 +62,10 @@ def open_text(source: str, held_out: float = 0.25, besides: Sequence[str] = ()) 
     """Return the text source for a name or a path; nothing is downloaded before its documents are requested.
 
     Args:
-        source: a name in ``CORPORA``, such as "builtin" (English from the standard library) or "c4" (through
-            ``datasets``), or the path of a UTF-8 text file. A name wins over a file; write ``./name`` for the file.
-        held_out: share of a builtin or file text, at its end, kept for evaluation: 0 for none, 1 for all.
+        source: a name in ``CORPORA``, such as "builtin" (English that comes with Python), "python" (source of its
+            standard library) or "c4" (through ``datasets``), or the path of a UTF-8 text file. A name wins over a file;
+            write ``./name`` for the file.
+        held_out: share of a builtin, python or file text, at its end, kept for evaluation: 0 for none, 1 for all.
         besides: further names that the caller accepts, for the error about an unknown one.
 
     Raises:
@@ -99,8 +106,12 @@ def split_text(text: str, held_out: float) -> tuple[str, str]:
 
 
 def _single_text(name: str, text: str, held_out: float, facts: dict[str, Any]) -> TextSource:
-    calibration, evaluation = split_text(text, held_out)
+    return _two_parts(name, *split_text(text, held_out), held_out, facts)
+
+
+def _two_parts(name: str, calibration: str, evaluation: str, held_out: float, facts: dict[str, Any]) -> TextSource:
     parts: dict[Part, Sequence[str]] = {"calibration": [calibration], "evaluation": [evaluation]}
+    text = calibration + evaluation
     facts = {
         **facts,
         "text_sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
@@ -127,6 +138,26 @@ def _builtin(held_out: float) -> TextSource:
                 paragraphs.setdefault(words, paragraph.rstrip())
     facts = {"text": "pydoc_data.topics", "python": platform.python_version()}
     return _single_text("builtin", "\n\n".join(paragraphs.values()), held_out, facts)
+
+
+def _python(held_out: float) -> TextSource:
+    """Source of the standard library, file after file in the order of their names; none is in both parts.
+
+    Modules that are one file: packages hold the tests and most generated tables. It differs between versions of Python.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    texts: list[str] = []
+    for path in sorted(folder.glob("*.py")):
+        with tokenize.open(path) as file:
+            text = file.read()
+        if "generated" not in text[:_HEAD].lower():
+            texts.append(f"{text.rstrip()}\n\n\n")
+    if not texts:
+        raise RelaxPruneError(f"text source 'python' finds no source files in {str(folder)!r}: give a text file")
+    ends = list(accumulate(map(len, texts)))
+    cut = bisect_right(ends, ends[-1] * (1 - held_out))
+    facts = {"text": "standard library", "files": len(texts), "python": platform.python_version()}
+    return _two_parts("python", "".join(texts[:cut]), "".join(texts[cut:]), held_out, facts)
 
 
 def _text_file(source: str, path: Path, held_out: float) -> TextSource:
@@ -166,7 +197,12 @@ def _c4(_held_out: float) -> TextSource:
     return TextSource("c4", documents, facts)
 
 
-CORPORA: dict[str, Callable[[float], TextSource]] = {"builtin": _builtin, "c4": _c4, "wikitext2": _wikitext2}
+CORPORA: dict[str, Callable[[float], TextSource]] = {
+    "builtin": _builtin,
+    "python": _python,
+    "c4": _c4,
+    "wikitext2": _wikitext2,
+}
 """Name -> function that opens it, given the share of a text kept for evaluation (official splits ignore it)."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from relaxprune.models.token_limits import check_windows
 from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
-from .corpora import CORPORA, Documents, Part, TextSource, open_text
+from .corpora import Documents, Part, TextSource, open_text
 from .model_samples import sample_windows
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SELF = "self"
 """The source that is sampled from the model."""
+HELD_OUT_SEED = 2**32 - 1
+"""The seed of windows of ``SELF`` to evaluate on."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class CalibrationOptions:
         windows: how many; None for all available (not for sources without a useful end, such as "c4" and "self").
         length: tokens in each window.
         seed: for the choice of windows, or for sampling with "self".
-        held_out: share of a builtin or file text kept for evaluation, at its end.
+        held_out: share of a builtin, python or file text kept for evaluation, at its end.
         temperature: for sampling with "self".
     """
 
@@ -116,7 +118,7 @@ def calibration_windows(
     """Take random, non-overlapping token windows for calibration; the same seed takes the same windows.
 
     Args:
-        source: a name in ``CORPORA``, such as "builtin" or "c4", the path of a text file, or "self" (sampled from
+        source: a name in ``CORPORA``, such as "builtin" or "python", the path of a text file, or "self" (sampled from
             ``model``).
         tokenizer: the model's; "self" uses only its start token, and takes None.
         options: see ``CalibrationOptions``.
@@ -127,50 +129,69 @@ def calibration_windows(
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions()
-    text = open_source(source, "calibration", options.held_out)
+    text = open_source(source, options.held_out)
     if text is None:
         if model is None or options.windows is None:
             raise RelaxPruneError(f"source {SELF!r} is sampled from the model: give the model and a number of windows")
-        start = None if tokenizer is None else tokenizer.bos_token_id
-        tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
-        facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
-        return windows_from_tokens(tokens, source, facts)
+        return _sampled(model, tokenizer, options)
     return _windows(text, "calibration", _needed(tokenizer, source), options)
 
 
 def evaluation_windows(
-    source: str, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions | None = None
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: CalibrationOptions | None = None,
+    *,
+    model: PreTrainedModel | None = None,
 ) -> TokenWindows:
     """Take the first token windows, in order, of the part of a text that calibration never sees.
 
-    Non-overlapping, remainder dropped; ``options.windows=None`` takes all of them. ``options.seed`` is not used.
+    Non-overlapping, remainder dropped; ``options.windows=None`` takes all of them. ``options.seed`` is not used: "self"
+    is sampled with a seed of its own, ``HELD_OUT_SEED``, so that no calibration with another one has seen it.
+
+    Args:
+        source: as in ``calibration_windows``.
+        tokenizer: the model's.
+        options: see ``CalibrationOptions``.
+        model: needed for "self" only: the dense model, so that all that is compared reads the same.
 
     Raises:
-        RelaxPruneError: as in ``calibration_windows``, and for "self", which holds out no text.
+        RelaxPruneError: as in ``calibration_windows``.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
     options = options or CalibrationOptions(windows=None)
-    text = open_source(source, "evaluation", options.held_out)
-    assert text is not None  # "self" is refused
+    text = open_source(source, options.held_out)
+    if text is None:
+        if model is None or options.windows is None:
+            raise RelaxPruneError(
+                f"source {SELF!r} is sampled from the dense model: give that model and a number of windows"
+            )
+        return _sampled(model, tokenizer, replace(options, seed=HELD_OUT_SEED))
     return _windows(text, "evaluation", _needed(tokenizer, source), options)
 
 
-def open_source(source: str, part: Part, held_out: float = 0.25) -> TextSource | None:
+def _sampled(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, options: CalibrationOptions
+) -> TokenWindows:
+    """Sample windows from the model itself."""
+    assert options.windows is not None  # checked by the caller
+    start = None if tokenizer is None else tokenizer.bos_token_id
+    tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
+    facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
+    return windows_from_tokens(tokens, SELF, facts)
+
+
+def open_source(source: str, held_out: float = 0.25) -> TextSource | None:
     """Open a source of windows; needs no model, so a wrong source is refused before one is loaded.
 
     Returns:
         The text, as ``open_text`` opens it; None for "self", which is sampled.
 
     Raises:
-        RelaxPruneError: as in ``open_text``, and for evaluation on "self", which holds out no text.
+        RelaxPruneError: as in ``open_text``.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
-    if source != SELF:
-        return open_text(source, held_out, [SELF] if part == "calibration" else [])
-    if part == "evaluation":
-        known = ", ".join(map(repr, CORPORA))
-        raise RelaxPruneError(f"source {SELF!r} is for calibration only: give one of {known} or a text file")
-    return None
+    return None if source == SELF else open_text(source, held_out, [SELF])
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None, source: str) -> PreTrainedTokenizerBase:

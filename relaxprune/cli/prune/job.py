@@ -87,7 +87,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     )
     job.request.check_batches(-(-job.calibration.windows // job.windows_at_once))
     with door():
-        open_source(job.calibration.calibration, "calibration")
+        open_source(job.calibration.calibration)
     return job
 
 

@@ -36,7 +36,7 @@ class CalibrationGroup:
     """The text on which a layer's error is measured while its mask is chosen."""
 
     calibration: Annotated[
-        str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4, wikitext2, or self (sampled).")
+        str, typer.Option(metavar="SOURCE", help="builtin, python, a text file, c4, wikitext2, or self (sampled).")
     ] = "builtin"
     windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import keyword
+import platform
 import struct
 import sys
+import threading
+from pathlib import Path
 
 import datasets
 import pytest
@@ -13,6 +18,7 @@ import torch
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.text.corpora import open_text, split_text
 from relaxprune.text.windows import (
+    HELD_OUT_SEED,
     CalibrationOptions,
     calibration_windows,
     evaluation_windows,
@@ -96,6 +102,26 @@ def test_builtin_parts_share_no_paragraph():
     assert min(map(len, parts)) > 50_000
     assert not paragraphs[0] & paragraphs[1]
     assert source.description["python"] and len(source.description["text_sha256"]) == 64
+
+
+def test_python_source_is_files_as_they_are():
+    source = open_text("python")
+    calibration, evaluation = (source.documents(part)[0] for part in ("calibration", "evaluation"))
+    assert 0.2 < len(evaluation) / len(calibration + evaluation) < 0.3
+    for part, own, other in ((calibration, argparse, threading), (evaluation, threading, argparse)):
+        text = Path(own.__file__).read_text(encoding="utf-8").rstrip()
+        assert text in part and Path(other.__file__).read_text(encoding="utf-8").rstrip() not in part
+    assert Path(keyword.__file__).read_text(encoding="utf-8").rstrip() not in calibration  # a generated table
+    assert source.description["python"] == platform.python_version() and source.description["files"] > 100
+    assert source.description["text_sha256"] == hashlib.sha256((calibration + evaluation).encode()).hexdigest()
+    assert open_text("python", 0).documents("calibration")[0] == calibration + evaluation
+    assert open_text("python", 1).documents("evaluation")[0] == calibration + evaluation
+
+
+def test_python_source_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(RelaxPruneError, match="no source files"):
+        open_text("python")
 
 
 def test_asking_for_too_many_says_how_many_there_are(text_file, tiny_tokenizer):
@@ -224,6 +250,16 @@ def test_self_is_seeded_and_leaves_no_trace(tiny_llama, tiny_tokenizer):
     assert calibration_windows("self", None, other, model=tiny_llama).sha256 != first.sha256
 
 
+def test_self_for_evaluation_is_no_calibration_text(tiny_llama, tiny_tokenizer):
+    options = CalibrationOptions(windows=4, length=12)
+    unseen, again = (evaluation_windows("self", tiny_tokenizer, options, model=tiny_llama) for _ in range(2))
+    seen = calibration_windows("self", tiny_tokenizer, options, model=tiny_llama)
+    assert unseen.sha256 == again.sha256 and unseen.source == "self" and unseen.description["seed"] == HELD_OUT_SEED
+    assert not {tuple(row) for row in unseen.tokens.tolist()} & {tuple(row) for row in seen.tokens.tolist()}
+    other = evaluation_windows("self", tiny_tokenizer, CalibrationOptions(windows=4, length=12, seed=7), model=tiny_llama)
+    assert other.sha256 == unseen.sha256
+
+
 def test_self_follows_the_models_distribution(tiny_llama):
     """Nearly greedy sampling repeats what an argmax over full forward passes (no cache) gives."""
     tiny_llama.lm_head.weight.data.mul_(50)
@@ -240,8 +276,10 @@ def test_self_refusals(tiny_llama, tiny_tokenizer):
         calibration_windows("self", tiny_tokenizer)
     with pytest.raises(RelaxPruneError, match="64 positions"):
         calibration_windows("self", tiny_tokenizer, CalibrationOptions(windows=1, length=65), model=tiny_llama)
-    with pytest.raises(RelaxPruneError, match="calibration only"):
-        evaluation_windows("self", tiny_tokenizer)
+    with pytest.raises(RelaxPruneError, match="dense model"):
+        evaluation_windows("self", tiny_tokenizer, CalibrationOptions(windows=2, length=8))
+    with pytest.raises(RelaxPruneError, match="number of windows"):
+        evaluation_windows("self", tiny_tokenizer, model=tiny_llama)
     with torch.no_grad():
         tiny_llama.lm_head.weight[0] = float("nan")
     with pytest.raises(RelaxPruneError, match="not finite"):
