@@ -22,7 +22,7 @@ from relaxprune.support import machine_line, memory_line, table
 from relaxprune.text import CalibrationOptions, TokenWindows, evaluation_windows
 
 from .endings import door, tell
-from .eval import perplexity_line
+from .eval_texts import perplexity_line
 from .loading import load_model, load_options
 from .option_groups import ModelGroup, PatternGroup, SolverGroup
 from .prune.folder import finish_folder, open_folder

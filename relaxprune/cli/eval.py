@@ -1,9 +1,9 @@
-"""``relaxprune eval``: perplexity of a model on text that calibration never sees, or its accuracy on tasks."""
+"""``relaxprune eval``: a model on text that calibration never sees, alone or against the dense one, or on tasks."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextGroup:
-    """The held-out text of a perplexity; None if not given."""
+    """The held-out texts, and what a model is compared with on them; None if not given."""
 
     text: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="builtin (default), a text file, c4 or wikitext2.")
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="builtin (default), python, a text file, c4, wikitext2, or self (with --against); may be repeated.",
+        ),
+    ] = field(default_factory=list)
+    against: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="Also the KL divergence from this model, before pruning.")
     ] = None
-    windows: Annotated[int | None, typer.Option(help="Number of windows; 20 by default.")] = None
+    versus: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="With --against: another pruned model, and which is closer.")
+    ] = None
+    windows: Annotated[int | None, typer.Option(help="Number of windows of each text; 20 by default.")] = None
     length: Annotated[int | None, typer.Option(help="Tokens per window, at least 2; 512 by default.")] = None
     record: Annotated[
         Path | None,
@@ -56,50 +66,22 @@ def evaluate(
     text: TextGroup,
     tasks: TaskGroup,
 ) -> None:
-    """Print a model's perplexity on held-out text with window length and count, or with --tasks its accuracies."""
+    """Print a model's perplexity and divergence on held-out texts, or with --tasks its accuracies."""
     if tasks.tasks is None:
+        from .eval_texts import evaluate_texts
+
         _refuse(tasks, "there is no --tasks")
-        _perplexity(model, loading, text)
+        evaluate_texts(model, loading, text)
     else:
-        _refuse(text, "perplexity is not measured with --tasks")
+        _refuse(text, "text is not read with --tasks")
         _tasks(model, loading, tasks)
 
 
 def _refuse(group: TextGroup | TaskGroup, why: str) -> None:
     """Refuse options that would have no effect."""
-    given = [f"--{name.replace('_', '-')}" for name, value in vars(group).items() if value is not None]
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(group).items() if value not in (None, [])]
     if given:
         raise bad_input(f"{given[0]} is given, but {why}")
-
-
-def _perplexity(model: str, loading: ModelGroup, text: TextGroup) -> None:
-    """Print the perplexity on held-out windows."""
-    from relaxprune import perplexity
-    from relaxprune.models.token_limits import check_tokenizer
-    from relaxprune.runs import evaluation_of, record_evaluation, run_folder_of, weights_sha256
-    from relaxprune.text import CalibrationOptions, evaluation_windows, open_source
-
-    from .loading import load_model, load_options
-
-    source = text.text or "builtin"
-    folder = run_folder_of(model, text.record)
-    options = load_options(loading)
-    wanted = CalibrationOptions(
-        windows=20 if text.windows is None else text.windows, length=512 if text.length is None else text.length
-    )
-    with door():
-        open_source(source)
-        loaded = load_model(model, options)
-        check_tokenizer(loaded.model, loaded.tokenizer)
-        tokens = evaluation_windows(source, loaded.tokenizer, wanted)
-    result = perplexity(loaded.model, tokens.tokens)
-    # Said before it is kept: a folder that cannot be written must not cost the answer.
-    print(perplexity_line(result.perplexity, result.windows, result.length, tokens.source), flush=True)
-    if folder is not None:
-        kept = evaluation_of(model, folder, result, tokens, weights_sha256(loaded.model))
-        with door():
-            record_evaluation(folder, kept)
-        print(f"kept in {folder}, method {kept.method}")
 
 
 def _tasks(model: str, loading: ModelGroup, group: TaskGroup) -> None:
@@ -143,8 +125,3 @@ def task_table(result: TaskResult) -> str:
         f"transformers {result.transformers}, {bos} a first token before each text)"
     )
     return "\n".join(lines)
-
-
-def perplexity_line(value: float, windows: int, length: int, source: str) -> str:
-    """Return a line with a perplexity and what it was measured on, without which it means nothing."""
-    return f"perplexity {value:.4f} ({windows} windows of {length} tokens, {source}, held out)"

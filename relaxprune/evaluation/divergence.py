@@ -9,7 +9,6 @@ tokens: what makes a window hard then cancels, so that much smaller differences 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +53,11 @@ class PairedDifference:
             raise RelaxPruneError(f"a paired difference needs equally many windows, got {len(first)} and {len(second)}")
         differences = [one - other for one, other in zip(first, second, strict=True)]
         return cls(*mean_and_error(differences), len(differences))
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than twice its standard error."""
+        return self.standard_error is not None and abs(self.mean) > 2 * self.standard_error
 
     def __str__(self) -> str:
         return with_error(self.mean, self.standard_error)
@@ -164,8 +168,11 @@ def check_vocabularies(model: int | None, dense: int | None) -> None:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean of some windows' values and its standard error, None for a single window."""
-    mean = math.fsum(values) / len(values)
-    return mean, None if len(values) < 2 else statistics.stdev(values) / math.sqrt(len(values))
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count < 2:
+        return mean, None
+    squares = math.fsum((value - mean) * (value - mean) for value in values)
+    return mean, math.sqrt(squares / (count - 1) / count)
 
 
 def with_error(mean: float, standard_error: float | None) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .loading import LoadedModel as LoadedModel
     from .loading import LoadOptions as LoadOptions
     from .loading import load_model as load_model
+    from .loading import load_tokenizer as load_tokenizer
     from .stored_dtypes import FLOAT_DTYPES as FLOAT_DTYPES
 
 __getattr__, __dir__, __all__ = lazy(
@@ -25,5 +26,6 @@ __getattr__, __dir__, __all__ = lazy(
         "SkippedLayer": ".layers",
         "apply_masks": ".layers",
         "load_model": ".loading",
+        "load_tokenizer": ".loading",
     },
 )

@@ -100,12 +100,7 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
             copy could not, or needs its own code while ``trust_remote_code`` is off.
     """
     options = options or LoadOptions()
-    checkpoint = resolve_source(
-        source,
-        revision=options.revision,
-        cache_dir=options.cache_dir,
-        remote_code=options.trust_remote_code,
-    )
+    checkpoint = _checkpoint(source, options)
     counts, licence = _check_files(checkpoint)
     # A GGUF file is dequantised to float32 whatever it stores.
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
@@ -136,6 +131,26 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
         _logger.warning("model %s: tensors that the model does not use: %s", source, some(surplus.tensors.files))
     tokenizer = _load_tokenizer(source, checkpoint, options)
     return LoadedModel(model, tokenizer, source, checkpoint.commit, description, surplus)
+
+
+def load_tokenizer(source: str, options: LoadOptions | None = None) -> PreTrainedTokenizerBase:
+    """Load only the tokenizer of a model that ``load_model`` would load; its files must be there, or on the hub.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a path and does not exist.
+        RelaxPruneError: there is no usable model or tokenizer.
+    """
+    options = options or LoadOptions()
+    return _load_tokenizer(source, _checkpoint(source, options), options)
+
+
+def _checkpoint(source: str, options: LoadOptions) -> Checkpoint:
+    return resolve_source(
+        source,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        remote_code=options.trust_remote_code,
+    )
 
 
 def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], str | None]:

@@ -88,6 +88,26 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         )
 
 
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, dense: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a model whose predictions are of other tokens than the dense model's.
+
+    Args:
+        tokenizer: the model's.
+        dense: the dense model's.
+        source: where the model comes from, for the error.
+
+    Raises:
+        RelaxPruneError: naming the first token in which they differ.
+    """
+    differing = tokenizer.get_vocab().items() ^ dense.get_vocab().items()
+    if differing:
+        token, index = min(differing, key=lambda item: (item[1], item[0]))
+        raise RelaxPruneError(
+            f"model {source!r} must have the tokenizer of the dense model, got one that differs in {len(differing)} "
+            f"tokens (the first is {token!r}, id {index}): give the model that it was made from"
+        )
+
+
 def check_windows(tokens: object) -> None:
     """Check that ``tokens`` are token windows, of whatever model.
 

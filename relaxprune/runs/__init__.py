@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from relaxprune.support.lazy import lazy
 
 if TYPE_CHECKING:
+    from .evaluation_file import KeptDivergence as KeptDivergence
     from .evaluation_file import evaluation_of as evaluation_of
     from .evaluation_file import record_evaluation as record_evaluation
     from .evaluation_file import run_folder_of as run_folder_of
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "Fingerprint": ".fingerprint",
+        "KeptDivergence": ".evaluation_file",
         "RunFolder": ".run_folder",
         "RunNotes": ".run_record",
         "evaluation_of": ".evaluation_file",

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json
 from relaxprune.support.folder_lock import folder_lock, refuse_held_folder
-from relaxprune.support.json_files import JsonFormat, Values, read_document
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document
+from relaxprune.support.sentences import damaged
 
 from .run_record import RECORD_NAME, now, read_record
 
 if TYPE_CHECKING:
+    from relaxprune.evaluation import DivergenceResult
     from relaxprune.evaluation.perplexity import PerplexityResult
     from relaxprune.text.windows import TokenWindows
 
 EVALUATION_NAME = "evaluation.json"
 _WAIT_S = 10.0  # for another evaluation that is being recorded
+_DIVERGENCE = {
+    "mean": float,
+    "standard_error": Maybe(float),
+    "window_means": [float],
+    "against": str,
+    "against_sha256": str,
+}
 _RESULT = {
     **{name: str for name in ("method", "model", "text", "tokens_sha256", "measured")},
     **{name: float for name in ("perplexity", "mean_loss")},
@@ -28,9 +37,35 @@ _RESULT = {
     "windows": int,
     "length": int,
     "versions": Values(str),
+    # Came later than the first version.
+    "divergence": Maybe(_DIVERGENCE),
 }
 _FORM = JsonFormat(version=1, shape={"results": [_RESULT]}, advice="delete it and run relaxprune eval again")
 DENSE, OTHER = "dense", "other"
+
+
+@dataclass(frozen=True)
+class KeptDivergence:
+    """A KL divergence from the dense model, as a run folder keeps it.
+
+    Attributes:
+        mean: in nats a token.
+        standard_error: of the mean over windows; None for a single one.
+        window_means: of each window, in order.
+        against: the dense model.
+        against_sha256: of its weights, in the precision of the evaluation.
+    """
+
+    mean: float
+    standard_error: float | None
+    window_means: tuple[float, ...]
+    against: str
+    against_sha256: str
+
+    @classmethod
+    def of(cls, result: DivergenceResult, against: str, against_sha256: str) -> KeptDivergence:
+        """Return what is kept of a result, with the dense model's name and the SHA-256 of its weights."""
+        return cls(result.mean, result.standard_error, result.window_means, against, against_sha256)
 
 
 @dataclass(frozen=True)
@@ -50,6 +85,7 @@ class Evaluation:
         mean_loss: that mean, in nats.
         measured: when, in UTC.
         versions: of relaxprune, torch and transformers.
+        divergence: from the dense model, if it was measured.
     """
 
     method: str
@@ -63,6 +99,7 @@ class Evaluation:
     mean_loss: float
     measured: str
     versions: Mapping[str, str]
+    divergence: KeptDivergence | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -79,14 +116,33 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     path = folder / EVALUATION_NAME
     if not path.is_file():
         return []
-    results = read_document(path, _FORM)["results"]
-    return [Evaluation(**{field.name: item[field.name] for field in fields(Evaluation)}) for item in results]
+    return [_evaluation(path, item) for item in read_document(path, _FORM)["results"]]
+
+
+def _evaluation(path: Path, item: Mapping[str, Any]) -> Evaluation:
+    """Return an entry of the file, whose shape has been checked."""
+    found: dict[str, Any] = {field.name: item.get(field.name) for field in fields(Evaluation)}
+    if (kept := found["divergence"]) is not None:
+        means = tuple(kept["window_means"])
+        if not means or len(means) != item["windows"]:
+            reason = f"it has {len(means)} window means of {item['windows']} windows"
+            raise damaged(repr(str(path)), reason, _FORM.advice)
+        values = {field.name: kept.get(field.name) for field in fields(KeptDivergence)}
+        found["divergence"] = KeptDivergence(**{**values, "window_means": means})
+    return Evaluation(**found)
 
 
 def record_evaluation(folder: Path, result: Evaluation) -> None:
-    """Add a result to those in a run folder, durably; it replaces an older one of the same model on the same text."""
+    """Add a result to those in a run folder, durably; it replaces an older one of the same model on the same text.
+
+    A divergence stays if the same weights are measured again without a dense model.
+    """
     with folder_lock(folder, _WAIT_S):
-        kept = [item for item in read_evaluations(folder) if item.key != result.key]
+        before = read_evaluations(folder)
+        for old in before:
+            if old.key == result.key and result.divergence is None and old.mean_loss == result.mean_loss:
+                result = replace(result, divergence=old.divergence)
+        kept = [item for item in before if item.key != result.key]
         content = {"schema_version": _FORM.version, "results": [asdict(item) for item in (*kept, result)]}
         write_json(folder / EVALUATION_NAME, content)
 
@@ -107,9 +163,14 @@ def run_folder_of(model: str, record: Path | None) -> Path | None:
 
 
 def evaluation_of(
-    model: str, folder: Path, result: PerplexityResult, tokens: TokenWindows, weights_sha256: str
+    model: str,
+    folder: Path,
+    result: PerplexityResult,
+    tokens: TokenWindows,
+    weights_sha256: str,
+    divergence: KeptDivergence | None = None,
 ) -> Evaluation:
-    """Return the record of a perplexity.
+    """Return the record of a perplexity, and of a divergence if there is one.
 
     Args:
         model: what was evaluated.
@@ -117,6 +178,7 @@ def evaluation_of(
         result: the perplexity.
         tokens: what it was measured on.
         weights_sha256: of the evaluated weights, in the precision of the evaluation.
+        divergence: of the same model on the same tokens.
     """
     own = Path(model).resolve() == folder.resolve()
     return Evaluation(
@@ -131,6 +193,7 @@ def evaluation_of(
         mean_loss=result.mean_loss,
         measured=now(),
         versions={name: version(name) for name in ("relaxprune", "torch", "transformers")},
+        divergence=divergence,
     )
 
 

@@ -9,6 +9,7 @@ import platform
 import struct
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -256,7 +257,7 @@ def test_self_for_evaluation_is_no_calibration_text(tiny_llama, tiny_tokenizer):
     seen = calibration_windows("self", tiny_tokenizer, options, model=tiny_llama)
     assert unseen.sha256 == again.sha256 and unseen.source == "self" and unseen.description["seed"] == HELD_OUT_SEED
     assert not {tuple(row) for row in unseen.tokens.tolist()} & {tuple(row) for row in seen.tokens.tolist()}
-    other = evaluation_windows("self", tiny_tokenizer, CalibrationOptions(windows=4, length=12, seed=7), model=tiny_llama)
+    other = evaluation_windows("self", tiny_tokenizer, replace(options, seed=7), model=tiny_llama)
     assert other.sha256 == unseen.sha256
 
 
