@@ -22,8 +22,7 @@ from .loading import load_model, load_options
 if TYPE_CHECKING:
     from relaxprune.runs.evaluation_file import Evaluation
 
-    from .eval import TextGroup
-    from .option_groups import ModelGroup
+    from .option_groups import ModelGroup, TextGroup
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,31 @@ class ModelGroup:
 
 
 @dataclass(frozen=True)
+class TextGroup:
+    """The held-out texts, and what a model is compared with on them; None if not given."""
+
+    text: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="builtin (default), python, a text file, c4, wikitext2, or self (with --against); may be repeated.",
+        ),
+    ] = field(default_factory=list)
+    against: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="Also the KL divergence from this model, before pruning.")
+    ] = None
+    versus: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="With --against: another pruned model, and which is closer.")
+    ] = None
+    windows: Annotated[int | None, typer.Option(help="Number of windows of each text; 20 by default.")] = None
+    length: Annotated[int | None, typer.Option(help="Tokens per window, at least 2; 512 by default.")] = None
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder to keep it in; MODEL itself if it is one."),
+    ] = None
+
+
+@dataclass(frozen=True)
 class PatternGroup:
     """How much is pruned."""
 

@@ -11,6 +11,7 @@ from relaxprune.support.markup import number
 
 from . import figures
 from .content import flat
+from .measured import perplexity_group
 from .page import Group, Page, Section, page_table, picture
 
 Content = Mapping[str, Any]
@@ -90,21 +91,6 @@ def quality(content: Content) -> Section:
             f"before pruning relaxprune eval MODEL --record {folder}; then write the report again."
         ],
     )  # fmt: skip
-
-
-def perplexity_group(results: Sequence[Content]) -> Group:
-    """One figure per evaluation text, since perplexities compare only on the same one, and a table of all."""
-    texts: dict[str, list[Content]] = {}
-    for item in results:
-        texts.setdefault(item["tokens_sha256"], []).append(item)
-    drawn = []
-    for place, rows in enumerate(texts.values()):
-        first = rows[0]
-        caption = f"Perplexity on {first['windows']} windows of {first['length']} tokens, {first['text']}, held out."
-        drawn.append(picture(figures.perplexity_bars(rows, f"perplexity{place}"), caption))
-    head = ("method", "perplexity", "windows", "length", "text", "model")
-    body = [[item[key] for key in head] for item in results]
-    return Group("Perplexity" if results else "", drawn, [page_table("Perplexity", head, body)] if results else [])
 
 
 def layers(content: Content) -> Section:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relaxprune import __version__
 from relaxprune.masks.difference import compare_masks
-from relaxprune.runs.evaluation_file import DENSE
 from relaxprune.runs.finished_run import FinishedRun
 from relaxprune.support.markup import number
 
 from . import figures
 from .content import KIND, SCHEMA_VERSION, flat, run_content
+from .measured import common_divergences, common_perplexity, divergence_table, measured_cells
 from .page import Group, Page, Picture, Section, page_table, picture
 from .sections import amount, written
 
@@ -59,6 +59,7 @@ def comparison_content(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "relaxprune": __version__,
         "runs": {name: run_content(run, masks=False) for name, run in named.items()},
         "perplexity": common_perplexity(named),
+        "divergence": common_divergences(named),
         "differences": differing_settings({name: run.record["fingerprint"] for name, run in named.items()}),
         "overlap": [
             {"run": name, "with": names[0], **compare_masks(runs[0].masks, run.masks).to_dict()}
@@ -84,26 +85,6 @@ def differing_settings(fingerprints: Mapping[str, Any]) -> dict[str, dict[str, A
     keys = dict.fromkeys(key for found in leaves.values() for key in found)
     values = {key: {name: found.get(key) for name, found in leaves.items()} for key in keys}
     return {key: row for key, row in values.items() if any(item != next(iter(row.values())) for item in row.values())}
-
-
-def common_perplexity(runs: Mapping[str, FinishedRun]) -> dict[str, Any] | None:
-    """Return the perplexities of the runs' models on a text that all were evaluated on; None if there is none."""
-    found = {name: {item.tokens_sha256: item for item in run.evaluations if item.own} for name, run in runs.items()}
-    first = next(iter(found.values()))
-    for sha256, item in reversed(first.items()):
-        if all(sha256 in items for items in found.values()):
-            where = f"{item.windows} windows of {item.length} tokens, {item.text}, held out"
-            values = {name: items[sha256].perplexity for name, items in found.items()}
-            return {"where": where, "values": values, "dense": _dense(runs.values(), sha256)}
-    return None
-
-
-def _dense(runs: Collection[FinishedRun], sha256: str) -> float | None:
-    """Return the perplexity of the weights that all runs pruned; None if they differ or it was not measured."""
-    if len({run.record["fingerprint"]["model"]["weights_sha256"] for run in runs}) > 1:
-        return None
-    kept = [item for run in runs for item in run.evaluations if item.method == DENSE and item.tokens_sha256 == sha256]
-    return kept[-1].perplexity if kept else None
 
 
 def incomparable(content: Content) -> list[str]:
@@ -132,7 +113,7 @@ def comparison_page(content: Content) -> Page:
             *(f"{name}: {text}" for name, run in runs.items() for text in run["repeat"]["notices"]),
         ],
         sections=[
-            _summary(runs, content["perplexity"]),
+            _summary(runs, content["perplexity"], content["divergence"]),
             _settings(content["differences"], list(runs)),
             _errors(runs),
             _overlap(content["overlap"]),
@@ -142,7 +123,7 @@ def comparison_page(content: Content) -> Page:
     )
 
 
-def _summary(runs: Mapping[str, Content], perplexity: Content | None) -> Section:
+def _summary(runs: Mapping[str, Content], perplexity: Content | None, divergences: Sequence[Content]) -> Section:
     """One bar and one column for each run."""
     rows = [(title, *(number(run["summary"][key]) for run in runs.values())) for key, title in _METRICS.items()]
     rows.insert(3, ("asked for", *(amount(run["summary"]["polytope"]) for run in runs.values())))
@@ -160,14 +141,14 @@ def _summary(runs: Mapping[str, Content], perplexity: Content | None) -> Section
         dense = "" if perplexity["dense"] is None else f" Before pruning: {number(perplexity['dense'])}."
         bars.insert(0, picture(drawn, f"{perplexity['where']}.{dense}"))
     tables = [page_table("Summary", ("", *runs), rows)]
-    measured = [
-        (name, item["method"], item["perplexity"], item["windows"], item["length"], item["text"])
-        for name, run in runs.items()
-        for item in run["perplexity"]
-    ]
+    if divergences:
+        tables.append(divergence_table(divergences))
+    measured = [(name, item) for name, run in runs.items() for item in run["perplexity"]]
     if measured:
-        head = ("recorded in", "method", "perplexity", "windows", "length", "text")
-        tables.append(page_table("Every perplexity; they compare on the same text and windows", head, measured))
+        head, cells = measured_cells([item for _, item in measured])
+        lines = [(name, *line) for (name, _), line in zip(measured, cells, strict=True)]
+        title = "Every measurement; they compare on the same text and windows"
+        tables.append(page_table(title, ("recorded in", *head), lines))
     return Section("summary", "Summary", text, [Group("", bars, tables)])
 
 

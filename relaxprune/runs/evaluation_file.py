@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relaxprune.evaluation import PairedDifference
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json
 from relaxprune.support.folder_lock import folder_lock, refuse_held_folder
@@ -66,6 +67,10 @@ class KeptDivergence:
     def of(cls, result: DivergenceResult, against: str, against_sha256: str) -> KeptDivergence:
         """Return what is kept of a result, with the dense model's name and the SHA-256 of its weights."""
         return cls(result.mean, result.standard_error, result.window_means, against, against_sha256)
+
+    def minus(self, other: KeptDivergence) -> PairedDifference:
+        """Return this divergence less another's on the same windows."""
+        return PairedDifference.of(self.window_means, other.window_means)
 
 
 @dataclass(frozen=True)
