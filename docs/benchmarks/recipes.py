@@ -1,0 +1,68 @@
+"""Ways to prune a model, as words of `relaxprune prune`, for tables that compare them (judge.py)."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import dataclass
+
+import typer
+
+from relaxprune.cli.option_groups import with_groups
+from relaxprune.cli.prune.job import PruneJob, resolve
+from relaxprune.cli.prune.words import PruneWords
+
+RECIPES = {
+    "wanda": "--solver wanda",
+    "fw": "--solver fw --effort fast",
+    "sparsegpt": "--solver sparsegpt --refit --damping 0.01",
+    "alps": "--solver alps --refit --damping 0.01",
+    "reconstruct": "--solver reconstruct --effort fast --refit",
+}
+EXTRAS = {"robust": "--shrinkage 0.4"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to prune: its name and the words of `relaxprune prune` that ask for it."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Recipe:
+        """Return the recipe that a command names.
+
+        Raises:
+            argparse.ArgumentTypeError: there is none of that name.
+        """
+        name, given, words = text.partition("=")
+        if given:
+            return cls(name, tuple(shlex.split(words)))
+        base, *extras = name.split("+")
+        for part, known in ((base, RECIPES), *((extra, EXTRAS) for extra in extras)):
+            if part not in known:
+                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
+        return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *(EXTRAS[extra] for extra in extras)]))))
+
+    def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:
+        """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""
+        common = {"calibration": arguments.calibration, "windows": arguments.windows, "length": arguments.length}
+        words = [word for name, value in common.items() for word in (f"--{name}", str(value))]
+        found: list[PruneJob] = []
+        app = typer.Typer()
+
+        @app.command()
+        @with_groups
+        def prune(model: str, words: PruneWords) -> None:
+            found.append(resolve(model, words))
+
+        app([arguments.model, *amount(target), *words, *self.words], standalone_mode=False)
+        return found[0]
+
+
+def amount(target: str) -> list[str]:
+    """Return the words that ask for "50%" (or "50") or "2:4" (or "2of4")."""
+    if ":" in target or "of" in target:
+        return ["--pattern", target.replace("of", ":")]
+    return ["--sparsity", f"{float(target.rstrip('%')) / 100:g}"]
