@@ -52,6 +52,10 @@ BENCHMARKS = {
         ("domains.py", "--plot", "{plots}/domains.png"),
         ("--blocks", "0", "--rows", "2", "--windows", "1", "2", "--unseen", "1", "--length", "32"),
     ),
+    "judge": Benchmark(
+        ("judge.py", "{plots}/judge", "--recipes", "wanda", "fw", "fw+robust"),
+        ("--recipes", "wanda", "--targets", "50%", "--windows", "1", "--length", "32", "--held-out", "1"),
+    ),
     "model": Benchmark(
         ("model.py", "{plots}/model.json"),
         ("--methods", "wanda", "--targets", "50%", "--windows", "1", "--length", "32", "--evaluation-windows", "1"),

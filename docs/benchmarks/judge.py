@@ -16,6 +16,7 @@ import argparse
 import copy
 import io
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -144,7 +145,7 @@ def run(
         if any(all(cell[key] == value for key, value in named.items()) for cell in results["cells"]):
             continue
         if time.monotonic() > deadline:
-            print(f"out of time before {recipe.name} at {target}: give the command again", flush=True)
+            print(f"out of time before {recipe.name} at {target}: give the command again", file=sys.stderr)
             return
         try:
             cell = {**named, **bench.cell(job)}
@@ -153,7 +154,8 @@ def run(
         place = (target, recipe.name)
         results["cells"] = [old for old in results["cells"] if (old["target"], old["recipe"]) != place] + [cell]
         write_json(file, results)
-        print(f"{recipe.name} at {target}: {cell.get('failed') or format(cell['seconds'], '.0f') + ' s'}", flush=True)
+        said = cell["failed"] if "failed" in cell else f"{cell['seconds']:.0f} s"
+        print(f"{recipe.name} at {target}: {said}", file=sys.stderr)
 
 
 def show(results: dict[str, Any], order: Sequence[tuple[str, str]], plain: str) -> None:
@@ -236,7 +238,7 @@ def main() -> None:
     with redirect_stdout(io.StringIO()) as tables:
         show(results, [(target, recipe.name) for target, recipe in jobs], arguments.plain)
     write_text(arguments.out / "judge.md", tables.getvalue())
-    print(f"\n{tables.getvalue()}", end="")
+    print(tables.getvalue(), end="")
 
 
 if __name__ == "__main__":

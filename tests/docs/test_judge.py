@@ -35,7 +35,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             runpy.run_path(str(FOLDER / "judge.py"), run_name="__main__")
         except SystemExit as stop:
             return f"{stop} {capsys.readouterr().err}"
-        return capsys.readouterr().out
+        return "".join(capsys.readouterr())
 
     yield run
     for name in {"common", "recipes"} - before:  # of that folder; other tests may have their own
