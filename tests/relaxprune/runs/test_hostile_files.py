@@ -45,7 +45,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def result() -> dict[str, Any]:
     texts = dict.fromkeys(("method", "model", "text", "tokens_sha256", "measured"), "x")
-    return {**texts, "own": True, "windows": 1, "length": 8, "perplexity": 2.0, "mean_loss": 0.7, "versions": {}}
+    kept = {"mean": 0.2, "standard_error": 0.1, "window_means": [0.1, 0.3], "against": "x", "against_sha256": "x"}
+    numbers = {"windows": 2, "length": 8, "perplexity": 2.0, "mean_loss": 0.7}
+    return {**texts, **numbers, "own": True, "versions": {}, "divergence": kept}
 
 
 def change_json(value: Any, chance: random.Random) -> Any:
