@@ -10,7 +10,7 @@ from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
 from relaxprune.pruning import PruneRequest, solver_for
 from relaxprune.solvers import make_solver
-from relaxprune.text import CalibrationOptions, open_source
+from relaxprune.text import CalibrationOptions, SourcePart, open_source, source_parts
 
 from ..endings import door
 from ..loading import load_options
@@ -31,6 +31,7 @@ class PruneJob:
         request: how much is pruned, by which solver, with which options.
         load: how the model is loaded.
         calibration: the calibration text.
+        sources: what it consists of, each with a number of windows.
         windows: how much calibration text, for ``calibration_windows``.
         run: the output folder, and how to run.
         output: prints messages and events.
@@ -40,6 +41,7 @@ class PruneJob:
     request: PruneRequest
     load: LoadOptions
     calibration: CalibrationGroup
+    sources: tuple[SourcePart, ...]
     windows: CalibrationOptions
     run: RunGroup
     output: Output
@@ -56,9 +58,14 @@ class PruneJob:
         return self.run.out
 
     @property
+    def count(self) -> int:
+        """Number of calibration windows."""
+        return sum(part.windows or 0 for part in self.sources)
+
+    @property
     def tokens(self) -> int:
         """Number of calibration tokens."""
-        return self.calibration.windows * self.calibration.length
+        return self.count * self.calibration.length
 
     @property
     def windows_at_once(self) -> int:
@@ -74,20 +81,22 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     """
     if words.run.discard_damaged and not words.run.resume:
         raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
+    text = words.calibration
+    windows = CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed)
     job = PruneJob(
         model=model,
         request=_request(words),
         load=load_options(words.loading),
-        calibration=words.calibration,
-        windows=CalibrationOptions(
-            windows=words.calibration.windows, length=words.calibration.length, seed=words.run.seed
-        ),
+        calibration=text,
+        sources=source_parts(text.calibration, text.windows),
+        windows=windows,
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
     )
-    job.request.check_batches(-(-job.calibration.windows // job.windows_at_once))
+    job.request.check_batches(-(-job.count // job.windows_at_once))
     with door():
-        open_source(job.calibration.calibration, "calibration")
+        for part in job.sources:
+            open_source(part.source, "calibration")
     return job
 
 

@@ -107,7 +107,7 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
 
 def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
     """Return the calibration windows, which the model must be able to read."""
-    if job.calibration.calibration != SELF:
+    if any(part.source != SELF for part in job.sources):
         check_tokenizer(loaded.model, loaded.tokenizer)
     with door():
         windows = calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)

@@ -36,9 +36,15 @@ class CalibrationGroup:
     """The text on which a layer's error is measured while its mask is chosen."""
 
     calibration: Annotated[
-        str, typer.Option(metavar="SOURCE", help="builtin, a text file, c4, wikitext2, or self (sampled).")
+        str,
+        typer.Option(
+            metavar="SOURCE[:WINDOWS],…",
+            help="builtin, a text file, c4, wikitext2, or self (sampled); or a mixture, as in builtin:32,self:32.",
+        ),
     ] = "builtin"
-    windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
+    windows: Annotated[
+        int, typer.Option(help="Calibration windows of a source without a number; several sources share them evenly.")
+    ] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
 
 
