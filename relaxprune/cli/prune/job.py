@@ -8,7 +8,7 @@ from pathlib import Path
 from relaxprune import RelaxPruneError
 from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
-from relaxprune.pruning import PruneRequest, solver_for
+from relaxprune.pruning import PruneRequest
 from relaxprune.solvers import make_solver
 from relaxprune.text import CalibrationOptions, SourcePart, open_source, source_parts
 
@@ -103,12 +103,11 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
 def _request(words: PruneWords) -> PruneRequest:
     """Return how much is pruned, by which solver, with which options."""
     how, layers = words.how, words.layers
-    name = how.named(layers.refit)
+    name = how.named(bool(layers.refit))
     given = parse_options(name, how.words)
-    solver = solver_for(words.certify.certify, make_solver(name, **given), given)
     asked = how.options(words.run.seed)
     if asked.polish == "auto":  # resolved, so that it is recorded
-        asked = replace(asked, polish=solver.polisher())
+        asked = replace(asked, polish=make_solver(name, **given).polisher())
     options = PruneOptions(
         **vars(asked),
         include=tuple(layers.include),
@@ -117,7 +116,7 @@ def _request(words: PruneWords) -> PruneRequest:
         certify_rows=words.certify.certify_rows,
         statistics=words.statistics.options,
         permute=layers.permute,
-        weights="refit" if layers.refit else "keep",
+        weights=None if layers.refit is None else "refit" if layers.refit else "keep",
         damping=layers.damping,
         correct=layers.correct,
         tune=layers.tune,
@@ -125,4 +124,4 @@ def _request(words: PruneWords) -> PruneRequest:
         regrow=layers.regrow,
     )
     target = replace(words.how_much.target, allocation=words.sharing.value)
-    return PruneRequest(target=target, solver=solver, options=options)
+    return PruneRequest.of(target, name, options, given)
