@@ -72,6 +72,7 @@ class Gram:
         self._unchanged = Unchanged(**{name: self.matrix})
         self._remembered: dict[str, Tensor] = {}
         self._damped: dict[float, Gram] = {}
+        self._damping = 0.0  # what ``damped`` has added
         self._copies: WeakValueDictionary[torch.dtype, Tensor] = WeakValueDictionary()
 
     @property
@@ -176,7 +177,12 @@ class Gram:
             matrix = self.matrix.clone()
             matrix.diagonal().add_(damping * self.scale)
             self._damped[damping] = Gram(matrix, self.name)
+            self._damped[damping]._damping = self._damping + damping * (1 + self._damping)
         return self._damped[damping]
+
+    def lacking(self, damping: float) -> float:
+        """Return the share of the mean diagonal to add so that this Gram has ``damping`` in all, 0 if it has that."""
+        return max(0.0, damping - self._damping) / (1 + self._damping)
 
     @cached_property
     def neighbours(self) -> Neighbours:

@@ -8,6 +8,7 @@
 from .base import Answer as Answer
 from .base import Counts as Counts
 from .base import Progress as Progress
+from .base import Published as Published
 from .base import Run as Run
 from .base import Solver as Solver
 from .base import Status as Status
@@ -33,6 +34,7 @@ __all__ = [
     "FirstOrderState",
     "IterativeSolver",
     "Progress",
+    "Published",
     "Run",
     "Solver",
     "State",

@@ -82,6 +82,21 @@ def check_kind(name: str, value: object, example: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a solver's name stands for beyond its masks, for ``prune_model``, where nothing else is asked for.
+
+    Attributes:
+        weights: "refit": kept weights get new values, as in ``PruneOptions.weights``.
+        allocation: "layer" counts kept entries over the whole matrix, "uniform" in every row; for a sparsity only.
+        damping: share of the mean of the Gram's diagonal that is added to it; None for the default of the run.
+    """
+
+    weights: str = "refit"
+    allocation: str = "uniform"
+    damping: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """The progress of one band of rows: a callback gets it every ``CHECK_EVERY`` iterations and at the band's end.
 
@@ -193,7 +208,8 @@ class Solver(ABC):
     ``name`` is the registry's, ``summary`` one line for listings, ``default_polish`` what ``polish="auto"`` means.
     ``honours`` names those of ``BUDGETS`` that the solver uses; ``solve`` refuses the others. ``polishes`` says that it
     can polish the masks of other solvers: it starts at a mask and never ends at a worse one. ``needs_moving_weights``
-    says that it lowers the error after refitting, so it polishes only if weights move.
+    says that it lowers the error after refitting, so it polishes only if weights move. ``published`` says what the
+    method does to a model besides choosing masks; None if that is all.
 
     The rest are promises that the conformance suite checks: ``monotone``, that more iterations never end at a higher
     objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem over its own
@@ -215,6 +231,7 @@ class Solver(ABC):
     proves: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     own_weights: ClassVar[bool] = False
+    published: ClassVar[Published | None] = None
 
     def __post_init__(self) -> None:
         """Check that every option has the type of its default; solvers with more to check call this first.

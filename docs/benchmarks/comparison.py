@@ -17,18 +17,16 @@ from pathlib import Path
 
 from common import head, line
 
-MOVING = ("--refit",)
-PUBLISHED = ("--refit", "--damping", "0.01")  # of rivals
 METHODS: dict[str, tuple[str, ...]] = {
     "wanda": ("--solver", "wanda"),
     "ria": ("--solver", "ria"),
     "sparsefw": ("--solver", "sparsefw", "--option", "alpha=0.75"),
     "fw": ("--solver", "fw"),
     "fw-fast": ("--solver", "fw", "--effort", "fast"),
-    "sparsegpt": ("--solver", "sparsegpt", *PUBLISHED),
-    "alps": ("--solver", "alps", *PUBLISHED),
-    "reconstruct": ("--solver", "reconstruct", *MOVING),
-    "reconstruct-fast": ("--solver", "reconstruct", "--effort", "fast", *MOVING),
+    "sparsegpt": ("--solver", "sparsegpt"),
+    "alps": ("--solver", "alps"),
+    "reconstruct": ("--solver", "reconstruct"),
+    "reconstruct-fast": ("--solver", "reconstruct", "--effort", "fast"),
 }
 USUAL = [method for method in METHODS if not method.endswith("-fast")]
 

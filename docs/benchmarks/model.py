@@ -28,7 +28,6 @@ from relaxprune.support.durable import write_json
 from relaxprune.text.windows import CalibrationOptions, calibration_windows, evaluation_windows
 
 MOVING = PruneOptions(weights="refit")
-PUBLISHED = PruneOptions(weights="refit", damping=0.01)  # of rivals
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"solver": "magnitude"},
     "wanda": {"solver": "wanda"},
@@ -49,11 +48,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "fw permuted": {"solver": "fw", "options": PruneOptions(permute=True)},
     "wanda refitted": {"solver": "wanda", "options": MOVING},
     "fw refitted": {"solver": "fw", "options": MOVING},
-    "sparsegpt": {"solver": "sparsegpt", "options": PUBLISHED},
-    "alps": {"solver": "alps", "options": PUBLISHED},
-    "reconstruct fast": {"solver": "reconstruct", "effort": "fast", "options": MOVING},
-    "reconstruct": {"solver": "reconstruct", "options": MOVING},
-    "reconstruct best": {"solver": "reconstruct", "effort": "best", "options": MOVING},
+    "sparsegpt": {"solver": "sparsegpt"},
+    "alps": {"solver": "alps"},
+    "reconstruct fast": {"solver": "reconstruct", "effort": "fast"},
+    "reconstruct": {"solver": "reconstruct"},
+    "reconstruct best": {"solver": "reconstruct", "effort": "best"},
 }
 USUAL = ("magnitude", "wanda", "ria", *(f"sparsefw {alpha}" for alpha in (0.25, 0.5, 0.75, 0.9)), "admm", "swap")
 SPARSEFW = 2000  # its published iterations

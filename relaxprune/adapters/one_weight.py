@@ -5,8 +5,10 @@ Every adapter needs this; ``prune_model`` has its own way, since there layers sh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,10 +26,15 @@ from relaxprune.solvers import Solver
 from relaxprune.solving.solution import Solution
 from relaxprune.solving.solving import solve
 
+_logger = logging.getLogger("relaxprune")
+
 
 @dataclass(frozen=True)
 class Choice:
     """How masks are chosen: how much is pruned, and the arguments of ``solve`` other than the problem.
+
+    Adapters write masks: of a method that is known for its weights they take the mask alone, with the counts that the
+    host has, and a warning says so once.
 
     Attributes:
         target: how much.
@@ -77,9 +84,17 @@ def choice(
     chosen = solver_of(solver, own)
     asked.check_for(chosen)
     asked.check_moves(False)
+    if chosen.published is not None:
+        _warn_of_mask_alone(chosen.name)
     if sparsity is not None:
         pruned_count(0, sparsity)  # refuses anything that is not a fraction
     return Choice(Target(sparsity, pattern), chosen, asked)
+
+
+@cache
+def _warn_of_mask_alone(solver: str) -> None:
+    """Say once that a solver's weights are not used."""
+    _logger.warning("an adapter takes the mask of %s alone, which prune_model would give new weights as well", solver)
 
 
 def weight_of(module: nn.Module, tensor_name: str = "weight", name: str = "") -> PrunableLayer:

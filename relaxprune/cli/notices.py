@@ -19,9 +19,9 @@ def report_notices(report: PruneReport) -> list[str]:
 
     They are: layers of the plan that no calibration text reached; layers that do not fit; a side of the model that
     was left alone; less than half of the matrices' weights pruned; layers whose solver broke down, so that their mask
-    is the starting one; blocks that could not be replayed, so that the whole model was run instead; layers that were
-    asked to correct errors of earlier ones but do not; and orders of channels that were put back because they changed
-    what a block computes.
+    is the starting one; a published method of which a part was left out; blocks that could not be replayed, so that
+    the whole model was run instead; layers that were asked to correct errors of earlier ones but do not; and orders of
+    channels that were put back because they changed what a block computes.
     """
     notices = []
     if report.unreached:
@@ -48,6 +48,7 @@ def report_notices(report: PruneReport) -> list[str]:
         layers = [layer.name for layer in report.layers if layer.cost.status == status.name]
         if layers and status_notice(status):
             notices.append(f"{len(layers)} layers ended as {status.name} ({_some(layers)}): {status.value}")
+    notices += left_out_notices(report.solver, report.left_out)
     method, _, reason = report.propagation.partition(": ")
     if reason:
         notices.append(f"the inputs of the blocks were found by the method {method!r}, not by replay: {reason}")
@@ -62,6 +63,13 @@ def report_notices(report: PruneReport) -> list[str]:
         names = _some(item.layer for item in back)
         notices.append(f"{len(back)} layers keep the order of their columns ({names}): {back[0].reason}")
     return notices
+
+
+def left_out_notices(solver: str, left_out: list[str]) -> list[str]:
+    """Return the notice that a solver did not run as its method was published, if a part was left out."""
+    if not left_out:
+        return []
+    return [f"solver {solver!r} ran without {' and '.join(left_out)}, which the published method has"]
 
 
 def status_notice(status: Status) -> str | None:

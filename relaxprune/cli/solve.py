@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
 if TYPE_CHECKING:
     from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
     from relaxprune.options import Target
+    from relaxprune.pruning import PruneRequest
 
 _FILE_SCHEMA_VERSION = 1
 
@@ -22,18 +23,29 @@ _FILE_SCHEMA_VERSION = 1
 class MovingGroup:
     """Whether kept weights get new values, and where to write them."""
 
-    refit: Annotated[bool, typer.Option("--refit", help="Give kept weights new values; see docs/refit.md.")] = False
-    damping: Annotated[
-        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03.")
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit", help="Give kept weights new values, or leave them; default: the solver's own way."
+        ),
     ] = None
-    weight_out: Annotated[Path | None, typer.Option("--weight-out", help="With --refit: file for the new weight.")] = (
-        None
-    )
+    damping: Annotated[
+        float | None,
+        typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03, alps: 0.01."),
+    ] = None
+    weight_out: Annotated[
+        Path | None, typer.Option("--weight-out", help="If weights move: file for the new weight.")
+    ] = None
 
-    def check(self) -> None:
-        """Refuse options that need ``--refit``."""
+    @property
+    def weights(self) -> str | None:
+        """What to do with kept weights, as in ``PruneOptions``."""
+        return None if self.refit is None else "refit" if self.refit else "keep"
+
+    def check(self, moves: bool) -> None:
+        """Refuse options that are for weights that move, if they do not."""
         for name, value in (("--damping", self.damping), ("--weight-out", self.weight_out)):
-            if value is not None and not self.refit:
+            if value is not None and not moves:
                 raise bad_input(f"{name} is {str(value)!r}, but there is no --refit")
 
 
@@ -106,20 +118,18 @@ def solve_file(
     """Solve one layer: a file with ``weight`` and ``gram`` gives a mask and a proven bound."""
     from relaxprune.solving import solve
 
-    from .notices import status_notice
-    from .solver_options import parse_options
+    from .notices import left_out_notices, status_notice
 
-    target, solver = how_much.target, how.named(moving.refit)
-    own, asked = parse_options(solver, how.words), how.options(result.seed)
-    moving.check()
+    asked = how.options(result.seed)
+    request = _request(how_much, how, moving)
     _check_files({"--out": result.out, "--certificate": proof.certificate, "--weight-out": moving.weight_out})
     proof.check()
-    if moving.refit:
-        problem: MaskProblem | ReconstructionProblem = _read_moving(file, target, result.device, moving.damping)
+    if request.options.moves:
+        problem: MaskProblem | ReconstructionProblem = _read_moving(file, request, result.device)
     else:
-        problem = read_problem(file, target, result.device)
+        problem = read_problem(file, request.target, result.device)
     proof.check_for(problem)
-    solution = solve(problem, solver, options=asked, throw=False, **own)
+    solution = solve(problem, request.solver, options=asked, throw=False)
     proven = proof.of(problem, solution, result.seed)
     facts = _facts(problem, solution, proven, result.seed)
     _show(facts)
@@ -129,7 +139,23 @@ def solve_file(
             print(f"{'certificate':<15} {proof.certificate}")
         _write(solution, facts, result.out, moving.weight_out)
     notice = status_notice(solution.status)
-    return tell([notice] if notice else [])
+    return tell([*left_out_notices(solution.solver, request.left_out), *([notice] if notice else [])])
+
+
+def _request(how_much: PatternGroup, how: SolverGroup, moving: MovingGroup) -> PruneRequest:
+    """Return what is asked of one layer, where the solver's name decides what is left open."""
+    from relaxprune.options import PruneOptions
+    from relaxprune.pruning import PruneRequest
+
+    from .solver_options import parse_options
+
+    name = how.named(bool(moving.refit))
+    options = PruneOptions(weights=moving.weights)
+    request = PruneRequest.of(how_much.target, name, options, parse_options(name, how.words))
+    moving.check(request.options.moves)
+    if moving.damping is None:
+        return request
+    return replace(request, options=replace(request.options, damping=moving.damping))
 
 
 def _check_files(files: dict[str, Path | None]) -> None:
@@ -157,10 +183,9 @@ def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
     return MaskProblem(layer.weight, layer.gram, target.polytope_of("weight", (rows, cols)))
 
 
-def _read_moving(file: Path, target: Target, device: str | None, damping: float | None) -> ReconstructionProblem:
+def _read_moving(file: Path, request: PruneRequest, device: str | None) -> ReconstructionProblem:
     """Read the same, and ``cross`` and ``dense_gram`` if present, for weights that move."""
     from relaxprune import ReconstructionProblem
-    from relaxprune.options import PruneOptions
     from relaxprune.runs import read_problem_file
 
     with door():
@@ -169,10 +194,10 @@ def _read_moving(file: Path, target: Target, device: str | None, damping: float 
     return ReconstructionProblem(
         layer.weight,
         layer.gram,
-        target.polytope_of("weight", (rows, cols)),
+        request.target.polytope_of("weight", (rows, cols)),
         cross=layer.cross,
         dense_gram=layer.dense_gram,
-        damping=PruneOptions(weights="refit", damping=damping).ridge,
+        damping=request.options.ridge,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from relaxprune.problems.checks import fraction, one_of, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.saliency import SALIENCIES
+from relaxprune.solvers import Solver
 
 from .solve_options import AUTO, SolveOptions
 from .statistics_options import StatisticsOptions
@@ -34,10 +35,12 @@ class PruneOptions(SolveOptions):
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
         statistics: which tokens enter a layer's objective, and how.
-        weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones, and
-            chooses masks for that.
+        weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones or the
+            solver's own, and chooses masks for that. None for what the solver's published method does, see
+            ``for_solver``.
         damping: for "refit": adds damping · mean(diag G) · ‖W − V‖² to the objective, so that weights do not run away
-            when there are few tokens. None for 0.03, which is best on held-out text.
+            when there are few tokens. None for that of the solver's published method, or 0.03, which is best on
+            held-out text.
         correct: for "refit": the share λ of the errors of earlier layers that new weights should correct. With x the
             inputs in the dense model and x̃ those in the pruned one, they should give on x̃ what the dense weights give
             on (1 − λ) x̃ + λ x. Above 0 it takes twice the forward passes.
@@ -56,7 +59,7 @@ class PruneOptions(SolveOptions):
     certify_rows: int | None = None
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
     permute: bool = False
-    weights: str = "keep"
+    weights: str | None = None
     damping: float | None = None
     correct: float = 0.0
     tune: int = 0
@@ -90,7 +93,7 @@ class PruneOptions(SolveOptions):
 
     @property
     def moves(self) -> bool:
-        """Whether kept weights get new values."""
+        """Whether kept weights get new values; False while that is left to the solver."""
         return self.weights == "refit"
 
     @property
@@ -98,19 +101,33 @@ class PruneOptions(SolveOptions):
         """The damping of weights that move."""
         return _DAMPING if self.damping is None else self.damping
 
+    def for_solver(self, solver: Solver) -> PruneOptions:
+        """Return the options with weights, and their damping if they move, as the solver's published method has them.
+
+        Raises:
+            RelaxPruneError: an option that is not for weights that stay, or that move.
+        """
+        published = solver.published
+        weights = self.weights or ("keep" if published is None else published.weights)
+        damping = self.damping
+        if damping is None and weights == "refit":
+            damping = _DAMPING if published is None or published.damping is None else published.damping
+        return replace(self, weights=weights, damping=damping)
+
     def _check_weights(self) -> None:
-        """Raise RelaxPruneError for an unknown choice, or one that does not go with certificates."""
-        one_of("weights", self.weights, WEIGHTS)
-        self.check_moves(self.moves)
+        """Raise RelaxPruneError for an unknown choice, or for options that do not go with it, once it is made."""
         if self.damping is not None:
             fraction("damping", self.damping)
-            if not self.moves:
-                raise RelaxPruneError(
-                    f'damping is {self.damping}, which weights="keep" does not use; leave it out or set weights to '
-                    '"refit"'
-                )
         fraction("correct", self.correct)
         whole_number("tune", self.tune, 0)
+        if self.weights is None:
+            return
+        one_of("weights", self.weights, WEIGHTS, " or None")
+        self.check_moves(self.moves)
+        if self.damping is not None and not self.moves:
+            raise RelaxPruneError(
+                f'damping is {self.damping}, which weights="keep" does not use; leave it out or set weights to "refit"'
+            )
         beside = f"correct {self.correct}" if self.correct else f"tune {self.tune}" if self.tune else ""
         if beside and (self.permute or not self.moves):
             other = "permute=True, which reorders it" if self.moves else 'weights="keep"'
@@ -118,7 +135,7 @@ class PruneOptions(SolveOptions):
         if self.moves and self.certify is not None:
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
-                'weights="refit", which gives every layer its own bound'
+                'weights="refit", which gives every layer its own bound, or set weights to "keep"'
             )
 
     def _check_certify(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from relaxprune.problems import NM, KSparse
 from relaxprune.problems.checks import fraction
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
+from relaxprune.solvers import Solver
 
 from .allocation import Allocation
 
@@ -25,13 +26,13 @@ class Target:
         sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` divides it.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: the same feasible set for every layer.
-        allocation: how a sparsity is shared among layers and rows.
+        allocation: how a sparsity is shared among layers and rows; None for the solver's own way, see ``for_solver``.
     """
 
     sparsity: float | None = None
     pattern: str | None = None
     polytope: Polytope | None = None
-    allocation: Allocation = field(default_factory=Allocation)
+    allocation: Allocation | None = None
 
     def __post_init__(self) -> None:
         """Refuse none or several of the three, and values out of range.
@@ -53,12 +54,25 @@ class Target:
         if self.pattern is not None:
             NM.from_pattern(self.pattern)
         if self.sparsity is not None:
-            self.allocation.check(self.sparsity)
-        elif self.allocation.kind != "uniform":
+            self.sharing.check(self.sparsity)
+        elif self.sharing.kind != "uniform":
             raise RelaxPruneError(
-                f"allocation {self.allocation.kind!r} divides a sparsity, got {', '.join(given)}; leave it out or "
+                f"allocation {self.sharing.kind!r} divides a sparsity, got {', '.join(given)}; leave it out or "
                 "give sparsity instead"
             )
+
+    @property
+    def sharing(self) -> Allocation:
+        """The allocation, uniform if none is given."""
+        return Allocation() if self.allocation is None else self.allocation
+
+    def for_solver(self, solver: Solver) -> Target:
+        """Return the target with an allocation: that of the solver's published method where none was given."""
+        if self.allocation is not None:
+            return self
+        published = solver.published
+        kind = "uniform" if published is None or self.sparsity is None else published.allocation
+        return replace(self, allocation=Allocation(kind))
 
     def polytope_of(self, name: str, shape: Shape) -> Polytope:
         """Return the feasible set of one layer, unless a pass over the model divides the sparsity.
@@ -71,7 +85,7 @@ class Target:
     def _polytope(self, shape: Shape) -> Polytope:
         """Return the set for a shape, unchecked."""
         if self.sparsity is not None:
-            return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.allocation.kind == "layer" else "row")
+            return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.sharing.kind == "layer" else "row")
         if self.pattern is not None:
             return NM.from_pattern(self.pattern)
         assert self.polytope is not None  # by __post_init__
@@ -93,7 +107,7 @@ class Target:
     def to_dict(self) -> dict[str, Any]:
         """Return {"sparsity": S} with an allocation that is not uniform, {"pattern": "N:M"} or {"polytope": …}."""
         if self.sparsity is not None:
-            return {"sparsity": self.sparsity, **self.allocation.to_dict()}
+            return {"sparsity": self.sparsity, **self.sharing.to_dict()}
         return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}
 
 

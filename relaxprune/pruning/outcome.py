@@ -117,6 +117,7 @@ class Outcome:
             seconds=self.spent(),
             polytope=request.target.to_dict(),
             solver=request.solver.name,
+            left_out=request.left_out,
             options={**asdict(request.options), "solver_options": request.solver.options()},
             propagation=propagation,
             masks=self.masks,

@@ -48,7 +48,9 @@ def prune_model(
     ``prune_model(model, batches, sparsity=0.5)`` is short for
     ``prune_model(model, batches, plan=plan_model(model, sparsity=0.5))``. A layer whose solver breaks down gets the
     mask that the solver started from, and its report's status says so. Pruned weights become +0.0; kept ones keep their
-    bits, unless ``options.weights`` is "refit": then they get new values. The model's training flags, ``use_cache``,
+    bits, unless ``options.weights`` is "refit": then they get new values. A method that is known for its weights, asked
+    for by name alone, moves them and counts as published: ``prune_model(model, batches, solver="alps", sparsity=0.5)``
+    is ALPS. The model's training flags, ``use_cache``,
     hooks and the random state are as before when this returns or raises; after an exception the blocks finished so far
     stay pruned.
 
@@ -236,13 +238,13 @@ class _Run:
 def _decided(plan: Plan, dense: DenseModel, recorder: BlockRecorder | None, outcome: Outcome) -> Decided:
     """Decide how much each layer is pruned: as asked, by a pass over the dense model, or as the recorder has it."""
     target = plan.request.target
-    if not target.allocation.measures:
+    if not target.sharing.measures:
         return Decided(target)
     keeper = recorder if isinstance(recorder, AllocationRecorder) else None
     counts = None if keeper is None else keeper.load_allocation()
     if counts is None:
         with outcome.timed("allocate"):
-            counts = decide(target.allocation, target.sparsity or 0.0, dense, plan.request.options.seed)
+            counts = decide(target.sharing, target.sparsity or 0.0, dense, plan.request.options.seed)
         if keeper is not None:
             keeper.save_allocation(counts)
     return Decided(target, counts)

@@ -157,6 +157,8 @@ class Plan:
         shares = []
         if self.polytope.get("allocation") in MEASURED:
             shares = [f"shares by a pass over the dense model ({self.polytope['allocation']}); above, all alike"]
+        options = self.request.options
+        moves = [f"kept weights get new values, damping {options.ridge:g}"] if options.moves else []
         proofs = [f"certificates: {self.certificates}"] if self.certificates else []
         predicted = [] if self.prediction is None else [str(self.prediction)]
-        return "\n".join([*table(lines), total, *shares, *predicted, *proofs, *skipped_lines(self.skipped)])
+        return "\n".join([*table(lines), total, *shares, *moves, *predicted, *proofs, *skipped_lines(self.skipped)])

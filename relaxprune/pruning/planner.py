@@ -39,7 +39,7 @@ def plan_model(
     sparsity: float | None = None,
     pattern: str | None = None,
     polytope: Polytope | None = None,
-    allocation: str | Allocation = "uniform",
+    allocation: str | Allocation | None = None,
     solver: str | Solver | None = None,
     options: PruneOptions | None = None,
     tokens: int = 0,
@@ -57,8 +57,10 @@ def plan_model(
         allocation: how the sparsity is shared among layers and rows: "uniform", "layer", "owl", "model", or an
             ``Allocation`` with options. With "owl" and "model" a first pass over the dense model decides the layers'
             counts; all layers together then lose at most floor(sparsity * weights), rounded down to whole entries of
-            every row. Layers that this pass does not reach get the sparsity itself.
-        solver: name or instance, as for ``solve``; None is "fw", or "reconstruct" if weights move.
+            every row. Layers that this pass does not reach get the sparsity itself. None for the published way of the
+            solver: "layer" for "sparsegpt" and "alps", "uniform" for the others.
+        solver: name or instance, as for ``solve``; None is "fw", or "reconstruct" if weights move. Weights move by
+            default with "sparsegpt", "alps", "reconstruct" and "obs-swap"; ``options.weights`` says otherwise.
         options: which layers, and with how much effort; the defaults of ``PruneOptions`` if None.
         tokens: number of calibration tokens, for the memory estimate.
         batches: the calibration batches as ``prune_model`` takes them, to predict time and peak memory from a few
@@ -74,7 +76,7 @@ def plan_model(
         RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
             nothing, nothing left to prune, or a solver that ignores an option or cannot take a layer.
     """
-    target = Target(sparsity, pattern, polytope, Allocation.of(allocation))
+    target = Target(sparsity, pattern, polytope, None if allocation is None else Allocation.of(allocation))
     plan = make_plan(model, PruneRequest.of(target, solver, options, solver_options), tokens)
     return plan if batches is None else with_prediction(plan, batches)
 

@@ -54,7 +54,9 @@ class Trial:
         rows, cols = layer.shape
         target, solver, asked = self.request.target, self.request.solver, self.request.options
         polytope = target.polytope_of(layer.name, (rows, cols))
-        some = rows if polytope.rows_per_block((rows, cols)) > 1 else _rows(rows, cols)
+        # A count over the layer that comes from a sparsity is one over some of its rows just as well.
+        whole = polytope.rows_per_block((rows, cols)) > 1 and target.sparsity is None
+        some = rows if whole else _rows(rows, cols)
         generator = torch.Generator().manual_seed(cols)
         mix = torch.randn(cols, _RANK, generator=generator)
         matrix = (mix @ mix.T / _RANK + torch.eye(cols)).to(layer.weight.device)

@@ -74,6 +74,7 @@ class PruneReport:
         weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved.
         tunings: the gain of each block that was tuned as a whole; the layers' objectives are from before it.
         coverage: how much of the model was pruned; None where nobody has counted.
+        left_out: what the solver's published method does and this run was told not to do.
     """
 
     layers: list[LayerReport]
@@ -88,6 +89,7 @@ class PruneReport:
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
     coverage: Coverage | None = None
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -140,6 +142,7 @@ class PruneReport:
             "mean_relative_gap": self.mean_relative_gap,
             "polytope": self.polytope,
             "solver": self.solver,
+            "left_out": self.left_out,
             "options": self.options,
             "propagation": self.propagation,
             "seconds": self.seconds,
@@ -182,7 +185,8 @@ class PruneReport:
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         orders = [*permutation_lines(self.permutations), *self._moved_lines()]
         share = [] if self.coverage is None else [str(self.coverage)]
-        return "\n".join([*table([head, *lines]), *share, *proven, *orders, *skipped_lines(self.skipped)])
+        less = [f"without {' and '.join(self.left_out)}, which the published method has"] if self.left_out else []
+        return "\n".join([*table([head, *lines]), *less, *share, *proven, *orders, *skipped_lines(self.skipped)])
 
     def _moved_lines(self) -> list[str]:
         """Return the gain of every stage if weights moved: the mask, new weights on it, tuning whole blocks."""

@@ -8,6 +8,7 @@ from typing import Any
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.solve_options import default_solver, solver_of
 from relaxprune.options.target import Target
+from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver, solver_distribution
 
 from .block_tuner import check_batches
@@ -35,6 +36,8 @@ class PruneRequest:
         Raises:
             RelaxPruneError: naming the option.
         """
+        if self.options.weights is None or self.target.allocation is None:
+            raise RelaxPruneError("weights and allocation must be decided, got None: use PruneRequest.of")
         self.options.check_for(self.solver)
         check_permute(self.options, self.target)
 
@@ -46,11 +49,31 @@ class PruneRequest:
         options: PruneOptions | None = None,
         solver_options: dict[str, Any] | None = None,
     ) -> PruneRequest:
-        """Make a request from the arguments of ``plan_model``."""
+        """Make a request from the arguments of ``plan_model``; what is left open is what the solver's name means.
+
+        A method that is known for its weights moves them, and counts as it was published (``Solver.published``).
+        """
         options, words = PruneOptions.of(options), solver_options or {}
         named = default_solver(options.moves) if solver is None else solver
         chosen = solver_for(options.certify, solver_of(named, words, type(options)), words)
-        return cls(target=target, solver=chosen, options=options)
+        return cls(target=target.for_solver(chosen), solver=chosen, options=options.for_solver(chosen))
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the solver's published method does and this run was told not to do."""
+        published = self.solver.published
+        if published is None:
+            return []
+        found = []
+        if published.weights == "refit" and not self.options.moves:
+            found.append("new values for the kept weights (--refit)")
+        if (
+            published.allocation == "layer"
+            and self.target.sparsity is not None
+            and self.target.sharing.kind == "uniform"
+        ):
+            found.append("one count for all rows of a layer (--allocation layer)")
+        return found
 
     @property
     def distributions(self) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ def solve(
     """Choose a mask, polish it, and prove how far from the best mask it can be.
 
     For a ``ReconstructionProblem`` the answer has new weights as well: the least-squares ones on the mask, unless the
-    solver brings its own (``sparsegpt``).
+    solver brings its own (``sparsegpt``). A ``MaskProblem`` asks for a mask alone, even of a solver that is known for
+    its weights (``Solver.published``).
 
     ``max_iterations``, ``time_limit_s``, ``gap_tolerance`` and any start other than the default are refused if the
     solver does not use them (see ``Solver.budgets()``).

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from relaxprune.support.lazy import lazy
 
 if TYPE_CHECKING:
+    from .mixture import SourcePart as SourcePart
+    from .mixture import source_parts as source_parts
     from .windows import CalibrationOptions as CalibrationOptions
     from .windows import TokenWindows as TokenWindows
     from .windows import calibration_windows as calibration_windows
@@ -17,9 +19,11 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "CalibrationOptions": ".windows",
+        "SourcePart": ".mixture",
         "TokenWindows": ".windows",
         "calibration_windows": ".windows",
         "evaluation_windows": ".windows",
         "open_source": ".windows",
+        "source_parts": ".mixture",
     },
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
 from .corpora import Documents, Part, TextSource, open_text
+from .mixture import interleaved, source_parts
 from .model_samples import sample_windows
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class CalibrationOptions:
     """Which windows to take.
 
     Attributes:
-        windows: how many; None for all available (not for sources without a useful end, such as "c4" and "self").
+        windows: how many, of sources without a number of their own; None for all available (not for sources without a
+            useful end, such as "c4" and "self").
         length: tokens in each window.
         seed: for the choice of windows, or for sampling with "self".
         held_out: share of a builtin, python or file text kept for evaluation, at its end.
@@ -65,13 +68,16 @@ class TokenWindows:
         tokens: (windows, length) int64 on the CPU.
         source: the source that was asked for.
         sha256: of the shape and the tokens, see ``tokens_sha256``.
-        description: JSON-ready facts: source, windows, length, seed, hashes, versions.
+        description: JSON-ready facts: source, windows, length, seed, hashes, versions; of a mixture also those of
+            its ``parts``, by source.
+        kinds: the source of each window, (windows,).
     """
 
     tokens: torch.Tensor
     source: str
     sha256: str
     description: dict[str, Any] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -87,7 +93,10 @@ def tokens_sha256(tokens: torch.Tensor) -> str:
 
 
 def windows_from_tokens(
-    tokens: torch.Tensor, source: str = "tokens", description: dict[str, Any] | None = None
+    tokens: torch.Tensor,
+    source: str = "tokens",
+    description: dict[str, Any] | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> TokenWindows:
     """Wrap tokens that you have.
 
@@ -95,9 +104,10 @@ def windows_from_tokens(
         tokens: (windows, length) integer ids without padding.
         source: a name for reports.
         description: further JSON-ready facts.
+        kinds: the source of each window; None for ``source``.
 
     Raises:
-        RelaxPruneError: not an integer tensor, not two-dimensional, empty, or with negative ids.
+        RelaxPruneError: not an integer tensor, not two-dimensional, empty, or with negative ids; or not as many kinds.
     """
     check_windows(tokens)
     if int(tokens.min()) < 0:
@@ -105,7 +115,10 @@ def windows_from_tokens(
     own = tokens.detach().to(dtype=torch.int64, device="cpu", copy=True)
     sha256 = tokens_sha256(own)
     facts = {"source": source, "windows": own.shape[0], "length": own.shape[1], "sha256": sha256}
-    return TokenWindows(own, source, sha256, {**facts, **(description or {})})
+    labels = (source,) * len(own) if kinds is None else tuple(kinds)
+    if len(labels) != len(own):
+        raise RelaxPruneError(f"kinds must name a source for each of {len(own)} windows, got {len(labels)}")
+    return TokenWindows(own, source, sha256, {**facts, **(description or {})}, labels)
 
 
 def calibration_windows(
@@ -117,24 +130,46 @@ def calibration_windows(
 ) -> TokenWindows:
     """Take random, non-overlapping token windows for calibration; the same seed takes the same windows.
 
+    The windows of a mixture are interleaved, so that every batch of them, and every choice of each k-th batch, holds
+    each kind as evenly as possible; ``kinds`` says which is which.
+
     Args:
         source: a name in ``CORPORA``, such as "builtin" or "python", the path of a text file, or "self" (sampled from
-            ``model``).
+            ``model``); or several, each with its number of windows, as in "builtin:32,self:32,text.txt:64". Several
+            without numbers share ``options.windows`` evenly. ``source_parts`` says how odd names are written.
         tokenizer: the model's; "self" uses only its start token, and takes None.
         options: see ``CalibrationOptions``.
         model: needed for "self" only, and left as it was.
 
     Raises:
-        RelaxPruneError: unknown source, text too short, or fewer windows than asked for (the error says how many).
-        FileNotFoundError: ``source`` looks like a path and does not exist.
+        RelaxPruneError: unknown source, text too short, fewer windows than asked for (the error says how many), or a
+            mixture that is written wrong.
+        FileNotFoundError: a source looks like a path and does not exist.
     """
     options = options or CalibrationOptions()
-    text = open_source(source, options.held_out)
-    if text is None:
-        if model is None or options.windows is None:
+    parts = source_parts(source, options.windows)
+    texts = [open_source(part.source, options.held_out) for part in parts]
+    for part, text in zip(parts, texts, strict=True):
+        if text is None and (model is None or part.windows is None):
             raise RelaxPruneError(f"source {SELF!r} is sampled from the model: give the model and a number of windows")
-        return _sampled(model, tokenizer, options)
-    return _windows(text, "calibration", _needed(tokenizer, source), options)
+    taken = []
+    for part, text in zip(parts, texts, strict=True):
+        own = replace(options, windows=part.windows)
+        if text is not None:
+            taken.append(_windows(text, "calibration", _needed(tokenizer, part.source), own))
+        else:
+            assert model is not None  # checked above
+            taken.append(_sampled(model, tokenizer, own))
+    return taken[0] if len(taken) == 1 else _mixed(",".join(map(str, parts)), taken)
+
+
+def _mixed(name: str, parts: Sequence[TokenWindows]) -> TokenWindows:
+    """Interleave windows of several kinds, those of each kind in their order."""
+    rows = [iter(part.tokens) for part in parts]
+    order = interleaved([len(part) for part in parts])
+    tokens = torch.stack([next(rows[kind]) for kind in order])
+    facts = {"parts": {part.source: part.description for part in parts}}
+    return windows_from_tokens(tokens, name, facts, [parts[kind].source for kind in order])
 
 
 def evaluation_windows(
@@ -150,7 +185,7 @@ def evaluation_windows(
     is sampled with a seed of its own, ``HELD_OUT_SEED``, so that no calibration with another one has seen it.
 
     Args:
-        source: as in ``calibration_windows``.
+        source: a single one, as in ``calibration_windows``.
         tokenizer: the model's.
         options: see ``CalibrationOptions``.
         model: needed for "self" only: the dense model, so that all that is compared reads the same.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
-from ..base import CHECK_EVERY, Answer, Counts, Run, Solver, Status, needs_weights
+from ..base import CHECK_EVERY, Answer, Counts, Published, Run, Solver, Status, needs_weights
 from ..driver import Band, Driver
 from .engine.obs_tableau import PAIR_TENSORS, Tableau
 
@@ -39,6 +39,7 @@ class ObsSwap(Solver):
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     polishes: ClassVar[bool] = True
     needs_moving_weights: ClassVar[bool] = True
+    published: ClassVar[Published | None] = Published()
     only_images: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:

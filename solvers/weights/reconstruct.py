@@ -8,7 +8,7 @@ from typing import ClassVar
 from relaxprune.problems import MaskProblem, RelaxPruneError
 from relaxprune.problems.checks import one_of
 
-from ..base import Status
+from ..base import Published, Status
 from ..driver import Band
 from .engine.weight_admm import STEPS, WeightAdmm, WeightAdmmSolver, watched
 
@@ -38,6 +38,7 @@ class Reconstruct(WeightAdmmSolver):
     name: ClassVar[str] = "reconstruct"
     summary: ClassVar[str] = "ADMM on the weights along a rising penalty; the default for weights that move"
     balance: ClassVar[float] = 0.75
+    published: ClassVar[Published | None] = Published()
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from relaxprune.problems import Gram, MaskProblem, Problem, RelaxPruneError
 from relaxprune.problems.checks import fraction, whole_number
 
-from ..base import Answer, Counts, Run, Solver, Status, block_bytes, needs_weights
+from ..base import Answer, Counts, Published, Run, Solver, Status, block_bytes, needs_weights
 from ..driver import Band, Driver
 
 _logger = logging.getLogger("relaxprune")
@@ -30,9 +30,11 @@ class SparseGPT(Solver):
 
     The published code takes the smallest scores of many rows and columns together. Here every count of the problem's
     set is met: every block of columns gets its share of a row's count, or of all rows' with ``KSparse(per="layer")``.
+    ``prune_model`` counts over the layer and moves weights, unless something else is asked for; a ``MaskProblem`` asks
+    for the mask alone.
 
     Args:
-        damping: share of the mean of the Gram's diagonal added to it.
+        damping: share of the mean of the Gram's diagonal added to it, with what the problem has added in it.
         blocksize: number of columns whose masks are chosen together.
     """
 
@@ -46,6 +48,7 @@ class SparseGPT(Solver):
     only_images: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
     own_weights: ClassVar[bool] = True
+    published: ClassVar[Published | None] = Published(allocation="layer", damping=0.01)
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -75,7 +78,7 @@ class SparseGPT(Solver):
     def run(self, problem: Problem, run: Run) -> Answer:
         """Go through the columns of all rows of a band, and return the weights too."""
         layer = needs_weights(self.name, problem)
-        factor = upper_factor(layer.prepared, self.damping)
+        factor = upper_factor(layer.prepared, layer.prepared.lacking(self.damping))
         if factor is None:
             return Answer(run.start, status=Status.BACKEND_FAILED)
         driver = Driver(self.name, run, layer.split(_MATRICES, run.memory_bytes))

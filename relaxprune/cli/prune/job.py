@@ -8,9 +8,9 @@ from pathlib import Path
 from relaxprune import RelaxPruneError
 from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
-from relaxprune.pruning import PruneRequest, solver_for
+from relaxprune.pruning import PruneRequest
 from relaxprune.solvers import make_solver
-from relaxprune.text import CalibrationOptions, open_source
+from relaxprune.text import CalibrationOptions, SourcePart, open_source, source_parts
 
 from ..endings import door
 from ..loading import load_options
@@ -31,6 +31,7 @@ class PruneJob:
         request: how much is pruned, by which solver, with which options.
         load: how the model is loaded.
         calibration: the calibration text.
+        sources: what it consists of, each with a number of windows.
         windows: how much calibration text, for ``calibration_windows``.
         run: the output folder, and how to run.
         output: prints messages and events.
@@ -40,6 +41,7 @@ class PruneJob:
     request: PruneRequest
     load: LoadOptions
     calibration: CalibrationGroup
+    sources: tuple[SourcePart, ...]
     windows: CalibrationOptions
     run: RunGroup
     output: Output
@@ -56,9 +58,14 @@ class PruneJob:
         return self.run.out
 
     @property
+    def count(self) -> int:
+        """Number of calibration windows."""
+        return sum(part.windows or 0 for part in self.sources)
+
+    @property
     def tokens(self) -> int:
         """Number of calibration tokens."""
-        return self.calibration.windows * self.calibration.length
+        return self.count * self.calibration.length
 
     @property
     def windows_at_once(self) -> int:
@@ -74,32 +81,33 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     """
     if words.run.discard_damaged and not words.run.resume:
         raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
+    text = words.calibration
+    windows = CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed)
     job = PruneJob(
         model=model,
         request=_request(words),
         load=load_options(words.loading),
-        calibration=words.calibration,
-        windows=CalibrationOptions(
-            windows=words.calibration.windows, length=words.calibration.length, seed=words.run.seed
-        ),
+        calibration=text,
+        sources=source_parts(text.calibration, text.windows),
+        windows=windows,
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
     )
-    job.request.check_batches(-(-job.calibration.windows // job.windows_at_once))
+    job.request.check_batches(-(-job.count // job.windows_at_once))
     with door():
-        open_source(job.calibration.calibration)
+        for part in job.sources:
+            open_source(part.source)
     return job
 
 
 def _request(words: PruneWords) -> PruneRequest:
     """Return how much is pruned, by which solver, with which options."""
     how, layers = words.how, words.layers
-    name = how.named(layers.refit)
+    name = how.named(bool(layers.refit))
     given = parse_options(name, how.words)
-    solver = solver_for(words.certify.certify, make_solver(name, **given), given)
     asked = how.options(words.run.seed)
     if asked.polish == "auto":  # resolved, so that it is recorded
-        asked = replace(asked, polish=solver.polisher())
+        asked = replace(asked, polish=make_solver(name, **given).polisher())
     options = PruneOptions(
         **vars(asked),
         include=tuple(layers.include),
@@ -108,7 +116,7 @@ def _request(words: PruneWords) -> PruneRequest:
         certify_rows=words.certify.certify_rows,
         statistics=words.statistics.options,
         permute=layers.permute,
-        weights="refit" if layers.refit else "keep",
+        weights=None if layers.refit is None else "refit" if layers.refit else "keep",
         damping=layers.damping,
         correct=layers.correct,
         tune=layers.tune,
@@ -116,4 +124,4 @@ def _request(words: PruneWords) -> PruneRequest:
         regrow=layers.regrow,
     )
     target = replace(words.how_much.target, allocation=words.sharing.value)
-    return PruneRequest(target=target, solver=solver, options=options)
+    return PruneRequest.of(target, name, options, given)

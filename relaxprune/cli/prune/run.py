@@ -77,7 +77,7 @@ def announce(job: PruneJob, plan: Plan, windows: TokenWindows) -> None:
     count, length = windows.tokens.shape
     job.output.say(plan.prediction)
     job.output.say(f"{count} calibration windows of {length} tokens run through the model first")
-    if plan.request.target.allocation.measures:
+    if plan.request.target.sharing.measures:
         job.output.say("then a pass over the dense model decides how much of each layer is pruned")
 
 
@@ -94,20 +94,20 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
     """Refuse new weights that would be rounded when saved, since their reported errors would not hold.
 
     Raises:
-        RelaxPruneError: ``--refit`` with a ``--dtype`` other than that of the stored weights.
+        RelaxPruneError: weights move, with a ``--dtype`` other than that of the stored weights.
     """
     stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
     computed = loaded.description["dtype"]
     if job.request.options.moves and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
         raise RelaxPruneError(
-            f"--refit must compute in the dtype that the model stores, {', '.join(sorted(stored))}, got --dtype "
-            f"{computed}: leave it out (Grams and solvers use float32 and float64 in any case)"
+            f"new weights must be computed in the dtype that the model stores, {', '.join(sorted(stored))}, got "
+            f"--dtype {computed}: leave it out (Grams and solvers use float32 and float64 in any case)"
         )
 
 
 def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
     """Return the calibration windows, which the model must be able to read."""
-    if job.calibration.calibration != SELF:
+    if any(part.source != SELF for part in job.sources):
         check_tokenizer(loaded.model, loaded.tokenizer)
     with door():
         windows = calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)

@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 class AllocationGroup:
     """How a sparsity is shared among the layers of a model."""
 
-    allocation: Annotated[str, typer.Option(help="Sharing of the sparsity: uniform, layer, owl or model.")] = "uniform"
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="Sharing of the sparsity: uniform, layer, owl or model; default: the solver's own way."),
+    ] = None
     max_sparsity: Annotated[
         float | None, typer.Option(help="Most that any layer is pruned by --allocation model; else sparsity + 0.05.")
     ] = None
 
     @property
-    def value(self) -> Allocation:
-        """The allocation, checked."""
+    def value(self) -> Allocation | None:
+        """The allocation, checked; None to leave it to the solver."""
         from relaxprune.options import Allocation
 
-        return Allocation(self.allocation, self.max_sparsity)
+        if self.allocation is None and self.max_sparsity is None:
+            return None
+        return Allocation(self.allocation or "uniform", self.max_sparsity)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,15 @@ class CalibrationGroup:
     """The text on which a layer's error is measured while its mask is chosen."""
 
     calibration: Annotated[
-        str, typer.Option(metavar="SOURCE", help="builtin, python, a text file, c4, wikitext2, or self (sampled).")
+        str,
+        typer.Option(
+            metavar="SOURCE[:WINDOWS],…",
+            help="builtin, python, a text file, c4, wikitext2, or self (sampled); or a mixture: builtin:32,self:32.",
+        ),
     ] = "builtin"
-    windows: Annotated[int, typer.Option(help="Number of calibration windows.")] = 64
+    windows: Annotated[
+        int, typer.Option(help="Calibration windows of a source without a number; several sources share them evenly.")
+    ] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
 
 
@@ -56,10 +67,15 @@ class LayerGroup:
         bool, typer.Option("--permute", help="Reorder channels inside the blocks so that an N:M mask keeps more.")
     ] = False
     refit: Annotated[
-        bool, typer.Option("--refit", help="Give kept weights new values, the least-squares ones on the mask.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Give kept weights new values, or leave them; default: the solver's own way.",
+        ),
+    ] = None
     damping: Annotated[
-        float | None, typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03.")
+        float | None,
+        typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03, alps: 0.01."),
     ] = None
     correct: Annotated[
         float, typer.Option(help="With --refit: share of the errors of earlier layers to correct, 0 to 1.")

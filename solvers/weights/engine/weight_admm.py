@@ -171,7 +171,11 @@ class WeightAdmmSolver(Solver):
 
     def begin(self, piece: MaskProblem, mask: Tensor | None) -> WeightAdmm:
         """Return the state of some rows, with these options."""
-        return WeightAdmm(piece, self.damping, self.balance, getattr(torch, self.dtype), mask)
+        return WeightAdmm(piece, self.extra_damping(piece), self.balance, getattr(torch, self.dtype), mask)
+
+    def extra_damping(self, piece: MaskProblem) -> float:
+        """Return the share of the mean diagonal to add to a problem while iterating."""
+        return self.damping
 
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve band by band of rows; a band that broke down keeps its start and its weights."""

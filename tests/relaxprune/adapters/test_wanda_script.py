@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, solve
+from relaxprune.adapters import one_weight
 from relaxprune.adapters.wanda_script import LayerStatistics, pruned_mask
 
 
@@ -71,3 +72,12 @@ def test_refusals() -> None:
     ]:
         with pytest.raises(RelaxPruneError, match=expected):
             call()
+
+
+def test_a_method_that_is_known_for_its_weights_gives_its_mask_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    one_weight._warn_of_mask_alone.cache_clear()
+    for _ in range(2):
+        pruned = pruned_mask(torch.randn(4, 8), torch.eye(8), 0.5, solver="alps")
+    assert bool((pruned.sum(dim=1) == 4).all())
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["an adapter takes the mask of alps alone, which prune_model would give new weights as well"]

@@ -55,7 +55,7 @@ def test_new_weights_are_those_of_the_report(tmp_path: Path, capsys: pytest.Capt
     """Rounded when saved, they would not have the objective that was stated."""
     save_tiny_llama(tmp_path / "tiny", blocks=1, dtype=torch.bfloat16)
     assert main(arguments(tmp_path, "--refit", "--dtype", "float32")) == 2
-    assert "--refit must compute in the dtype that the model stores, torch.bfloat16" in capsys.readouterr().err
+    assert "new weights must be computed in the dtype that the model stores, torch.bfloat16" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(arguments(tmp_path, "--refit", "--dtype", "bfloat16")) == 0
 

@@ -86,6 +86,8 @@ def prune_words(source: Path, out: Path, *more: str) -> list[str]:
         (["--length", "1"], "length must be a whole number of at least 2, got 1"),
         (["--calibration", "missing.txt"], "no such file"),
         (["--calibration", "builtni"], "did you mean 'builtin'"),
+        (["--calibration", "builtin:4,slef:4"], "did you mean 'self'"),
+        (["--calibration", "builtin:4,self"], "a number of windows with each of its parts or with none"),
         (["--option", "anneal=perhaps"], "must be bool"),
         (["--dtype", "float7"], "dtype"),
         (["--device", "foo"], "device must be one that works here (cpu"),

@@ -14,8 +14,10 @@ from relaxprune.cli import main
 from relaxprune.models.layers import find_layers
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.statistics_options import StatisticsOptions
+from relaxprune.options.target import Target
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.request import PruneRequest
 
 from ..command_line import arguments, interrupt
 from ..recorders import BlockMemory
@@ -248,7 +250,7 @@ def test_what_tuning_reports_is_the_error_of_the_first_block():
 )
 def test_what_does_not_go_together_is_refused(options, words):
     with pytest.raises(RelaxPruneError, match=words):
-        PruneOptions(**options)
+        PruneRequest.of(Target(sparsity=0.5), options=PruneOptions(**options))
 
 
 def test_tuning_needs_a_batch_to_hold_out_and_blocks_of_their_own():

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from relaxprune.cli import main
 from relaxprune.models.layers import find_layers
 from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Target
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.request import PruneRequest
 from relaxprune.runs.mask_file import read_masks
 
 from ..command_line import arguments, interrupt, only_sentence
@@ -86,7 +88,7 @@ def test_recorded_blocks_are_written_as_they_were():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weights": "refitt"}, "weights must be one of keep, refit, got 'refitt'; did you mean 'refit'"),
+        ({"weights": "refitt"}, "weights must be one of keep, refit or None, got 'refitt'; did you mean 'refit'"),
         ({"weights": "refit", "damping": -1.0}, r"damping must lie in \[0, 1\]"),
         ({"weights": "refit", "certify": "fw"}, "certify is 'fw', which proves bounds of masks whose weights stay"),
         ({"damping": 0.5}, 'weights="keep" does not use'),
@@ -95,7 +97,7 @@ def test_recorded_blocks_are_written_as_they_were():
 )
 def test_what_does_not_go_together_is_refused(options, words):
     with pytest.raises(RelaxPruneError, match=words):
-        PruneOptions(**options)
+        PruneRequest.of(Target(sparsity=0.5), options=PruneOptions(**options))
 
 
 @pytest.fixture(scope="module")
