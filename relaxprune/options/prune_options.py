@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from relaxprune.problems.checks import fraction, one_of, whole_number
+from relaxprune.problems.checks import fraction, one_of, positive_number, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.saliency import SALIENCIES
 
@@ -17,6 +19,7 @@ CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
 _DAMPING = 0.03
 _SDP_ROWS = 32
+_REFINE_RATE = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,14 @@ class PruneOptions(SolveOptions):
             on (1 − λ) x̃ + λ x. Above 0 it takes twice the forward passes.
         tune: for "refit": once a block is pruned, tune its kept weights together against the outputs of the dense
             block, for at most this many passes over the batches; 0 for none.
+        refine: once all layers are pruned, move the kept weights of the whole model together towards the dense model's
+            predictions, for at most this many passes over the batches; 0 for none. Also where ``weights`` is "keep".
+        refine_rate: for ``refine``: the rate of its steps at the start, as a share of the root mean square of a layer's
+            kept weights. None for 0.002.
         skip_misfits: leave alone, and list, the layers that do not fit the set of masks or the solver; without it a run
             refuses before any work.
-        regrow: for "refit": give new values to weights that are exactly 0 in a sparse layer too. Without it zeros stay
-            zero if they are more than a tenth of a layer.
+        regrow: for "refit" and ``refine``: give new values to weights that are exactly 0 in a sparse layer too. Without
+            it zeros stay zero if they are more than a tenth of a layer.
         permute: reorder channels inside the blocks for an N:M pattern, if the block then computes the same.
     """
 
@@ -60,6 +67,8 @@ class PruneOptions(SolveOptions):
     damping: float | None = None
     correct: float = 0.0
     tune: int = 0
+    refine: int = 0
+    refine_rate: float | None = None
     skip_misfits: bool = False
     regrow: bool = False
 
@@ -90,8 +99,18 @@ class PruneOptions(SolveOptions):
 
     @property
     def moves(self) -> bool:
-        """Whether kept weights get new values."""
+        """Whether solvers give kept weights new values."""
         return self.weights == "refit"
+
+    @property
+    def new_values(self) -> bool:
+        """Whether kept weights get new values, from the solver or after it."""
+        return self.moves or self.refine > 0
+
+    @property
+    def refine_share(self) -> float:
+        """The rate of ``refine``."""
+        return _REFINE_RATE if self.refine_rate is None else self.refine_rate
 
     @property
     def ridge(self) -> float:
@@ -111,6 +130,11 @@ class PruneOptions(SolveOptions):
                 )
         fraction("correct", self.correct)
         whole_number("tune", self.tune, 0)
+        whole_number("refine", self.refine, 0)
+        if self.refine_rate is not None:
+            positive_number("refine_rate", self.refine_rate)
+            if not self.refine:
+                raise RelaxPruneError(f"refine_rate is {self.refine_rate}, but refine is 0; leave it out or set refine")
         beside = f"correct {self.correct}" if self.correct else f"tune {self.tune}" if self.tune else ""
         if beside and (self.permute or not self.moves):
             other = "permute=True, which reorders it" if self.moves else 'weights="keep"'
@@ -138,3 +162,8 @@ class PruneOptions(SolveOptions):
     def rows_to_certify(self) -> int | None:
         """The number of rows that a layer's certificate draws, None for all."""
         return _SDP_ROWS if self.certify == "sdp" and self.certify_rows is None else self.certify_rows
+
+
+def new_values(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run gives kept weights new values, of the settings that its fingerprint has."""
+    return settings.get("weights") == "refit" or bool(settings.get("refine"))

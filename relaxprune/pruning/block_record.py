@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from relaxprune.problems import MaskProblem
 
     from ..certificates import Certificate
-    from .block_tuner import BlockTuning
     from .channels.permutation import Permutation
     from .layer_report import LayerReport
+    from .tuning.gains import BlockTuning, Refinement
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,21 @@ class BlockRecord:
     tuning: BlockTuning | None = None
 
 
+@dataclass(frozen=True)
+class RefinementRecord:
+    """All that is needed to redo a finished refinement of the whole model.
+
+    Attributes:
+        refinement: its gain.
+        weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: the values of all pruned layers.
+        seconds: as in ``BlockRecord``.
+    """
+
+    refinement: Refinement
+    weights: dict[str, Tensor]
+    seconds: dict[str, float]
+
+
 class BlockRecorder(Protocol):
     """Keeps finished blocks, so that an interrupted run can be continued to the same result."""
 
@@ -58,6 +73,17 @@ class AllocationRecorder(BlockRecorder, Protocol):
 
     def save_allocation(self, counts: dict[str, int]) -> None:
         """Keep what was decided."""
+
+
+@runtime_checkable
+class RefinementRecorder(BlockRecorder, Protocol):
+    """Also keeps the refinement of the whole model, which follows the last block; a block saved later discards it."""
+
+    def load_refinement(self) -> RefinementRecord | None:
+        """Return the refinement of the blocks that are kept, None if it has to be made."""
+
+    def save_refinement(self, record: RefinementRecord) -> None:
+        """Keep the refinement that was just made."""
 
 
 @runtime_checkable

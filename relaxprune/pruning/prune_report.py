@@ -19,7 +19,7 @@ from .coverage import Coverage
 from .layer_report import LayerReport
 
 if TYPE_CHECKING:
-    from .block_tuner import BlockTuning
+    from .tuning.gains import BlockTuning, Refinement, RefiningState
 
 UNREACHED = "no batch reached it"
 # Reasons that the user must see; each goes on in its own way.
@@ -33,14 +33,16 @@ class PruneEvent:
     """Something happened.
 
     Attributes:
-        kind: "block_start", "layer_start", "layer_done" or "block_done".
-        block: index of the block.
+        kind: "block_start", "layer_start", "layer_done" or "block_done"; then "refine_start", "refine_step",
+            "refine_pass" and "refine_done", if the model is refined.
+        block: index of the block; of events of refining, the last one.
         blocks: number of blocks.
         layer: name of the layer, None for events of blocks.
         layer_index: layers finished or skipped before this event.
         layers: number of layers in the plan.
         report: the layer's report, for "layer_done".
         seconds_elapsed: since the start of ``prune_model``.
+        refining: how far refining is, for its events.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class PruneEvent:
     layers: int
     report: LayerReport | None
     seconds_elapsed: float
+    refining: RefiningState | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,8 +64,8 @@ class PruneReport:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
-            layers' shares, if any), permute and tune (if asked for), statistics, solve (and judge, with Wanda's mask
-            for comparison), propagate, record, total. A continued run counts the earlier sessions, each until its
+            layers' shares, if any), permute, tune and refine (if asked for), statistics, solve (and judge, with Wanda's
+            mask for comparison), propagate, record, total. A continued run counts the earlier sessions, each until its
             last finished block.
         polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
@@ -73,6 +76,8 @@ class PruneReport:
         permutations: for each pruned layer the order of its columns, or why it kept it; empty without ``permute``.
         weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved.
         tunings: the gain of each block that was tuned as a whole; the layers' objectives are from before it.
+        refinement: the gain of refining the whole model, None without ``refine``; objectives, bounds and certificates
+            are from before it.
         coverage: how much of the model was pruned; None where nobody has counted.
     """
 
@@ -87,6 +92,7 @@ class PruneReport:
     permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
+    refinement: Refinement | None = None
     coverage: Coverage | None = None
 
     @property
@@ -148,6 +154,7 @@ class PruneReport:
             "layers": [layer.to_dict() for layer in self.layers],
             "permutations": [item.to_dict() for item in self.permutations],
             "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
+            "refinement": None if self.refinement is None else dataclasses.asdict(self.refinement),
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
 
@@ -182,7 +189,9 @@ class PruneReport:
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         orders = [*permutation_lines(self.permutations), *self._moved_lines()]
         share = [] if self.coverage is None else [str(self.coverage)]
-        return "\n".join([*table([head, *lines]), *share, *proven, *orders, *skipped_lines(self.skipped)])
+        refined = [] if self.refinement is None else [str(self.refinement)]
+        parts = (table([head, *lines]), share, proven, orders, refined, skipped_lines(self.skipped))
+        return "\n".join(line for part in parts for line in part)
 
     def _moved_lines(self) -> list[str]:
         """Return the gain of every stage if weights moved: the mask, new weights on it, tuning whole blocks."""

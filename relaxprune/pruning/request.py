@@ -10,9 +10,9 @@ from relaxprune.options.solve_options import default_solver, solver_of
 from relaxprune.options.target import Target
 from relaxprune.solvers import Solver, solver_distribution
 
-from .block_tuner import check_batches
 from .channels.channel_permuter import check_permute
 from .layer_certificates import solver_for
+from .tuning.block_tuner import check_batches
 
 
 @dataclass(frozen=True, kw_only=True)

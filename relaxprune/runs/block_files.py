@@ -9,9 +9,9 @@ from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
-from relaxprune.pruning.block_tuner import BlockTuning
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.layer_report import LayerReport
+from relaxprune.pruning.tuning.gains import BlockTuning
 from relaxprune.support.json_files import Maybe, Values, misfit
 
 from .mask_file import read_mask_file, write_masks

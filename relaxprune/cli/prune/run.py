@@ -94,13 +94,14 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
     """Refuse new weights that would be rounded when saved, since their reported errors would not hold.
 
     Raises:
-        RelaxPruneError: ``--refit`` with a ``--dtype`` other than that of the stored weights.
+        RelaxPruneError: ``--refit`` or ``--refine`` with a ``--dtype`` other than that of the stored weights.
     """
     stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
     computed = loaded.description["dtype"]
-    if job.request.options.moves and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
+    word = "--refit" if job.request.options.moves else "--refine"
+    if job.request.options.new_values and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
         raise RelaxPruneError(
-            f"--refit must compute in the dtype that the model stores, {', '.join(sorted(stored))}, got --dtype "
+            f"{word} must compute in the dtype that the model stores, {', '.join(sorted(stored))}, got --dtype "
             f"{computed}: leave it out (Grams and solvers use float32 and float64 in any case)"
         )
 

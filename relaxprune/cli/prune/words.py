@@ -73,6 +73,13 @@ class LayerGroup:
     tune: Annotated[
         int, typer.Option(min=0, help="With --refit: passes over the text to tune each block as a whole, at most.")
     ] = 0
+    refine: Annotated[
+        int,
+        typer.Option(min=0, help="Passes over the text to tune all kept weights together at the end, at most."),
+    ] = 0
+    refine_rate: Annotated[
+        float | None, typer.Option(help="With --refine: rate of its steps, of a layer's root mean square; 0.002.")
+    ] = None
 
 
 @dataclass(frozen=True)

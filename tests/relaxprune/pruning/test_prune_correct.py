@@ -279,7 +279,7 @@ def test_tuning_that_gains_nothing_leaves_every_bit():
     numbers = (found.error_before, found.error_after, found.held_out_before, found.held_out_after)
     assert all(0 < number < 1 for number in numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relaxprune.pruning.block_tuner._RATE", 1e3)  # far too large: no pass can help
+        patch.setattr("relaxprune.pruning.tuning.block_tuner._RATE", 1e3)  # far too large: no pass can help
         worse = tiny_model("llama").double()
         report = prune_model(worse, batches, sparsity=0.5, options=dataclasses.replace(options, tune=1))
     assert report.tunings[0].epochs == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,32 +15,11 @@ from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
 
-HELD_OUT = 4  # every fourth batch is held out, to see when to stop
+from .distances import relative_errors
+from .gains import BlockTuning
+from .kept_weights import HELD_OUT, KeptWeights
+
 _RATE = 3e-3  # Adam's rate, of the root mean square of a layer's kept weights
-
-
-@dataclass(frozen=True)
-class BlockTuning:
-    """The gain of tuning one block.
-
-    Attributes:
-        block: index of the block.
-        epochs: passes over the batches whose weights were kept; 0 if none improved the held-out batches.
-        steps: optimiser steps up to then.
-        error_before, error_after: on the batches that were tuned on, the mean over tokens of ‖y − ỹ‖² / ‖y‖²: y is what
-            the dense block puts out, ỹ the pruned one. What reads it normalises it token by token as well.
-        held_out_before, held_out_after: the same on the batches held out.
-        seconds: time it took.
-    """
-
-    block: int
-    epochs: int
-    steps: int
-    error_before: float
-    error_after: float
-    held_out_before: float
-    held_out_after: float
-    seconds: float
 
 
 class BlockTuner:
@@ -61,8 +38,8 @@ class BlockTuner:
 
     def __init__(self, stage: Stage, masks: Mapping[str, Tensor], propagation: Propagation, dense: DenseStream) -> None:
         self.stage = stage
-        self.layers = [layer for layer in stage.layers if layer.parameter in masks and tunable(layer)]
-        self.kept = [layer.as_stored(masks[layer.parameter]) for layer in self.layers]
+        layers = [layer for layer in stage.layers if layer.parameter in masks and tunable(layer)]
+        self.weights = KeptWeights(layers, masks, _RATE)
         self.propagation, self.dense = propagation, dense
         reached = [one.number for one in propagation.passes(stage) if one.batch.kept is None or one.batch.kept.any()]
         self.held_out = set(reached[1::HELD_OUT] or reached)
@@ -70,30 +47,18 @@ class BlockTuner:
     def run(self, epochs: int) -> BlockTuning:
         """Tune for at most ``epochs`` passes over the batches, and leave the best weights in the model."""
         started = time.perf_counter()
-        weights = [layer.weight.detach() for layer in self.layers]
-        masters = [weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True) for weight in weights]
-        rates = [_RATE * float(_rms(master, kept)) for master, kept in zip(masters, self.kept, strict=True)]
-        optimiser = torch.optim.Adam([{"params": [m], "lr": r} for m, r in zip(masters, rates, strict=True)])
         before = self._errors()
-        best, best_errors, taken, steps = [weight.clone() for weight in weights], before, 0, 0
-        with self._tracked() as parameters:
-            for epoch in range(1, epochs + 1):
-                for one, target in self._pairs(held_out=False):
-                    with torch.enable_grad():
-                        loss, size = _error(one.run(), target, one.batch.kept)
-                        if not size:
-                            continue
-                        slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
-                    for master, slope, kept in zip(masters, slopes, self.kept, strict=True):
-                        master.grad = None if slope is None else slope.to(master.dtype) * kept
-                    optimiser.step()
-                    steps += 1
-                    self._write(masters)
-                errors = self._errors()
-                if not errors[1] < best_errors[1]:  # also if it is NaN
-                    break
-                best, best_errors, taken = [master.clone() for master in masters], errors, epoch
-        self._write(best)
+        best, best_errors, taken, steps = self.weights.snapshot(), before, 0, 0
+        try:
+            with self.weights.tracked():
+                for epoch in range(1, epochs + 1):
+                    steps += self._pass()
+                    errors = self._errors()
+                    if not errors[1] < best_errors[1]:  # also if it is NaN
+                        break
+                    best, best_errors, taken = self.weights.snapshot(), errors, epoch
+        finally:
+            self.weights.restore(best)
         return BlockTuning(
             block=self.stage.index,
             epochs=taken,
@@ -104,6 +69,19 @@ class BlockTuner:
             held_out_after=best_errors[1],
             seconds=time.perf_counter() - started,
         )
+
+    def _pass(self) -> int:
+        """Take one step on every batch that is not held out, and return their number."""
+        steps = 0
+        for one, target in self._pairs(held_out=False):
+            with torch.enable_grad():
+                loss, size = _error(one.run(), target, one.batch.kept)
+                if not size:
+                    continue
+                self.weights.slopes(loss)
+            self.weights.step()
+            steps += 1
+        return steps
 
     def _pairs(self, held_out: bool | None = None) -> Iterator[tuple[Pass, list[Tensor]]]:
         """Yield the passes of the pruned block, each with what the dense block puts out."""
@@ -121,25 +99,6 @@ class BlockTuner:
             share[1] += size
         tuned, unseen = (loss / size if size else 0.0 for loss, size in sums.values())
         return tuned, unseen
-
-    @contextmanager
-    def _tracked(self) -> Iterator[list[Tensor]]:
-        """Have gradients for the block's pruned weights and for nothing else of the block."""
-        parameters: list[Tensor] = [layer.weight for layer in self.layers]
-        flags = [parameter.requires_grad for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            yield parameters
-        finally:
-            for parameter, flag in zip(parameters, flags, strict=True):
-                parameter.requires_grad_(flag)
-
-    def _write(self, masters: Sequence[Tensor]) -> None:
-        """Put weights into the model, +0.0 outside the masks."""
-        with torch.no_grad():
-            for layer, master, kept in zip(self.layers, masters, self.kept, strict=True):
-                layer.weight.copy_(master).masked_fill_(~kept, 0.0)
 
 
 def check_batches(tune: int, batches: int) -> None:
@@ -168,11 +127,6 @@ def check_tunable(tune: int, layers: Sequence[PrunableLayer], blocks: BlockList)
         raise RelaxPruneError(f"tune needs blocks with layers that it can move, got {found}: leave it out")
 
 
-def _rms(weight: Tensor, kept: Tensor) -> Tensor:
-    """Return the root mean square of the kept weights."""
-    return (weight.square() * kept).sum().div(kept.sum().clamp(min=1)).sqrt()
-
-
 def _error(outputs: Sequence[Tensor], target: Sequence[Tensor], kept: Tensor | None) -> tuple[Tensor, int]:
     """Return the mean over tokens of ‖y − ỹ‖² / ‖y‖², for what a block puts out first, and the number of tokens."""
     exact = torch.promote_types(outputs[0].dtype, torch.float32)
@@ -181,5 +135,4 @@ def _error(outputs: Sequence[Tensor], target: Sequence[Tensor], kept: Tensor | N
         real = kept.to(output.device)
         output, wanted = output[real], wanted[real]
     output, wanted = output.reshape(-1, output.shape[-1]), wanted.reshape(-1, wanted.shape[-1])
-    sizes = wanted.square().sum(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((output - wanted).square().sum(dim=1) / sizes).sum() / max(1, len(output)), len(output)
+    return relative_errors(output, wanted).sum() / max(1, len(output)), len(output)

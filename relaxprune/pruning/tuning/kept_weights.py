@@ -1,0 +1,110 @@
+"""The kept weights of pruned layers, moved together by Adam while pruned ones stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from relaxprune.models.layers import PrunableLayer
+
+HELD_OUT = 4  # every fourth batch, or window, is held out, to see when to stop
+
+
+class KeptWeights:
+    """Some layers' kept weights, with a copy of each parameter in float32 that Adam moves.
+
+    The model gets every step in its own dtype; entries that may not move keep their bits.
+
+    Attributes:
+        parameters: the parameters that the layers lie in; fused experts share one.
+
+    Args:
+        layers: the layers.
+        supports: parameter name -> (rows, cols) bool, where a layer's weights may move.
+        rate: Adam's rate, as a share of the root mean square of a parameter's kept weights.
+        fused: whether torch's fused kernel takes the steps, without temporaries of the size of all weights.
+    """
+
+    def __init__(
+        self, layers: Sequence[PrunableLayer], supports: Mapping[str, Tensor], rate: float, *, fused: bool = False
+    ) -> None:
+        groups: dict[int, list[PrunableLayer]] = {}
+        for layer in layers:
+            groups.setdefault(id(layer.weight), []).append(layer)
+        self.parameters: list[Tensor] = [group[0].weight for group in groups.values()]
+        self._kept = [_kept(group, supports) for group in groups.values()]
+        values = [parameter.detach() for parameter in self.parameters]
+        self._masters = [value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for value in values]
+        self._rates = [rate * float(_rms(*pair)) for pair in zip(self._masters, self._kept, strict=True)]
+        groups_of_one = [{"params": [m], "lr": r} for m, r in zip(self._masters, self._rates, strict=True)]
+        self._optimiser = torch.optim.Adam(groups_of_one, fused=fused or None)
+
+    @contextmanager
+    def tracked(self, others: Iterable[Tensor] = ()) -> Iterator[None]:
+        """Have gradients for these parameters, and none for ``others``; then all flags are as before."""
+        flags = [(tensor, tensor.requires_grad) for tensor in (*others, *self.parameters)]
+        try:
+            for tensor, _ in flags:
+                tensor.requires_grad_(False)
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for tensor, flag in flags:
+                tensor.requires_grad_(flag)
+
+    def slopes(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the next step."""
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for master, slope, kept in zip(self._masters, found, self._kept, strict=True):
+            if slope is None:
+                continue
+            slope = slope.to(master.dtype) * kept
+            master.grad = slope if master.grad is None else master.grad.add_(slope)
+
+    def step(self, share: float = 1.0, count: int = 1) -> None:
+        """Take a step and write it into the model.
+
+        Args:
+            share: of the rate.
+            count: what the gradients are divided by.
+        """
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
+        if count != 1:
+            for master in self._masters:
+                if master.grad is not None:
+                    master.grad.div_(count)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        with torch.no_grad():
+            for parameter, master, kept in zip(self.parameters, self._masters, self._kept, strict=True):
+                parameter.copy_(torch.where(kept, master.to(parameter.dtype), parameter))
+
+    def snapshot(self) -> list[Tensor]:
+        """Return the parameters as they are now, on the CPU."""
+        return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
+
+    def restore(self, values: Sequence[Tensor]) -> None:
+        """Put a snapshot back into the model; the copies that Adam moves stay where they are."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+def _kept(layers: Sequence[PrunableLayer], supports: Mapping[str, Tensor]) -> Tensor:
+    """Return where one parameter may move, in its shape, from the supports of the layers that lie in it."""
+    if layers[0].expert is None:
+        return layers[0].as_stored(supports[layers[0].parameter])
+    kept = torch.zeros_like(layers[0].weight, dtype=torch.bool)
+    for layer in layers:
+        kept[layer.expert] = layer.as_stored(supports[layer.parameter])
+    return kept
+
+
+def _rms(weight: Tensor, kept: Tensor) -> Tensor:
+    """Return the root mean square of the kept weights."""
+    return (weight.square() * kept).sum().div(kept.sum().clamp(min=1)).sqrt()
