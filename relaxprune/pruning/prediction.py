@@ -33,6 +33,8 @@ _RANK = 64
 _TOO_WIDE = 1536  # columns from which a certificate alone takes longer than all trying should
 _LATER_PASSES = 2  # through every block besides the one that gathers statistics: recording and propagating
 _TUNING_PASSES = 2  # the error before, of the dense and of the pruned block
+_REFINING_PASSES = 2  # of the dense model, of half of the windows before and after
+_REFINE_PASSES = 4  # three quarters of the windows forward twice and backward, then the others forward
 _EPOCH_PASSES = 5  # three quarters of the batches forward twice and backward, then the error again
 
 
@@ -133,6 +135,8 @@ def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = t
         seconds["propagate"] = streams * forward * _LATER_PASSES
     if options.tune:
         seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
+    if options.refine:
+        seconds["refine"] = forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
     return Prediction(seconds, memory)
 
 
