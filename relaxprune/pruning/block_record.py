@@ -28,7 +28,7 @@ class BlockRecord:
         seconds: stage -> seconds spent until now, as in ``PruneReport``; a run that is continued counts on from them.
         permutations: the orders of channels that the masks are for; empty without ``permute``.
         weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
-        tuning: the gain of tuning the block as a whole, None if it was not tuned.
+        tunings: the gains of tuning the block as a whole, or part by part; empty if it was not tuned.
     """
 
     masks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -36,7 +36,7 @@ class BlockRecord:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     permutations: list[Permutation] = dataclasses.field(default_factory=list)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    tuning: BlockTuning | None = None
+    tunings: list[BlockTuning] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Outcome:
             self.masks |= record.masks
             self.weights |= record.weights
             self.permutations += record.permutations
-            self.tunings += [] if record.tuning is None else [record.tuning]
+            self.tunings += record.tunings
         missed = [layer for layer in stage.layers if record is None or layer.parameter not in record.masks]
         self.skipped += [SkippedLayer(layer.name, failed.get(layer.name, UNREACHED)) for layer in missed]
         self.announce("block_done", stage)

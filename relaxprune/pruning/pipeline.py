@@ -33,6 +33,8 @@ from .route import Route, Step
 from .sharing.counts import decide
 from .sharing.dense_grams import DenseModel
 from .tuning.block_tuner import BlockTuner, tunable
+from .tuning.parts import Part, parts_of
+from .tuning.recipes import TUNE_RECIPES
 
 
 def prune_model(
@@ -218,18 +220,25 @@ class _Run:
 
     def tune(self, block: BlockRecord, step: Step) -> BlockRecord:
         """Tune the weights of a block that may move together, if asked to."""
-        epochs = self.mask_solver.options.tune
-        movable = any(layer.parameter in block.masks and tunable(layer) for layer in step.stage.layers)
-        if not epochs or step.dense is None or not step.is_block or not movable:
+        options, blocks, stage = self.mask_solver.options, self.plan.blocks, step.stage
+        movable = [layer for layer in stage.layers if layer.parameter in block.masks and tunable(layer)]
+        if not options.tune or step.dense is None or not step.is_block or not movable:
             return block
+        parts, recipe = [Part("", None, movable)], TUNE_RECIPES[options.tune_recipe]
+        if options.tune_by == "part":
+            parts = parts_of(blocks.modules[stage.index], blocks.names[stage.index], movable)
+        tunings = []
         with self.outcome.timed("tune"):
-            return replace(block, tuning=BlockTuner(step.stage, self.supports, step.pruned, step.dense).run(epochs))
+            for part in parts:
+                tuner = BlockTuner(stage, part, self.supports, step.pruned, step.dense, recipe)
+                tunings.append(tuner.run(options.tune))
+        return replace(block, tunings=tunings)
 
     def record(self, block: BlockRecord, stage: Stage) -> BlockRecord:
         """Complete the record of a block with its new weights and the time so far, and keep it."""
         if self.refining is not None:
             self.refining.refuse_new_block(stage.index)
-        moves = self.mask_solver.options.moves
+        moves = self.mask_solver.options.block_values
         moved = [layer for layer in stage.layers if moves and layer.parameter in block.masks]
         weights = {layer.parameter: layer.matrix().cpu().clone() for layer in moved}
         block = replace(block, weights=weights, seconds=self.outcome.spent())

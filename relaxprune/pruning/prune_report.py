@@ -25,6 +25,7 @@ UNREACHED = "no batch reached it"
 # Reasons that the user must see; each goes on in its own way.
 MISFIT = "misfit"
 OTHER_SIDE = "of the blocks"
+_RELATIVE_ERRORS = ("wanda_relative_error", "relative_error")
 _MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
 
 
@@ -189,29 +190,28 @@ class PruneReport:
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         orders = [*permutation_lines(self.permutations), *self._moved_lines()]
         share = [] if self.coverage is None else [str(self.coverage)]
-        refined = [] if self.refinement is None else [str(self.refinement)]
-        parts = (table([head, *lines]), share, proven, orders, refined, skipped_lines(self.skipped))
-        return "\n".join(line for part in parts for line in part)
+        return "\n".join([*table([head, *lines]), *share, *proven, *orders, *skipped_lines(self.skipped)])
 
     def _moved_lines(self) -> list[str]:
-        """Return the gain of every stage if weights moved: the mask, new weights on it, tuning whole blocks."""
-        moved = [layer for layer in self.layers if layer.loss.kept_objective is not None]
-        if not moved:
-            return []
-        kept = _mean([(layer.loss.kept_objective or 0.0) / (layer.loss.dense_energy or 1.0) for layer in moved])
-        lines = [
-            f"mean relative error: {_mean([layer.wanda_relative_error for layer in moved]):.4f} Wanda's mask, "
-            f"{kept:.4f} this mask with weights as they were, {_mean([m.relative_error for m in moved]):.4f} refitted"
-        ]
+        """Return the gain of every stage if weights moved: the mask, new weights on it, tuning blocks, refining."""
+        moved, lines = [layer for layer in self.layers if layer.loss.kept_objective is not None], []
+        if moved:
+            wanda, new = (_mean([getattr(item, name) for item in moved]) for name in _RELATIVE_ERRORS)
+            kept = _mean([(layer.loss.kept_objective or 0.0) / (layer.loss.dense_energy or 1.0) for layer in moved])
+            lines.append(
+                f"mean relative error: {wanda:.4f} Wanda's mask, {kept:.4f} this mask with weights as they were, {new:.4f} "
+                "refitted"
+            )
         if self.tunings:
             before = _mean([tuning.held_out_before for tuning in self.tunings])
             after = _mean([tuning.held_out_after for tuning in self.tunings])
             count = sum(1 for tuning in self.tunings if tuning.epochs)
+            what = "parts of blocks" if any(tuning.part for tuning in self.tunings) else "blocks"
             lines.append(
-                f"tuned blocks ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
+                f"tuned {what} ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
                 f"held-out windows {before:.4f} before, {after:.4f} after"
             )
-        return lines
+        return lines if self.refinement is None else [*lines, str(self.refinement)]
 
     def _certified_lines(self) -> list[str]:
         """Return a table with one line per role: what the certificates prove."""

@@ -16,6 +16,7 @@ from .outcome import Outcome
 from .plan import Plan
 from .tuning.model_refiner import ModelRefiner, Schedule, windows_to_refine
 from .tuning.predictions import DensePredictions
+from .tuning.recipes import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class Refining:
         """Refine the model and keep the result."""
         assert self.predictions is not None  # there is no record
         options, plan = self.plan.request.options, self.plan
-        schedule = Schedule(options.refine, options.refine_share, options.seed)
+        schedule = Schedule(options.refine, Recipe(options.refine_share), options.seed)
         with self.outcome.timed("refine"):
             refiner = ModelRefiner(plan.model, plan.blocks, self.predictions, schedule, self.outcome.announce_refining)
             refinement = refiner.run(layers, supports)

@@ -148,13 +148,14 @@ def convergence(content: Content) -> Section:
 
 def tuned(content: Content) -> Section:
     """What tuning blocks as a whole gained."""
-    head = ("block", "passes kept", "tuned on, before", "after", "held out, before", "after", "seconds")
-    keys = ("block", "epochs", "error_before", "error_after", "held_out_before", "held_out_after", "seconds")
+    head = ("block", "part", "passes kept", "tuned on, before", "after", "held out, before", "after", "seconds")
+    keys = ("block", "part", "epochs", "error_before", "error_after", "held_out_before", "held_out_after", "seconds")
     text = (
         "Mean over tokens of the relative error of a block's outputs, on the windows it was tuned on and on those "
         "held out. The errors, gaps and objectives of layers on this page are from before their block was tuned."
     )
-    body = [tuple(item[key] for key in keys) for item in content["tunings"]]
+    tunings = [{**item, "part": item.get("part") or "all"} for item in content["tunings"]]
+    body = [tuple(item[key] for key in keys) for item in tunings]
     return Section("tuned", "Blocks tuned as a whole", [text], [Group("", [], [page_table("By block", head, body)])])
 
 

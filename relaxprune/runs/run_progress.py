@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from relaxprune.options.prune_options import block_values
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord, RefinementRecord
 from relaxprune.support.durable import file_sha256, is_scratch, write_json
@@ -52,7 +53,7 @@ class RunProgress:
         self._path = path
         self.folder = path / WORK_NAME
         self.manifest = Manifest(self.folder)
-        self.blocks = BlockFiles(self.folder, refitted=settings.get("weights") == "refit")
+        self.blocks = BlockFiles(self.folder, moving=block_values(settings))
         self.certificates = CertificateFiles(path, self.folder)
         self.certified = settings.get("certify") is not None
 

@@ -39,7 +39,7 @@ RECORD = JsonFormat(
             "seconds": Maybe(Values(float)),
             "roles": Maybe([dict]),
             "permutations": Maybe([dict]),
-            "tunings": Maybe([{"block": int, "epochs": int, **_TUNING}]),
+            "tunings": Maybe([{"block": int, "epochs": int, "part": Maybe(str), **_TUNING}]),
             "refinement": Maybe(REFINEMENT_SHAPE),
             "coverage": Maybe(dict),
             "skipped": Maybe([{"name": str, "reason": str}]),

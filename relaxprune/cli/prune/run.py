@@ -94,12 +94,13 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
     """Refuse new weights that would be rounded when saved, since their reported errors would not hold.
 
     Raises:
-        RelaxPruneError: ``--refit`` or ``--refine`` with a ``--dtype`` other than that of the stored weights.
+        RelaxPruneError: ``--refit``, ``--tune`` or ``--refine`` with a ``--dtype`` other than that of stored weights.
     """
     stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
     computed = loaded.description["dtype"]
-    word = "--refit" if job.request.options.moves else "--refine"
-    if job.request.options.new_values and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
+    options = job.request.options
+    word = "--refit" if options.moves else "--tune" if options.tune else "--refine"
+    if options.new_values and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
         raise RelaxPruneError(
             f"{word} must compute in the dtype that the model stores, {', '.join(sorted(stored))}, got --dtype "
             f"{computed}: leave it out (Grams and solvers use float32 and float64 in any case)"

@@ -17,42 +17,53 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .distances import relative_errors
 from .gains import BlockTuning
+from .hearing import outputs_of
 from .kept_weights import HELD_OUT, KeptWeights
-
-_RATE = 3e-3  # Adam's rate, of the root mean square of a layer's kept weights
+from .parts import Part
+from .recipes import Recipe
 
 
 class BlockTuner:
-    """Tunes one block.
+    """Tunes one block, or a part of one.
 
     Adam on a float32 copy of the kept weights, the loss one batch's error, pruned weights held at 0. After
     every pass over the batches the error on the held-out ones is taken: the best weights stay, and the first pass that
     does not improve on them ends it.
 
     Args:
-        stage: the block and its pruned layers; fused experts stay as they are, for few tokens reach each of them.
-        masks: parameter name -> (rows, cols) bool, of the layers that have been pruned: where weights may move.
+        stage: the block.
+        part: what of it is tuned.
+        supports: parameter name -> (rows, cols) bool, where the weights of the part's layers may move.
         propagation: puts batches through the pruned block.
         dense: puts the same batches through the dense block.
+        recipe: how far weights move.
     """
 
-    def __init__(self, stage: Stage, masks: Mapping[str, Tensor], propagation: Propagation, dense: DenseStream) -> None:
-        self.stage = stage
-        layers = [layer for layer in stage.layers if layer.parameter in masks and tunable(layer)]
-        self.weights = KeptWeights(layers, masks, _RATE)
+    def __init__(
+        self,
+        stage: Stage,
+        part: Part,
+        supports: Mapping[str, Tensor],
+        propagation: Propagation,
+        dense: DenseStream,
+        recipe: Recipe,
+    ) -> None:
+        self.stage, self.part, self.recipe = stage, part, recipe
+        self.weights = KeptWeights(part.layers, supports, recipe)
         self.propagation, self.dense = propagation, dense
         reached = [one.number for one in propagation.passes(stage) if one.batch.kept is None or one.batch.kept.any()]
         self.held_out = set(reached[1::HELD_OUT] or reached)
+        self.steps = len(reached) - len(self.held_out)  # of a pass
 
     def run(self, epochs: int) -> BlockTuning:
         """Tune for at most ``epochs`` passes over the batches, and leave the best weights in the model."""
         started = time.perf_counter()
         before = self._errors()
-        best, best_errors, taken, steps = self.weights.snapshot(), before, 0, 0
+        best, best_errors, taken = self.weights.snapshot(), before, 0
         try:
             with self.weights.tracked():
                 for epoch in range(1, epochs + 1):
-                    steps += self._pass()
+                    self._pass((epoch - 1) * self.steps, epochs * self.steps)
                     errors = self._errors()
                     if not errors[1] < best_errors[1]:  # also if it is NaN
                         break
@@ -62,39 +73,42 @@ class BlockTuner:
         return BlockTuning(
             block=self.stage.index,
             epochs=taken,
-            steps=taken * (steps // max(1, epoch)),
+            steps=taken * self.steps,
             error_before=before[0],
             error_after=best_errors[0],
             held_out_before=before[1],
             held_out_after=best_errors[1],
             seconds=time.perf_counter() - started,
+            part=self.part.name,
         )
 
-    def _pass(self) -> int:
-        """Take one step on every batch that is not held out, and return their number."""
-        steps = 0
+    def _pass(self, step: int, steps: int) -> None:
+        """Take one step on every batch that is not held out, the first one being step ``step`` of ``steps``."""
         for one, target in self._pairs(held_out=False):
             with torch.enable_grad():
-                loss, size = _error(one.run(), target, one.batch.kept)
+                loss, size = _error(self._outputs(one), target, one.batch.kept)
                 if not size:
                     continue
                 self.weights.slopes(loss)
-            self.weights.step()
-            steps += 1
-        return steps
+            self.weights.step(self.recipe.share(step, steps))
+            step += 1
+
+    def _outputs(self, one: Pass) -> list[Tensor]:
+        """Return what the block, or its part, puts out in a pass."""
+        return one.run() if self.part.module is None else outputs_of(self.part.module, one.run)
 
     def _pairs(self, held_out: bool | None = None) -> Iterator[tuple[Pass, list[Tensor]]]:
-        """Yield the passes of the pruned block, each with what the dense block puts out."""
+        """Yield the passes of the pruned block, each with what the dense block, or its part, puts out."""
         for one, whole in zip(self.propagation.passes(self.stage), self.dense.passes(self.stage), strict=True):
             if held_out is None or (one.number in self.held_out) is held_out:
-                yield one, [tensor.clone() for tensor in whole.run()]
+                yield one, [tensor.clone() for tensor in self._outputs(whole)]
 
     def _errors(self) -> tuple[float, float]:
         """Return the error on the batches that are tuned on, and on those held out."""
         sums = {False: [0.0, 0.0], True: [0.0, 0.0]}
         for one, target in self._pairs():
             share = sums[one.number in self.held_out]
-            loss, size = _error(one.run(), target, one.batch.kept)
+            loss, size = _error(self._outputs(one), target, one.batch.kept)
             share[0] += float(loss) * size
             share[1] += size
         tuned, unseen = (loss / size if size else 0.0 for loss, size in sums.values())

@@ -9,7 +9,7 @@ DIVERGENCE, ERROR = "divergence", "error"
 
 @dataclass(frozen=True)
 class BlockTuning:
-    """The gain of tuning one block.
+    """The gain of tuning one block, or a part of one.
 
     Attributes:
         block: index of the block.
@@ -19,6 +19,7 @@ class BlockTuning:
             the dense block puts out, ỹ the pruned one. What reads it normalises it token by token as well.
         held_out_before, held_out_after: the same on the batches held out.
         seconds: time it took.
+        part: name of the part in the block, "" for the whole block; the errors are then of what the part puts out.
     """
 
     block: int
@@ -29,6 +30,7 @@ class BlockTuning:
     held_out_before: float
     held_out_after: float
     seconds: float
+    part: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from relaxprune.models.layers import PrunableLayer
 
+from .recipes import Recipe
+
 HELD_OUT = 4  # every fourth batch, or window, is held out, to see when to stop
 
 
@@ -24,12 +26,12 @@ class KeptWeights:
     Args:
         layers: the layers.
         supports: parameter name -> (rows, cols) bool, where a layer's weights may move.
-        rate: Adam's rate, as a share of the root mean square of a parameter's kept weights.
+        recipe: Adam's rate.
         fused: whether torch's fused kernel takes the steps, without temporaries of the size of all weights.
     """
 
     def __init__(
-        self, layers: Sequence[PrunableLayer], supports: Mapping[str, Tensor], rate: float, *, fused: bool = False
+        self, layers: Sequence[PrunableLayer], supports: Mapping[str, Tensor], recipe: Recipe, *, fused: bool = False
     ) -> None:
         groups: dict[int, list[PrunableLayer]] = {}
         for layer in layers:
@@ -38,7 +40,8 @@ class KeptWeights:
         self._kept = [_kept(group, supports) for group in groups.values()]
         values = [parameter.detach() for parameter in self.parameters]
         self._masters = [value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for value in values]
-        self._rates = [rate * float(_rms(*pair)) for pair in zip(self._masters, self._kept, strict=True)]
+        sizes = [float(_rms(*pair)) if recipe.relative else 1.0 for pair in zip(self._masters, self._kept, strict=True)]
+        self._rates = [recipe.rate * size for size in sizes]
         groups_of_one = [{"params": [m], "lr": r} for m, r in zip(self._masters, self._rates, strict=True)]
         self._optimiser = torch.optim.Adam(groups_of_one, fused=fused or None)
 

@@ -19,6 +19,7 @@ from .checkpointing import checkpointed
 from .gains import Refinement, RefiningState
 from .kept_weights import HELD_OUT, KeptWeights
 from .predictions import DensePredictions
+from .recipes import Recipe
 
 _STEP_TOKENS = 1024  # about as many tokens give the gradient of a step
 _LEAST_STEPS = 8  # of a pass, where there are windows enough
@@ -27,22 +28,17 @@ Listener = Callable[[str, RefiningState], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights move.
+    """How long and how far weights move.
 
     Attributes:
         passes: the most passes over the windows.
-        rate: Adam's rate at the start, as a share of the root mean square of a layer's kept weights; it falls to 0
-            along half a cosine.
+        recipe: the rate of the steps.
         seed: of the order of the windows, another one in each pass.
     """
 
     passes: int
-    rate: float
+    recipe: Recipe
     seed: int = 0
-
-    def share(self, step: int, steps: int) -> float:
-        """Return the share of the rate that a step takes."""
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def windows_to_refine(batches: Sequence[Batch]) -> list[Batch]:
@@ -102,7 +98,7 @@ class ModelRefiner:
             RelaxPruneError: the predictions of the pruned model are not finite.
         """
         started = time.perf_counter()
-        weights = KeptWeights(layers, supports, self._schedule.rate, fused=True)
+        weights = KeptWeights(layers, supports, self._schedule.recipe, fused=True)
         sample = self._tuned[: len(self._held_out)]
         start, tuned_before = self._distances(self._held_out), _mean(self._distances(sample))
         if not math.isfinite(sum(start) + tuned_before):
@@ -149,7 +145,7 @@ class ModelRefiner:
                     distance, count = self._predictions.distance(window)
                     weights.slopes(distance)
                 tokens += count
-            weights.step(self._schedule.share(done + step, steps), tokens)
+            weights.step(self._schedule.recipe.share(done + step, steps), tokens)
             yield done + step + 1
 
     def _distances(self, windows: Sequence[int]) -> list[float]:

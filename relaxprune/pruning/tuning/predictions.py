@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .distances import Readout, Readouts, relative_errors
 from .gains import DIVERGENCE, ERROR
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .hearing import heard_inputs, input_of
 
 _ROUNDINGS = 32  # how many units of its dtype the product of a head may differ by from the model's logits
 
@@ -75,7 +72,7 @@ class DensePredictions:
         head = getter() if callable(getter) else None
         if not isinstance(head, nn.Module):
             return
-        with _heard(head) as heard:
+        with heard_inputs(head) as heard:
             leaves = flatten(run_model(self._model, self.windows[0]))[0]
         scaled = _scaled(getattr(self._part, "config", None))
         if len(heard) == 1:
@@ -104,9 +101,7 @@ class DensePredictions:
         if self._head is None:
             states = _first(flatten(run_model(self._model, window))[0])
         else:
-            with _heard(self._head, stop=True) as heard, suppress(_Reached):
-                run_model(self._model, window)
-            states = heard[0]
+            states = input_of(self._head, lambda: run_model(self._model, window))
         kept = self._kept(window)
         if kept is not None and states.shape[:2] == kept.shape:
             return states[kept.to(states.device)]
@@ -116,27 +111,6 @@ class DensePredictions:
         """Return which of the tokens that are predicted count."""
         two_sides = getattr(getattr(self._part, "config", None), "is_encoder_decoder", False)
         return window.decoder_kept if two_sides else window.kept
-
-
-class _Reached(BaseException):
-    """Leaves a forward pass at the output head; no Exception, so no model code catches it."""
-
-
-@contextmanager
-def _heard(head: nn.Module, *, stop: bool = False) -> Iterator[list[Tensor]]:
-    """Hear what a head is called with; with ``stop`` its first call ends the pass."""
-    heard: list[Tensor] = []
-
-    def hear(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        heard.append(flatten((args, kwargs))[0][0])
-        if stop:
-            raise _Reached
-
-    handle = head.register_forward_pre_hook(hear, with_kwargs=True)
-    try:
-        yield heard
-    finally:
-        handle.remove()
 
 
 def _readouts(head: nn.Module, scaled: Readout, vocabulary: int, pruned: Sequence[Tensor]) -> Readouts:
