@@ -198,10 +198,8 @@ class PruneReport:
         if moved:
             wanda, new = (_mean([getattr(item, name) for item in moved]) for name in _RELATIVE_ERRORS)
             kept = _mean([(layer.loss.kept_objective or 0.0) / (layer.loss.dense_energy or 1.0) for layer in moved])
-            lines.append(
-                f"mean relative error: {wanda:.4f} Wanda's mask, {kept:.4f} this mask with weights as they were, {new:.4f} "
-                "refitted"
-            )
+            head = f"mean relative error: {wanda:.4f} Wanda's mask"
+            lines.append(f"{head}, {kept:.4f} this mask with weights as they were, {new:.4f} refitted")
         if self.tunings:
             before = _mean([tuning.held_out_before for tuning in self.tunings])
             after = _mean([tuning.held_out_after for tuning in self.tunings])

@@ -336,6 +336,8 @@ def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, capsys)
     assert record["report"]["refinement"]["passes"] == 1 and record["fingerprint"]["settings"]["refine"] == 1
     assert "tuned together towards the predictions" in (whole / "README.md").read_text()
     assert main(["verify", str(whole)]) == 0
+    assert main(["report", str(whole)]) == 0
+    assert "The model refined as a whole" in (whole / "report.html").read_text()
 
     in_refining, after = tmp_path / "in-refining", tmp_path / "after"
     with monkeypatch.context() as patch:
@@ -345,14 +347,20 @@ def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, capsys)
         patch.setattr(RunFolder, "finish", interrupting(RunFolder.finish, 1))
         assert main(arguments(place, after, *words)) == 130
     assert (after / ".relaxprune/refined.safetensors").is_file()
-    undone = shutil.copytree(after, tmp_path / "undone")
+    undone, damaged = (shutil.copytree(after, tmp_path / name) for name in ("undone", "damaged"))
     (undone / ".relaxprune/blocks/00001.safetensors").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(model_refiner.ModelRefiner, "run", None)  # what is finished is not repeated
         assert main(arguments(place, after, *words, "--resume")) == 0
     assert main(arguments(place, in_refining, *words, "--resume")) == 0
     assert main(arguments(place, undone, *words, "--resume")) == 0
-    for other in (in_refining, after, undone):
+    file = damaged / ".relaxprune/refined.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    assert main(arguments(place, damaged, *words, "--resume")) == 2
+    assert "delete it to refine the model again, or add --discard-damaged" in only_sentence(capsys)
+    assert main(arguments(place, damaged, *words, "--resume", "--discard-damaged")) == 0
+    for other in (in_refining, after, undone, damaged):
         for name in ("model.safetensors", "masks.safetensors"):
             assert (whole / name).read_bytes() == (other / name).read_bytes(), (other, name)
 
