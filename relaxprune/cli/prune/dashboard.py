@@ -82,7 +82,7 @@ class Dashboard:
         if event is not None and event.refining is not None:
             table.add_row("refining", Text(str(event.refining)))
         elapsed = 0.0 if event is None else event.seconds_elapsed
-        left = pace.left(elapsed)
+        left = pace.left(elapsed) if event is None or event.refining is None else None
         table.add_row("time", Text(duration(elapsed)), "left", Text("unknown" if left is None else duration(left)))
         return table
 

@@ -59,39 +59,32 @@ class BlockTuner:
         """Tune for at most ``epochs`` passes over the batches, and leave the best weights in the model."""
         started = time.perf_counter()
         before = self._errors()
-        best, best_errors, taken = self.weights.snapshot(), before, 0
-        try:
-            with self.weights.tracked():
-                for epoch in range(1, epochs + 1):
-                    self._pass((epoch - 1) * self.steps, epochs * self.steps)
-                    errors = self._errors()
-                    if not errors[1] < best_errors[1]:  # also if it is NaN
-                        break
-                    best, best_errors, taken = self.weights.snapshot(), errors, epoch
-        finally:
-            self.weights.restore(best)
+        with self.weights.tracked():
+            taken, after = self.weights.improve(epochs, lambda number: self._pass(number, epochs), _held_out, before)
         return BlockTuning(
             block=self.stage.index,
             epochs=taken,
             steps=taken * self.steps,
             error_before=before[0],
-            error_after=best_errors[0],
+            error_after=after[0],
             held_out_before=before[1],
-            held_out_after=best_errors[1],
+            held_out_after=after[1],
             seconds=time.perf_counter() - started,
             part=self.part.name,
         )
 
-    def _pass(self, step: int, steps: int) -> None:
-        """Take one step on every batch that is not held out, the first one being step ``step`` of ``steps``."""
+    def _pass(self, number: int, epochs: int) -> tuple[float, float]:
+        """Take one step on every batch that is not held out, and return the errors after them."""
+        step = (number - 1) * self.steps
         for one, target in self._pairs(held_out=False):
             with torch.enable_grad():
                 loss, size = _error(self._outputs(one), target, one.batch.kept)
                 if not size:
                     continue
                 self.weights.slopes(loss)
-            self.weights.step(self.recipe.share(step, steps))
+            self.weights.step(self.recipe.share(step, epochs * self.steps))
             step += 1
+        return self._errors()
 
     def _outputs(self, one: Pass) -> list[Tensor]:
         """Return what the block, or its part, puts out in a pass."""
@@ -113,6 +106,11 @@ class BlockTuner:
             share[1] += size
         tuned, unseen = (loss / size if size else 0.0 for loss, size in sums.values())
         return tuned, unseen
+
+
+def _held_out(errors: tuple[float, float]) -> float:
+    """Return the error on held-out batches, of the errors on those tuned on and those held out."""
+    return errors[1]
 
 
 def check_batches(tune: int, batches: int) -> None:

@@ -47,8 +47,8 @@ class Readouts:
         The logits of few tokens are held at a time: their gradients are taken at once, not when the sum's are.
         """
         if torch.is_grad_enabled():
-            total: Tensor = _Divergence.apply(self, aims, states, *self.weights)
-            return total
+            apply: Callable[..., Tensor] = _Divergence.apply
+            return apply(self, aims, states, *self.weights)
         sums = [self._part(states[part], aims[part]) for part in self._parts(len(states))]
         return torch.stack(sums).sum() if sums else states.new_zeros(())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from relaxprune.models.layers import PrunableLayer
 
 from .recipes import Recipe
 
+Found = TypeVar("Found")
 HELD_OUT = 4  # every fourth batch, or window, is held out, to see when to stop
 
 
@@ -61,7 +63,7 @@ class KeptWeights:
 
     def slopes(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those of the next step."""
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         for master, slope, kept in zip(self._masters, found, self._kept, strict=True):
             if slope is None:
                 continue
@@ -87,15 +89,38 @@ class KeptWeights:
             for parameter, master, kept in zip(self.parameters, self._masters, self._kept, strict=True):
                 parameter.copy_(torch.where(kept, master.to(parameter.dtype), parameter))
 
-    def snapshot(self) -> list[Tensor]:
+    def improve(
+        self, passes: int, take: Callable[[int], Found], score: Callable[[Found], float], start: Found
+    ) -> tuple[int, Found]:
+        """Take passes over the text for as long as each is better than all before; the best weights stay.
+
+        They also stay after an exception.
+
+        Args:
+            passes: the most passes.
+            take: takes a pass, by its number from 1, and returns what was found of held-out text after it.
+            score: of what was found, lower is better; a pass with NaN is not better.
+            start: what is found before the first pass.
+
+        Returns:
+            How many passes the weights that stay have taken, and what was found after them.
+        """
+        best, taken, least = self._snapshot(), 0, start
+        try:
+            for number in range(1, passes + 1):
+                found = take(number)
+                if not score(found) < score(least):
+                    break
+                best, taken, least = self._snapshot(), number, found
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, best, strict=True):
+                    parameter.copy_(value)
+        return taken, least
+
+    def _snapshot(self) -> list[Tensor]:
         """Return the parameters as they are now, on the CPU."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
-
-    def restore(self, values: Sequence[Tensor]) -> None:
-        """Put a snapshot back into the model; the copies that Adam moves stay where they are."""
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
 
 
 def _kept(layers: Sequence[PrunableLayer], supports: Mapping[str, Tensor]) -> Tensor:

@@ -103,22 +103,8 @@ class ModelRefiner:
         start, tuned_before = self._distances(self._held_out), _mean(self._distances(sample))
         if not math.isfinite(sum(start) + tuned_before):
             raise RelaxPruneError("refine needs predictions of the pruned model that are finite, got NaN or Inf")
-        best, best_share, taken, least = weights.snapshot(), 1.0, 0, start
         self._tell("refine_start", 0, 0, start, start)
-        try:
-            with weights.tracked(self._model.parameters()), checkpointed(self._model, self._blocks):
-                order = torch.Generator().manual_seed(self._schedule.seed)
-                for number in range(1, self._schedule.passes + 1):
-                    for step in self._pass(weights, order, number):
-                        self._tell("refine_step", number, step, start, least)
-                    found = self._distances(self._held_out)
-                    self._tell("refine_pass", number, number * self._steps, start, found)
-                    share = _mean([one / before if before else 1.0 for one, before in zip(found, start, strict=True)])
-                    if not share < best_share:  # also if it is NaN
-                        break
-                    best, best_share, taken, least = weights.snapshot(), share, number, found
-        finally:
-            weights.restore(best)
+        taken, least = self._improve(weights, start)
         tuned_after = _mean(self._distances(sample)) if taken else tuned_before
         self._tell("refine_done", taken, taken * self._steps, start, least)
         return Refinement(
@@ -133,6 +119,24 @@ class ModelRefiner:
             held_out_after=_mean(least),
             seconds=time.perf_counter() - started,
         )
+
+    def _improve(self, weights: KeptWeights, start: list[float]) -> tuple[int, list[float]]:
+        """Take passes while the held-out windows get better than at the start; return how many, and their distances."""
+        order, latest = torch.Generator().manual_seed(self._schedule.seed), start
+
+        def take(number: int) -> list[float]:
+            nonlocal latest
+            for step in self._pass(weights, order, number):
+                self._tell("refine_step", number, step, start, latest)
+            latest = self._distances(self._held_out)
+            self._tell("refine_pass", number, number * self._steps, start, latest)
+            return latest
+
+        def score(found: Sequence[float]) -> float:
+            return _mean([one / before if before else 1.0 for one, before in zip(found, start, strict=True)])
+
+        with weights.tracked(self._model.parameters()), checkpointed(self._model, self._blocks):
+            return weights.improve(self._schedule.passes, take, score, start)
 
     def _pass(self, weights: KeptWeights, order: torch.Generator, number: int) -> Iterator[int]:
         """Go once through the windows that are tuned on, in a new order; yield how many steps were taken so far."""
