@@ -16,7 +16,7 @@ from relaxprune.models.token_limits import check_tokens
 from relaxprune.problems.errors import RelaxPruneError
 
 from .padding import guarded, marked_padding
-from .tree import map_tree
+from .tree import flatten, map_tree, rebuild
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +71,25 @@ def _read_batch(batch: Any, index: int) -> Batch:
         raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}")
     kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
     return Batch((), kwargs, *marked_padding(kwargs, index))
+
+
+def split_windows(batch: Batch) -> list[Batch]:
+    """Return a batch's windows one by one, or the batch itself where it cannot be told what belongs to which window.
+
+    It can be for a batch of one tensor alone, and for one whose tensors are all of two dimensions and as many windows.
+    """
+    tensors, skeleton = flatten((batch.args, batch.kwargs))
+    counts = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
+    if len(counts) != 1 or counts == {0} or (len(tensors) > 1 and any(tensor.dim() != 2 for tensor in tensors)):
+        return [batch]
+
+    def window(index: int) -> Batch:
+        part = slice(index, index + 1)
+        args, kwargs = rebuild(skeleton, [tensor[part] for tensor in tensors])
+        marks = [None if kept is None else kept[part] for kept in (batch.kept, batch.decoder_kept)]
+        return Batch(args, kwargs, *marks)
+
+    return [window(index) for index in range(counts.pop())]
 
 
 def check_fit(model: nn.Module, batches: Sequence[Batch]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
-from relaxprune.problems.checks import fraction, one_of, whole_number
+from relaxprune.problems.checks import fraction, one_of, positive_number, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver
@@ -16,8 +18,11 @@ from .statistics_options import StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
+TUNE_BY = ("block", "part")
+TUNE_RECIPES = ("constant", "tm")
 _DAMPING = 0.03
 _SDP_ROWS = 32
+_REFINE_RATE = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +49,21 @@ class PruneOptions(SolveOptions):
         correct: for "refit": the share λ of the errors of earlier layers that new weights should correct. With x the
             inputs in the dense model and x̃ those in the pruned one, they should give on x̃ what the dense weights give
             on (1 − λ) x̃ + λ x. Above 0 it takes twice the forward passes.
-        tune: for "refit": once a block is pruned, tune its kept weights together against the outputs of the dense
-            block, for at most this many passes over the batches; 0 for none.
+        tune: once a block is pruned, tune its kept weights together against the outputs of the dense block, for at
+            most this many passes over the batches; 0 for none. Also where ``weights`` is "keep".
+        tune_by: "block", or "part": its parts, such as attention and MLP, one after the other, each against what it
+            puts out itself.
+        tune_recipe: how far the steps of ``tune`` move weights: "constant", 0.003 of the root mean square of a layer's
+            kept weights; "tm", as block matching was published (3BASiL, NeurIPS 2025: 0.00002 falling along a cosine
+            to 0, 20 passes), with masks held.
+        refine: once all layers are pruned, move the kept weights of the whole model together towards the dense model's
+            predictions, for at most this many passes over the batches; 0 for none. Also where ``weights`` is "keep".
+        refine_rate: for ``refine``: the rate of its steps at the start, as a share of the root mean square of a layer's
+            kept weights. None for 0.002.
         skip_misfits: leave alone, and list, the layers that do not fit the set of masks or the solver; without it a run
             refuses before any work.
-        regrow: for "refit": give new values to weights that are exactly 0 in a sparse layer too. Without it zeros stay
-            zero if they are more than a tenth of a layer.
+        regrow: for "refit", ``tune`` and ``refine``: give new values to weights that are exactly 0 in a sparse layer
+            too. Without it zeros stay zero if they are more than a tenth of a layer.
         permute: reorder channels inside the blocks for an N:M pattern, if the block then computes the same.
     """
 
@@ -63,6 +77,10 @@ class PruneOptions(SolveOptions):
     damping: float | None = None
     correct: float = 0.0
     tune: int = 0
+    tune_by: str = "block"
+    tune_recipe: str = "constant"
+    refine: int = 0
+    refine_rate: float | None = None
     skip_misfits: bool = False
     regrow: bool = False
 
@@ -93,8 +111,23 @@ class PruneOptions(SolveOptions):
 
     @property
     def moves(self) -> bool:
-        """Whether kept weights get new values; False while that is left to the solver."""
+        """Whether solvers give kept weights new values; False while that is left to the solver."""
         return self.weights == "refit"
+
+    @property
+    def new_values(self) -> bool:
+        """Whether kept weights get new values, from the solver or after it."""
+        return self.block_values or self.refine > 0
+
+    @property
+    def block_values(self) -> bool:
+        """Whether kept weights get new values while their block is pruned."""
+        return self.moves or self.tune > 0
+
+    @property
+    def refine_share(self) -> float:
+        """The rate of ``refine``."""
+        return _REFINE_RATE if self.refine_rate is None else self.refine_rate
 
     @property
     def ridge(self) -> float:
@@ -120,6 +153,12 @@ class PruneOptions(SolveOptions):
             fraction("damping", self.damping)
         fraction("correct", self.correct)
         whole_number("tune", self.tune, 0)
+        whole_number("refine", self.refine, 0)
+        if self.refine_rate is not None:
+            positive_number("refine_rate", self.refine_rate)
+            if not self.refine:
+                raise RelaxPruneError(f"refine_rate is {self.refine_rate}, but refine is 0; leave it out or set refine")
+        self._check_tuning()
         if self.weights is None:
             return
         one_of("weights", self.weights, WEIGHTS, " or None")
@@ -128,15 +167,28 @@ class PruneOptions(SolveOptions):
             raise RelaxPruneError(
                 f'damping is {self.damping}, which weights="keep" does not use; leave it out or set weights to "refit"'
             )
+        if self.correct and not self.moves:
+            raise RelaxPruneError(f'correct is {self.correct}, which is for weights="refit"; leave it out or set that')
         beside = f"correct {self.correct}" if self.correct else f"tune {self.tune}" if self.tune else ""
-        if beside and (self.permute or not self.moves):
-            other = "permute=True, which reorders it" if self.moves else 'weights="keep"'
-            raise RelaxPruneError(f"{beside} moves weights towards the dense model, got {other}; leave one of them out")
+        if beside and self.permute:
+            raise RelaxPruneError(
+                f"{beside} moves weights towards the dense model, got permute=True, which reorders it; leave one of "
+                "them out"
+            )
         if self.moves and self.certify is not None:
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
                 'weights="refit", which gives every layer its own bound, or set weights to "keep"'
             )
+
+    def _check_tuning(self) -> None:
+        """Raise RelaxPruneError for an unknown way of tuning, or one without tuning."""
+        one_of("tune_by", self.tune_by, TUNE_BY)
+        one_of("tune_recipe", self.tune_recipe, TUNE_RECIPES)
+        given = {"tune_by": self.tune_by != TUNE_BY[0], "tune_recipe": self.tune_recipe != TUNE_RECIPES[0]}
+        for name, value in given.items():
+            if value and not self.tune:
+                raise RelaxPruneError(f"{name} is {getattr(self, name)!r}, but tune is 0; leave it out or set tune")
 
     def _check_certify(self) -> None:
         """Raise RelaxPruneError for an unknown method, or for rows that the method does not use."""
@@ -155,3 +207,13 @@ class PruneOptions(SolveOptions):
     def rows_to_certify(self) -> int | None:
         """The number of rows that a layer's certificate draws, None for all."""
         return _SDP_ROWS if self.certify == "sdp" and self.certify_rows is None else self.certify_rows
+
+
+def new_values(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run gives kept weights new values, of the settings that its fingerprint has."""
+    return block_values(settings) or bool(settings.get("refine"))
+
+
+def block_values(settings: Mapping[str, Any]) -> bool:
+    """Return whether it does so while their block is pruned."""
+    return settings.get("weights") == "refit" or bool(settings.get("tune"))

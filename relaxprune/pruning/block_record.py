@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from relaxprune.problems import MaskProblem
 
     from ..certificates import Certificate
-    from .block_tuner import BlockTuning
     from .channels.permutation import Permutation
     from .layer_report import LayerReport
+    from .tuning.gains import BlockTuning, Refinement
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BlockRecord:
         seconds: stage -> seconds spent until now, as in ``PruneReport``; a run that is continued counts on from them.
         permutations: the orders of channels that the masks are for; empty without ``permute``.
         weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: new values of weights that moved.
-        tuning: the gain of tuning the block as a whole, None if it was not tuned.
+        tunings: the gains of tuning the block as a whole, or part by part; empty if it was not tuned.
     """
 
     masks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -36,7 +36,22 @@ class BlockRecord:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     permutations: list[Permutation] = dataclasses.field(default_factory=list)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    tuning: BlockTuning | None = None
+    tunings: list[BlockTuning] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RefinementRecord:
+    """All that is needed to redo a finished refinement of the whole model.
+
+    Attributes:
+        refinement: its gain.
+        weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: the values of all pruned layers.
+        seconds: as in ``BlockRecord``.
+    """
+
+    refinement: Refinement
+    weights: dict[str, Tensor]
+    seconds: dict[str, float]
 
 
 class BlockRecorder(Protocol):
@@ -58,6 +73,17 @@ class AllocationRecorder(BlockRecorder, Protocol):
 
     def save_allocation(self, counts: dict[str, int]) -> None:
         """Keep what was decided."""
+
+
+@runtime_checkable
+class RefinementRecorder(BlockRecorder, Protocol):
+    """Also keeps the refinement of the whole model, which follows the last block; a block saved later discards it."""
+
+    def load_refinement(self) -> RefinementRecord | None:
+        """Return the refinement of the blocks that are kept, None if it has to be made."""
+
+    def save_refinement(self, record: RefinementRecord) -> None:
+        """Keep the refinement that was just made."""
 
 
 @runtime_checkable

@@ -98,7 +98,7 @@ class MaskSolver:
         """
         try:
             polytope = self.decided.polytope_of(layer.name, layer.shape)
-            zeros = source_zeros(layer.matrix().cpu()) if self.options.moves and not self.options.regrow else None
+            zeros = self.staying(layer)
             solved = (
                 self._refitted(layer, inputs, polytope, zeros)
                 if self.options.moves
@@ -125,6 +125,12 @@ class MaskSolver:
         )
         support = mask if zeros is None else mask & ~zeros
         return SolvedLayer(layer=layer, mask=mask, report=report, proof=proof, weight=solution.weight, support=support)
+
+    def staying(self, layer: PrunableLayer) -> Tensor | None:
+        """Return which zeros of a layer, not pruned yet, stay zero: (rows, cols) bool on the CPU, None for none."""
+        if not self.options.new_values or self.options.regrow:
+            return None
+        return source_zeros(layer.matrix().cpu())
 
     def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
         """Solve a layer whose kept weights stay as they are."""

@@ -12,6 +12,7 @@ from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .plan import PlannedLayer
 
+_LOGITS_BYTES = 2**29  # of the tokens whose logits are held at once, several times in float32
 _SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
 
 
@@ -27,7 +28,9 @@ def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: Prune
     the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature), its weight in
     float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and what the
     solver holds within its memory budget; and twice the hidden states of all tokens, as wide as the first layer's
-    inputs. Attention masks and activations inside one block are not counted.
+    inputs. Attention masks and activations inside one block are not counted. Refining comes after all that, and counts
+    where it takes more: each weight in float32 four times (Adam's two moments and the gradient besides the weight) and
+    three times in the model's own dtype, and the dense model's predictions.
     """
     sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
     masks = sum(layer.rows * layer.cols for layer in layers)
@@ -38,7 +41,11 @@ def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: Prune
     temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
     halves = sums if options.statistics.shrinkage == AUTO else 0  # the odd batches' sums too
-    return masks + sums + halves + solving + solver + states + _moving_bytes(layers, options, tokens, sums)
+    pruning = sums + halves + solving + solver + states + _moving_bytes(layers, options, tokens, sums)
+    if not options.refine:
+        return masks + pruning
+    refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
+    return masks + max(pruning, refining) + states // 2
 
 
 def _moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, sums: int) -> int:

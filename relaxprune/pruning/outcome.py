@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -14,13 +15,13 @@ from relaxprune.inputs.stages import Stage
 from relaxprune.models.layers import SkippedLayer
 from relaxprune.problems.errors import RelaxPruneError
 
-from .block_record import BlockRecord
-from .block_tuner import BlockTuning
+from .block_record import BlockRecord, RefinementRecord
 from .channels.permutation import Permutation
 from .coverage import Coverage
 from .layer_report import LayerReport
 from .plan import Plan
 from .prune_report import UNREACHED, PruneEvent, PruneReport
+from .tuning.gains import BlockTuning, Refinement, RefiningState
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Outcome:
     permutations: list[Permutation] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
     tunings: list[BlockTuning] = field(default_factory=list)
+    refinement: Refinement | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     carried: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -65,23 +67,35 @@ class Outcome:
             self.masks |= record.masks
             self.weights |= record.weights
             self.permutations += record.permutations
-            self.tunings += [] if record.tuning is None else [record.tuning]
+            self.tunings += record.tunings
         missed = [layer for layer in stage.layers if record is None or layer.parameter not in record.masks]
         self.skipped += [SkippedLayer(layer.name, failed.get(layer.name, UNREACHED)) for layer in missed]
         self.announce("block_done", stage)
 
+    def finish_refining(self, record: RefinementRecord) -> None:
+        """Take in how the whole model was refined."""
+        self.weights |= record.weights
+        self.refinement = record.refinement
+
     def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
         """Send an event to the listener."""
+        self._send(kind, stage.index, layer=layer, report=report)
+
+    def announce_refining(self, kind: str, state: RefiningState) -> None:
+        """Tell the listener how far refining is."""
+        self._send(kind, self.stages - 1, refining=state)
+
+    def _send(self, kind: str, block: int, **more: Any) -> None:
+        """Send an event to the listener, if there is one."""
         if self.on_event is not None:
             event = PruneEvent(
                 kind=kind,
-                block=stage.index,
+                block=block,
                 blocks=self.stages,
-                layer=layer,
                 layer_index=len(self.reports) + len(self.skipped),
                 layers=self.planned,
-                report=report,
                 seconds_elapsed=time.perf_counter() - self.started,
+                **{"layer": None, "report": None, **more},
             )
             self.on_event(event)
 
@@ -124,6 +138,7 @@ class Outcome:
             permutations=self.permutations,
             weights=self.weights,
             tunings=self.tunings,
+            refinement=self.refinement,
             coverage=Coverage(
                 layers=len(self.masks),
                 layer_weights=sum(mask.numel() for mask in self.masks.values()),

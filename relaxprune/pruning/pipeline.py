@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
-from .block_tuner import BlockTuner, tunable
 from .channels.channel_permuter import ChannelPermuter
 from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
@@ -29,9 +28,13 @@ from .outcome import Outcome
 from .plan import Plan
 from .planner import plan_model
 from .prune_report import PruneEvent, PruneReport
+from .refining import Refining
 from .route import Route, Step
 from .sharing.counts import decide
 from .sharing.dense_grams import DenseModel
+from .tuning.block_tuner import BlockTuner, tunable
+from .tuning.parts import Part, parts_of
+from .tuning.recipes import TUNE_RECIPES
 
 
 def prune_model(
@@ -48,9 +51,9 @@ def prune_model(
     ``prune_model(model, batches, sparsity=0.5)`` is short for
     ``prune_model(model, batches, plan=plan_model(model, sparsity=0.5))``. A layer whose solver breaks down gets the
     mask that the solver started from, and its report's status says so. Pruned weights become +0.0; kept ones keep their
-    bits, unless ``options.weights`` is "refit": then they get new values. A method that is known for its weights, asked
-    for by name alone, moves them and counts as published: ``prune_model(model, batches, solver="alps", sparsity=0.5)``
-    is ALPS. The model's training flags, ``use_cache``,
+    bits, unless ``options.weights`` is "refit", or ``options.tune`` or ``options.refine`` is above 0: then they get new
+    values. A method that is known for its weights, asked for by name alone, moves them and counts as published:
+    ``prune_model(model, batches, solver="alps", sparsity=0.5)`` is ALPS. The model's training flags, ``use_cache``,
     hooks and the random state are as before when this returns or raises; after an exception the blocks finished so far
     stay pruned.
 
@@ -61,7 +64,8 @@ def prune_model(
             ``decoder_attention_mask`` that of an encoder-decoder model's other tokens).
         plan: a plan of ``plan_model`` for this model; None to plan from ``words`` now.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. An ``AllocationRecorder``
-            also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates.
+            also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates, a ``RefinementRecorder``
+            the refinement of the whole model.
         on_event: called when blocks and layers start and end; its exceptions end the run.
         **words: as for ``plan_model``: ``sparsity``, ``pattern`` or ``polytope``, ``allocation``, ``solver``,
             ``options``, and the solver's own options.
@@ -89,7 +93,7 @@ def prune_model(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One call of ``prune_model``: the plan, and the parts that carry it out."""
+    """One call of ``prune_model``: the plan, the parts that carry it out, and where weights may move so far."""
 
     plan: Plan
     route: Route
@@ -99,6 +103,8 @@ class _Run:
     recorder: BlockRecorder | None
     outcome: Outcome
     check: OutputCheck
+    refining: Refining | None
+    supports: dict[str, Tensor] = field(default_factory=dict)  # parameter name -> (rows, cols) bool
 
     @classmethod
     def prepare(
@@ -123,26 +129,27 @@ class _Run:
             permuter = ChannelPermuter.of(request.options, request.target, model, blocks, streams)
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
+        refining = Refining.prepare(plan, read, recorder, outcome)
         dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker)
         mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
         route = Route(plan, read, agenda, outcome.timed)
-        return cls(plan, route, gram_maker, permuter, mask_solver, recorder, outcome, check)
+        return cls(plan, route, gram_maker, permuter, mask_solver, recorder, outcome, check, refining)
 
     def prune(self) -> None:
-        """Go through all stages: observe, solve, apply, record, propagate."""
+        """Go through all stages: observe, solve, apply, record, propagate; then refine."""
         for step in self.route.steps():
             self.outcome.announce("block_start", step.stage)
             block = self.recall(step.stage)
             if block is None and step.stage.layers:
                 block = BlockRecord(permutations=self.permute(step))
-                supports: dict[str, Tensor] = {}
                 for sums in self.observe(step):
                     for solved in self.solve(sums, step.stage):
                         self.apply(solved, block, step.stage)
-                        supports[solved.layer.parameter] = solved.support
-                block = self.record(self.tune(block, step, supports), step.stage)
+                block = self.record(self.tune(block, step), step.stage)
             self.propagate(step)
             self.outcome.finish_block(step.stage, block, self.check.failed)
+        if self.refining is not None:
+            self.refining.finish(self.supports)
 
     def recall(self, stage: Stage) -> BlockRecord | None:
         """Apply the record of a finished block to the model and return it; None if the block has to be solved."""
@@ -158,7 +165,10 @@ class _Run:
             )
         apply_permutations(self.plan.model, record.permutations)
         for report in record.layers:
-            by_parameter[report.parameter].write(record.masks[report.parameter], record.weights.get(report.parameter))
+            layer, mask = by_parameter[report.parameter], record.masks[report.parameter]
+            zeros = self.mask_solver.staying(layer)
+            self.supports[report.parameter] = mask if zeros is None else mask & ~zeros
+            layer.write(mask, record.weights.get(report.parameter))
             self.outcome.finish_layer(stage, report)
         self.outcome.carried = record.seconds
         return record
@@ -206,21 +216,31 @@ class _Run:
                 self.recorder.save_certificate(solved.layer.parameter, *solved.proof)
         solved.layer.write(solved.mask, solved.weight)
         block.masks[solved.layer.parameter] = solved.mask
+        self.supports[solved.layer.parameter] = solved.support
         block.layers.append(solved.report)
         self.outcome.finish_layer(stage, solved.report)
 
-    def tune(self, block: BlockRecord, step: Step, supports: Mapping[str, Tensor]) -> BlockRecord:
+    def tune(self, block: BlockRecord, step: Step) -> BlockRecord:
         """Tune the weights of a block that may move together, if asked to."""
-        epochs = self.mask_solver.options.tune
-        movable = any(layer.parameter in block.masks and tunable(layer) for layer in step.stage.layers)
-        if not epochs or step.dense is None or not step.is_block or not movable:
+        options, blocks, stage = self.mask_solver.options, self.plan.blocks, step.stage
+        movable = [layer for layer in stage.layers if layer.parameter in block.masks and tunable(layer)]
+        if not options.tune or step.dense is None or not step.is_block or not movable:
             return block
+        parts, recipe = [Part("", None, movable)], TUNE_RECIPES[options.tune_recipe]
+        if options.tune_by == "part":
+            parts = parts_of(blocks.modules[stage.index], blocks.names[stage.index], movable)
+        tunings = []
         with self.outcome.timed("tune"):
-            return replace(block, tuning=BlockTuner(step.stage, supports, step.pruned, step.dense).run(epochs))
+            for part in parts:
+                tuner = BlockTuner(stage, part, self.supports, step.pruned, step.dense, recipe)
+                tunings.append(tuner.run(options.tune))
+        return replace(block, tunings=tunings)
 
     def record(self, block: BlockRecord, stage: Stage) -> BlockRecord:
         """Complete the record of a block with its new weights and the time so far, and keep it."""
-        moves = self.mask_solver.options.moves
+        if self.refining is not None:
+            self.refining.refuse_new_block(stage.index)
+        moves = self.mask_solver.options.block_values
         moved = [layer for layer in stage.layers if moves and layer.parameter in block.masks]
         weights = {layer.parameter: layer.matrix().cpu().clone() for layer in moved}
         block = replace(block, weights=weights, seconds=self.outcome.spent())

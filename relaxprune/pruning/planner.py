@@ -23,7 +23,6 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solvers import Solver
 
-from .block_tuner import check_tunable
 from .coverage import count_matrices
 from .layer_choice import EXCLUDED, NOT_INCLUDED, find_misfits, select_layers
 from .memory_estimate import added_bytes, model_bytes
@@ -31,6 +30,7 @@ from .plan import Plan, PlannedLayer
 from .prediction import predict
 from .prune_report import MISFIT
 from .request import PruneRequest
+from .tuning.block_tuner import check_tunable
 
 
 def plan_model(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from relaxprune.inputs.batches import Batch, run_model
+from relaxprune.inputs.batches import Batch, run_model, split_windows
 from relaxprune.inputs.gram_accumulator import CHUNK_TOKENS, GramAccumulator
 from relaxprune.inputs.layer_grams import LayerGram
 from relaxprune.inputs.layer_listener import LayerListener
@@ -33,6 +33,8 @@ _RANK = 64
 _TOO_WIDE = 1536  # columns from which a certificate alone takes longer than all trying should
 _LATER_PASSES = 2  # through every block besides the one that gathers statistics: recording and propagating
 _TUNING_PASSES = 2  # the error before, of the dense and of the pruned block
+_REFINING_PASSES = 2  # of the dense model, of half of the windows before and after
+_REFINE_PASSES = 4  # three quarters of the windows forward twice and backward, then the others forward
 _EPOCH_PASSES = 5  # three quarters of the batches forward twice and backward, then the error again
 
 
@@ -113,7 +115,8 @@ def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = t
     planned = solver.planned_iterations(options.max_iterations)
     if planned is None:
         return Prediction({}, memory, f"solver {solver.name!r} does not know how long it searches")
-    window, share = _one_window(batches[0])
+    windows = split_windows(batches[0])
+    window, share = windows[0], float(len(windows))
     collector = LayerListener(plan.weights)
     with borrowed(model):
         with collector.listening(0, window.kept, window.decoder_kept):
@@ -134,6 +137,8 @@ def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = t
         seconds["propagate"] = streams * forward * _LATER_PASSES
     if options.tune:
         seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
+    if options.refine:
+        seconds["refine"] = forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
     return Prediction(seconds, memory)
 
 
@@ -145,13 +150,6 @@ def predicted_bytes(plan: Plan) -> int:
 def _rows(rows: int, cols: int) -> int:
     """Return how many rows to try."""
     return min(rows, max(_LEAST_ROWS, int(_MULTIPLY_ADDS / cols**2)))
-
-
-def _one_window(batch: Batch) -> tuple[Batch, float]:
-    """Return a batch of one window, if windows can be told apart, and how many of it make the batch."""
-    if len(batch.args) == 1 and not batch.kwargs and isinstance(batch.args[0], Tensor) and len(batch.args[0]) > 1:
-        return Batch((batch.args[0][:1],), {}), float(len(batch.args[0]))
-    return batch, 1.0
 
 
 def _tokens(batch: Batch) -> int:

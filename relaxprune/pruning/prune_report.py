@@ -19,12 +19,13 @@ from .coverage import Coverage
 from .layer_report import LayerReport
 
 if TYPE_CHECKING:
-    from .block_tuner import BlockTuning
+    from .tuning.gains import BlockTuning, Refinement, RefiningState
 
 UNREACHED = "no batch reached it"
 # Reasons that the user must see; each goes on in its own way.
 MISFIT = "misfit"
 OTHER_SIDE = "of the blocks"
+_RELATIVE_ERRORS = ("wanda_relative_error", "relative_error")
 _MOST_NAMES = 12  # layers that one reason names; the run folder's report has all of them
 
 
@@ -33,14 +34,16 @@ class PruneEvent:
     """Something happened.
 
     Attributes:
-        kind: "block_start", "layer_start", "layer_done" or "block_done".
-        block: index of the block.
+        kind: "block_start", "layer_start", "layer_done" or "block_done"; then "refine_start", "refine_step",
+            "refine_pass" and "refine_done", if the model is refined.
+        block: index of the block; of events of refining, the last one.
         blocks: number of blocks.
         layer: name of the layer, None for events of blocks.
         layer_index: layers finished or skipped before this event.
         layers: number of layers in the plan.
         report: the layer's report, for "layer_done".
         seconds_elapsed: since the start of ``prune_model``.
+        refining: how far refining is, for its events.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class PruneEvent:
     layers: int
     report: LayerReport | None
     seconds_elapsed: float
+    refining: RefiningState | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,8 +65,8 @@ class PruneReport:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
-            layers' shares, if any), permute and tune (if asked for), statistics, solve (and judge, with Wanda's mask
-            for comparison), propagate, record, total. A continued run counts the earlier sessions, each until its
+            layers' shares, if any), permute, tune and refine (if asked for), statistics, solve (and judge, with Wanda's
+            mask for comparison), propagate, record, total. A continued run counts the earlier sessions, each until its
             last finished block.
         polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
@@ -73,6 +77,8 @@ class PruneReport:
         permutations: for each pruned layer the order of its columns, or why it kept it; empty without ``permute``.
         weights: parameter name -> (rows, cols) on the CPU, the new values of weights that moved.
         tunings: the gain of each block that was tuned as a whole; the layers' objectives are from before it.
+        refinement: the gain of refining the whole model, None without ``refine``; objectives, bounds and certificates
+            are from before it.
         coverage: how much of the model was pruned; None where nobody has counted.
         left_out: what the solver's published method does and this run was told not to do.
     """
@@ -88,6 +94,7 @@ class PruneReport:
     permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
+    refinement: Refinement | None = None
     coverage: Coverage | None = None
     left_out: list[str] = dataclasses.field(default_factory=list)
 
@@ -151,6 +158,7 @@ class PruneReport:
             "layers": [layer.to_dict() for layer in self.layers],
             "permutations": [item.to_dict() for item in self.permutations],
             "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
+            "refinement": None if self.refinement is None else dataclasses.asdict(self.refinement),
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
 
@@ -189,24 +197,23 @@ class PruneReport:
         return "\n".join([*table([head, *lines]), *less, *share, *proven, *orders, *skipped_lines(self.skipped)])
 
     def _moved_lines(self) -> list[str]:
-        """Return the gain of every stage if weights moved: the mask, new weights on it, tuning whole blocks."""
-        moved = [layer for layer in self.layers if layer.loss.kept_objective is not None]
-        if not moved:
-            return []
-        kept = _mean([(layer.loss.kept_objective or 0.0) / (layer.loss.dense_energy or 1.0) for layer in moved])
-        lines = [
-            f"mean relative error: {_mean([layer.wanda_relative_error for layer in moved]):.4f} Wanda's mask, "
-            f"{kept:.4f} this mask with weights as they were, {_mean([m.relative_error for m in moved]):.4f} refitted"
-        ]
+        """Return the gain of every stage if weights moved: the mask, new weights on it, tuning blocks, refining."""
+        moved, lines = [layer for layer in self.layers if layer.loss.kept_objective is not None], []
+        if moved:
+            wanda, new = (_mean([getattr(item, name) for item in moved]) for name in _RELATIVE_ERRORS)
+            kept = _mean([(layer.loss.kept_objective or 0.0) / (layer.loss.dense_energy or 1.0) for layer in moved])
+            head = f"mean relative error: {wanda:.4f} Wanda's mask"
+            lines.append(f"{head}, {kept:.4f} this mask with weights as they were, {new:.4f} refitted")
         if self.tunings:
             before = _mean([tuning.held_out_before for tuning in self.tunings])
             after = _mean([tuning.held_out_after for tuning in self.tunings])
             count = sum(1 for tuning in self.tunings if tuning.epochs)
+            what = "parts of blocks" if any(tuning.part for tuning in self.tunings) else "blocks"
             lines.append(
-                f"tuned blocks ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
+                f"tuned {what} ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
                 f"held-out windows {before:.4f} before, {after:.4f} after"
             )
-        return lines
+        return lines if self.refinement is None else [*lines, str(self.refinement)]
 
     def _certified_lines(self) -> list[str]:
         """Return a table with one line per role: what the certificates prove."""

@@ -11,9 +11,9 @@ from relaxprune.options.target import Target
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver, solver_distribution
 
-from .block_tuner import check_batches
 from .channels.channel_permuter import check_permute
 from .layer_certificates import solver_for
+from .tuning.block_tuner import check_batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from relaxprune.inputs.dense_stream import DenseStream
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
 
-from .block_tuner import check_replayed
 from .plan import Plan
+from .tuning.block_tuner import check_replayed
 
 
 @dataclass(frozen=True, eq=False)

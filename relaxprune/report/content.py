@@ -10,6 +10,7 @@ from typing import Any
 from relaxprune import __version__
 from relaxprune.masks.density import density, grid
 from relaxprune.models.layer_roles import role_of
+from relaxprune.options.prune_options import new_values
 from relaxprune.problems.problem import relative_error
 from relaxprune.pruning.layer_report import LayerReport
 from relaxprune.runs.finished_run import FinishedRun
@@ -47,6 +48,7 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
             for layer in run.layers
         ],
         "tunings": report.get("tunings", []),
+        "refinement": report.get("refinement"),
         "masks": worst_masks(run) if masks else [],
         "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
         "skipped": report.get("skipped", []),
@@ -80,7 +82,7 @@ def summary(run: FinishedRun) -> dict[str, Any]:
         # A bound below 0 proves no more than 0 does.
         "mean_relative_gap": mean(min(layer.relative_gap, 1.0) for layer in layers),
         "certificate": run.settings.get("certify"),
-        "refitted": any(layer.loss.kept_objective is not None for layer in layers),
+        "refitted": new_values(run.settings),
         "seconds": run.record["report"].get("seconds", {}).get("total"),
         "peak_memory_gib": None if (peak := notes.get("peak_memory_bytes")) is None else peak / 2**30,
         "machine": notes.get("machine"),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from relaxprune.pruning.tuning.gains import DIVERGENCE
 from relaxprune.support.markup import number
 
 from . import figures
@@ -20,7 +21,7 @@ _MOST_NAMES = 4  # that a line names
 
 def run_page(content: Content) -> Page:
     """Return the page of one run."""
-    tuning = [tuned] if content["tunings"] else []
+    tuning = [*([tuned] if content["tunings"] else []), *([refined] if content.get("refinement") else [])]
     shown = (quality, layers, convergence, *tuning, masks, cost) if content["layers"] else ()
     return Page(
         title=f"Pruning {content['summary']['base_model'] or content['run']}",
@@ -133,14 +134,34 @@ def convergence(content: Content) -> Section:
 
 def tuned(content: Content) -> Section:
     """What tuning blocks as a whole gained."""
-    head = ("block", "passes kept", "tuned on, before", "after", "held out, before", "after", "seconds")
-    keys = ("block", "epochs", "error_before", "error_after", "held_out_before", "held_out_after", "seconds")
+    head = ("block", "part", "passes kept", "tuned on, before", "after", "held out, before", "after", "seconds")
+    keys = ("block", "part", "epochs", "error_before", "error_after", "held_out_before", "held_out_after", "seconds")
     text = (
         "Mean over tokens of the relative error of a block's outputs, on the windows it was tuned on and on those "
         "held out. The errors, gaps and objectives of layers on this page are from before their block was tuned."
     )
-    body = [tuple(item[key] for key in keys) for item in content["tunings"]]
+    tunings = [{**item, "part": item.get("part") or "all"} for item in content["tunings"]]
+    body = [tuple(item[key] for key in keys) for item in tunings]
     return Section("tuned", "Blocks tuned as a whole", [text], [Group("", [], [page_table("By block", head, body)])])
+
+
+def refined(content: Content) -> Section:
+    """What refining the whole model gained."""
+    found = content["refinement"]
+    divergence = found["measure"] == DIVERGENCE
+    what = "KL divergence from the dense model, nats a token" if divergence else "relative error of the model's output"
+    head = ("windows", "number", "before", "after")
+    body = [
+        ("held out", found["held_out_windows"], found["held_out_before"], found["held_out_after"]),
+        ("tuned on", found["tuned_windows"], found["tuned_before"], found["tuned_after"]),
+    ]
+    text = (
+        f"Kept weights of all layers moved together towards the predictions of the dense model: {found['passes']} of "
+        f"at most {content['repeat']['fingerprint']['settings'].get('refine')} passes kept, {found['steps']} steps, "
+        f"{found['seconds']:.1f} s. The errors, bounds, gaps and certificates of layers on this page are of their "
+        "masks, from before."
+    )
+    return Section("refined", "The model refined as a whole", [text], [Group("", [], [page_table(what, head, body)])])
 
 
 def masks(content: Content) -> Section:

@@ -9,29 +9,29 @@ from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
-from relaxprune.pruning.block_tuner import BlockTuning
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.layer_report import LayerReport
-from relaxprune.support.json_files import Maybe, Values, misfit
+from relaxprune.pruning.tuning.gains import BlockTuning
+from relaxprune.support.json_files import Values, misfit
 
 from .mask_file import read_mask_file, write_masks
 from .weight_files import WeightFiles
 
 _NAME = re.compile(r"[0-9]{5,}\.safetensors")
-_SHAPE = {"block": int, "layers": [dict], "permutations": [dict], "seconds": Values(float), "tuning": Maybe(dict)}
+_SHAPE = {"block": int, "layers": [dict], "permutations": [dict], "seconds": Values(float), "tunings": [dict]}
 
 
 class BlockFiles:
-    """The folders ``blocks`` and, if weights move, ``weights`` of a run's progress.
+    """The folders ``blocks`` and, if weights move block by block, ``weights`` of a run's progress.
 
     Args:
         work: the folder of the progress.
-        refitted: whether weights move.
+        moving: whether they do.
     """
 
-    def __init__(self, work: Path, refitted: bool) -> None:
+    def __init__(self, work: Path, moving: bool) -> None:
         self.folder = work / "blocks"
-        self._weights = WeightFiles(work / "weights") if refitted else None
+        self._weights = WeightFiles(work / "weights") if moving else None
 
     @property
     def found(self) -> list[int]:
@@ -59,7 +59,7 @@ class BlockFiles:
             "layers": [layer.to_dict() for layer in record.layers],
             "permutations": [item.to_dict() for item in record.permutations],
             "seconds": record.seconds,
-            "tuning": None if record.tuning is None else asdict(record.tuning),
+            "tunings": [asdict(tuning) for tuning in record.tunings],
         }
         moved = [] if self._weights is None else [self._weights.save(block, record.weights)]
         write_masks(self.path(block), record.masks, extra)
@@ -77,11 +77,11 @@ class BlockFiles:
                 raise ValueError("another record")
             layers = [LayerReport.from_dict(layer) for layer in extra["layers"]]
             permutations = [Permutation.from_dict(item) for item in extra["permutations"]]
-            tuning = None if extra["tuning"] is None else BlockTuning(**extra["tuning"])
+            tunings = [BlockTuning(**tuning) for tuning in extra["tunings"]]
         except (ValueError, TypeError, KeyError) as error:
             path = str(self.path(block))
             raise RelaxPruneError(
                 f"{path!r} is not the record of block {block}; delete it to solve it again"
             ) from error
         weights = {} if self._weights is None else self._weights.load(block, masks)
-        return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tuning)
+        return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tunings)

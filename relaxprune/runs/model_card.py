@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from relaxprune.options.prune_options import new_values
+
 from .run_record import RunNotes
 
 CARD_NAME = "README.md"
@@ -55,9 +57,12 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
 
 def _kept(settings: Mapping[str, Any]) -> str:
     """Return a clause on what happened to the kept weights."""
-    if settings.get("weights") == "refit":
-        return "kept weights have new values, fitted to the calibration text by least squares"
-    return "kept weights are those of the base model, bit for bit"
+    if not new_values(settings):
+        return "kept weights are those of the base model, bit for bit"
+    ways = ["fitted to the calibration text by least squares"] if settings.get("weights") == "refit" else []
+    ways += ["tuned block by block towards what the dense blocks put out"] if settings.get("tune") else []
+    ways += ["tuned together towards the predictions of the base model on that text"] if settings.get("refine") else []
+    return f"kept weights have new values, {', then '.join(ways)}"
 
 
 def _header(notes: RunNotes) -> list[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from relaxprune.models.saved_model import ReloadCheck, save_settings, verify_saved_model
 from relaxprune.models.surplus import Surplus
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.block_record import BlockRecord
+from relaxprune.pruning.block_record import BlockRecord, RefinementRecord
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.support.durable import install_files, sweep_scratch, sync_folder, write_json, write_text
 from relaxprune.support.folder_lock import folder_lock
@@ -44,7 +44,7 @@ _logger = logging.getLogger("relaxprune")
 
 
 class RunFolder:
-    """One run's folder; records finished blocks and certificates (``CertificateRecorder``) and writes the result.
+    """One run's folder; records finished blocks, certificates and the refinement, and writes the result.
 
     Make one with ``open``; ``path`` and ``fingerprint`` are then fixed.
     """
@@ -195,6 +195,18 @@ class RunFolder:
     def save_allocation(self, counts: dict[str, int]) -> None:
         """Save durably how many entries of every row each layer loses."""
         self._progress.save_allocation(counts)
+
+    def load_refinement(self) -> RefinementRecord | None:
+        """Return the refinement of the whole model from the interrupted run, None if it has to be made.
+
+        Raises:
+            RelaxPruneError: if the file is damaged; delete it to have the model refined again.
+        """
+        return self._progress.load_refinement()
+
+    def save_refinement(self, record: RefinementRecord) -> None:
+        """Record the refinement of the whole model durably."""
+        self._progress.save_refinement(record)
 
     def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
         """Keep a layer's certificate, durably; it counts once its block is recorded."""

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from relaxprune.options.prune_options import block_values
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.pruning.block_record import BlockRecord
+from relaxprune.pruning.block_record import BlockRecord, RefinementRecord
 from relaxprune.support.durable import file_sha256, is_scratch, write_json
 from relaxprune.support.folder_lock import LOCK_NAME
 from relaxprune.support.json_files import JsonFormat, Values, read_document
@@ -19,6 +20,7 @@ from relaxprune.support.sentences import damaged
 from .block_files import BlockFiles
 from .certificate_files import CertificateFiles
 from .manifest import Manifest
+from .refinement_file import REFINEMENT_ADVICE, REFINEMENT_NAME, load_refinement, save_refinement
 
 if TYPE_CHECKING:
     from relaxprune.certificates import Certificate
@@ -27,12 +29,19 @@ if TYPE_CHECKING:
 WORK_NAME = ".relaxprune"
 _RUN_NAME, _ALLOCATION_NAME = "run.json", "allocation.json"
 _RUN = JsonFormat(version=1, shape={"fingerprint": dict})
-_ALLOCATION = JsonFormat(version=1, shape={"pruned_per_row": Values(int)}, advice="delete it to have it decided again")
+# What may be deleted, or discarded, to be made again: file -> what it is called, and the advice about it.
+_SINGLE = {
+    _ALLOCATION_NAME: ("the allocation", "delete it to have it decided again"),
+    REFINEMENT_NAME: ("the refinement", REFINEMENT_ADVICE),
+}
+_ALLOCATION = JsonFormat(version=1, shape={"pruned_per_row": Values(int)}, advice=_SINGLE[_ALLOCATION_NAME][1])
 _DISCARD = "or add --discard-damaged"
 
 
 class RunProgress:
-    """What an unfinished run has done: its fingerprint, its allocation, its blocks and its certificates.
+    """What an unfinished run has done: its fingerprint, allocation, blocks, certificates and refinement.
+
+    The refinement counts only while all blocks that it is of do.
 
     Args:
         path: the run's folder.
@@ -44,7 +53,7 @@ class RunProgress:
         self._path = path
         self.folder = path / WORK_NAME
         self.manifest = Manifest(self.folder)
-        self.blocks = BlockFiles(self.folder, refitted=settings.get("weights") == "refit")
+        self.blocks = BlockFiles(self.folder, moving=block_values(settings))
         self.certificates = CertificateFiles(path, self.folder)
         self.certified = settings.get("certify") is not None
 
@@ -112,8 +121,8 @@ class RunProgress:
             advice = f"delete {str(self.folder)!r} to begin the run again"
             if block is not None:
                 advice = f"delete {str(self.blocks.path(block))!r} to solve block {block} again"
-            elif name == _ALLOCATION_NAME:
-                advice = _ALLOCATION.advice
+            elif name in _SINGLE:
+                advice = _SINGLE[name][1]
             raise damaged(repr(path), "it is not the file that the run wrote", f"{advice}, {_DISCARD}")
 
     def discard_damaged(self, fingerprint: Mapping[str, Any]) -> list[str]:
@@ -151,7 +160,7 @@ class RunProgress:
                 found.append(f"block {block}")
             elif name in self.manifest.files:
                 self._delete(name)
-                found.append("the allocation")
+                found.append(_SINGLE[name][0])
         return found
 
     def load_allocation(self) -> dict[str, int] | None:
@@ -175,6 +184,22 @@ class RunProgress:
         write_json(path, {"schema_version": _ALLOCATION.version, "pruned_per_row": dict(counts)})
         self.manifest.add({_ALLOCATION_NAME: path})
 
+    def load_refinement(self) -> RefinementRecord | None:
+        """Return the finished refinement of the run's blocks, None if it has to be made.
+
+        Raises:
+            RelaxPruneError: the file is damaged; delete it to have the model refined again.
+        """
+        listed = REFINEMENT_NAME in self.manifest.files
+        return load_refinement(self.folder / REFINEMENT_NAME) if listed else None
+
+    def save_refinement(self, record: RefinementRecord) -> None:
+        """Keep, durably, the refinement of the blocks that are recorded."""
+        path = self.folder / REFINEMENT_NAME
+        self.manifest.drop([REFINEMENT_NAME])
+        save_refinement(path, record)
+        self.manifest.add({REFINEMENT_NAME: path})
+
     def load_block(self, block: int) -> BlockRecord | None:
         """Return a block's record, None if it has to be solved.
 
@@ -185,7 +210,7 @@ class RunProgress:
 
     def save_block(self, block: int, record: BlockRecord) -> None:
         """Record a finished block durably: its certificates are there by now; it counts once all of it is listed."""
-        self.manifest.drop(self._names_of(block))
+        self.manifest.drop([*self._names_of(block), REFINEMENT_NAME])
         paths = self.blocks.save(block, record)
         if self.certified:
             paths += [path for name in record.masks if (path := self.certificates.staged(name)).is_file()]
@@ -193,7 +218,7 @@ class RunProgress:
 
     def delete_block(self, block: int) -> None:
         """Have a block solved again."""
-        self._delete(*self._names_of(block))
+        self._delete(*self._names_of(block), *({REFINEMENT_NAME} & {*self.manifest.files}))
 
     def save_certificate(self, parameter: str, certificate: Certificate, problem: MaskProblem) -> None:
         """Keep a layer's certificate, durably; it counts once its block is recorded."""
@@ -230,12 +255,13 @@ class RunProgress:
         write_json(self.folder / _RUN_NAME, {"schema_version": _RUN.version, "fingerprint": ordered})
 
     def _forget_deleted(self) -> None:
-        """Take off the list what the user has deleted to have it made again: records of blocks, the allocation."""
+        """Take off the list what the user has deleted to have it made again, and the refinement of a deleted block."""
         there = {*self.blocks.found}
         files = self.manifest.files
         gone = [name for name, entry in files.items() if entry["block"] is not None and entry["block"] not in there]
-        if not (self.folder / _ALLOCATION_NAME).is_file():
-            gone.append(_ALLOCATION_NAME)
+        if gone:
+            gone.append(REFINEMENT_NAME)
+        gone += [name for name in _SINGLE if not (self.folder / name).is_file()]
         self.manifest.drop(gone)
 
     def _damaged(self) -> list[str]:

@@ -15,6 +15,8 @@ from relaxprune.support.durable import file_sha256
 from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document, sealed
 from relaxprune.support.sentences import damaged
 
+from .refinement_file import REFINEMENT_SHAPE
+
 RECORD_NAME = "relaxprune.json"
 _TUNING = {name: float for name in ("error_before", "error_after", "held_out_before", "held_out_after", "seconds")}
 RECORD = JsonFormat(
@@ -37,7 +39,8 @@ RECORD = JsonFormat(
             "seconds": Maybe(Values(float)),
             "roles": Maybe([dict]),
             "permutations": Maybe([dict]),
-            "tunings": Maybe([{"block": int, "epochs": int, **_TUNING}]),
+            "tunings": Maybe([{"block": int, "epochs": int, "part": Maybe(str), **_TUNING}]),
+            "refinement": Maybe(REFINEMENT_SHAPE),
             "coverage": Maybe(dict),
             "skipped": Maybe([{"name": str, "reason": str}]),
         },

@@ -18,6 +18,7 @@ from relaxprune.models.layers import find_layers
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
 from relaxprune.models.unused_tensors import UnusedTensors
 from relaxprune.options.allocation import MEASURED, Allocation
+from relaxprune.options.prune_options import new_values
 from relaxprune.options.target import Decided, Target
 from relaxprune.problems import polytope_from_dict
 from relaxprune.problems.errors import RelaxPruneError
@@ -171,7 +172,7 @@ def _wrong_tensors(run: FinishedRun, dense: LoadedModel, result: LoadedModel) ->
     yield from (f"tensor {name!r} is not of the source" for name in after if name not in before)
     layers = {layer.parameter: layer for layer in find_layers(dense.model)[0]}
     results = {layer.parameter: layer for layer in find_layers(result.model)[0]}
-    moves = run.settings.get("weights") == "refit"
+    moves = new_values(run.settings)
     pruned = {id(layers[name].weight) for name in run.masks if name in layers}
     for name in run.masks:
         if name not in layers or name not in results or layers[name].shape != tuple(run.masks.shapes[name]):

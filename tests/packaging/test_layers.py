@@ -39,7 +39,7 @@ FLOORS = (
     ("text",),
     ("evaluation",),
     ("inputs",),
-    ("pruning.channels", "pruning.sharing"),
+    ("pruning.channels", "pruning.sharing", "pruning.tuning"),
     ("pruning",),
     ("runs",),
     ("masks",),

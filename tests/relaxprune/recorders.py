@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from relaxprune.pruning.block_record import BlockRecord
+from relaxprune.pruning.block_record import BlockRecord, RefinementRecord
 
 
 class BlockMemory:
@@ -32,3 +32,17 @@ class RunMemory(BlockMemory):
 
     def save_allocation(self, counts: dict[str, int]) -> None:
         self.counts = counts
+
+
+class RefinedMemory(BlockMemory):
+    """Keeps the refinement of the whole model too, and how often it was made."""
+
+    refinement: RefinementRecord | None = None
+    refined = 0
+
+    def load_refinement(self) -> RefinementRecord | None:
+        return self.refinement
+
+    def save_refinement(self, record: RefinementRecord) -> None:
+        self.refinement = record
+        self.refined += 1

@@ -79,8 +79,10 @@ class Dashboard:
             ratio = sum(report.wanda_ratio for report in self._reports) / len(self._reports)
             gap = sum(report.relative_gap for report in self._reports) / len(self._reports)
             table.add_row("error", Text(f"{ratio:.3f} of Wanda's"), "gap", Text(f"{gap:.3f}"))
+        if event is not None and event.refining is not None:
+            table.add_row("refining", Text(str(event.refining)))
         elapsed = 0.0 if event is None else event.seconds_elapsed
-        left = pace.left(elapsed)
+        left = pace.left(elapsed) if event is None or event.refining is None else None
         table.add_row("time", Text(duration(elapsed)), "left", Text("unknown" if left is None else duration(left)))
         return table
 

@@ -120,6 +120,10 @@ def _request(words: PruneWords) -> PruneRequest:
         damping=layers.damping,
         correct=layers.correct,
         tune=layers.tune,
+        tune_by=layers.tune_by,
+        tune_recipe=layers.tune_recipe,
+        refine=layers.refine,
+        refine_rate=layers.refine_rate,
         skip_misfits=layers.skip_misfits,
         regrow=layers.regrow,
     )

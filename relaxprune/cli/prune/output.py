@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from relaxprune import RelaxPruneError
@@ -80,6 +80,7 @@ class Output:
                 layers=event.layers,
                 seconds_elapsed=event.seconds_elapsed,
                 report=None if event.report is None else event.report.to_dict(),
+                **({} if event.refining is None else {"refining": asdict(event.refining)}),
             )
 
         yield listen

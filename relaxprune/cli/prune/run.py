@@ -98,7 +98,8 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
     """
     stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
     computed = loaded.description["dtype"]
-    if job.request.options.moves and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
+    options = job.request.options
+    if options.new_values and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
         raise RelaxPruneError(
             f"new weights must be computed in the dtype that the model stores, {', '.join(sorted(stored))}, got "
             f"--dtype {computed}: leave it out (Grams and solvers use float32 and float64 in any case)"

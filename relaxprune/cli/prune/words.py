@@ -87,8 +87,19 @@ class LayerGroup:
         bool, typer.Option("--regrow", help="With --refit: new values for the zeros of a sparse source too.")
     ] = False
     tune: Annotated[
-        int, typer.Option(min=0, help="With --refit: passes over the text to tune each block as a whole, at most.")
+        int, typer.Option(min=0, help="Passes over the text to tune each block's kept weights together, at most.")
     ] = 0
+    tune_by: Annotated[str, typer.Option(help="What --tune tunes together: block, or part (attention, MLP).")] = "block"
+    tune_recipe: Annotated[
+        str, typer.Option(help="How far the steps of --tune go: constant, or tm (published; --tune 20).")
+    ] = "constant"
+    refine: Annotated[
+        int,
+        typer.Option(min=0, help="Passes over the text to tune all kept weights together at the end, at most."),
+    ] = 0
+    refine_rate: Annotated[
+        float | None, typer.Option(help="With --refine: rate of its steps, of a layer's root mean square; 0.002.")
+    ] = None
 
 
 @dataclass(frozen=True)

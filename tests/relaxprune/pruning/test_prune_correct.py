@@ -18,6 +18,7 @@ from relaxprune.options.target import Target
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.request import PruneRequest
+from relaxprune.pruning.tuning import parts, recipes
 
 from ..command_line import arguments, interrupt
 from ..recorders import BlockMemory
@@ -225,6 +226,54 @@ def test_tuning_lowers_the_blocks_error_and_keeps_the_masks(family, share):
     assert "tuned blocks" in str(report)
 
 
+@pytest.mark.parametrize("recipe", ["constant", "tm"])
+@pytest.mark.parametrize("weights", ["keep", "refit"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_parts_of_blocks_are_tuned_one_after_the_other(family, weights, recipe):
+    """Also where the solver leaves weights as they are."""
+    batches, model = padded_batches(8, windows=4), tiny_model(family)
+    options = PruneOptions(weights=weights, tune=2, tune_by="part", tune_recipe=recipe)
+    report = prune_model(model, batches, sparsity=0.6, options=options)
+    names = ["self_attn", "mlp"] if family == "llama" else ["attn", "mlp"]
+    assert [(item.block, item.part) for item in report.tunings] == [(i, name) for i in range(3) for name in names]
+    assert all(item.held_out_after <= item.held_out_before for item in report.tunings)
+    assert any(item.epochs for item in report.tunings)
+    if recipe == "constant":
+        assert any(item.held_out_after < 0.99 * item.held_out_before for item in report.tunings)
+    for layer in find_layers(model)[0]:
+        if layer.parameter in report.masks:
+            assert bool((layer.matrix()[~report.masks[layer.parameter]] == 0).all())
+            assert torch.equal(layer.matrix(), report.weights[layer.parameter])
+    assert "tuned parts of blocks" in str(report)
+
+
+def test_the_first_part_is_tuned_towards_what_the_dense_part_puts_out():
+    dense, model, batches = tiny_model("llama"), tiny_model("llama"), padded_batches(8)
+    options = PruneOptions(tune=3, tune_by="part")
+    found = prune_model(model, batches, sparsity=0.6, options=options).tunings[0]
+    errors = []
+    for number in (1, 5):
+        got, wanted = (_put_out(one.model.layers[0].self_attn, one, batches[number]) for one in (model, dense))
+        errors.append((wanted - got).square().sum(dim=1) / wanted.square().sum(dim=1))
+    assert found.held_out_after == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
+
+
+def _put_out(part: nn.Module, model: nn.Module, batch) -> torch.Tensor:
+    seen = []
+    handle = part.register_forward_hook(lambda _module, _args, output: seen.append(output[0].detach().double()))
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    return seen[0][batch["attention_mask"].bool()]
+
+
+def test_parts_in_a_list_are_its_elements():
+    block = nn.ModuleDict({"inner": nn.ModuleList([nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))])})
+    model = nn.ModuleDict({"blocks": nn.ModuleList([block])})
+    found = parts.parts_of(block, "blocks.0", find_layers(model)[0])
+    assert [(part.name, len(part.layers)) for part in found] == [("inner.0", 1), ("inner.1", 2)]
+
+
 def test_what_tuning_reports_is_the_error_of_the_first_block():
     """The first block's outputs can be made from the two models."""
     dense, batches = tiny_model("llama"), padded_batches(8)
@@ -242,8 +291,10 @@ def test_what_tuning_reports_is_the_error_of_the_first_block():
     ("options", "words"),
     [
         ({"weights": "refit", "correct": 1.5}, r"correct must lie in \[0, 1\], got 1.5"),
-        ({"correct": 0.5}, 'correct 0.5 moves weights .*, got weights="keep"'),
-        ({"tune": 2}, 'tune 2 moves weights .*, got weights="keep"'),
+        ({"correct": 0.5}, 'correct is 0.5, which is for weights="refit"'),
+        ({"tune_by": "part"}, "tune_by is 'part', but tune is 0"),
+        ({"tune_recipe": "tm"}, "tune_recipe is 'tm', but tune is 0"),
+        ({"tune": 1, "tune_by": "layer"}, "tune_by must be"),
         ({"weights": "refit", "tune": -1}, "tune must be"),
         ({"weights": "refit", "tune": 1, "permute": True}, "got permute=True"),
     ],
@@ -281,20 +332,22 @@ def test_tuning_that_gains_nothing_leaves_every_bit():
     numbers = (found.error_before, found.error_after, found.held_out_before, found.held_out_after)
     assert all(0 < number < 1 for number in numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relaxprune.pruning.block_tuner._RATE", 1e3)  # far too large: no pass can help
+        patch.setitem(recipes.TUNE_RECIPES, "constant", recipes.Recipe(1e3, cosine=False))  # too far to help
         worse = tiny_model("llama").double()
         report = prune_model(worse, batches, sparsity=0.5, options=dataclasses.replace(options, tune=1))
     assert report.tunings[0].epochs == 0
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in worse.state_dict().items())
 
 
-def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch):
-    words = ("--refit", "--correct", "0.5", "--tune", "2", "--windows", "66")  # two batches
+@pytest.mark.parametrize("more", [("--refit", "--correct", "0.5"), ("--tune-by", "part")], ids=str)
+def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, more):
+    words = (*more, "--tune", "2", "--windows", "66")  # two batches
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(arguments(place, whole, *words)) == 0
     record = json.loads((whole / "relaxprune.json").read_text())
-    assert record["fingerprint"]["settings"]["correct"] == 0.5 and record["fingerprint"]["settings"]["tune"] == 2
-    assert [item["block"] for item in record["report"]["tunings"]] == [0, 1, 2]
+    assert record["fingerprint"]["settings"]["tune"] == 2 and main(["verify", str(whole)]) == 0
+    assert sorted({item["block"] for item in record["report"]["tunings"]}) == [0, 1, 2]
+    assert "block by block" in (whole / "README.md").read_text()
     interrupt(monkeypatch, stopped, arguments(place, stopped, *words))
     assert main(arguments(place, stopped, *words, "--resume")) == 0
     assert (whole / "model.safetensors").read_bytes() == (stopped / "model.safetensors").read_bytes()

@@ -1,0 +1,163 @@
+"""The dense model's predictions on windows of text, kept small, and how far a pruned model is from them.
+
+A model with an output head predicts tokens: the head's inputs are kept, and logits are made from them a few tokens at a
+time. Where the head's outputs are not the model's logits, by a function of them that is not known here, the logits are
+kept themselves. A model without a head is compared by what it puts out first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.inputs.batches import Batch, run_model
+from relaxprune.inputs.tree import flatten
+from relaxprune.models.blocks import language_model
+from relaxprune.problems.errors import RelaxPruneError
+
+from .distances import Readout, Readouts, relative_errors
+from .gains import DIVERGENCE, ERROR
+from .hearing import heard_inputs, input_of
+
+_ROUNDINGS = 32  # how many units of its dtype the product of a head may differ by from the model's logits
+
+
+class DensePredictions:
+    """What a model predicts while it is dense, window by window.
+
+    Attributes:
+        windows: the windows.
+        measure: "divergence" or "error", as in ``Refinement``.
+
+    Args:
+        model: the dense model.
+        windows: what to run it on; each has a token that counts.
+        pruned: the parameters that will be pruned.
+    """
+
+    def __init__(self, model: nn.Module, windows: Sequence[Batch], pruned: Sequence[Tensor]) -> None:
+        self.windows = list(windows)
+        self._model = model
+        self._part = language_model(model)
+        self._head: nn.Module | None = None
+        self._readouts: Readouts | None = None
+        self._choose(pruned)
+        self.measure = ERROR if self._readouts is None else DIVERGENCE
+        self._aims = [self._aim(window) for window in self.windows]
+
+    def distance(self, number: int) -> tuple[Tensor, int]:
+        """Run the model as it is now on a window.
+
+        Returns:
+            The sum over its tokens of the distance from what the dense model predicted, and how many tokens they are.
+        """
+        states = self._states(self.windows[number])
+        aims = self._aims[number].to(states.device)
+        if self._readouts is not None:
+            return self._readouts.divergence(states, aims), len(states)
+        exact = torch.promote_types(states.dtype, torch.float32)
+        return relative_errors(states.to(exact), aims.to(exact)).sum(), len(states)
+
+    def tokens(self, number: int) -> int:
+        """Return how many tokens of a window count."""
+        return len(self._aims[number])
+
+    def _choose(self, pruned: Sequence[Tensor]) -> None:
+        """Find out on the first window what to keep."""
+        getter = getattr(self._part, "get_output_embeddings", None)
+        head = getter() if callable(getter) else None
+        if not isinstance(head, nn.Module):
+            return
+        with heard_inputs(head) as heard:
+            leaves = flatten(run_model(self._model, self.windows[0]))[0]
+        scaled = _scaled(getattr(self._part, "config", None))
+        if len(heard) == 1:
+            logits = scaled(head(heard[0]))
+            if any(_agree(leaf, logits) for leaf in leaves):
+                self._head = head
+                self._readouts = _readouts(head, scaled, logits.shape[-1], pruned)
+                return
+        width = getattr(head, "out_features", None)
+        if width is not None and _first(leaves).shape[-1] == width:
+            self._readouts = Readouts(_as_is, _as_is, int(width))
+
+    def _aim(self, window: Batch) -> Tensor:
+        """Return what the dense model makes of a window, on the CPU.
+
+        Raises:
+            RelaxPruneError: it is not finite.
+        """
+        states = self._states(window).cpu()
+        if not bool(torch.isfinite(states).all()):
+            raise RelaxPruneError("refine needs predictions of the dense model that are finite, got NaN or Inf")
+        return states
+
+    def _states(self, window: Batch) -> Tensor:
+        """Return what is kept of a window, of the tokens that count, (tokens, features)."""
+        if self._head is None:
+            states = _first(flatten(run_model(self._model, window))[0])
+        else:
+            states = input_of(self._head, lambda: run_model(self._model, window))
+        kept = self._kept(window)
+        if kept is not None and states.shape[:2] == kept.shape:
+            return states[kept.to(states.device)]
+        return states.reshape(-1, states.shape[-1])
+
+    def _kept(self, window: Batch) -> Tensor | None:
+        """Return which of the tokens that are predicted count."""
+        two_sides = getattr(getattr(self._part, "config", None), "is_encoder_decoder", False)
+        return window.decoder_kept if two_sides else window.kept
+
+
+def _readouts(head: nn.Module, scaled: Readout, vocabulary: int, pruned: Sequence[Tensor]) -> Readouts:
+    """Return what a head makes of states, now and later, when it may be pruned itself."""
+    moved = {id(weight) for weight in pruned}
+    weights = tuple(weight for weight in head.parameters() if id(weight) in moved)
+    dense = copy.deepcopy(head) if weights else head
+    return Readouts(lambda states: scaled(head(states)), lambda states: scaled(dense(states)), vocabulary, weights)
+
+
+def _scaled(config: Any) -> Readout:
+    """Return what a model of transformers makes of its head's outputs, by its configuration."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    divisor, factor = getattr(text, "logits_scaling", None) or 1.0, getattr(text, "logit_scale", None) or 1.0
+    cap = getattr(text, "final_logit_softcapping", None)
+
+    def scaled(logits: Tensor) -> Tensor:
+        if divisor != 1.0:
+            logits = logits / divisor
+        if factor != 1.0:
+            logits = logits * factor
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return scaled
+
+
+def _as_is(states: Tensor) -> Tensor:
+    """Return logits that are kept themselves."""
+    return states
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same numbers but for rounding."""
+    if one.shape != other.shape or not one.is_floating_point():
+        return False
+    unit = _ROUNDINGS * max(torch.finfo(tensor.dtype).eps for tensor in (one, other))
+    one, other = one.double(), other.double()
+    return bool((one - other).abs().max() <= unit * other.abs().max())
+
+
+def _first(leaves: Sequence[Tensor]) -> Tensor:
+    """Return the first matrix of numbers that a model puts out.
+
+    Raises:
+        RelaxPruneError: there is none.
+    """
+    for leaf in leaves:
+        if leaf.is_floating_point() and leaf.dim() >= 2:
+            return leaf
+    raise RelaxPruneError("refine needs a model that puts out a tensor with features in its last dimension, got none")

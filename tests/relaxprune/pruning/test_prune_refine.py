@@ -1,0 +1,371 @@
+"""Refining a whole model towards the dense model's predictions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from relaxprune.cli import main
+from relaxprune.inputs.batches import read_batches, split_windows
+from relaxprune.models.layers import find_layers
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.problems import RelaxPruneError
+from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.tuning import model_refiner, predictions
+from relaxprune.runs.run_folder import RunFolder
+
+from ..command_line import arguments, interrupting, only_sentence
+from ..recorders import RefinedMemory
+from ..tiny_models import padded_batches, tiny_model
+
+BATCHES = padded_batches(8, windows=4, length=24)
+REFINED = PruneOptions(refine=2, refine_rate=0.01, max_iterations=5)
+WAYS = {
+    "masks": {},
+    "moved": {"weights": "refit"},
+    "moved and tuned": {"weights": "refit", "tune": 1, "correct": 0.5},
+    "certified": {"certify": "diagonal"},
+}
+
+
+def divergence(model: nn.Module, dense: nn.Module, windows) -> float:
+    """Return the mean over windows of the mean over real tokens of KL(dense ‖ model), the plain way, in float64."""
+    means = []
+    for window in windows:
+        with torch.no_grad():
+            own, wanted = (one(**window.kwargs).logits.double().log_softmax(-1) for one in (model, dense))
+        each = (wanted.exp() * (wanted - own)).sum(-1)
+        means.append(float(each.mean() if window.kept is None else each[window.kept].mean()))
+    return sum(means) / len(means)
+
+
+def windows_of(batches):
+    windows = [window for batch in read_batches(batches) for window in split_windows(batch)]
+    held_out = [window for number, window in enumerate(windows) if number % 4 == number // 4 % 4]
+    return windows, held_out
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("llama", torch.float32),
+        ("llama", torch.bfloat16),
+        ("gpt2", torch.float32),
+        ("gemma3", torch.bfloat16),
+        ("qwen3_moe", torch.float32),
+        ("bert", torch.float32),
+    ],
+)
+def test_the_divergence_falls_and_only_kept_weights_move(family, dtype):
+    dense, model = tiny_model(family, dtype), tiny_model(family, dtype)
+    flags = {name: index % 2 == 0 for index, (name, _) in enumerate(model.named_parameters())}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags[name])
+    model.train()
+    report = prune_model(model, BATCHES, sparsity=0.5, options=REFINED)
+    assert all(module.training for module in model.modules())
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert all("forward" not in vars(module) and not module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    model.eval()
+    found, (_, held_out) = report.refinement, windows_of(BATCHES)
+    assert found.measure == "divergence" and found.passes >= 1 and found.held_out_windows == len(held_out) == 8
+    assert found.held_out_after < 0.97 * found.held_out_before and found.tuned_after < 0.97 * found.tuned_before
+    assert found.held_out_after == pytest.approx(
+        divergence(model, dense, held_out), rel=1e-3 if dtype.itemsize > 2 else 0.1
+    )
+    moved = 0
+    for layer in find_layers(model)[0]:
+        if layer.parameter in report.masks:
+            mask, weight = report.masks[layer.parameter], layer.matrix()
+            assert not weight[~mask].view(torch.int32 if dtype.itemsize == 4 else torch.int16).any(), "+0.0"
+            assert torch.equal(weight, report.weights[layer.parameter])
+            moved += 1
+    assert moved == len(report.masks)
+    pruned = {id(layer.weight) for layer in find_layers(model)[0] if layer.parameter in report.masks}
+    for name, parameter in model.named_parameters():
+        assert id(parameter) in pruned or torch.equal(parameter, dense.get_parameter(name)), name
+    assert "refined" in str(report) and report.to_dict()["refinement"]["passes"] == found.passes
+    assert report.seconds["refine"] > 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("amount", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=["half", "2:4"])
+def test_recorded_runs_give_the_same_bits(way, amount):
+    """Whole; again from the blocks; and from the record of the refinement."""
+    options = PruneOptions(refine=1, refine_rate=0.01, max_iterations=5, **WAYS[way])
+    recorder, found = RefinedMemory(), []
+    for _ in range(3):
+        model = tiny_model("llama")
+        report = prune_model(model, BATCHES, options=options, recorder=recorder, **amount)
+        found.append((state_of(model), report))
+        if len(found) == 1:
+            recorder.refinement = None
+    first, report = found[0]
+    assert all(same(first, other) and again.refinement.passes == report.refinement.passes for other, again in found)
+    assert all(torch.equal(report.weights[name], found[2][1].weights[name]) for name in report.masks)
+    assert recorder.solved == [0, 1, 2] and recorder.refined == 2
+    if way == "certified":
+        assert all(layer.bound.certificate == "diagonal" for layer in report.layers)
+
+
+def test_order_of_channels_and_a_pruned_head():
+    """Both change what the dense model's predictions are made with later."""
+    for family, amount, options in (
+        ("llama", {"pattern": "2:4"}, {"permute": True}),
+        ("llama", {"sparsity": 0.5}, {"include": ("*mlp*", "lm_head")}),
+    ):
+        dense, model = tiny_model(family), tiny_model(family)
+        options = PruneOptions(refine=2, refine_rate=0.01, max_iterations=5, **options)
+        report = prune_model(model, BATCHES, options=options, **amount)
+        measured = divergence(model, dense, windows_of(BATCHES)[1])
+        assert report.refinement.held_out_after == pytest.approx(measured, rel=1e-3)
+        assert report.refinement.held_out_after < 0.97 * report.refinement.held_out_before
+
+
+def test_blocks_run_again_give_the_same_weights(monkeypatch):
+    found = []
+    for again in (True, False):
+        if not again:
+            monkeypatch.setattr("relaxprune.pruning.tuning.checkpointing._again", lambda forward: forward)
+        model = tiny_model("llama").double()
+        prune_model(model, BATCHES, sparsity=0.5, options=REFINED)
+        found.append(state_of(model))
+    assert all(torch.allclose(tensor, found[1][name], rtol=1e-9, atol=1e-12) for name, tensor in found[0].items())
+
+
+def test_few_logits_at_a_time_give_the_same(monkeypatch):
+    reports = []
+    for entries in (2**24, 64 * 5):
+        monkeypatch.setattr("relaxprune.pruning.tuning.distances._CHUNK_ENTRIES", entries)
+        reports.append(prune_model(tiny_model("llama").double(), BATCHES, sparsity=0.5, options=REFINED))
+    one, other = (report.refinement for report in reports)
+    assert one.held_out_after == pytest.approx(other.held_out_after, rel=1e-9)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_logits_that_are_no_plain_product(known, monkeypatch):
+    """A model caps its logits; where that were not known, the logits are kept themselves."""
+    import transformers
+
+    def capped(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+        config = transformers.Gemma2Config(
+            **small,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=64,
+            final_logit_softcapping=2.0,
+            initializer_range=0.3,
+        )
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+    if not known:
+        monkeypatch.setattr(predictions, "_scaled", lambda config: lambda logits: logits)
+    dense, model = capped(0), capped(0)
+    report = prune_model(model, BATCHES, sparsity=0.5, options=REFINED)
+    measured = divergence(model, dense, windows_of(BATCHES)[1])
+    assert report.refinement.held_out_after == pytest.approx(measured, rel=1e-3)
+    assert report.refinement.held_out_after < report.refinement.held_out_before
+
+
+class Chain(nn.Module):
+    """A model without a list of blocks or an output head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.layers = nn.Sequential(nn.Linear(24, 48), nn.Tanh(), nn.Linear(48, 24))
+
+    def forward(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = self.layers(states)
+        return {"loss": outputs.mean(), "states": outputs}
+
+
+def test_a_model_without_a_head_is_compared_by_what_it_puts_out():
+    batches = [torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    dense, model = Chain(), Chain()
+    report = prune_model(model, batches, sparsity=0.5, options=REFINED)
+    found = report.refinement
+    assert found.measure == "error" and found.held_out_after < found.held_out_before
+    errors = []
+    for window in windows_of(batches)[1]:
+        with torch.no_grad():
+            got, wanted = (one(*window.args)["states"].flatten(0, 1) for one in (model, dense))
+        errors.append(((got - wanted).square().sum(1) / wanted.square().sum(1)).mean())
+    assert found.held_out_after == pytest.approx(float(sum(errors) / len(errors)), rel=1e-4)
+    assert "relative error of the output" in str(report)
+
+
+def test_an_encoder_decoder_model():
+    import transformers
+
+    def small() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": 64}
+        config = transformers.T5Config(**sizes, decoder_start_token_id=0, initializer_factor=1.0)
+        return transformers.T5ForConditionalGeneration(config).eval()
+
+    generator = torch.Generator().manual_seed(2)
+    batches = []
+    for _ in range(16):
+        marks = torch.ones(4, 10, dtype=torch.long)
+        marks[0, -3:] = 0
+        batches.append(
+            {
+                "input_ids": torch.randint(3, 60, (4, 16), generator=generator),
+                "decoder_input_ids": torch.randint(3, 60, (4, 10), generator=generator),
+                "decoder_attention_mask": marks,
+            }
+        )
+    dense, model = small(), small()
+    report = prune_model(model, batches, sparsity=0.5, options=REFINED)
+    measured = []
+    for window in windows_of(batches)[1]:
+        with torch.no_grad():
+            own, wanted = (one(**window.kwargs).logits.log_softmax(-1) for one in (model, dense))
+        each = (wanted.exp() * (wanted - own)).sum(-1)
+        measured.append(float(each[window.kwargs["decoder_attention_mask"].bool()].mean()))
+    found = report.refinement
+    assert found.held_out_after == pytest.approx(sum(measured) / len(measured), rel=1e-3)
+    assert found.held_out_after < found.held_out_before
+
+
+def test_passes_that_gain_nothing_leave_every_bit_and_the_best_one_stays():
+    plain, worse = tiny_model("llama"), tiny_model("llama")
+    prune_model(plain, BATCHES, sparsity=0.5, options=PruneOptions(max_iterations=5))
+    events = []
+    options = PruneOptions(refine=3, refine_rate=30.0, max_iterations=5)  # far too large: no pass can help
+    report = prune_model(worse, BATCHES, sparsity=0.5, options=options, on_event=events.append)
+    assert report.refinement.passes == report.refinement.steps == 0
+    assert report.refinement.held_out_after == report.refinement.held_out_before
+    assert same(state_of(plain), state_of(worse)) and "no pass improved" in str(report)
+    told = [event for event in events if event.refining is not None]
+    assert [event.kind for event in told if event.kind != "refine_step"] == [
+        "refine_start",
+        "refine_pass",
+        "refine_done",
+    ]
+    assert [event.refining.step for event in told if event.kind == "refine_step"] == list(range(1, 9))
+
+
+def test_zeros_of_a_sparse_source_stay_zero_unless_they_may_grow():
+    for regrow in (False, True):
+        model = tiny_model("llama")
+        once = prune_model(model, BATCHES, sparsity=0.7, options=PruneOptions(max_iterations=5))
+        zeros = {name: model.get_parameter(name).detach() == 0 for name in once.masks}
+        options = PruneOptions(refine=1, refine_rate=0.01, max_iterations=5, regrow=regrow)
+        recorder = RefinedMemory()
+        twice = prune_model(model, BATCHES, pattern="2:4", options=options, recorder=recorder)
+        assert twice.refinement.passes
+        revived = sum(int((zero & (model.get_parameter(name) != 0)).sum()) for name, zero in zeros.items())
+        assert (revived > 0) is regrow
+        if not regrow:
+            recorder.refinement, again = None, tiny_model("llama")
+            prune_model(again, BATCHES, sparsity=0.7, options=PruneOptions(max_iterations=5))
+            prune_model(again, BATCHES, pattern="2:4", options=options, recorder=recorder)
+            assert same(state_of(model), state_of(again))
+
+
+def test_an_exception_in_a_step_leaves_the_pruned_model():
+    plain, model = tiny_model("llama"), tiny_model("llama")
+    prune_model(plain, BATCHES, sparsity=0.5, options=PruneOptions(max_iterations=5))
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    def stop(event) -> None:
+        if event.kind == "refine_step" and event.refining.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, BATCHES, sparsity=0.5, options=REFINED, on_event=stop)
+    assert same(state_of(plain), state_of(model))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"refine": -1}, "refine must be"),
+        ({"refine_rate": 0.1}, "refine_rate is 0.1, but refine is 0"),
+        ({"refine": 1, "refine_rate": 0.0}, "refine_rate must be"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, words):
+    with pytest.raises(RelaxPruneError, match=words):
+        PruneOptions(**options)
+
+
+def test_one_window_is_refused_before_any_work():
+    model = tiny_model("llama")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RelaxPruneError, match="refine needs at least 2 windows, for one is held out, got 1"):
+        prune_model(model, padded_batches(1, windows=1), sparsity=0.5, options=REFINED)
+    assert same(before, state_of(model))
+
+
+def test_every_kind_of_text_is_held_out():
+    for period in (1, 2, 3, 4):
+        kinds = [number % period for number in range(4 * period + 12)]
+        held_out = [kind for number, kind in enumerate(kinds) if number % 4 == number // 4 % 4]
+        assert {*held_out} == {*kinds}
+
+
+def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, capsys):
+    words = ("--refine", "1", "--refine-rate", "0.002", "--windows", "40")
+    whole = tmp_path / "whole"
+    assert main(arguments(place, whole, *words)) == 0
+    said = capsys.readouterr().out
+    assert "refining, pass 0 of 1" in said and "refining, pass 1 of 1" in said and "refine " in said
+    record = json.loads((whole / "relaxprune.json").read_text())
+    assert record["report"]["refinement"]["passes"] == 1 and record["fingerprint"]["settings"]["refine"] == 1
+    assert "tuned together towards the predictions" in (whole / "README.md").read_text()
+    assert main(["verify", str(whole)]) == 0
+    assert main(["report", str(whole)]) == 0
+    assert "The model refined as a whole" in (whole / "report.html").read_text()
+
+    in_refining, after = tmp_path / "in-refining", tmp_path / "after"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_refinement", interrupting(RunFolder.save_refinement, 1))
+        assert main(arguments(place, in_refining, *words)) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", interrupting(RunFolder.finish, 1))
+        assert main(arguments(place, after, *words)) == 130
+    assert (after / ".relaxprune/refined.safetensors").is_file()
+    undone, damaged = (shutil.copytree(after, tmp_path / name) for name in ("undone", "damaged"))
+    (undone / ".relaxprune/blocks/00001.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(model_refiner.ModelRefiner, "run", None)  # what is finished is not repeated
+        assert main(arguments(place, after, *words, "--resume")) == 0
+    assert main(arguments(place, in_refining, *words, "--resume")) == 0
+    assert main(arguments(place, undone, *words, "--resume")) == 0
+    file = damaged / ".relaxprune/refined.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    assert main(arguments(place, damaged, *words, "--resume")) == 2
+    assert "delete it to refine the model again, or add --discard-damaged" in only_sentence(capsys)
+    assert main(arguments(place, damaged, *words, "--resume", "--discard-damaged")) == 0
+    for other in (in_refining, after, undone, damaged):
+        for name in ("model.safetensors", "masks.safetensors"):
+            assert (whole / name).read_bytes() == (other / name).read_bytes(), (other, name)
+
+
+def test_a_precision_that_would_be_rounded_is_refused(place, tmp_path, capsys):
+    words = arguments(place, tmp_path / "out", "--refine", "1", "--dtype", "bfloat16")
+    assert main(words) == 2
+    assert "--refine must compute in the dtype that the model stores" in only_sentence(capsys)
