@@ -86,14 +86,17 @@ class Published:
     """What a solver's name stands for beyond its masks, for ``prune_model``, where nothing else is asked for.
 
     Attributes:
-        weights: "refit": kept weights get new values, as in ``PruneOptions.weights``.
+        weights: "keep" leaves kept weights, "refit" gives them new values, as in ``PruneOptions.weights``.
         allocation: "layer" counts kept entries over the whole matrix, "uniform" in every row; for a sparsity only.
         damping: share of the mean of the Gram's diagonal that is added to it; None for the default of the run.
+        plain: whether the method takes the calibration text as it is: no samples of the model beside it, and Grams that
+            are not shrunk.
     """
 
-    weights: str = "refit"
+    weights: str = "keep"
     allocation: str = "uniform"
     damping: float | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +212,7 @@ class Solver(ABC):
     ``honours`` names those of ``BUDGETS`` that the solver uses; ``solve`` refuses the others. ``polishes`` says that it
     can polish the masks of other solvers: it starts at a mask and never ends at a worse one. ``needs_moving_weights``
     says that it lowers the error after refitting, so it polishes only if weights move. ``published`` says what the
-    method does to a model besides choosing masks; None if that is all.
+    method does to a model besides choosing masks.
 
     The rest are promises that the conformance suite checks: ``monotone``, that more iterations never end at a higher
     objective (in float64, without annealing); ``relaxes``, that ``Answer.relaxed`` minimises the problem over its own
@@ -231,7 +234,7 @@ class Solver(ABC):
     proves: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     own_weights: ClassVar[bool] = False
-    published: ClassVar[Published | None] = None
+    published: ClassVar[Published] = Published()
 
     def __post_init__(self) -> None:
         """Check that every option has the type of its default; solvers with more to check call this first.

@@ -84,7 +84,7 @@ def choice(
     chosen = solver_of(solver, own)
     asked.check_for(chosen)
     asked.check_moves(False)
-    if chosen.published is not None:
+    if chosen.published.weights == "refit":
         _warn_of_mask_alone(chosen.name)
     if sparsity is not None:
         pruned_count(0, sparsity)  # refuses anything that is not a fraction

@@ -14,7 +14,7 @@ from relaxprune.models.token_limits import check_same_tokenizer, check_tokenizer
 from relaxprune.runs import KeptDivergence, evaluation_of, record_evaluation, run_folder_of, weights_sha256
 from relaxprune.support.tables import table
 from relaxprune.text import CalibrationOptions, TokenWindows, evaluation_windows, open_source
-from relaxprune.text.windows import SELF
+from relaxprune.text.mixture import SELF
 
 from .endings import door
 from .loading import load_model, load_options

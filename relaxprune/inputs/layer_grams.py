@@ -91,7 +91,7 @@ class GramMaker:
         if sums is None:
             return layers, None
         wanted = self.options.shrinkage
-        share = estimate(sums) if isinstance(wanted, str) else float(wanted)
+        share = estimate(sums) if isinstance(wanted, str) else wanted or 0.0
         joint = sums.joint(self.correct) if isinstance(sums, JointAccumulator) else None
         beside = {} if joint is None else {"cross": shrink(joint[0], share), "dense_gram": shrink(joint[1], share)}
         return layers, LayerGram(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)

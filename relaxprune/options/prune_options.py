@@ -14,7 +14,7 @@ from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver
 
 from .solve_options import AUTO, SolveOptions
-from .statistics_options import StatisticsOptions
+from .statistics_options import MASK_SHRINKAGE, StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
@@ -135,17 +135,20 @@ class PruneOptions(SolveOptions):
         return _DAMPING if self.damping is None else self.damping
 
     def for_solver(self, solver: Solver) -> PruneOptions:
-        """Return the options with weights, and their damping if they move, as the solver's published method has them.
+        """Return the options with what was left open as the solver's published method has it.
+
+        That is whether weights move, their damping if they do, and how far Grams are shrunk.
 
         Raises:
             RelaxPruneError: an option that is not for weights that stay, or that move.
         """
         published = solver.published
-        weights = self.weights or ("keep" if published is None else published.weights)
+        weights = self.weights or published.weights
         damping = self.damping
         if damping is None and weights == "refit":
-            damping = _DAMPING if published is None or published.damping is None else published.damping
-        return replace(self, weights=weights, damping=damping)
+            damping = _DAMPING if published.damping is None else published.damping
+        share = 0.0 if published.plain or weights == "refit" else MASK_SHRINKAGE
+        return replace(self, weights=weights, damping=damping, statistics=self.statistics.shrunk(share))
 
     def _check_weights(self) -> None:
         """Raise RelaxPruneError for an unknown choice, or for options that do not go with it, once it is made."""

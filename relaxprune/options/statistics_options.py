@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relaxprune.problems.checks import fraction, one_of, positive_number, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
 COLLECT = ("block", "groups")
 AUTO = "auto"
+# Best for masks on text that was not seen, of the same kind and of others (docs/unseen-text.md).
+MASK_SHRINKAGE = 0.2
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,14 @@ class StatisticsOptions:
         token_cap: a_t = min(1, token_cap · median ‖x‖² / ‖x_t‖²), so that no token weighs more than that many typical
             ones; the median is over the tokens of the layer that count and are not zero. None for a = 1. Takes one more
             pass.
-        shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see ``shrinkage.estimate``).
+        shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see ``shrinkage.estimate``). None for 0.2
+            if weights stay and 0 if they move, whose damping does the same, and for methods that were published so.
     """
 
     collect: str = "block"
     skip_tokens: int = 0
     token_cap: float | None = None
-    shrinkage: float | str = 0.0
+    shrinkage: float | str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -45,8 +48,12 @@ class StatisticsOptions:
         whole_number("skip_tokens", self.skip_tokens, 0)
         if self.token_cap is not None:
             positive_number("token_cap", self.token_cap)
-        if self.shrinkage != AUTO:
+        if self.shrinkage is not None and self.shrinkage != AUTO:
             fraction("shrinkage", self.shrinkage, ' or be "auto"')
+
+    def shrunk(self, share: float) -> StatisticsOptions:
+        """Return options with this shrinkage if none was given."""
+        return replace(self, shrinkage=share) if self.shrinkage is None else self
 
     def check_for(self, batches: int) -> None:
         """Raise RelaxPruneError if there are too few batches to estimate the shrinkage from."""

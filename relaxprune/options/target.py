@@ -70,8 +70,7 @@ class Target:
         """Return the target with an allocation: that of the solver's published method where none was given."""
         if self.allocation is not None:
             return self
-        published = solver.published
-        kind = "uniform" if published is None or self.sparsity is None else published.allocation
+        kind = "uniform" if self.sparsity is None else solver.published.allocation
         return replace(self, allocation=Allocation(kind))
 
     def polytope_of(self, name: str, shape: Shape) -> Polytope:

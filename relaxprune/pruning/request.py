@@ -61,10 +61,7 @@ class PruneRequest:
     @property
     def left_out(self) -> list[str]:
         """What the solver's published method does and this run was told not to do."""
-        published = self.solver.published
-        if published is None:
-            return []
-        found = []
+        published, found = self.solver.published, []
         if published.weights == "refit" and not self.options.moves:
             found.append("new values for the kept weights (--refit)")
         if (

@@ -13,6 +13,8 @@ import numpy as np
 from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
+SELF = "self"
+"""The source that is sampled from the model."""
 # Held-out batches are each k-th one: for these sizes and strides, their windows are to be even as well.
 _BATCHES = (1, 2, 4)  # windows
 _STRIDES = (2, 3, 4, 5, 6, 8)
@@ -72,6 +74,19 @@ def source_parts(text: str, windows: int | None) -> tuple[SourcePart, ...]:
         raise RelaxPruneError(f"windows must be at least one for each of {len(parts)} sources, got {windows}")
     share, left = divmod(windows, len(parts))
     return tuple(SourcePart(part.source, share + (at < left)) for at, part in enumerate(parts))
+
+
+def spelt(parts: Sequence[SourcePart]) -> str:
+    """Write sources as ``source_parts`` reads them."""
+    return ",".join(map(str, parts))
+
+
+def with_samples(part: SourcePart, share: float) -> tuple[SourcePart, ...]:
+    """Return a source with samples of the model in the place of a share of its windows, rounded down to whole ones."""
+    count = int((part.windows or 0) * share)
+    if not count or part.source == SELF:
+        return (part,)
+    return SourcePart(part.source, (part.windows or 0) - count), SourcePart(SELF, count)
 
 
 def _part(text: str, piece: str) -> SourcePart:

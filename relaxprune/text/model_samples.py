@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 _AT_ONCE = 16
 
 
+def can_sample(model: torch.nn.Module) -> bool:
+    """Return whether a model continues text token by token: a causal language model, with an output head."""
+    generates = getattr(model, "can_generate", None)
+    two_sides = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return callable(generates) and bool(generates()) and not two_sides
+
+
 def sample_windows(
     model: PreTrainedModel, windows: int, length: int, seed: int, temperature: float, start: int | None
 ) -> torch.Tensor:

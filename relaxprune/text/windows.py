@@ -19,14 +19,12 @@ from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
 from .corpora import Documents, Part, TextSource, open_text
-from .mixture import interleaved, source_parts
+from .mixture import SELF, interleaved, source_parts, spelt
 from .model_samples import sample_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SELF = "self"
-"""The source that is sampled from the model."""
 HELD_OUT_SEED = 2**32 - 1
 """The seed of windows of ``SELF`` to evaluate on."""
 
@@ -160,7 +158,7 @@ def calibration_windows(
         else:
             assert model is not None  # checked above
             taken.append(_sampled(model, tokenizer, own))
-    return taken[0] if len(taken) == 1 else _mixed(",".join(map(str, parts)), taken)
+    return taken[0] if len(taken) == 1 else _mixed(spelt(parts), taken)
 
 
 def _mixed(name: str, parts: Sequence[TokenWindows]) -> TokenWindows:

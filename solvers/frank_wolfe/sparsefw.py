@@ -12,7 +12,7 @@ from relaxprune.problems import Face, Problem, RelaxPruneError, Working
 from relaxprune.problems.checks import one_of
 from relaxprune.problems.saliency import SALIENCIES
 
-from ..base import Answer, Run
+from ..base import Answer, Published, Run
 from ..gap import at_fixed_vertex
 from ..loop import Budget, IterativeSolver
 from ..state import FirstOrderState
@@ -53,6 +53,7 @@ class SparseFW(IterativeSolver[SparseFWState]):
     name: ClassVar[str] = "sparsefw"
     summary: ClassVar[str] = "SparseFW as published: open-loop steps, T = 2000, alpha = 0.9"
     default_polish: ClassVar[str | None] = None
+    published: ClassVar[Published] = Published(plain=True)
     default_iterations: ClassVar[int] = 2000
     relaxes: ClassVar[bool] = False  # minimises over a face, often of a larger set
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relaxprune.problems import Problem
 
-from ..base import JUDGED_MATRICES, Answer, Run, Solver
+from ..base import JUDGED_MATRICES, Answer, Published, Run, Solver
 from ..driver import Band, Driver
 
 
@@ -18,6 +18,7 @@ class SaliencySolver(Solver):
     """Round a score: one sort, faster than any time limit."""
 
     default_polish: ClassVar[str | None] = None
+    published: ClassVar[Published] = Published(plain=True)
     honours: ClassVar[frozenset[str]] = frozenset({"time_limit_s"})
 
     def check(self, problem: Problem) -> None:

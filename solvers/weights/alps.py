@@ -41,7 +41,7 @@ class Alps(WeightAdmmSolver):
     summary: ClassVar[str] = "ADMM on the weights with a rising penalty, as published; for weights that move"
     default_iterations: ClassVar[int] = 300
     honours: ClassVar[frozenset[str]] = frozenset({"max_iterations", "time_limit_s"})
-    published: ClassVar[Published | None] = Published(allocation="layer", damping=0.01)
+    published: ClassVar[Published] = Published(weights="refit", allocation="layer", damping=0.01, plain=True)
 
     def planned_iterations(self, max_iterations: int | None) -> int:
         """Return how many iterations it usually takes until supports stay the same."""

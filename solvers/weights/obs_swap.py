@@ -39,7 +39,7 @@ class ObsSwap(Solver):
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     polishes: ClassVar[bool] = True
     needs_moving_weights: ClassVar[bool] = True
-    published: ClassVar[Published | None] = Published()
+    published: ClassVar[Published] = Published(weights="refit")
     only_images: ClassVar[bool] = False
 
     def check(self, problem: Problem) -> None:

@@ -38,7 +38,7 @@ class Reconstruct(WeightAdmmSolver):
     name: ClassVar[str] = "reconstruct"
     summary: ClassVar[str] = "ADMM on the weights along a rising penalty; the default for weights that move"
     balance: ClassVar[float] = 0.75
-    published: ClassVar[Published | None] = Published()
+    published: ClassVar[Published] = Published(weights="refit")
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
 
     def __post_init__(self) -> None:

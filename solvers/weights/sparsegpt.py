@@ -48,7 +48,7 @@ class SparseGPT(Solver):
     only_images: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
     own_weights: ClassVar[bool] = True
-    published: ClassVar[Published | None] = Published(allocation="layer", damping=0.01)
+    published: ClassVar[Published] = Published(weights="refit", allocation="layer", damping=0.01, plain=True)
 
     def __post_init__(self) -> None:
         """Check the options."""

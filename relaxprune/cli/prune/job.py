@@ -8,9 +8,11 @@ from pathlib import Path
 from relaxprune import RelaxPruneError
 from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
+from relaxprune.problems.checks import fraction
 from relaxprune.pruning import PruneRequest
 from relaxprune.solvers import make_solver
 from relaxprune.text import CalibrationOptions, SourcePart, open_source, source_parts
+from relaxprune.text.mixture import SELF, with_samples
 
 from ..endings import door
 from ..loading import load_options
@@ -18,6 +20,8 @@ from ..solver_options import parse_options
 from .output import Output
 from .words import CalibrationGroup, PruneWords, RunGroup
 
+# Share of windows that the model writes itself: it costs no error on the text (docs/unseen-text.md).
+SAMPLES = 1 / 3
 # Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
 _BATCH_TOKENS = 2048
 
@@ -31,7 +35,7 @@ class PruneJob:
         request: how much is pruned, by which solver, with which options.
         load: how the model is loaded.
         calibration: the calibration text.
-        sources: what it consists of, each with a number of windows.
+        sources: what it consists of, each with a number of windows; with samples of the model, if that can write any.
         windows: how much calibration text, for ``calibration_windows``.
         run: the output folder, and how to run.
         output: prints messages and events.
@@ -83,12 +87,13 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
     text = words.calibration
     windows = CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed)
+    request = _request(words)
     job = PruneJob(
         model=model,
-        request=_request(words),
+        request=request,
         load=load_options(words.loading),
         calibration=text,
-        sources=source_parts(text.calibration, text.windows),
+        sources=_sources(text, request.solver.published.plain),
         windows=windows,
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
@@ -98,6 +103,31 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         for part in job.sources:
             open_source(part.source)
     return job
+
+
+def _sources(text: CalibrationGroup, plain: bool) -> tuple[SourcePart, ...]:
+    """Return the sources of calibration text; a single one makes room for samples of the model.
+
+    Args:
+        text: what was asked for.
+        plain: whether the solver takes text as it is, unless samples are asked for.
+
+    Raises:
+        RelaxPruneError: samples are asked for beside a mixture, or are no share of the windows.
+    """
+    parts = source_parts(text.calibration, text.windows)
+    bare = source_parts(text.calibration, None)
+    mixed = len(parts) > 1 or bare[0].windows is not None or parts[0].source == SELF
+    if text.samples is not None:
+        fraction("--samples", text.samples)
+        if mixed:
+            raise RelaxPruneError(
+                f"--samples is for a single text without a number of windows, got {text.calibration!r}: leave it out, "
+                f"or write the mixture, as in builtin:32,{SELF}:32"
+            )
+    elif mixed or plain:
+        return parts
+    return with_samples(parts[0], SAMPLES if text.samples is None else text.samples)
 
 
 def _request(words: PruneWords) -> PruneRequest:

@@ -13,7 +13,8 @@ from relaxprune.pruning import Plan, PruneEvent, PruneReport, make_plan, with_pr
 from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
-from relaxprune.text.windows import SELF
+from relaxprune.text.mixture import SELF, spelt
+from relaxprune.text.model_samples import can_sample
 
 from ..endings import door, tell
 from ..interrupts import check
@@ -76,7 +77,7 @@ def announce(job: PruneJob, plan: Plan, windows: TokenWindows) -> None:
     """Print the predicted cost of the run, and its first steps."""
     count, length = windows.tokens.shape
     job.output.say(plan.prediction)
-    job.output.say(f"{count} calibration windows of {length} tokens run through the model first")
+    job.output.say(f"{count} calibration windows of {length} tokens ({windows.source}) run through the model first")
     if plan.request.target.sharing.measures:
         job.output.say("then a pass over the dense model decides how much of each layer is pruned")
 
@@ -108,10 +109,13 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
 
 def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
     """Return the calibration windows, which the model must be able to read."""
+    # A model that writes no text reads the text alone, unless samples are asked for, and so refused.
+    text_alone = job.calibration.samples is None and len(job.sources) > 1 and not can_sample(loaded.model)
+    wanted = job.calibration.calibration if text_alone else spelt(job.sources)
     if any(part.source != SELF for part in job.sources):
         check_tokenizer(loaded.model, loaded.tokenizer)
     with door():
-        windows = calibration_windows(job.calibration.calibration, loaded.tokenizer, job.windows, model=loaded.model)
+        windows = calibration_windows(wanted, loaded.tokenizer, job.windows, model=loaded.model)
     try_window(loaded.model, windows.tokens)
     return windows
 

@@ -51,6 +51,13 @@ class CalibrationGroup:
         int, typer.Option(help="Calibration windows of a source without a number; several sources share them evenly.")
     ] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
+    samples: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the windows of a single text that the model writes itself; a third if it can, and the "
+            "solver is not a published method; 0 for none."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,9 @@ class StatisticsGroup:
         float | None, typer.Option(help="Most that a token's squared norm counts, in medians; no cap if not given.")
     ] = None
     shrinkage: Annotated[
-        str, typer.Option(help="Share by which Grams shrink to their diagonals, 0 to 1; auto estimates it for each.")
-    ] = "0"
+        str | None,
+        typer.Option(help="Share by which Grams shrink to their diagonals, 0 to 1, or auto; 0.2, and 0 with --refit."),
+    ] = None
 
     @property
     def options(self) -> StatisticsOptions:
@@ -140,7 +148,7 @@ class StatisticsGroup:
         from relaxprune.options import StatisticsOptions
 
         try:
-            share: float | str = float(self.shrinkage)
+            share: float | str | None = None if self.shrinkage is None else float(self.shrinkage)
         except ValueError:
             share = self.shrinkage
         return StatisticsOptions(self.statistics, self.skip_tokens, self.token_cap, share)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from relaxprune import KSparse, MaskProblem, ReconstructionProblem, plan_model, prune_model, solve
 from relaxprune.cli import main
-from relaxprune.options import Allocation, PruneOptions, Target
+from relaxprune.options import Allocation, PruneOptions, StatisticsOptions, Target
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning import PruneRequest
 from relaxprune.runs import read_masks
@@ -23,18 +23,28 @@ from tests.random_problems import Draw
 from ..command_line import arguments, interrupt, only_sentence
 from ..tiny_models import padded_batches, tiny_model
 
-PUBLISHED = [name for name in solver_names() if solver_class(name).published is not None]
+PUBLISHED = [name for name in solver_names() if solver_class(name).published.weights == "refit"]
+PLAIN = [name for name in solver_names() if solver_class(name).published.plain]
 OVER_LAYERS = ["alps", "sparsegpt"]
 KEEP = PruneOptions(weights="keep")
 
 
 def test_which_methods_are_known_for_more_than_masks() -> None:
     assert PUBLISHED == ["reconstruct", "alps", "sparsegpt", "obs-swap"]
-    assert all(solver_class(name).published.weights == "refit" for name in PUBLISHED)
+    assert PLAIN == ["sparsefw", "alps", "sparsegpt", "magnitude", "wanda", "ria"]
     assert [name for name in PUBLISHED if solver_class(name).published.allocation == "layer"] == OVER_LAYERS
     for name in solver_names():  # who brings weights, or lowers the error after refitting, must say so
         kind = solver_class(name)
-        assert kind.published is not None or not (kind.own_weights or kind.needs_moving_weights)
+        assert name in PUBLISHED or not (kind.own_weights or kind.needs_moving_weights)
+
+
+@pytest.mark.parametrize("solver", ["fw", "swap", *PUBLISHED, *PLAIN])
+def test_grams_shrink_for_masks_that_are_not_as_published(solver: str) -> None:
+    target = Target(sparsity=0.5)
+    share = 0.2 if solver in ("fw", "swap") else 0.0
+    assert PruneRequest.of(target, solver).options.statistics.shrinkage == share
+    asked = PruneOptions(statistics=StatisticsOptions(shrinkage=0.3))
+    assert PruneRequest.of(target, solver, asked).options.statistics.shrinkage == 0.3
 
 
 @pytest.mark.parametrize("amount", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
