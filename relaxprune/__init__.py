@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .options import PruneOptions as PruneOptions
     from .options import SolveOptions as SolveOptions
     from .options import StatisticsOptions as StatisticsOptions
+    from .options import recipe as recipe
     from .pruning import LayerReport as LayerReport
     from .pruning import Plan as Plan
     from .pruning import PruneReport as PruneReport
@@ -121,6 +122,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "plan_model": ".pruning",
         "prune_model": ".pruning",
         "read_masks": ".runs",
+        "recipe": ".options",
         "refit": ".solving",
         "solve": ".solving",
         "write_masks": ".runs",

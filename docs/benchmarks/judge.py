@@ -90,7 +90,7 @@ class Bench:
 
     def windows(self, job: PruneJob) -> TokenWindows:
         """Return a job's calibration windows, taken once."""
-        key = (job.calibration, job.windows)
+        key = (job.sources, job.windows)
         if key not in self.calibration:
             self.calibration[key] = calibration_tokens(job, self.loaded)
         return self.calibration[key]

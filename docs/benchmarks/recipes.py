@@ -15,11 +15,13 @@ from relaxprune.cli.prune.words import PruneWords
 RECIPES = {
     "wanda": "--solver wanda",
     "fw": "--solver fw --effort fast",
-    "sparsegpt": "--solver sparsegpt --refit --damping 0.01",
-    "alps": "--solver alps --refit --damping 0.01",
-    "reconstruct": "--solver reconstruct --effort fast --refit",
+    "sparsegpt": "--solver sparsegpt",
+    "alps": "--solver alps",
+    "reconstruct": "--solver reconstruct --effort fast",
 }
-EXTRAS = {"robust": "--shrinkage 0.4"}
+EXTRAS = {"robust": "--samples 0.3334", "refined": "--refine 3"}
+# Without "robust": the calibration text as it is.
+AS_IS = "--samples 0 --shrinkage 0"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Recipe:
         for part, known in ((base, RECIPES), *((extra, EXTRAS) for extra in extras)):
             if part not in known:
                 raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
-        return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *(EXTRAS[extra] for extra in extras)]))))
+        more = [EXTRAS[extra] for extra in extras] + ([] if "robust" in extras else [AS_IS])
+        return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *more]))))
 
     def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:
         """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""

@@ -9,6 +9,7 @@ from relaxprune.support.lazy import lazy
 if TYPE_CHECKING:
     from .allocation import Allocation as Allocation
     from .prune_options import PruneOptions as PruneOptions
+    from .recipes import recipe as recipe
     from .solve_options import SolveOptions as SolveOptions
     from .solve_options import default_solver as default_solver
     from .statistics_options import StatisticsOptions as StatisticsOptions
@@ -25,5 +26,6 @@ __getattr__, __dir__, __all__ = lazy(
         "StatisticsOptions": ".statistics_options",
         "Target": ".target",
         "default_solver": ".solve_options",
+        "recipe": ".recipes",
     },
 )

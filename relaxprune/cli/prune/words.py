@@ -60,6 +60,27 @@ class CalibrationGroup:
     ] = None
 
 
+def _take_recipe(context: typer.Context, name: str | None) -> str | None:
+    """Make the words of a recipe the defaults of the other options."""
+    if name is not None:
+        from relaxprune.options.recipes import RECIPES
+        from relaxprune.problems.checks import one_of
+
+        one_of("--recipe", name, tuple(RECIPES))
+        context.default_map = {**(context.default_map or {}), **RECIPES[name]}
+    return name
+
+
+@dataclass(frozen=True)
+class RecipeGroup:
+    """Choices that go together; whatever is given beside it wins."""
+
+    recipe: Annotated[
+        str | None,
+        typer.Option(callback=_take_recipe, is_eager=True, help="Solver and stages that go together: masks or best."),
+    ] = None
+
+
 @dataclass(frozen=True)
 class LayerGroup:
     """Which layers are pruned."""
@@ -175,6 +196,7 @@ class PruneWords:
     """All options of the command."""
 
     how_much: PatternGroup = field(default_factory=PatternGroup)
+    recipe: RecipeGroup = field(default_factory=RecipeGroup)
     how: SolverGroup = field(default_factory=SolverGroup)
     calibration: CalibrationGroup = field(default_factory=CalibrationGroup)
     layers: LayerGroup = field(default_factory=LayerGroup)
