@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json
 from relaxprune.support.folder_lock import folder_lock, refuse_held_folder
-from relaxprune.support.json_files import JsonFormat, Values, read_document
+from relaxprune.support.json_files import JsonFormat, Values, present, read_document
 
 from .run_record import RECORD_NAME, now, read_record
 
@@ -77,7 +77,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         RelaxPruneError: the file is damaged or has another schema version.
     """
     path = folder / EVALUATION_NAME
-    if not path.is_file():
+    if not present(path):
         return []
     results = read_document(path, _FORM)["results"]
     return [Evaluation(**{field.name: item[field.name] for field in fields(Evaluation)}) for item in results]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from .sentences import damaged, first_line
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGEST = 2**63
+# Far more than any record, index or vocabulary has, and read in seconds. What a text becomes takes up to 256 bytes for
+# each of its parts, so that a few MiB of brackets would take many GiB.
+_MOST_BYTES = 2**28
+_MOST_PARTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,10 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
         strict: whether to refuse repeated keys, NaN, infinities and integers of more than 64 bits.
 
     Raises:
-        ValueError: it is not valid JSON, or is nested too deeply.
+        ValueError: it is not valid JSON, is nested too deeply, or has too many parts.
     """
+    if sum(map(text.count, ",[{")) > _MOST_PARTS:
+        raise ValueError(f"it has more than {_MOST_PARTS} parts")
     hooks: dict[str, Any] = {
         "object_pairs_hook": _unique,
         "parse_constant": _refuse_constant,
@@ -77,6 +84,30 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
     return value
 
 
+def check_size(path: Path, advice: str) -> None:
+    """Refuse a file that is read as a whole, by us or by others, and is larger than any such file can sensibly be.
+
+    Raises:
+        RelaxPruneError: naming the file.
+    """
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise damaged(repr(str(path)), f"it has {size} bytes, of at most {_MOST_BYTES}", advice)
+
+
+def present(path: Path) -> bool:
+    """Tell whether a file that may be missing is there.
+
+    Raises:
+        RelaxPruneError: something is, and it is no file: a folder, a device, a link to nothing.
+    """
+    if not os.path.lexists(path):
+        return False
+    if not path.is_file():
+        raise RelaxPruneError(f"{str(path)!r} should be a file and is none: remove it, or put the file there")
+    return True
+
+
 def read_json(path: Path, *, strict: bool = False, advice: str = "fetch it again") -> dict[str, Any]:
     """Read a JSON object.
 
@@ -89,6 +120,7 @@ def read_json(path: Path, *, strict: bool = False, advice: str = "fetch it again
         FileNotFoundError: there is no such file.
         RelaxPruneError: it does not hold a JSON object.
     """
+    check_size(path, advice)
     try:
         content = parse_json(path.read_text(encoding="utf-8"), strict=strict)
     except ValueError as error:
