@@ -24,8 +24,9 @@ def load_options(group: ModelGroup) -> LoadOptions:
 
 
 def load_model(source: str, options: LoadOptions) -> LoadedModel:
-    """Load a model without the bars that transformers draws for each file."""
+    """Load a model without transformers' bars, and without its warnings from then on: a command says what matters."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     return load(source, options)

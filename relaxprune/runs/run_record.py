@@ -11,7 +11,7 @@ from typing import Any
 from relaxprune.models.saved_model import ReloadCheck
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.prune_report import PruneReport
-from relaxprune.support.durable import file_sha256
+from relaxprune.support.durable import file_facts, is_unchanged
 from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document, sealed
 from relaxprune.support.sentences import damaged
 
@@ -101,9 +101,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of files in a folder, by name."""
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
-    }
+    return {name: file_facts(folder / name) for name in sorted(names)}
 
 
 def verify_files(folder: Path) -> int:
@@ -121,7 +119,7 @@ def verify_files(folder: Path) -> int:
     files = record["files"]
     for name, facts in files.items():
         path = folder / name
-        if not path.is_file() or file_sha256(path) != facts["sha256"]:
+        if not is_unchanged(path, facts):
             raise RelaxPruneError(f"{str(path)!r} is missing or is not the file that the finished run wrote")
     return len(files)
 

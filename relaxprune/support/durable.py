@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,16 @@ def install_files(staging: Path, folder: Path) -> list[str]:
         move_into(source, (folder / relative).parent)
         moved.append(relative.as_posix())
     return moved
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file, as JSON values: ``bytes`` and ``sha256``."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def is_unchanged(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Tell whether a path is a file with the size and SHA-256 of ``file_facts``; one of another size is not read."""
+    return path.is_file() and path.stat().st_size == facts["bytes"] and file_sha256(path) == facts["sha256"]
 
 
 def file_sha256(path: Path) -> str:

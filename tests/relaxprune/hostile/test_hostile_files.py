@@ -15,8 +15,9 @@ from .changes import change_file
 from .watching import Seen, watch
 
 ALL, SAMPLE = 20_000, 400  # tries of all cases together
+EVALUATION = ("run/evaluation.json", "run/.relaxprune.lock")
 # What commands may write.
-OUTPUTS = ("out", "out.safetensors", "out.html", "out.json", "run/evaluation.json", "new", "back", "begun", "finished")
+OUTPUTS = ("out", "out.safetensors", "out.html", "out.json", "new", "back", "begun", "finished", *EVALUATION)
 NAMES = [f"{case.name}: {case.kind}" for case in CASES]
 
 
