@@ -13,6 +13,8 @@ from relaxprune.models.layer_roles import role_of
 from relaxprune.problems.problem import relative_error
 from relaxprune.pruning.layer_report import LayerReport
 from relaxprune.runs.finished_run import FinishedRun
+from relaxprune.runs.run_record import RECORD_NAME, UNSEALED
+from relaxprune.support.json_files import is_sealed
 
 SCHEMA_VERSION = 1
 KIND = "relaxprune.report"
@@ -52,12 +54,18 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
         "skipped": report.get("skipped", []),
         "repeat": {
             "command": run.record["notes"].get("command"),
-            "notices": list(run.record["notes"].get("notices", ())),
+            "notices": _notices(run.record),
             "finished": run.record.get("finished"),
             "fingerprint": fingerprint,
             "files": run.record["files"],
         },
     }  # fmt: skip
+
+
+def _notices(record: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know about a run: what it said itself, and whether its record was changed since."""
+    changed = [] if is_sealed(record) else [f"{RECORD_NAME} was changed after the run: {UNSEALED}"]
+    return [*changed, *record["notes"]["notices"]]
 
 
 def summary(run: FinishedRun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from relaxprune.support.durable import file_facts, write_json
-from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document, sealed
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, is_sealed, read_document, sealed
 from relaxprune.support.sentences import damaged
 
 MANIFEST_NAME = "manifest.json"
@@ -87,7 +87,7 @@ class Manifest:
             if not self.exists:
                 raise damaged(repr(str(self.path)), "it is missing", _ADVICE)
             content = read_document(self.path, _FORM)
-            if sealed(content) != content:
+            if not is_sealed(content):
                 raise damaged(repr(str(self.path)), "its checksum does not match its content", _ADVICE)
             self._content = content
         return self._content

@@ -24,12 +24,13 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
 from relaxprune.pruning.layer_report import LayerReport
-from relaxprune.support.durable import file_sha256
+from relaxprune.support.durable import is_unchanged
+from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
 
 from .evaluation_file import EVALUATION_NAME
 from .finished_run import FinishedRun, read_finished_run
-from .run_record import RECORD_NAME, read_record
+from .run_record import RECORD_NAME, UNSEALED, read_record
 
 # Written into a run's folder after it is finished.
 _LATER = (RECORD_NAME, EVALUATION_NAME, "report.html", "report.json")
@@ -96,7 +97,7 @@ def verify_run(
     apply_permutations(
         dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()]
     )
-    found = [*_wrong_masks(run), *_wrong_tensors(run, dense, result), *_lost(dense, folder)]
+    found = [*_wrong_masks(run), *_wrong_tensors(run, dense, result), *_lost(dense, folder), *_unsealed(record)]
     pruned = sum(int((~mask).sum()) for mask in run.masks.values())
     return RunVerification(
         folder, named, tuple(found), len(record["files"]), len(dense.model.state_dict()), len(run.masks), pruned
@@ -129,12 +130,18 @@ def _differing_files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
         path = folder / name
         if not path.is_file():
             yield f"file {name!r} is missing"
-        elif path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
+        elif not is_unchanged(path, facts):
             yield f"file {name!r} is not the one that was written"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if (path.is_symlink() or not path.is_dir()) and name not in listed and name not in _LATER:
             yield f"file {name!r} is none of the run's"
+
+
+def _unsealed(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield that the record is not the one that was written."""
+    if not is_sealed(record):
+        yield f"file {RECORD_NAME!r} was changed: {UNSEALED}"
 
 
 def _wrong_masks(run: FinishedRun) -> Iterator[str]:

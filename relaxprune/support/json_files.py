@@ -26,6 +26,7 @@ _LARGEST = 2**63
 # each of its parts, so that a few MiB of brackets would take many GiB.
 _MOST_BYTES = 2**28
 _MOST_PARTS = 2**22
+_MOST_DEPTH = 100  # what reads, writes and seals a value calls itself for each level of it
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
         value = json.loads(text, **(hooks if strict else {}))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    _check_depth(value)
     if _SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # raises a ValueError for half a character
     return value
@@ -154,6 +156,11 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Tell whether a JSON object is as ``sealed`` returned it."""
+    return sealed(content) == content
+
+
 def misfit(value: Any, shape: Any, name: str = "") -> str | None:
     """Return the name of the first part of a JSON value that does not have the given shape, or None.
 
@@ -189,6 +196,17 @@ def is_kind(value: Any, kind: type | tuple[type, ...]) -> bool:
 def _dotted(name: str, key: str) -> str:
     """Return the name of an entry of an object."""
     return f"{name}.{key}" if name else key
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse a parsed JSON value that is nested too deeply."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MOST_DEPTH):
+        parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
+        level = [part for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from torch import Tensor
 from relaxprune.masks.compact import COMPACT_FILE, _unpack
 from relaxprune.problems import RelaxPruneError
 from relaxprune.support.container import TensorFormat, write_container
+from relaxprune.support.durable import file_facts
+from relaxprune.support.json_files import sealed
 from relaxprune.support.tensor_bits import checksum
 
 PATHS = (
@@ -25,7 +27,7 @@ PATHS = (
 )  # fmt: skip
 # A JSON string @N@ stands for what Python's writer would not write.
 RAW = ("NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 5000, "-0", "-0.0", '"\\ud800"', "[" * 9000 + "]" * 9000,
-       '{"a":' * 3000 + "1" + "}" * 3000, "01", "nul")  # fmt: skip
+       '{"a":' * 3000 + "1" + "}" * 3000, "[" * 400 + "]" * 400, "[" * 90 + "]" * 90, "01", "nul")  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 2**31, 2**31 - 1, 2**62, 2**63, 2**64, 1e308, 1e-320, 0.5, "", "x", "2:4", "1",
     [], {}, [1], {"a": 1}, [[2**62]], [2**31, 2**31], [0, 2**62], "é" * 99, *PATHS,
@@ -110,6 +112,9 @@ def change_json_file(path: Path, chance: random.Random) -> None:
         value["weight_map"][chance.choice(list(value["weight_map"]))] = chance.choice((*PATHS, *VALUES))
     else:
         value = change_json(value, chance)
+    if isinstance(value, dict) and "sha256" in value and chance.random() < 0.7:
+        with suppress(ValueError):  # a number became infinite
+            value = sealed(value)
     path.write_bytes(json_text(value, chance).encode(chance.choice(("utf-8",) * 9 + ("utf-16",)), "replace"))
 
 
@@ -214,8 +219,27 @@ def sparse(path: Path, start: bytes) -> None:
     os.truncate(path, FULL)
 
 
+def list_again(path: Path) -> bool:
+    """Have the list of a run's files say that a changed file is the right one; returns whether one does."""
+    lists = {above / name for above in path.parents for name in ("manifest.json", "relaxprune.json")} - {path}
+    for file in filter(Path.is_file, lists):
+        content = json.loads(file.read_text())
+        entry = content["files"].get(path.relative_to(file.parent).as_posix())
+        if entry is not None and path.is_file():
+            entry.update(file_facts(path))
+            file.write_text(json.dumps(sealed(content)))
+            return True
+    return False
+
+
 def change_file(path: Path, chance: random.Random, form: TensorFormat | None) -> str:
-    """Change a file in one way; returns which: "bytes", "structure", "sealed" or "place"."""
+    """Change a file in one way; returns which: "bytes", "structure", "sealed", "place", or "listed" anew."""
+    change = change_content(path, chance, form)
+    return "listed" if change != "place" and chance.random() < 0.5 and list_again(path) else change
+
+
+def change_content(path: Path, chance: random.Random, form: TensorFormat | None) -> str:
+    """Change a file in one way, whatever lists it; returns which."""
     kind = chance.random()
     if kind < 0.06:
         replace_place(path, chance)

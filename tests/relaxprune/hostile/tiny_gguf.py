@@ -39,7 +39,7 @@ def write_gguf(path: Path, folder: Path, words: list[str]) -> Path:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     letters = sorted(set("".join(words)))
-    writer.add_token_list(["<s>", "</s>", *letters, "\u0120", "wo", *words[: len(words) - len(letters) - 2]])
+    writer.add_token_list(["<s>", "<|endoftext|>", *letters, "\u0120", "wo", *words[: len(words) - len(letters) - 2]])
     writer.add_token_types([3, 3, *[1] * len(words)])
     writer.add_token_merges(["w o"])
     writer.add_bos_token_id(0)
