@@ -7,7 +7,7 @@ bit, masks are counted against the set that was asked for, and the folder agains
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
 
 from .evaluation_file import EVALUATION_NAME
+from .fingerprint import weights_sha256
 from .finished_run import FinishedRun, read_finished_run
 from .run_record import RECORD_NAME, UNSEALED, read_record
 
@@ -92,12 +93,20 @@ def verify_run(
     if differing:  # what a damaged file holds would be told once more
         return RunVerification(folder, named, tuple(differing), len(record["files"]))
     run = read_finished_run(folder)
-    dense = _load_source(record, source, LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code))
+    options = LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    dense = _load_source(record, source, options)
+    others = list(_other_weights(record, source, options, dense))
     result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
     apply_permutations(
         dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()]
     )
-    found = [*_wrong_masks(run), *_wrong_tensors(run, dense, result), *_lost(dense, folder), *_unsealed(record)]
+    found = [
+        *_wrong_masks(run),
+        *_wrong_tensors(run, dense, result),
+        *_lost(dense, folder),
+        *others,
+        *_unsealed(record),
+    ]
     pruned = sum(int((~mask).sum()) for mask in run.masks.values())
     return RunVerification(
         folder, named, tuple(found), len(record["files"]), len(dense.model.state_dict()), len(run.masks), pruned
@@ -110,7 +119,7 @@ def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOpt
     name = source or str(facts["source"])
     commit = facts.get("commit") if facts.get("kind") == "hub" and source is None else None
     try:
-        found = load_model(name, LoadOptions(**{**vars(options), "revision": commit}))
+        found = load_model(name, replace(options, revision=commit))
     except (RelaxPruneError, OSError) as error:
         raise RelaxPruneError(
             f"the source of the run, {name!r}, cannot be read: {error}; give it as --source"
@@ -121,6 +130,20 @@ def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOpt
             f"the source of the run is of the package {wanted}, and {got} is installed: run `pip install {wanted}`"
         )
     return found
+
+
+def _other_weights(
+    record: Mapping[str, Any], source: str | None, options: LoadOptions, dense: LoadedModel
+) -> Iterator[str]:
+    """Yield that the source has other weights than were pruned: the result may hold nothing of those that changed."""
+    facts = record["fingerprint"]["model"]
+    wanted, dtype = facts["weights_sha256"], facts.get("dtype")
+    if weights_sha256(dense.model) == wanted:
+        return
+    # The run computed in this dtype; unless --dtype was given, it is the source's.
+    cast = _load_source(record, source, replace(options, dtype=str(dtype or "auto")))
+    if weights_sha256(cast.model) != wanted:
+        yield f"the source's weights are not those of SHA-256 {wanted}, which were pruned"
 
 
 def _differing_files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:

@@ -97,6 +97,15 @@ def test_a_number_of_the_record(place, tmp_path, capsys):
     assert notices == ["relaxprune.json was changed after the run: its checksum does not match its content"]
 
 
+@pytest.mark.parametrize("name", ["refitted", "wide"])
+def test_a_source_that_lost_what_the_result_does_not_hold(place, tmp_path, capsys, name):
+    masks = read_mask_file(place / name)[0]
+    shutil.copytree(place / "tiny", tmp_path / "tiny")
+    rewrite(tmp_path / "tiny", lambda tensors: tensors | {UP: tensors[UP] + (~masks[UP]).to(tensors[UP].dtype)})
+    assert main(["verify", str(place / name), "--source", str(tmp_path / "tiny")]) == 3
+    assert "the source's weights are not those of SHA-256" in only_sentence(capsys)
+
+
 def edit(run: Path, name: str, change) -> None:
     tensors = load_file(run / SINGLE_FILE)
     tensors[name] = change(tensors[name])
