@@ -18,6 +18,7 @@ from relaxprune.support.sentences import damaged
 RECORD_NAME = "relaxprune.json"
 UNSEALED = "its checksum does not match its content"
 _TUNING = {name: float for name in ("error_before", "error_after", "held_out_before", "held_out_after", "seconds")}
+_MODEL = ("kind", "commit", "package", "dtype")
 RECORD = JsonFormat(
     version=1,
     shape={
@@ -30,7 +31,10 @@ RECORD = JsonFormat(
             "machine": Maybe(str),
             "peak_memory_bytes": Maybe(int),
         },
-        "fingerprint": {"model": {"weights_sha256": str}, "settings": {"polytope": Maybe(dict)}},
+        "fingerprint": {
+            "model": {"weights_sha256": str, "source": str, **{name: Maybe(str) for name in _MODEL}},
+            "settings": {"polytope": Maybe(dict), "weights": Maybe(str)},
+        },
         # What came later than the first version may be missing.
         "report": {
             "solver": str,

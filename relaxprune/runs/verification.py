@@ -17,13 +17,10 @@ from torch import Tensor
 from relaxprune.models.layers import find_layers
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
 from relaxprune.models.unused_tensors import UnusedTensors
-from relaxprune.options.allocation import MEASURED, Allocation
 from relaxprune.options.target import Decided, Target
-from relaxprune.problems import polytope_from_dict
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
-from relaxprune.pruning.layer_report import LayerReport
 from relaxprune.support.durable import is_unchanged
 from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
@@ -171,7 +168,7 @@ def _wrong_masks(run: FinishedRun) -> Iterator[str]:
     """Yield the masks that are not in the set that was asked for, or not what is reported of them."""
     names = {layer.parameter for layer in run.layers}
     yield from (f"the mask of {name!r} is of no reported layer" for name in run.masks if name not in names)
-    decided = _decided(run.settings["polytope"], run.layers)
+    decided = _decided(run)
     for layer in run.layers:
         mask = run.masks[layer.parameter]
         kept = int(mask.sum())
@@ -181,17 +178,12 @@ def _wrong_masks(run: FinishedRun) -> Iterator[str]:
             yield f"the mask of {layer.parameter!r} is not in the set that was asked for"
 
 
-def _decided(asked: Mapping[str, Any], layers: list[LayerReport]) -> Decided:
+def _decided(run: FinishedRun) -> Decided:
     """Return the set of masks of every layer, of what a run's settings say was asked for."""
-    if "polytope" in asked:
-        return Decided(Target(polytope=polytope_from_dict(asked["polytope"])))
-    if "pattern" in asked:
-        return Decided(Target(pattern=asked["pattern"]))
-    kind = asked.get("allocation", "uniform")
-    if kind not in MEASURED:
-        return Decided(Target(sparsity=asked["sparsity"], allocation=Allocation(kind)))
-    counts = {layer.name: round(layer.requested_sparsity * layer.cols) for layer in layers}
-    return Decided(Target(sparsity=asked["sparsity"]), counts)
+    target = Target.from_dict(run.settings.get("polytope") or {})
+    if not target.allocation.measures:
+        return Decided(target)
+    return Decided(target, {layer.name: round(layer.requested_sparsity * layer.cols) for layer in run.layers})
 
 
 def _wrong_tensors(run: FinishedRun, dense: LoadedModel, result: LoadedModel) -> Iterator[str]:
