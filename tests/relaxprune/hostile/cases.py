@@ -89,9 +89,9 @@ CASES = (
          judges.reported, MASK_FILE, 20),
     Case("report, two runs", "run folder", ["report", "run", "finished", "--out", "out.html"], ["run", "finished"],
          ["finished/relaxprune.json", "finished/masks.safetensors", "run/evaluation.json"], share=20),
-    Case("verify, a run", "run folder", ["verify", "run"], ["run", "finished", "source"],
+    Case("verify, a run", "run folder", ["verify", "run"], ["run", "finished", "source", "original"],
          ["run", "run/relaxprune.json"], judges.unchanged, share=30),
-    Case("verify, a run", "model", ["verify", "run"], ["run", "source"],
+    Case("verify, a run", "model", ["verify", "run"], ["run", "source", "original"],
          ["source/config.json", "source/model.safetensors", "source/model.safetensors", "source/tokenizer.json"],
          judges.masked, share=20),
     Case("masks semi-structured, shards", "model", ["masks", "semi-structured", "shards"], ["shards"],
@@ -128,7 +128,7 @@ def good_files(root: Path) -> Path:
     for name in ("masks", "first"):
         write_masks(root / f"{name}.safetensors", masks, {"note": [1, 2]})
     write_text(root / "text.txt")
-    save_tiny_llama(root / "source", blocks=2)
+    shutil.copytree(save_tiny_llama(root / "source", blocks=2), root / "original")
     shard(save_tiny_llama(root / "shards", blocks=1))
     write_gguf(root / "model.gguf", save_tiny_llama(root / "spare", blocks=1, tied=False), WORDS)
     make_runs(root)

@@ -103,8 +103,9 @@ def json_text(value: Any, chance: random.Random) -> str:
     return text
 
 
-def change_json_file(path: Path, chance: random.Random) -> None:
-    """Change the value that a JSON file holds."""
+def change_json_file(path: Path, chance: random.Random) -> str:
+    """Change the value that a JSON file holds; returns whether its seal is right again, as ``change_file`` does."""
+    change = "structure"
     value = json.loads(path.read_text(encoding="utf-8"))
     if path.name == "config.json" and chance.random() < 0.6:
         value[chance.choice(SIZES)] = chance.choice(VALUES)
@@ -114,8 +115,9 @@ def change_json_file(path: Path, chance: random.Random) -> None:
         value = change_json(value, chance)
     if isinstance(value, dict) and "sha256" in value and chance.random() < 0.7:
         with suppress(ValueError):  # a number became infinite
-            value = sealed(value)
+            value, change = sealed(value), "listed"
     path.write_bytes(json_text(value, chance).encode(chance.choice(("utf-8",) * 9 + ("utf-16",)), "replace"))
+    return change
 
 
 def change_header(path: Path, chance: random.Random) -> None:
@@ -248,8 +250,7 @@ def change_content(path: Path, chance: random.Random, form: TensorFormat | None)
         path.write_bytes(change_bytes(path.read_bytes(), chance))
         return "bytes"
     if path.suffix == ".json":
-        change_json_file(path, chance)
-        return "structure"
+        return change_json_file(path, chance)
     if kind < 0.65:
         change_header(path, chance)
         return "structure"

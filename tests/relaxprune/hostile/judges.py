@@ -178,16 +178,31 @@ def unchanged(place: Path, seen: Seen, good: Seen, change: str) -> str | None:
 
 
 def masked(place: Path, seen: Seen, good: Seen, change: str) -> str | None:
-    """Exit 0 is for a source of which the masks make the result, bit for bit."""
+    """Exit 0 is for the source that was pruned, and a result that is it but for zeros and values of masked weights."""
     if seen.code == 3:
         return None
     masks = raw_masks(place / "run/masks.safetensors")
-    source, result = (load((place / name / "model.safetensors").read_bytes()) for name in ("source", "run"))
-    for name, tensor in source.items():
-        meant = np.where(masks[name], tensor.numpy(), np.float32(0)) if name in masks else tensor.numpy()
-        if meant.tobytes() != result[name].numpy().tobytes():
+    source, pruned, result = (tensors(place / name) for name in ("source", "original", "run"))
+    if source.keys() != pruned.keys() or not all(same_bytes(source[name], pruned[name]) for name in pruned):
+        return "another source"
+    for name, found in result.items():
+        if name in masks:
+            right = not found[~masks[name]].tobytes().strip(b"\0") and bool(np.isfinite(found).all())
+        else:
+            right = same_bytes(found, source[name])
+        if not right:
             return f"other values of {name}"
     return None
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a model's one file."""
+    return {name: item.numpy() for name, item in load((folder / "model.safetensors").read_bytes()).items()}
+
+
+def same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
+    """Tell whether two tensors are one."""
+    return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
 
 
 def measured(place: Path, seen: Seen, good: Seen, change: str) -> str | None:
