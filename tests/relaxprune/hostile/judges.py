@@ -152,7 +152,8 @@ def reported(place: Path, seen: Seen, good: Seen, change: str) -> str | None:
     """The numbers of the record and of the evaluations as they are now."""
     content = json.loads((place / "out.json").read_text())
     record = json.loads((place / "run/relaxprune.json").read_text())
-    kept = json.loads((place / "run/evaluation.json").read_text())["results"]
+    evaluated = place / "run/evaluation.json"
+    kept = json.loads(evaluated.read_text())["results"] if evaluated.is_file() else []
     layers = record["report"]["layers"]
     if content["repeat"]["fingerprint"] != record["fingerprint"] or len(content["layers"]) != len(layers):
         return "another run"

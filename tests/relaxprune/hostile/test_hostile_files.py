@@ -32,6 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes long and reads no file: drawing, and the forecast of a run's seconds."""
     monkeypatch.setattr("relaxprune.report.writing.render", lambda _page, _name: "")
     monkeypatch.setattr("relaxprune.report.figures.svg", lambda *_: "")
+    monkeypatch.setattr("relaxprune.report.content._PICTURES", 1)
     monkeypatch.setattr("relaxprune.cli.prune.run.with_prediction", lambda plan, _batches: plan)
 
 
