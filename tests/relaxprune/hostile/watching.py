@@ -22,7 +22,9 @@ import relaxprune.cli
 MOST_SECONDS = 10.0
 MOST_BYTES = 1 << 30
 _HANGS = 40  # seconds after which a run is stopped, however slow the machine is
-_MEMORY = re.compile(r"memory|alloc", re.I)
+_MEMORY = re.compile(
+    r"memory is not enough|(out of|not enough) memory|(can't|cannot|unable to) allocate|MemoryError|bad_alloc", re.I
+)
 _WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "shutil.rmtree")
 
 
