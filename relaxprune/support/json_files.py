@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,14 +88,17 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
 
 
 def check_size(path: Path, advice: str) -> None:
-    """Refuse a file that is read as a whole, by us or by others, and is larger than any such file can sensibly be.
+    """Refuse a file that is read as a whole, by us or by others, and has no end, or a later one than is sensible.
 
     Raises:
-        RelaxPruneError: naming the file.
+        FileNotFoundError: there is none.
+        RelaxPruneError: it is a folder, a pipe, a device, or too large.
     """
-    size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise damaged(repr(str(path)), f"it has {size} bytes, of at most {_MOST_BYTES}", advice)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(repr(str(path)), "it is no regular file", advice)
+    if status.st_size > _MOST_BYTES:
+        raise damaged(repr(str(path)), f"it has {status.st_size} bytes, of at most {_MOST_BYTES}", advice)
 
 
 def present(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def test_depth_is_limited_wherever_the_reader_stands(pair: str) -> None:
     for depth in (101, 400, 900, 5000):
         with pytest.raises(ValueError, match="nested too deeply"):
             parse_json(start * depth + "1" + end * depth, strict=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    for path in tmp_path.iterdir():
+        with pytest.raises(RelaxPruneError, match="is damaged: it is no regular file; fetch it again"):
+            read_json(path)
 
 
 def test_a_seal_is_of_the_very_content() -> None:
