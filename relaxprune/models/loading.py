@@ -122,7 +122,6 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
         check_values(model, checkpoint.folder)
     if options.device is not None:
         torch.nn.Module.to(model, torch.device(options.device))
-    _check_running(source, model, options)
     description = {
         "source": source,
         "kind": checkpoint.kind,
@@ -222,11 +221,15 @@ def _load_tokenizer(source: str, checkpoint: Checkpoint, options: LoadOptions) -
     return tokenizer
 
 
-def _check_running(source: str, model: PreTrainedModel, options: LoadOptions) -> None:
-    """Refuse a model that fails on two tokens: its settings may not fit each other though its tensors fit them."""
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with loader(f"model {source!r}", options.trust_remote_code, "run"), torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
+def check_running(loaded: LoadedModel) -> None:
+    """Refuse a model that fails on two tokens: its settings may not fit each other though its tensors fit them.
+
+    Raises:
+        RelaxPruneError: with what the model says.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=loaded.model.device)
+    with loader(f"model {loaded.source!r}", loaded.description["trust_remote_code"], "run"), torch.no_grad():
+        loaded.model(input_ids=tokens, use_cache=False)
 
 
 def _check_complete(source: str, info: dict[str, Any]) -> None:
