@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from .cases import CASES, Case, good_files, lay_out
 from .changes import change_file
@@ -29,7 +31,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes long and reads no file: drawing, and the forecast of a run's seconds."""
+    """Leave out what takes long and reads no file: commands made anew, drawing, the forecast of a run's seconds."""
+    monkeypatch.setattr("typer.main.get_command", cache(typer.main.get_command))
     monkeypatch.setattr("relaxprune.report.writing.render", lambda _page, _name: "")
     monkeypatch.setattr("relaxprune.report.figures.svg", lambda *_: "")
     monkeypatch.setattr("relaxprune.report.content._PICTURES", 1)
