@@ -48,10 +48,10 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
             | ({"density": asdict(density(layer.name, run.masks[layer.parameter], run.config))} if masks else {})
             for layer in run.layers
         ],
-        "tunings": report.get("tunings", []),
+        "tunings": report.get("tunings") or [],
         "masks": worst_masks(run) if masks else [],
-        "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
-        "skipped": report.get("skipped", []),
+        "seconds": {"stages": report.get("seconds") or {}, "blocks": seconds_by_block(run.layers)},
+        "skipped": report.get("skipped") or [],
         "repeat": {
             "command": run.record["notes"].get("command"),
             "notices": _notices(run.record),
@@ -89,7 +89,7 @@ def summary(run: FinishedRun) -> dict[str, Any]:
         "mean_relative_gap": mean(min(layer.relative_gap, 1.0) for layer in layers),
         "certificate": run.settings.get("certify"),
         "refitted": any(layer.loss.kept_objective is not None for layer in layers),
-        "seconds": run.record["report"].get("seconds", {}).get("total"),
+        "seconds": (run.record["report"].get("seconds") or {}).get("total"),
         "peak_memory_gib": None if (peak := notes.get("peak_memory_bytes")) is None else peak / 2**30,
         "machine": notes.get("machine"),
     }
