@@ -56,8 +56,7 @@ def durable_path(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    scratch = _new_scratch(target)
     try:
         yield scratch
         sync_file(scratch)
@@ -67,6 +66,13 @@ def durable_path(target: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def _new_scratch(target: Path) -> Path:
+    """Make an empty file next to ``target``."""
+    scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return scratch
 
 
 def sweep_scratch(folder: Path) -> None:
@@ -104,16 +110,21 @@ def write_json(target: Path, value: Any) -> None:
 def move_into(source: Path, folder: Path) -> Path:
     """Move a finished file into ``folder`` (same file system) durably, replacing a file of the same name.
 
-    The file gets the permissions of a newly created file.
+    The file gets the permissions of a newly created file. It is in one of the two places at any moment.
 
     Returns:
         The file's new path.
     """
     target = folder / source.name
-    with durable_path(target) as fresh:
+    fresh = _new_scratch(target)
+    try:
         source.chmod(fresh.stat().st_mode & 0o777)
-        sync_file(source)
-        os.replace(source, fresh)
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+    sync_file(source)
+    os.replace(source, target)
+    sync_folder(folder)
     sync_folder(source.parent)
     return target
 
