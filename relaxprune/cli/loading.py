@@ -24,8 +24,17 @@ def load_options(group: ModelGroup) -> LoadOptions:
 
 
 def load_model(source: str, options: LoadOptions) -> LoadedModel:
-    """Load a model without the bars that transformers draws for each file."""
+    """Load a model and try it, without transformers' bars, and without its warnings from then on.
+
+    Raises:
+        RelaxPruneError: as ``relaxprune.load_model`` does, or the model cannot be run.
+    """
     from transformers.utils import logging
 
+    from relaxprune.models.loading import check_running
+
     logging.disable_progress_bar()
-    return load(source, options)
+    logging.set_verbosity_error()
+    loaded = load(source, options)
+    check_running(loaded)
+    return loaded

@@ -10,21 +10,27 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.support.json_files import read_json
+from relaxprune.support.json_files import check_size, is_kind, read_json
 from relaxprune.support.tensor_header import TensorHeader, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Everything that describes a model and its tokenizer; weights are fetched by name, once the description is accepted.
+DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md")
 # Where configurations state how many layers there are.
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_ALWAYS = 2**16  # what other counts may be beside any checkpoint
 
 
 def check_config(folder: Path) -> None:
-    """Refuse a folder without a ``config.json``, with a quantised model, or with an adapter instead of a model."""
+    """Refuse a folder without ``config.json``, with an endless file, a quantised model, or an adapter only."""
     if (folder / "adapter_config.json").exists():
         raise RelaxPruneError(f"model folder {folder} holds an adapter: merge it into its base model and save that")
     if not (folder / "config.json").is_file():
         raise RelaxPruneError(f"model folder {folder} has no config.json: give the folder that save_pretrained wrote")
+    for pattern in DESCRIPTION_FILES:
+        for path in filter(Path.is_file, folder.glob(pattern)):
+            check_size(path, "fetch it again")
     config = read_json(folder / "config.json")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         quantised = part.get("quantization_config")
@@ -114,20 +120,29 @@ def count_elements(headers: list[TensorHeader]) -> Counter[str]:
     return counts
 
 
-def check_depth(folder: Path, headers: list[TensorHeader]) -> None:
-    """Refuse a configuration that claims more layers than the checkpoint has tensors, before they are all built.
+def count_pieces(headers: list[TensorHeader]) -> int:
+    """Return the number of tensors, where one with more than two dimensions counts as the stack that it may be."""
+    entries = [entry for header in headers for entry in header.tensors.values()]
+    return sum(entry.shape[0] if len(entry.shape) > 2 else 1 for entry in entries)
+
+
+def check_counts(folder: Path, headers: list[TensorHeader]) -> None:
+    """Refuse a configuration that counts more of anything than the checkpoint can have, before any of it is built.
 
     Raises:
         RelaxPruneError: naming the entry.
     """
+    shapes = [entry.shape for header in headers for entry in header.tensors.values()]
+    most = max([_ALWAYS, len(shapes), *(size for shape in shapes for size in shape)])
     config = read_json(folder / "config.json")
-    tensors = sum(len(header.tensors) for header in headers)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key in _LAYER_COUNTS:
-            count = part.get(key)
-            if isinstance(count, int) and count > tensors:
+        for key, count in part.items():
+            layers = key in _LAYER_COUNTS
+            if not is_kind(count, int) or not (layers or key.startswith("num_")):
+                continue
+            if count > (len(shapes) if layers else most):
                 raise RelaxPruneError(
-                    f"{str(folder / 'config.json')!r} says {key} {count}, and the checkpoint has only {tensors} "
+                    f"{str(folder / 'config.json')!r} says {key} {count}, and the checkpoint has only {len(shapes)} "
                     "tensors: fetch it again"
                 )
 

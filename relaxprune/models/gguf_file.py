@@ -20,6 +20,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.tensor_header import check_not_empty
 
 _STRING, _ARRAY = 8, 9
+_MOST_ENTRIES = 2**20
 _MAX_DIMENSIONS = 4  # ggml's limit
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -81,7 +82,9 @@ def check_gguf(path: Path) -> tuple[Counter[str], str | None]:
         try:
             expected, counts, licence = _walk(_Cursor(data, 4))
         except (struct.error, KeyError, ValueError, OverflowError, RecursionError) as error:
-            raise RelaxPruneError(f"{what} is truncated or corrupt: its header ends after {size} bytes") from error
+            raise RelaxPruneError(
+                f"{what} is truncated or corrupt: its header does not fit its {size} bytes; fetch it again"
+            ) from error
     if size < expected:
         raise RelaxPruneError(f"{what} is truncated: {size} bytes of {expected}; fetch it again")
     return counts, licence
@@ -111,6 +114,8 @@ def _walk(cursor: _Cursor) -> tuple[int, Counter[str], str | None]:
 
     cursor.count("I")  # version
     tensors, pairs = cursor.count(), cursor.count()
+    if max(tensors, pairs) > _MOST_ENTRIES:
+        raise ValueError("more entries than any model has")
     metadata: dict[bytes, int | float | bool | bytes | None] = {}
     for _ in range(pairs):
         key = cursor.skip_string()
@@ -126,6 +131,9 @@ def _walk(cursor: _Cursor) -> tuple[int, Counter[str], str | None]:
         counts[stored.name] += prod(shape)
         block, block_bytes = GGML_QUANT_SIZES[stored]
         end = max(end, cursor.count() + prod(shape) // block * block_bytes)
+    blocks = [count for key, count in metadata.items() if key.endswith(b".block_count")]
+    if any(isinstance(count, int) and count > tensors for count in blocks):
+        raise ValueError("more blocks than tensors")
     alignment = metadata.get(b"general.alignment")
     step = alignment if isinstance(alignment, int) and alignment > 0 else 32
     licence = metadata.get(b"general.license")

@@ -15,11 +15,12 @@ import torch
 
 from relaxprune.problems.checks import check_device
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
-from relaxprune.support.sentences import first_line, some
+from relaxprune.support.sentences import some
 
-from .checkpoint import check_config, check_depth, count_elements, weight_files, weight_headers
+from .checkpoint import check_config, check_counts, count_elements, count_pieces, weight_files, weight_headers
 from .gguf_file import check_gguf
-from .quiet import quiet
+from .loaders import loader
+from .size_limit import limited
 from .sources import Checkpoint, resolve_source
 from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 from .surplus import Surplus
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("relaxprune")
 
+_CARD_BYTES = 2**20  # of a model card: its header comes first
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}
 
 
@@ -101,10 +103,12 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     """
     options = options or LoadOptions()
     checkpoint = _checkpoint(source, options)
-    counts, licence = _check_files(checkpoint)
+    counts, pieces, licence = _check_files(checkpoint)
     # A GGUF file is dequantised to float32 whatever it stores.
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
-    model, info = _load(source, checkpoint, options, dtype)
+    copies = 1 if checkpoint.gguf_file is None else 2  # names of tensors are found by a second model
+    with limited(copies * counts.total(), pieces):
+        model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
     surplus = Surplus.of(model, checkpoint)
     # Even if all are stored alike: some classes load certain tensors in float32 whatever is asked for.
@@ -153,14 +157,15 @@ def _checkpoint(source: str, options: LoadOptions) -> Checkpoint:
     )
 
 
-def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], str | None]:
-    """Check the files; return the elements of each stored dtype and the licence that they name."""
+def _check_files(checkpoint: Checkpoint) -> tuple[Counter[str], int | None, str | None]:
+    """Check the files; return the elements of each stored dtype, the tensors for ``limited``, and the licence."""
     if checkpoint.gguf_file is not None:
-        return check_gguf(checkpoint.folder / checkpoint.gguf_file)
+        counts, licence = check_gguf(checkpoint.folder / checkpoint.gguf_file)
+        return counts, None, licence
     check_config(checkpoint.folder)
     headers = weight_headers(checkpoint.folder, weight_files(checkpoint.folder))
-    check_depth(checkpoint.folder, headers)
-    return count_elements(headers), _card_licence(checkpoint)
+    check_counts(checkpoint.folder, headers)
+    return count_elements(headers), count_pieces(headers), _card_licence(checkpoint)
 
 
 def _card_licence(checkpoint: Checkpoint) -> str | None:
@@ -168,7 +173,8 @@ def _card_licence(checkpoint: Checkpoint) -> str | None:
     card = checkpoint.folder / "README.md"
     if not card.is_file():
         return None
-    header = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    with card.open("rb") as file:
+        header = file.read(_CARD_BYTES).decode("utf-8", "replace").split("---", 2)
     lines = header[1].splitlines() if len(header) == 3 and not header[0].strip() else []
     values = [line.removeprefix("license:").strip() for line in lines if line.startswith("license:")]
     return values[0] or None if values else None
@@ -205,12 +211,9 @@ def _load(
     else:
         # Without dequantize=True the model loads, but save_pretrained refuses it after all the work.
         arguments |= {"gguf_file": checkpoint.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    try:
+    with loader(f"model {source!r}", options.trust_remote_code):
         # Its declared type leaves out the pair that output_loading_info=True gives.
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
-    except Exception as error:  # whatever transformers, a model's own code or its files raise
-        raise RelaxPruneError(f"model {source!r} could not be loaded: {_reason(error, options)}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
     model, info = loaded
     if getattr(model, "hf_quantizer", None) is not None:
         raise RelaxPruneError(f"model {source!r} is quantised and cannot be pruned: give the model it was made from")
@@ -226,20 +229,22 @@ def _load_tokenizer(source: str, checkpoint: Checkpoint, options: LoadOptions) -
     }
     if checkpoint.gguf_file is not None:
         arguments["gguf_file"] = checkpoint.gguf_file
-    try:
+    with loader(f"tokenizer of model {source!r}", options.trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), **arguments)
-    except Exception as error:  # as above; tokenizers raises plain Exceptions
-        reason = _reason(error, options)
-        raise RelaxPruneError(f"tokenizer of model {source!r} could not be loaded: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise RelaxPruneError(f"model {source!r} has no tokenizer of its own: save one into its folder")
     return tokenizer
 
 
-def _reason(error: BaseException, options: LoadOptions) -> str:
-    if "trust_remote_code" in str(error) and not options.trust_remote_code:
-        return "it needs Python code of its own, which runs only with trust_remote_code, if you trust its authors"
-    return first_line(error)
+def check_running(loaded: LoadedModel) -> None:
+    """Refuse a model that fails on two tokens: its settings may not fit each other though its tensors fit them.
+
+    Raises:
+        RelaxPruneError: with what the model says.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=loaded.model.device)
+    with loader(f"model {loaded.source!r}", loaded.description["trust_remote_code"], "run"), torch.no_grad():
+        loaded.model(input_ids=tokens, use_cache=False)
 
 
 def _check_complete(source: str, info: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from relaxprune.support.tensor_bits import as_integers
 from relaxprune.support.tensor_bits import same_bits as _same_bits
 
 from .layers import find_layers
-from .quiet import quiet
+from .loaders import quiet
 from .stored_dtypes import keep_stored_dtypes
 from .surplus import Surplus
 
@@ -56,11 +56,12 @@ def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None
         RelaxPruneError: if transformers refuses, with its reason.
     """
     try:
-        model.config.save_pretrained(staging)
-        if model.can_generate():
-            model.generation_config.save_pretrained(staging)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staging)
+        with quiet():
+            model.config.save_pretrained(staging)
+            if model.can_generate():
+                model.generation_config.save_pretrained(staging)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(staging)
     except (ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise RelaxPruneError(f"the model's configuration or tokenizer cannot be saved: {reason}") from error

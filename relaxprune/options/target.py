@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from relaxprune.problems import NM, KSparse
+from relaxprune.problems import NM, KSparse, polytope_from_dict
 from relaxprune.problems.checks import fraction
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
@@ -108,6 +108,17 @@ class Target:
         if self.sparsity is not None:
             return {"sparsity": self.sparsity, **self.sharing.to_dict()}
         return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Target:
+        """Undo ``to_dict``.
+
+        Raises:
+            RelaxPruneError: it is no such description.
+        """
+        if "polytope" in data:
+            return cls(polytope=polytope_from_dict(data["polytope"]))
+        return cls(data.get("sparsity"), data.get("pattern"), allocation=Allocation.from_dict(data))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
+from relaxprune.problems.checks import fraction
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.problem import relative_error
 from relaxprune.support.json_files import is_kind
@@ -204,11 +205,13 @@ class LayerReport:
         """Undo ``to_dict``. Files of earlier versions may lack what has a default; other keys are passed over.
 
         Raises:
-            RelaxPruneError: a key is missing, or a value is of another kind.
+            RelaxPruneError: a key is missing, or a value is of another kind or out of range.
         """
         own = _read(data, [field for field in fields(cls) if field.name not in _PARTS])
         if own["rows"] < 1 or own["cols"] < 1:
             raise RelaxPruneError(f"layer {own['name']!r} has no weights")
+        for name in ("requested_sparsity", "sparsity"):
+            fraction(f"{name} of layer {own['name']!r}", own[name])
         return cls(**own, **{name: part(**_read(data, fields(part))) for name, part in _PARTS.items()})
 
 

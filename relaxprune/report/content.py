@@ -14,6 +14,8 @@ from relaxprune.options.prune_options import new_values
 from relaxprune.problems.problem import relative_error
 from relaxprune.pruning.layer_report import LayerReport
 from relaxprune.runs.finished_run import FinishedRun
+from relaxprune.runs.run_record import RECORD_NAME, UNSEALED
+from relaxprune.support.json_files import is_sealed
 
 SCHEMA_VERSION = 1
 KIND = "relaxprune.report"
@@ -47,19 +49,25 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
             | ({"density": asdict(density(layer.name, run.masks[layer.parameter], run.config))} if masks else {})
             for layer in run.layers
         ],
-        "tunings": report.get("tunings", []),
+        "tunings": report.get("tunings") or [],
         "refinement": report.get("refinement"),
         "masks": worst_masks(run) if masks else [],
-        "seconds": {"stages": report.get("seconds", {}), "blocks": seconds_by_block(run.layers)},
-        "skipped": report.get("skipped", []),
+        "seconds": {"stages": report.get("seconds") or {}, "blocks": seconds_by_block(run.layers)},
+        "skipped": report.get("skipped") or [],
         "repeat": {
             "command": run.record["notes"].get("command"),
-            "notices": list(run.record["notes"].get("notices", ())),
+            "notices": _notices(run.record),
             "finished": run.record.get("finished"),
             "fingerprint": fingerprint,
             "files": run.record["files"],
         },
     }  # fmt: skip
+
+
+def _notices(record: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know about a run: what it said itself, and whether its record was changed since."""
+    changed = [] if is_sealed(record) else [f"{RECORD_NAME} was changed after the run: {UNSEALED}"]
+    return [*changed, *record["notes"]["notices"]]
 
 
 def summary(run: FinishedRun) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def summary(run: FinishedRun) -> dict[str, Any]:
         "mean_relative_gap": mean(min(layer.relative_gap, 1.0) for layer in layers),
         "certificate": run.settings.get("certify"),
         "refitted": new_values(run.settings),
-        "seconds": run.record["report"].get("seconds", {}).get("total"),
+        "seconds": (run.record["report"].get("seconds") or {}).get("total"),
         "peak_memory_gib": None if (peak := notes.get("peak_memory_bytes")) is None else peak / 2**30,
         "machine": notes.get("machine"),
     }

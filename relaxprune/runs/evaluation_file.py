@@ -12,7 +12,7 @@ from relaxprune.evaluation import PairedDifference
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json
 from relaxprune.support.folder_lock import folder_lock, refuse_held_folder
-from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, present, read_document
 from relaxprune.support.sentences import damaged
 
 from .run_record import RECORD_NAME, now, read_record
@@ -119,7 +119,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         RelaxPruneError: the file is damaged or has another schema version.
     """
     path = folder / EVALUATION_NAME
-    if not path.is_file():
+    if not present(path):
         return []
     return [_evaluation(path, item) for item in read_document(path, _FORM)["results"]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.layer_report import LayerReport
-from relaxprune.support.json_files import read_json
+from relaxprune.support.json_files import present, read_json
 from relaxprune.support.sentences import damaged
 
 from .evaluation_file import Evaluation, read_evaluations
@@ -76,5 +76,5 @@ def read_finished_run(path: str | Path) -> FinishedRun:
     strange = [layer.parameter for layer in layers if masks.shapes.get(layer.parameter) != (layer.rows, layer.cols)]
     if strange:
         raise RelaxPruneError(f"{str(folder / MASKS_NAME)!r} has no mask of the reported shape for {strange[0]!r}")
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json") if present(folder / "config.json") else {}
     return FinishedRun(folder, record, layers, masks, config, read_evaluations(folder))

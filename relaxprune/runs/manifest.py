@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from relaxprune.support.durable import file_sha256, write_json
-from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document, sealed
+from relaxprune.support.durable import file_facts, write_json
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, is_sealed, read_document, sealed
 from relaxprune.support.sentences import damaged
 
 MANIFEST_NAME = "manifest.json"
 _ADVICE = "add --discard-damaged to begin the run again"
 _FORM = JsonFormat(
     version=1,
-    shape={"files": Values({"sha256": str, "block": Maybe(int)}), "installed": [str], "sha256": str},
+    shape={"files": Values({"bytes": int, "sha256": str, "block": Maybe(int)}), "installed": [str], "sha256": str},
     advice=_ADVICE,
 )
 
@@ -42,7 +42,7 @@ class Manifest:
 
     @property
     def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """Listed name -> its ``sha256`` and the ``block`` that it belongs to, None for the run's own.
+        """Listed name -> its ``bytes``, its ``sha256`` and the ``block`` that it belongs to, None for the run's own.
 
         Raises:
             RelaxPruneError: the manifest is damaged.
@@ -67,7 +67,7 @@ class Manifest:
             files: name -> path.
             block: the block that they belong to.
         """
-        entries = {name: {"sha256": file_sha256(path), "block": block} for name, path in files.items()}
+        entries = {name: {**file_facts(path), "block": block} for name, path in files.items()}
         self._write(files={**self.files, **entries})
 
     def drop(self, names: Iterable[str]) -> None:
@@ -87,7 +87,7 @@ class Manifest:
             if not self.exists:
                 raise damaged(repr(str(self.path)), "it is missing", _ADVICE)
             content = read_document(self.path, _FORM)
-            if sealed(content) != content:
+            if not is_sealed(content):
                 raise damaged(repr(str(self.path)), "its checksum does not match its content", _ADVICE)
             self._content = content
         return self._content

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from relaxprune.options.prune_options import block_values
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord, RefinementRecord
-from relaxprune.support.durable import file_sha256, is_scratch, write_json
+from relaxprune.support.durable import is_scratch, is_unchanged, write_json
 from relaxprune.support.folder_lock import LOCK_NAME
 from relaxprune.support.json_files import JsonFormat, Values, read_document
 from relaxprune.support.sentences import damaged
@@ -269,8 +269,7 @@ class RunProgress:
         return [name for name in self.manifest.files if self._differs(name)]
 
     def _differs(self, name: str) -> bool:
-        path = self._find(name)
-        return not path.is_file() or file_sha256(path) != self.manifest.files[name]["sha256"]
+        return not is_unchanged(self._find(name), self.manifest.files[name])
 
     def _find(self, name: str) -> Path:
         """Return where a listed file lies; a certificate may have been moved already to where it stays."""

@@ -11,14 +11,16 @@ from typing import Any
 from relaxprune.models.saved_model import ReloadCheck
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.prune_report import PruneReport
-from relaxprune.support.durable import file_sha256
-from relaxprune.support.json_files import JsonFormat, Maybe, Values, read_document, sealed
+from relaxprune.support.durable import file_facts, is_unchanged
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, is_sealed, read_document
 from relaxprune.support.sentences import damaged
 
 from .refinement_file import REFINEMENT_SHAPE
 
 RECORD_NAME = "relaxprune.json"
+UNSEALED = "its checksum does not match its content"
 _TUNING = {name: float for name in ("error_before", "error_after", "held_out_before", "held_out_after", "seconds")}
+_MODEL = ("kind", "commit", "package", "dtype")
 RECORD = JsonFormat(
     version=1,
     shape={
@@ -31,7 +33,10 @@ RECORD = JsonFormat(
             "machine": Maybe(str),
             "peak_memory_bytes": Maybe(int),
         },
-        "fingerprint": {"model": {"weights_sha256": str}, "settings": {"polytope": Maybe(dict)}},
+        "fingerprint": {
+            "model": {"weights_sha256": str, "source": str, **{name: Maybe(str) for name in _MODEL}},
+            "settings": {"polytope": Maybe(dict), "weights": Maybe(str)},
+        },
         # What came later than the first version may be missing.
         "report": {
             "solver": str,
@@ -87,7 +92,7 @@ def run_record(
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read ``relaxprune.json``, given its path or that of its folder.
+    """Read ``relaxprune.json``, given its path or that of its folder, whether or not its checksum is right.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -104,9 +109,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of files in a folder, by name."""
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
-    }
+    return {name: file_facts(folder / name) for name in sorted(names)}
 
 
 def verify_files(folder: Path) -> int:
@@ -119,12 +122,12 @@ def verify_files(folder: Path) -> int:
         RelaxPruneError: naming the first file that is missing or differs.
     """
     record = read_record(folder)
-    if sealed(record) != record:
-        raise damaged(repr(str(folder / RECORD_NAME)), "its checksum does not match its content")
+    if not is_sealed(record):
+        raise damaged(repr(str(folder / RECORD_NAME)), UNSEALED)
     files = record["files"]
     for name, facts in files.items():
         path = folder / name
-        if not path.is_file() or file_sha256(path) != facts["sha256"]:
+        if not is_unchanged(path, facts):
             raise RelaxPruneError(f"{str(path)!r} is missing or is not the file that the finished run wrote")
     return len(files)
 

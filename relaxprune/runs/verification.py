@@ -7,7 +7,7 @@ bit, masks are counted against the set that was asked for, and the folder agains
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,19 @@ from torch import Tensor
 from relaxprune.models.layers import find_layers
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
 from relaxprune.models.unused_tensors import UnusedTensors
-from relaxprune.options.allocation import MEASURED, Allocation
 from relaxprune.options.prune_options import new_values
 from relaxprune.options.target import Decided, Target
-from relaxprune.problems import polytope_from_dict
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
-from relaxprune.pruning.layer_report import LayerReport
-from relaxprune.support.durable import file_sha256
+from relaxprune.support.durable import is_unchanged
+from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
 
 from .evaluation_file import EVALUATION_NAME
+from .fingerprint import weights_sha256
 from .finished_run import FinishedRun, read_finished_run
-from .run_record import RECORD_NAME, read_record
+from .run_record import RECORD_NAME, UNSEALED, read_record
 
 # Written into a run's folder after it is finished.
 _LATER = (RECORD_NAME, EVALUATION_NAME, "report.html", "report.json")
@@ -92,12 +91,20 @@ def verify_run(
     if differing:  # what a damaged file holds would be told once more
         return RunVerification(folder, named, tuple(differing), len(record["files"]))
     run = read_finished_run(folder)
-    dense = _load_source(record, source, LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code))
+    options = LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    dense = _load_source(record, source, options)
+    others = list(_other_weights(record, source, options, dense))
     result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
     apply_permutations(
         dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()]
     )
-    found = [*_wrong_masks(run), *_wrong_tensors(run, dense, result), *_lost(dense, folder)]
+    found = [
+        *_wrong_masks(run),
+        *_wrong_tensors(run, dense, result),
+        *_lost(dense, folder),
+        *others,
+        *_unsealed(record),
+    ]
     pruned = sum(int((~mask).sum()) for mask in run.masks.values())
     return RunVerification(
         folder, named, tuple(found), len(record["files"]), len(dense.model.state_dict()), len(run.masks), pruned
@@ -110,7 +117,7 @@ def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOpt
     name = source or str(facts["source"])
     commit = facts.get("commit") if facts.get("kind") == "hub" and source is None else None
     try:
-        found = load_model(name, LoadOptions(**{**vars(options), "revision": commit}))
+        found = load_model(name, replace(options, revision=commit))
     except (RelaxPruneError, OSError) as error:
         raise RelaxPruneError(
             f"the source of the run, {name!r}, cannot be read: {error}; give it as --source"
@@ -123,6 +130,20 @@ def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOpt
     return found
 
 
+def _other_weights(
+    record: Mapping[str, Any], source: str | None, options: LoadOptions, dense: LoadedModel
+) -> Iterator[str]:
+    """Yield that the source has other weights than were pruned: the result may hold nothing of those that changed."""
+    facts = record["fingerprint"]["model"]
+    wanted, dtype = facts["weights_sha256"], facts.get("dtype")
+    if weights_sha256(dense.model) == wanted:
+        return
+    # The run computed in this dtype; unless --dtype was given, it is the source's.
+    cast = _load_source(record, source, replace(options, dtype=str(dtype or "auto")))
+    if weights_sha256(cast.model) != wanted:
+        yield f"the source's weights are not those of SHA-256 {wanted}, which were pruned"
+
+
 def _differing_files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the files that the record lists, and files that it does not list."""
     listed = record["files"]
@@ -130,7 +151,7 @@ def _differing_files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
         path = folder / name
         if not path.is_file():
             yield f"file {name!r} is missing"
-        elif path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
+        elif not is_unchanged(path, facts):
             yield f"file {name!r} is not the one that was written"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -138,11 +159,17 @@ def _differing_files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
             yield f"file {name!r} is none of the run's"
 
 
+def _unsealed(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield that the record is not the one that was written."""
+    if not is_sealed(record):
+        yield f"file {RECORD_NAME!r} was changed: {UNSEALED}"
+
+
 def _wrong_masks(run: FinishedRun) -> Iterator[str]:
     """Yield the masks that are not in the set that was asked for, or not what is reported of them."""
     names = {layer.parameter for layer in run.layers}
     yield from (f"the mask of {name!r} is of no reported layer" for name in run.masks if name not in names)
-    decided = _decided(run.settings["polytope"], run.layers)
+    decided = _decided(run)
     for layer in run.layers:
         mask = run.masks[layer.parameter]
         kept = int(mask.sum())
@@ -152,17 +179,12 @@ def _wrong_masks(run: FinishedRun) -> Iterator[str]:
             yield f"the mask of {layer.parameter!r} is not in the set that was asked for"
 
 
-def _decided(asked: Mapping[str, Any], layers: list[LayerReport]) -> Decided:
+def _decided(run: FinishedRun) -> Decided:
     """Return the set of masks of every layer, of what a run's settings say was asked for."""
-    if "polytope" in asked:
-        return Decided(Target(polytope=polytope_from_dict(asked["polytope"])))
-    if "pattern" in asked:
-        return Decided(Target(pattern=asked["pattern"]))
-    kind = asked.get("allocation", "uniform")
-    if kind not in MEASURED:
-        return Decided(Target(sparsity=asked["sparsity"], allocation=Allocation(kind)))
-    counts = {layer.name: round(layer.requested_sparsity * layer.cols) for layer in layers}
-    return Decided(Target(sparsity=asked["sparsity"]), counts)
+    target = Target.from_dict(run.settings.get("polytope") or {})
+    if not target.allocation.measures:
+        return Decided(target)
+    return Decided(target, {layer.name: round(layer.requested_sparsity * layer.cols) for layer in run.layers})
 
 
 def _wrong_tensors(run: FinishedRun, dense: LoadedModel, result: LoadedModel) -> Iterator[str]:

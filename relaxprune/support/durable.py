@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,7 @@ def durable_path(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    scratch = _new_scratch(target)
     try:
         yield scratch
         sync_file(scratch)
@@ -67,6 +66,13 @@ def durable_path(target: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def _new_scratch(target: Path) -> Path:
+    """Make an empty file next to ``target``."""
+    scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return scratch
 
 
 def sweep_scratch(folder: Path) -> None:
@@ -104,16 +110,21 @@ def write_json(target: Path, value: Any) -> None:
 def move_into(source: Path, folder: Path) -> Path:
     """Move a finished file into ``folder`` (same file system) durably, replacing a file of the same name.
 
-    The file gets the permissions of a newly created file.
+    The file gets the permissions of a newly created file. It is in one of the two places at any moment.
 
     Returns:
         The file's new path.
     """
     target = folder / source.name
-    with durable_path(target) as fresh:
+    fresh = _new_scratch(target)
+    try:
         source.chmod(fresh.stat().st_mode & 0o777)
-        sync_file(source)
-        os.replace(source, fresh)
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+    sync_file(source)
+    os.replace(source, target)
+    sync_folder(folder)
     sync_folder(source.parent)
     return target
 
@@ -131,6 +142,16 @@ def install_files(staging: Path, folder: Path) -> list[str]:
         move_into(source, (folder / relative).parent)
         moved.append(relative.as_posix())
     return moved
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file, as JSON values: ``bytes`` and ``sha256``."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def is_unchanged(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Tell whether a path is a file with the size and SHA-256 of ``file_facts``; one of another size is not read."""
+    return path.is_file() and path.stat().st_size == facts["bytes"] and file_sha256(path) == facts["sha256"]
 
 
 def file_sha256(path: Path) -> str:

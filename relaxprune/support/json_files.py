@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,11 @@ from .sentences import damaged, first_line
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGEST = 2**63
+# Far more than any record, index or vocabulary has, and read in seconds. What a text becomes takes up to 256 bytes for
+# each of its parts, so that a few MiB of brackets would take many GiB.
+_MOST_BYTES = 2**28
+_MOST_PARTS = 2**22
+_MOST_DEPTH = 100  # what reads, writes and seals a value calls itself for each level of it
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,10 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
         strict: whether to refuse repeated keys, NaN, infinities and integers of more than 64 bits.
 
     Raises:
-        ValueError: it is not valid JSON, or is nested too deeply.
+        ValueError: it is not valid JSON, is nested too deeply, or has too many parts.
     """
+    if sum(map(text.count, ",[{")) > _MOST_PARTS:
+        raise ValueError(f"it has more than {_MOST_PARTS} parts")
     hooks: dict[str, Any] = {
         "object_pairs_hook": _unique,
         "parse_constant": _refuse_constant,
@@ -72,9 +81,37 @@ def parse_json(text: str, *, strict: bool = True) -> Any:
         value = json.loads(text, **(hooks if strict else {}))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    _check_depth(value)
     if _SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # raises a ValueError for half a character
     return value
+
+
+def check_size(path: Path, advice: str) -> None:
+    """Refuse a file that is read as a whole, by us or by others, and has no end, or a later one than is sensible.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RelaxPruneError: it is a folder, a pipe, a device, or too large.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(repr(str(path)), "it is no regular file", advice)
+    if status.st_size > _MOST_BYTES:
+        raise damaged(repr(str(path)), f"it has {status.st_size} bytes, of at most {_MOST_BYTES}", advice)
+
+
+def present(path: Path) -> bool:
+    """Tell whether a file that may be missing is there.
+
+    Raises:
+        RelaxPruneError: something is, and it is no file: a folder, a device, a link to nothing.
+    """
+    if not os.path.lexists(path):
+        return False
+    if not path.is_file():
+        raise RelaxPruneError(f"{str(path)!r} should be a file and is none: remove it, or put the file there")
+    return True
 
 
 def read_json(path: Path, *, strict: bool = False, advice: str = "fetch it again") -> dict[str, Any]:
@@ -89,6 +126,7 @@ def read_json(path: Path, *, strict: bool = False, advice: str = "fetch it again
         FileNotFoundError: there is no such file.
         RelaxPruneError: it does not hold a JSON object.
     """
+    check_size(path, advice)
     try:
         content = parse_json(path.read_text(encoding="utf-8"), strict=strict)
     except ValueError as error:
@@ -120,6 +158,11 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in content.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, allow_nan=False)
     return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Tell whether a JSON object is as ``sealed`` returned it."""
+    return sealed(content) == content
 
 
 def misfit(value: Any, shape: Any, name: str = "") -> str | None:
@@ -157,6 +200,17 @@ def is_kind(value: Any, kind: type | tuple[type, ...]) -> bool:
 def _dotted(name: str, key: str) -> str:
     """Return the name of an entry of an object."""
     return f"{name}.{key}" if name else key
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse a parsed JSON value that is nested too deeply."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MOST_DEPTH):
+        parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
+        level = [part for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -14,6 +15,9 @@ from relaxprune.problems.errors import RelaxPruneError
 from .durable import sync_file, sync_folder
 from .folder_lock import LOCK_NAME, refuse_held_folder
 from .outputs import refuse_output_folder, refuse_unwritable_folder
+
+_BLOCK = 512  # bytes that stat counts by
+_CHUNK_BYTES = 2**22
 
 
 @contextmanager
@@ -73,12 +77,41 @@ def copy_others(source: Path, out: Path, leave: Collection[Path]) -> None:
         if path in leave or path.name == LOCK_NAME:
             continue
         if path.is_file():
-            shutil.copyfile(path, out / path.name)
+            _copy(path, out / path.name)
         elif path.is_dir() and not path.is_symlink():
             copy_others(path, out / path.name, leave)
         else:
             kind = "a link to a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "not a file"
             raise RelaxPruneError(f"{str(path)!r} is {kind} and cannot be copied: remove it, or put a file there")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file's content; what takes no room on the disk takes none in the copy, as far as the system says so."""
+    status = source.stat()
+    if not hasattr(os, "SEEK_DATA") or status.st_blocks * _BLOCK >= status.st_size:
+        shutil.copyfile(source, target)
+        return
+    with source.open("rb") as read, target.open("wb") as written:
+        for start, end in _parts_with_data(read.fileno()):
+            read.seek(start)
+            written.seek(start)
+            while start < end and (data := read.read(min(_CHUNK_BYTES, end - start))):
+                start += written.write(data)
+        written.truncate(status.st_size)
+
+
+def _parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Yield where the parts of a file begin and end that take room on the disk."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # there is no more
+                raise
+            return
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
 
 
 def _flush(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from relaxprune.models.loaders import loader
 from relaxprune.models.token_limits import check_windows
 from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
@@ -247,10 +248,15 @@ def _windows(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """Return the (tokens,) int64 ids of a text, with the tokenizer's default special tokens."""
-    # verbose=False: no warning that the text exceeds the model's context, since it is cut into windows.
-    ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+    """Return the (tokens,) int64 ids of a text, with the tokenizer's default special tokens.
+
+    Raises:
+        RelaxPruneError: the tokenizer fails, which one that could be loaded may do.
+    """
+    with loader("tokenizer", True, "used"):
+        # verbose=False: no warning that the text exceeds the model's context, since it is cut into windows.
+        ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.int64)
 
 
 def _from_stream(

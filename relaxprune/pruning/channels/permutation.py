@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.json_files import Maybe, misfit
 
 UNEQUAL = "put back: with its channels reordered the block does not put out what it did before"
 _TUPLES = ("producers", "columns", "rows")
+_SHAPE = {
+    **{name: str for name in ("layer", "reason")},
+    "block": int,
+    **{name: Maybe(float) for name in ("kept_before", "kept_after")},
+    "producers": [str],
+    **{name: [int] for name in ("columns", "rows")},
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,11 @@ class Permutation:
         """Undo ``to_dict``.
 
         Raises:
-            RelaxPruneError: missing or unknown keys.
+            RelaxPruneError: missing or unknown keys, or a value of another kind.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(data) != names:
             raise RelaxPruneError(f"a permutation must have exactly the keys {sorted(names)}, got {sorted(data)}")
+        if wrong := misfit(data, _SHAPE):
+            raise RelaxPruneError(f"{wrong!r} of the permutation of {data['layer']!r} has the wrong type")
         return cls(**{**data, **{name: tuple(data[name]) for name in _TUPLES}})

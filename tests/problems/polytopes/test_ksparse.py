@@ -163,6 +163,8 @@ def test_a_dictionary_and_back(polytope):
         (lambda: KSparse.from_sparsity(float("nan"), (3, 4)), "sparsity must lie in [0, 1]"),
         (lambda: KSparse.from_sparsity(WORD, (3, 4)), "sparsity must lie in [0, 1]"),
         (lambda: polytope_from_dict({"kind": "sphere"}), "polytope kind is 'sphere'"),
+        (lambda: polytope_from_dict({"kind": []}), "polytope kind is []"),
+        (lambda: polytope_from_dict([]), "polytope must be described by an object, got a list"),
     ],
 )
 def test_what_cannot_be_right_is_refused_in_one_sentence(make, words):

@@ -42,6 +42,8 @@ def test_plain_values_and_back():
     assert LayerReport.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     with pytest.raises(RelaxPruneError, match="a layer lacks 'parameter'"):
         LayerReport.from_dict({"name": "a"})
+    with pytest.raises(RelaxPruneError, match=r"sparsity of layer 'a' must lie in \[0, 1\], got 1e\+308"):
+        LayerReport.from_dict(one.to_dict() | {"sparsity": 1e308})
     values = json.loads(json.dumps(report(one).to_dict()))
     assert "masks" not in values
     assert values["skipped"] == [{"name": "lm_head", "reason": "left alone"}]

@@ -243,6 +243,19 @@ def test_an_older_run_is_read(runs: list[Path], tmp_path: Path, capsys: pytest.C
     assert "a layer lacks 'rows'" in sentence and len(sentence) < 250
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_a_record_may_lack_may_be_null(runs: list[Path], tmp_path: Path, gone: bool) -> None:
+    folder = shutil.copytree(runs[0], tmp_path / "bare")
+    record = json.loads((folder / "relaxprune.json").read_text())
+    for name in ("seconds", "roles", "permutations", "tunings", "coverage", "skipped"):
+        record["report"][name] = None
+        if gone:
+            del record["report"][name]
+    (folder / "relaxprune.json").write_text(json.dumps(record))
+    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), str(runs[1]), "--out", str(tmp_path / "both.html")]) == 0
+
+
 def test_odd_numbers_and_names_are_drawn(runs: list[Path], tmp_path: Path) -> None:
     folder = shutil.copytree(runs[0], tmp_path / "odd")
     record = json.loads((folder / "relaxprune.json").read_text())

@@ -15,6 +15,7 @@ from relaxprune.models.checkpoint import SINGLE_FILE
 from relaxprune.runs.mask_file import read_mask_file, write_masks
 from relaxprune.runs.run_record import RECORD_NAME, list_files
 from relaxprune.runs.verification import verify_run
+from relaxprune.support.json_files import sealed
 
 from ..command_line import arguments, only_sentence
 from ..saved_models import rewrite
@@ -60,7 +61,7 @@ def test_the_source_elsewhere(place, tmp_path, capsys):
     run = shutil.copytree(place / "plain", tmp_path / "run")
     record = json.loads((run / RECORD_NAME).read_text())
     record["fingerprint"]["model"]["source"] = str(tmp_path / "gone")
-    (run / RECORD_NAME).write_text(json.dumps(record))
+    (run / RECORD_NAME).write_text(json.dumps(sealed(record)))
     assert main(["verify", str(run)]) == 2
     assert "give it as --source" in only_sentence(capsys)
     assert main(["verify", str(run), "--source", str(tmp_path / "moved")]) == 0
@@ -81,7 +82,28 @@ def forge(run: Path) -> None:
     """Have the record list the files as they are now: what a careful liar would do."""
     record = json.loads((run / RECORD_NAME).read_text())
     record["files"] = list_files(run, [path.name for path in run.iterdir() if path.name != RECORD_NAME])
+    (run / RECORD_NAME).write_text(json.dumps(sealed(record)))
+
+
+def test_a_number_of_the_record(place, tmp_path, capsys):
+    run = shutil.copytree(place / "plain", tmp_path / "run")
+    record = json.loads((run / RECORD_NAME).read_text())
+    record["report"]["layers"][0]["objective"] /= 2
     (run / RECORD_NAME).write_text(json.dumps(record))
+    assert main(["verify", str(run)]) == 3
+    assert "'relaxprune.json' was changed: its checksum does not match" in only_sentence(capsys)
+    assert main(["report", str(run)]) == 0
+    notices = json.loads((run / "report.json").read_text())["repeat"]["notices"]
+    assert notices == ["relaxprune.json was changed after the run: its checksum does not match its content"]
+
+
+@pytest.mark.parametrize("name", ["refitted", "wide"])
+def test_a_source_that_lost_what_the_result_does_not_hold(place, tmp_path, capsys, name):
+    masks = read_mask_file(place / name)[0]
+    shutil.copytree(place / "tiny", tmp_path / "tiny")
+    rewrite(tmp_path / "tiny", lambda tensors: tensors | {UP: tensors[UP] + (~masks[UP]).to(tensors[UP].dtype)})
+    assert main(["verify", str(place / name), "--source", str(tmp_path / "tiny")]) == 3
+    assert "the source's weights are not those of SHA-256" in only_sentence(capsys)
 
 
 def edit(run: Path, name: str, change) -> None:

@@ -35,6 +35,22 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     assert not private.exists()
 
 
+@pytest.mark.parametrize("name", ["open", "close", "chmod", "fsync", "replace"])
+def test_a_move_that_is_refused_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    source = tmp_path / "inner" / "moved"
+    source.parent.mkdir()
+    source.write_text("y")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(durable.os, name, refuse)
+        durable.move_into(source, tmp_path)
+    assert source.read_text() == "y"
+    assert durable.move_into(source, tmp_path).read_text() == "y"
+
+
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "file"
     durable.write_text(target, "old")

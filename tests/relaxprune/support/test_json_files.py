@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from relaxprune.problems import RelaxPruneError
-from relaxprune.support.json_files import JsonFormat, Maybe, Values, misfit, parse_json, read_document, read_json
+from relaxprune.support.json_files import (
+    JsonFormat,
+    Maybe,
+    Values,
+    is_sealed,
+    misfit,
+    parse_json,
+    read_document,
+    read_json,
+    sealed,
+)
 from relaxprune.support.sentences import first_line
 
 FORM = JsonFormat(2, {"names": [str], "counts": Values(int), "note": Maybe({"text": str})}, advice="write it again")
@@ -26,6 +37,31 @@ def write(folder: Path, content: Any) -> Path:
 def test_strict_json(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+@pytest.mark.parametrize("pair", ["[]", '{"a":}'])
+def test_depth_is_limited_wherever_the_reader_stands(pair: str) -> None:
+    start, end = pair[:-1], pair[-1]
+    assert parse_json(start * 99 + "1" + end * 99) != 1
+    for depth in (101, 400, 900, 5000):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(start * depth + "1" + end * depth, strict=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    for path in tmp_path.iterdir():
+        with pytest.raises(RelaxPruneError, match="is damaged: it is no regular file; fetch it again"):
+            read_json(path)
+
+
+def test_a_seal_is_of_the_very_content() -> None:
+    content = sealed({"a": [1, 2.5, None], "b": {"c": "d"}})
+    assert is_sealed(content) and is_sealed(json.loads(json.dumps(content)))
+    assert not is_sealed(content | {"a": [1, 2.5]}) and not is_sealed({"a": 1})
 
 
 def test_files_of_others_may_hold_more(tmp_path: Path) -> None:

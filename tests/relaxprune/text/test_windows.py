@@ -140,6 +140,12 @@ def test_text_too_short_for_one_window(text_file, tiny_tokenizer):
         evaluation_windows(text_file, tiny_tokenizer, CalibrationOptions(windows=1, length=8, held_out=0.0))
 
 
+def test_a_tokenizer_that_loads_and_fails(text_file, tiny_tokenizer):
+    tiny_tokenizer.model_max_length = "long"
+    with pytest.raises(RelaxPruneError, match="tokenizer could not be used: '>' not supported"):
+        calibration_windows(text_file, tiny_tokenizer, CalibrationOptions(windows=1, length=16))
+
+
 def test_bad_sources(tmp_path, tiny_tokenizer):
     with pytest.raises(RelaxPruneError, match="did you mean 'wikitext2'"):
         calibration_windows("wikitxt2", tiny_tokenizer)

@@ -201,6 +201,9 @@ def test_permutations_survive_their_record():
     assert Permutation.from_dict(item.to_dict()) == item
     with pytest.raises(RelaxPruneError, match="exactly the keys"):
         Permutation.from_dict({})
+    for changes in ({"columns": 3}, {"rows": [0.5]}, {"producers": [1]}, {"layer": {}}, {"kept_before": "x"}):
+        with pytest.raises(RelaxPruneError, match="has the wrong type"):
+            Permutation.from_dict(item.to_dict() | changes)
 
 
 @given(
