@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from .unchanged import Unchanged
 _REFUSED_BELOW = -1e-3
 _ASYMMETRY = 1e-4
 _BAND_BYTES = 64 * 2**20
+_NARROW_RANGE = 1e-20, 1e20  # of a mean diagonal: weights and energies of such a Gram fit float32 as they are
 
 
 @dataclass(frozen=True)
@@ -189,13 +191,22 @@ class Gram:
         """The most correlated columns of each column, found once for all rows and layers."""
         return Neighbours.of(self.matrix)
 
+    def unit(self, dtype: torch.dtype) -> float:
+        """Return what inputs are divided by in ``dtype``: 1, or the power of 2 that their squares need to fit it."""
+        fits = torch.finfo(dtype).max >= torch.finfo(self.matrix.dtype).max
+        if fits or _NARROW_RANGE[0] <= self.scale <= _NARROW_RANGE[1]:
+            return 1.0
+        return 2.0 ** round(math.log2(self.scale) / 2)
+
     def in_dtype(self, dtype: torch.dtype) -> Tensor:
-        """Return the matrix in a dtype, (cols, cols), one copy for all that use it at the same time."""
+        """Return the matrix in a dtype, (cols, cols), over the square of ``unit``; one copy for all that use it."""
         if dtype == self.matrix.dtype:
             return self.matrix
         matrix = self._copies.get(dtype)
         if matrix is None:
-            matrix = self._copies[dtype] = self.matrix.to(dtype)
+            unit = self.unit(dtype)
+            scaled = self.matrix if unit == 1 else self.matrix / unit**2
+            matrix = self._copies[dtype] = scaled.to(dtype)
         return matrix
 
     def correlation(self, columns: Tensor | None = None) -> Tensor:

@@ -176,7 +176,7 @@ class WorkingMask(Working):
         wide = problem.weight.to(torch.float64)
         energy = polytope.block_sum((wide.square() * gram.diagonal.to(torch.float64)).mean(dim=1))
         scale = polytope.to_rows(torch.where(energy > 0, energy, 1.0).rsqrt(), wide.shape[0])
-        weight = (wide * scale).to(dtype)
+        weight = (wide * (scale * gram.unit(dtype))).to(dtype)
         matrix = gram.in_dtype(dtype)
         return cls(weight, matrix, weight.square() * matrix.diagonal(), polytope, gram)
 

@@ -56,14 +56,19 @@ def copy_side_files(folder: Path, names: Sequence[str], out: Path) -> None:
 
     Raises:
         RelaxPruneError: one of them cannot be read.
+        OSError: one cannot be written.
     """
     for name in names:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            content = (folder / name).read_bytes()
+            source = (folder / name).open("rb")
         except OSError as error:
-            raise RelaxPruneError(f"file {str(folder / name)!r} of the model cannot be copied: {error}") from error
-        (out / name).write_bytes(content)
+            raise RelaxPruneError(
+                f"file {str(folder / name)!r} of the model cannot be read: {error.strerror}"
+            ) from error
+        with source:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            with (out / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relaxprune.models.loading import LoadedModel
 from relaxprune.models.saved_model import ReloadCheck, save_settings, verify_saved_model
 from relaxprune.models.surplus import Surplus
 from relaxprune.problems.errors import RelaxPruneError
@@ -63,7 +63,8 @@ class RunFolder:
         """Return what holds a folder for this process alone, from before any work until its run has ended.
 
         Raises:
-            RelaxPruneError: ``path`` cannot be written to; on entering, if a run is under way in it.
+            RelaxPruneError: ``path`` cannot be written to; on entering, if a run is under way in it; on leaving with an
+                error, if it was removed meanwhile.
         """
         refuse_unwritable_folder(Path(path))
         return folder_lock(Path(path))
@@ -96,13 +97,11 @@ class RunFolder:
     def open(
         cls,
         path: str | Path,
-        model: PreTrainedModel,
-        tokenizer: Any,
+        loaded: LoadedModel,
         fingerprint: Fingerprint,
         *,
         resume: bool = False,
         discard_damaged: bool = False,
-        surplus: Surplus | None = None,
     ) -> RunFolder:
         """Start a run in a new folder, or continue the one in it.
 
@@ -110,12 +109,10 @@ class RunFolder:
 
         Args:
             path: the output folder, new or empty; with ``resume`` it may hold a run with an equal fingerprint.
-            model: the model before pruning.
-            tokenizer: its tokenizer, or None.
+            loaded: the model before pruning, its tokenizer, and what its source holds beside them.
             fingerprint: what decides the result.
             resume: continue an interrupted run.
             discard_damaged: make again what is damaged of it; else that is refused.
-            surplus: what the model's source holds beside it, None for nothing.
 
         Returns:
             The folder, ready to record blocks.
@@ -126,13 +123,13 @@ class RunFolder:
         """
         cls.refuse_occupied(path, resume)
         folder = cls(Path(path), fingerprint.to_dict())
-        folder._surplus = surplus or Surplus()
+        folder._surplus = loaded.surplus
         if not folder.finished and not resume:
             folder._progress.clear()  # left by a process that was killed before it had done anything
         if folder.begun:
             folder._continue(discard_damaged)
         if not folder.finished:
-            folder._begin(model, tokenizer)
+            folder._begin(loaded)
         return folder
 
     @property
@@ -267,15 +264,15 @@ class RunFolder:
         if self.finished:
             self._progress.remove()  # left by a process that was killed right after it had written the record
 
-    def _begin(self, model: PreTrainedModel, tokenizer: Any) -> None:
+    def _begin(self, loaded: LoadedModel) -> None:
         """Write the fingerprint first, so that any later crash can be resumed, then the model's settings."""
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             sweep_scratch(self.path)
             staging = self._progress.staging()
-            save_settings(model, tokenizer, staging)
-            self._surplus.copy_files(staging)
+            save_settings(loaded.model, loaded.tokenizer, staging)
+            loaded.surplus.copy_files(staging)
             inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
             self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
             self._progress.begin(self.fingerprint, file_names(staging))
@@ -298,8 +295,6 @@ class RunFolder:
         except RelaxPruneError:
             raise
         except Exception as error:
-            if not self.path.is_dir():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path)) from error
             told = isinstance(error, OSError) and error.errno is not None
             if told or not isinstance(error, OSError):
                 raise

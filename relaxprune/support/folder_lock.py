@@ -29,7 +29,7 @@ def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         wait_s: how long to wait for another process.
 
     Raises:
-        RelaxPruneError: another process holds it, naming that.
+        RelaxPruneError: another process holds it, naming that; or the folder was removed, and the body fails for it.
         OSError: the lock file cannot be made.
     """
     made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
@@ -39,6 +39,12 @@ def folder_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         try:
             _sign(lock)
             yield
+        except Exception as error:
+            if isinstance(error, RelaxPruneError) or not _is_gone(folder):
+                raise
+            raise RelaxPruneError(
+                f"folder {str(folder)!r} was removed while it was written to: nothing in it is kept"
+            ) from error
         finally:
             _give_back(lock)
     finally:
@@ -89,6 +95,15 @@ def _give_back(lock: BaseFileLock) -> None:
     finally:
         with suppress(OSError):
             lock.release()
+
+
+def _is_gone(folder: Path) -> bool:
+    """Tell whether somebody has removed a folder, which the lock in it keeps from being empty."""
+    try:
+        folder.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _holder(path: Path) -> str:

@@ -54,13 +54,7 @@ def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows, plan:
     if not RunFolder(job.folder, {}).finished:
         refuse_full_disk(job.folder, plan, saved_bytes(job, loaded), len(loaded.tokenizer or ()))
     return RunFolder.open(
-        job.folder,
-        loaded.model,
-        loaded.tokenizer,
-        fingerprint,
-        resume=job.run.resume,
-        discard_damaged=job.run.discard_damaged,
-        surplus=loaded.surplus,
+        job.folder, loaded, fingerprint, resume=job.run.resume, discard_damaged=job.run.discard_damaged
     )
 
 

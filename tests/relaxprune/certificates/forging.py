@@ -164,9 +164,14 @@ def draw_one(options: tuple[Any, ...], draw: Draw) -> Any:
     return options[draw.whole(0, len(options) - 1)]
 
 
+def _wide(value: Tensor) -> Tensor:
+    """A tensor in float64, or as it is where an earlier change has made it complex."""
+    return value if value.is_complex() else value.double()
+
+
 def _noise(target: Target, parts: Parts, name: str, draw: Draw) -> Parts:
     value = parts[name]
-    wide = value.double() if not value.is_complex() else value
+    wide = _wide(value)
     size = 10 ** draw.uniform(-16, 8)
     moved = (
         wide * (1 + size * draw.normal(*value.shape)) if draw.whole(0, 1) else wide + size * draw.normal(*value.shape)
@@ -197,7 +202,7 @@ def _shape(target: Target, parts: Parts, name: str, draw: Draw) -> Parts:
 
 
 def _none(target: Target, parts: Parts, name: str, draw: Draw) -> Parts:
-    sparse = parts[name].double().to_sparse() if parts[name].numel() else None
+    sparse = _wide(parts[name]).to_sparse() if parts[name].numel() else None
     return {name: draw_one((None, 0.0, [], parts[name].to("meta"), sparse), draw)}
 
 

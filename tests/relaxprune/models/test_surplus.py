@@ -18,6 +18,7 @@ from relaxprune.models.loading import load_model
 from relaxprune.models.side_files import side_files
 from relaxprune.models.surplus import Surplus
 from relaxprune.models.unused_tensors import UnusedTensors, find_unused, find_unused_gguf
+from relaxprune.problems import RelaxPruneError
 from relaxprune.support.tensor_bits import same_bits
 
 from ..saved_models import edit_config, refused, rewrite, shard
@@ -165,6 +166,15 @@ def test_everything_but_weights_and_programs_is_copied(crowded, tmp_path):
     assert not surplus.differing_files(tmp_path / "out")
     (tmp_path / "out" / "LICENSE").write_text("other")
     assert surplus.differing_files(tmp_path / "out") == ["LICENSE"]
+
+
+def test_a_file_that_cannot_be_read_is_bad_input_and_one_that_cannot_be_written_is_not(crowded, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError) as refused:
+        Surplus(UnusedTensors(), crowded, ("LICENSE",)).copy_files(tmp_path / "file")
+    assert not isinstance(refused.value, RelaxPruneError)
+    with pytest.raises(RelaxPruneError, match=r"gone.txt' of the model cannot be read: No such file"):
+        Surplus(UnusedTensors(), crowded, ("gone.txt",)).copy_files(tmp_path / "out")
 
 
 def test_code_is_copied_where_the_configuration_names_it(crowded):

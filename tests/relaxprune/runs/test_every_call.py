@@ -94,7 +94,7 @@ def test_what_the_system_refuses_is_one_sentence(
             ended = main([*words, str(out)])
         said = capsys.readouterr().err
         assert ended in (0, 2, 3) and said.count("\n") == (ended != 0), (call, code, then, ended, said)
-        assert ended != 2 or "written" in said or "kept in" in said or "is finished" in said, (call, said)
+        assert ended != 2 or "written" in said or "kept in" in said or "is finished" in said, (call, code, then, said)
         if then != "all":
             assert not [path for path in out.rglob("*.part")], (call, code)
         assert main([*words, str(out), "--resume"]) in (0, 3), (call, code, then, capsys.readouterr().err)

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from relaxprune.models import saved_model
 from relaxprune.models.layers import apply_masks, find_layers
+from relaxprune.models.loading import LoadedModel
 from relaxprune.models.saved_model import verify_saved_model
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
@@ -77,8 +79,12 @@ def prune_report(done: dict[int, BlockRecord]) -> PruneReport:
     return reports.prune_report(*layers, polytope={"kind": "ksparse"}, masks=masks)
 
 
+def loaded(model: LlamaForCausalLM, tokenizer: Any = None) -> LoadedModel:
+    return LoadedModel(model, tokenizer, "someone/tiny", None, {})
+
+
 def run(path: Path, source: Path, model: LlamaForCausalLM) -> RunFolder:
-    folder = RunFolder.open(path, model, AutoTokenizer.from_pretrained(source), fingerprint())
+    folder = RunFolder.open(path, loaded(model, AutoTokenizer.from_pretrained(source)), fingerprint())
     done = records(model)
     for block, record in done.items():
         folder.save(block, record)
@@ -138,7 +144,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path, source: Path, m
 
 
 def test_settings_are_saved_before_pruning(tmp_path: Path, source: Path, model: LlamaForCausalLM) -> None:
-    RunFolder.open(tmp_path / "out", model, AutoTokenizer.from_pretrained(source), fingerprint())
+    RunFolder.open(tmp_path / "out", loaded(model, AutoTokenizer.from_pretrained(source)), fingerprint())
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", ".relaxprune"} <= names
 
@@ -147,16 +153,16 @@ def test_unsavable_settings_leave_nothing(tmp_path: Path, model: LlamaForCausalL
     model.generation_config.temperature = 0.5
     model.generation_config.do_sample = False
     with pytest.raises(RelaxPruneError, match="cannot be saved"):
-        RunFolder.open(tmp_path / "out", model, None, fingerprint())
+        RunFolder.open(tmp_path / "out", loaded(model), fingerprint())
     assert not (tmp_path / "out").exists()
 
 
 def test_abandon_removes_only_its_own_files(tmp_path: Path, model: LlamaForCausalLM) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    RunFolder.open(out, model, None, fingerprint()).abandon()
+    RunFolder.open(out, loaded(model), fingerprint()).abandon()
     assert out.is_dir() and not any(out.iterdir()), "a folder that was there before stays"
-    folder = RunFolder.open(out, model, None, fingerprint())
+    folder = RunFolder.open(out, loaded(model), fingerprint())
     folder.save(0, records(model)[0])
     folder.abandon()
     assert folder.solved_blocks == [0], "finished blocks are never thrown away"
@@ -165,11 +171,11 @@ def test_abandon_removes_only_its_own_files(tmp_path: Path, model: LlamaForCausa
 def test_abandon_removes_every_folder_that_it_made(tmp_path: Path, source: Path, model: LlamaForCausalLM) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.chat_template = {"default": "a", "other": "b"}  # saved in a folder of its own
-    folder = RunFolder.open(tmp_path / "a/b/out", model, tokenizer, fingerprint())
+    folder = RunFolder.open(tmp_path / "a/b/out", loaded(model, tokenizer), fingerprint())
     assert any(path.is_dir() and path.name != ".relaxprune" for path in folder.path.iterdir())
     folder.abandon()
     assert not any(tmp_path.iterdir())
-    folder = RunFolder.open(tmp_path / "a/b/out", model, tokenizer, fingerprint())
+    folder = RunFolder.open(tmp_path / "a/b/out", loaded(model, tokenizer), fingerprint())
     (tmp_path / "a/mine").write_text("x")
     folder.abandon()
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["a", "mine"]
@@ -183,7 +189,7 @@ def test_progress_that_a_kill_left_in_a_finished_run_is_removed(
         patch.setattr(shutil, "rmtree", lambda path, **more: path.name == ".relaxprune" or remove(path, **more))
         run(tmp_path / "out", source, model)
     assert (tmp_path / "out/.relaxprune/blocks").is_dir()
-    again = RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    again = RunFolder.open(tmp_path / "out", loaded(model), fingerprint(), resume=True)
     assert again.finished and again.verify_files() and not (tmp_path / "out/.relaxprune").exists()
 
 
@@ -199,20 +205,20 @@ def test_occupied_folders_are_refused(tmp_path: Path, model: LlamaForCausalLM) -
 
 
 def test_resume_refuses_what_differs(tmp_path: Path, model: LlamaForCausalLM) -> None:
-    RunFolder.open(tmp_path / "out", model, None, fingerprint())
-    RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    RunFolder.open(tmp_path / "out", loaded(model), fingerprint())
+    RunFolder.open(tmp_path / "out", loaded(model), fingerprint(), resume=True)
     expected = r"calibration\.sha256 was \"aa\" and is now \"bb\"; settings\.seed was 0 and is now 1"
     with pytest.raises(RelaxPruneError, match=expected):
-        RunFolder.open(tmp_path / "out", model, None, fingerprint(seed=1, calibration="bb"), resume=True)
+        RunFolder.open(tmp_path / "out", loaded(model), fingerprint(seed=1, calibration="bb"), resume=True)
 
 
 def test_blocks_round_trip(tmp_path: Path, model: LlamaForCausalLM) -> None:
-    folder = RunFolder.open(tmp_path / "out", model, None, fingerprint())
+    folder = RunFolder.open(tmp_path / "out", loaded(model), fingerprint())
     done = records(model)
     assert folder.load(0) is None
     for block, record in done.items():
         folder.save(block, record)
-    again = RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    again = RunFolder.open(tmp_path / "out", loaded(model), fingerprint(), resume=True)
     assert again.solved_blocks == [0, 1, 2]
     for block, record in done.items():
         back = again.load(block)
@@ -221,29 +227,29 @@ def test_blocks_round_trip(tmp_path: Path, model: LlamaForCausalLM) -> None:
 
 
 def test_a_deleted_block_is_solved_again_and_so_are_those_after_it(tmp_path: Path, model: LlamaForCausalLM) -> None:
-    folder = RunFolder.open(tmp_path / "out", model, None, fingerprint())
+    folder = RunFolder.open(tmp_path / "out", loaded(model), fingerprint())
     for block, record in records(model).items():
         folder.save(block, record)
     (tmp_path / "out/.relaxprune/blocks/00001.safetensors").unlink()
-    again = RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    again = RunFolder.open(tmp_path / "out", loaded(model), fingerprint(), resume=True)
     assert again.load(0) is not None
     assert again.load(1) is None
     assert again.load(2) is None, "block 2 was solved on the outputs of a block 1 that is gone"
 
 
 def test_what_was_executed_before_a_deleted_block_is_kept(tmp_path: Path, model: LlamaForCausalLM) -> None:
-    folder = RunFolder.open(tmp_path / "out", model, None, fingerprint())
+    folder = RunFolder.open(tmp_path / "out", loaded(model), fingerprint())
     for block, record in records(model).items():
         folder.save(block, record)
     (tmp_path / "out/.relaxprune/blocks/00001.safetensors").unlink()
-    again = RunFolder.open(tmp_path / "out", model, None, fingerprint(), resume=True)
+    again = RunFolder.open(tmp_path / "out", loaded(model), fingerprint(), resume=True)
     assert again.load(2) is not None, "a layer before the blocks has a later index and is executed first"
     assert again.load(1) is None
     assert again.solved_blocks == [2], "block 0 is executed after block 1 here"
 
 
 def test_a_damaged_or_exchanged_block_is_refused(tmp_path: Path, model: LlamaForCausalLM) -> None:
-    folder = RunFolder.open(tmp_path / "out", model, None, fingerprint())
+    folder = RunFolder.open(tmp_path / "out", loaded(model), fingerprint())
     for block, record in records(model).items():
         folder.save(block, record)
     blocks = tmp_path / "out/.relaxprune/blocks"

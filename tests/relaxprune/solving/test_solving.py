@@ -150,12 +150,13 @@ def test_the_same_call_gives_the_same_bits(solver, name, device):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", POLYTOPES)
-@pytest.mark.parametrize(("weight_scale", "gram_scale"), [(1e-6, 1e6), (1e6, 1e6)])
+@pytest.mark.parametrize(("weight_scale", "gram_scale"), [(1e-6, 1e6), (1e6, 1e6), (1, 1e-40), (1, 1e40)])
 def test_scale_changes_nothing(solver, name, weight_scale, gram_scale):
     problem, _ = layer(name, dtype=torch.float32)
     options: dict[str, Any] = {"max_iterations": 60} if solver in ("fw", "sparsefw") else {}
     plain = solve(problem, solver, **options)
-    scaled_problem = MaskProblem(problem.weight * weight_scale, problem.gram * gram_scale, problem.polytope)
+    gram = problem.gram.double() * gram_scale
+    scaled_problem = MaskProblem(problem.weight * weight_scale, gram, problem.polytope)
     scaled = solve(scaled_problem, solver, **options)
     assert torch.equal(scaled.mask, plain.mask)
     factor = weight_scale**2 * gram_scale

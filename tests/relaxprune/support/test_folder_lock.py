@@ -107,3 +107,14 @@ def test_a_file_system_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with folder_lock(tmp_path / "out"), pytest.raises(RelaxPruneError, match=f"process {os.getpid()} on"):
         refuse_held_folder(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no folder with an open file")
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), RuntimeError("cannot be read back")])
+def test_a_folder_that_is_removed_meanwhile_is_said_to_be(tmp_path: Path, error: Exception) -> None:
+    sentence = "out' was removed while it was written to: nothing in it is kept"
+    with pytest.raises(RelaxPruneError, match=sentence), folder_lock(tmp_path / "out"):
+        shutil.rmtree(tmp_path / "out")
+        raise error
+    with pytest.raises(type(error)), folder_lock(tmp_path / "out"):
+        raise error
