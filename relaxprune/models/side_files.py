@@ -7,6 +7,7 @@ pictures. Weights, whatever their format, programs and links that lead out of th
 from __future__ import annotations
 
 import logging
+import shutil
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from pathlib import Path
