@@ -182,7 +182,7 @@ def _wrong_masks(run: FinishedRun) -> Iterator[str]:
 def _decided(run: FinishedRun) -> Decided:
     """Return the set of masks of every layer, of what a run's settings say was asked for."""
     target = Target.from_dict(run.settings.get("polytope") or {})
-    if not target.allocation.measures:
+    if not target.sharing.measures:
         return Decided(target)
     return Decided(target, {layer.name: round(layer.requested_sparsity * layer.cols) for layer in run.layers})
 
