@@ -16,6 +16,7 @@ from relaxprune.models.layers import find_layers
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
+from relaxprune.pruning.planner import plan_model
 from relaxprune.pruning.tuning import model_refiner, predictions
 from relaxprune.pruning.tuning.held_out import Windows
 from relaxprune.runs.run_folder import RunFolder
@@ -337,6 +338,16 @@ def test_one_window_is_refused_before_any_work():
     with pytest.raises(RelaxPruneError, match="refine needs at least 2 windows, for one is held out, got 1"):
         prune_model(model, padded_batches(1, windows=1), sparsity=0.5, options=REFINED)
     assert same(before, state_of(model))
+
+
+def test_the_plan_counts_it():
+    model = tiny_model("llama")
+    plain, refined = (
+        plan_model(model, sparsity=0.5, solver="wanda", tokens=10**7, options=options, batches=BATCHES)
+        for options in (PruneOptions(), PruneOptions(refine=3))
+    )
+    assert refined.prediction.seconds["refine"] > 0 and "refine" not in plain.prediction.seconds
+    assert refined.added_bytes > plain.added_bytes
 
 
 def test_windows_of_one_batch_are_held_out_where_there_is_no_other():
