@@ -14,7 +14,8 @@ from relaxprune.problems.errors import RelaxPruneError
 from .block_record import BlockRecorder, RefinementRecord, RefinementRecorder
 from .outcome import Outcome
 from .plan import Plan
-from .tuning.model_refiner import ModelRefiner, Schedule, windows_to_refine
+from .tuning.held_out import Windows
+from .tuning.model_refiner import ModelRefiner, Schedule
 from .tuning.predictions import DensePredictions
 from .tuning.recipes import Recipe
 
@@ -52,8 +53,9 @@ class Refining:
         if record is not None:
             return cls(plan, recorder, outcome, None, record)
         with outcome.timed("refine"):
-            windows = windows_to_refine(batches)
-            predictions = DensePredictions(plan.model, windows, [layer.weight for layer in plan.weights])
+            windows = Windows.of(batches)
+            pruned = [layer.weight for layer in plan.weights]
+            predictions = DensePredictions(plan.model, windows, pruned, plan.blocks.name)
         return cls(plan, recorder, outcome, predictions, None)
 
     def refuse_new_block(self, block: int) -> None:

@@ -18,7 +18,8 @@ from relaxprune.problems.errors import RelaxPruneError
 from .distances import relative_errors
 from .gains import BlockTuning
 from .hearing import outputs_of
-from .kept_weights import HELD_OUT, KeptWeights
+from .held_out import held_out
+from .kept_weights import KeptWeights
 from .parts import Part
 from .recipes import Recipe
 
@@ -52,7 +53,7 @@ class BlockTuner:
         self.weights = KeptWeights(part.layers, supports, recipe)
         self.propagation, self.dense = propagation, dense
         reached = [one.number for one in propagation.passes(stage) if one.batch.kept is None or one.batch.kept.any()]
-        self.held_out = set(reached[1::HELD_OUT] or reached)
+        self.held_out = set(held_out(reached) or reached)
         self.steps = len(reached) - len(self.held_out)  # of a pass
 
     def run(self, epochs: int) -> BlockTuning:

@@ -66,12 +66,12 @@ class Refinement:
         if not self.passes:
             return (
                 f"refined: no pass improved the {unit} on {self.held_out_windows} held-out windows, "
-                f"{self.held_out_before:.4f}: kept weights stay as they were"
+                f"{self.held_out_before:.4g}: kept weights stay as they were"
             )
         return (
             f"refined ({self.passes} {'pass' if self.passes == 1 else 'passes'}, {self.steps} steps): {unit} on "
-            f"{self.held_out_windows} held-out windows {self.held_out_before:.4f} before, {self.held_out_after:.4f} "
-            f"after; on {self.tuned_windows} of the others {self.tuned_before:.4f} and {self.tuned_after:.4f}"
+            f"{self.held_out_windows} held-out windows {self.held_out_before:.4g} before, {self.held_out_after:.4g} "
+            f"after; on {self.tuned_windows} of the others {self.tuned_before:.4g} and {self.tuned_after:.4g}"
         )
 
 
@@ -100,6 +100,6 @@ class RefiningState:
     def __str__(self) -> str:
         """Say it in a few words."""
         what = "KL" if self.measure == DIVERGENCE else "error"
-        held_out = f"held-out {what} {self.held_out:.4f}"
-        change = f"{held_out}, {self.held_out_before:.4f} before" if self.number else held_out
+        held_out = f"held-out {what} {self.held_out:.4g}"
+        change = f"{held_out}, {self.held_out_before:.4g} before" if self.number else held_out
         return f"pass {self.number} of {self.passes}, step {self.step} of {self.steps}, {change}"

@@ -14,7 +14,6 @@ from relaxprune.models.layers import PrunableLayer
 from .recipes import Recipe
 
 Found = TypeVar("Found")
-HELD_OUT = 4  # every fourth batch, or window, is held out, to see when to stop
 
 
 class KeptWeights:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relaxprune.inputs.batches import Batch, split_windows
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
 
 from .checkpointing import checkpointed
 from .gains import Refinement, RefiningState
-from .kept_weights import HELD_OUT, KeptWeights
+from .kept_weights import KeptWeights
 from .predictions import DensePredictions
 from .recipes import Recipe
 
@@ -41,26 +40,12 @@ class Schedule:
     seed: int = 0
 
 
-def windows_to_refine(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the windows of some batches that have a token which counts.
-
-    Raises:
-        RelaxPruneError: there are fewer than two, so that none can be held out.
-    """
-    windows = [window for batch in batches for window in split_windows(batch)]
-    read = [window for window in windows if window.kept is None or bool(window.kept.any())]
-    if len(read) < 2:
-        raise RelaxPruneError(f"refine needs at least 2 windows, for one is held out, got {len(read)}: give more")
-    return read
-
-
 class ModelRefiner:
     """Refines a model that has been pruned.
 
-    Every fourth window is held out: of each four another one, so that kinds of text which alternate are all among them.
-    After every pass the distance from the dense predictions on a held-out window is divided by what it was at the
-    start: the weights with the least mean of that stay, so that no kind of text outweighs the others, and the first
-    pass that does not lower it is the last. Blocks run again for their gradients.
+    Every fourth batch is held out. After every pass the distance from the dense predictions on a held-out window is
+    divided by what it was at the start: the weights with the least mean of that stay, so that no kind of text outweighs
+    the others, and the first pass that does not lower it is the last. Blocks run again for their gradients.
 
     Args:
         model: the pruned model.
@@ -80,10 +65,8 @@ class ModelRefiner:
     ) -> None:
         self._model, self._blocks, self._predictions = model, blocks, predictions
         self._schedule, self._listen = schedule, listen
-        numbers = range(len(predictions.windows))
-        self._held_out = [number for number in numbers if number % HELD_OUT == number // HELD_OUT % HELD_OUT]
-        self._tuned = [number for number in numbers if number not in set(self._held_out)]
-        longest = max(predictions.tokens(number) for number in numbers)
+        self._held_out, self._tuned = predictions.windows.held_out, predictions.windows.tuned
+        longest = max(predictions.tokens(number) for number in self._tuned)
         self._at_once = max(1, min(_STEP_TOKENS // longest, len(self._tuned) // _LEAST_STEPS))
         self._steps = -(-len(self._tuned) // self._at_once)  # of a pass
 

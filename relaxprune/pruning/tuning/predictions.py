@@ -22,6 +22,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from .distances import Readout, Readouts, relative_errors
 from .gains import DIVERGENCE, ERROR
 from .hearing import heard_inputs, input_of
+from .held_out import Windows
 
 _ROUNDINGS = 32  # how many units of its dtype the product of a head may differ by from the model's logits
 
@@ -35,19 +36,20 @@ class DensePredictions:
 
     Args:
         model: the dense model.
-        windows: what to run it on; each has a token that counts.
+        windows: what to run it on.
         pruned: the parameters that will be pruned.
+        blocks: name of the list of blocks, which the part of the model with the output head must hold.
     """
 
-    def __init__(self, model: nn.Module, windows: Sequence[Batch], pruned: Sequence[Tensor]) -> None:
-        self.windows = list(windows)
+    def __init__(self, model: nn.Module, windows: Windows, pruned: Sequence[Tensor], blocks: str = "") -> None:
+        self.windows = windows
         self._model = model
-        self._part = language_model(model)
+        self._part = language_model(model, blocks)
         self._head: nn.Module | None = None
         self._readouts: Readouts | None = None
         self._choose(pruned)
         self.measure = ERROR if self._readouts is None else DIVERGENCE
-        self._aims = [self._aim(window) for window in self.windows]
+        self._aims = [self._aim(window) for window in windows.batches]
 
     def distance(self, number: int) -> tuple[Tensor, int]:
         """Run the model as it is now on a window.
@@ -55,7 +57,7 @@ class DensePredictions:
         Returns:
             The sum over its tokens of the distance from what the dense model predicted, and how many tokens they are.
         """
-        states = self._states(self.windows[number])
+        states = self._states(self.windows.batches[number])
         aims = self._aims[number].to(states.device)
         if self._readouts is not None:
             return self._readouts.divergence(states, aims), len(states)
@@ -73,7 +75,7 @@ class DensePredictions:
         if not isinstance(head, nn.Module):
             return
         with heard_inputs(head) as heard:
-            leaves = flatten(run_model(self._model, self.windows[0]))[0]
+            leaves = flatten(run_model(self._model, self.windows.batches[0]))[0]
         scaled = _scaled(getattr(self._part, "config", None))
         if len(heard) == 1:
             logits = scaled(head(heard[0]))

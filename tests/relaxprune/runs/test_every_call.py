@@ -22,6 +22,7 @@ OPTIONS = {
     "refit": ["--sparsity", "0.5", "--refit"],
     "corrected": ["--sparsity", "0.5", "--refit", "--correct", "0.5"],
     "tuned": ["--sparsity", "0.5", "--refit", "--tune", "1", "--windows", "130"],  # two batches
+    "refined": ["--sparsity", "0.5", "--refine", "1"],
     "certified": ["--sparsity", "0.5", "--certify", "diagonal"],
     "permuted": ["--pattern", "2:4", "--permute"],
     "allocated": ["--sparsity", "0.5", "--allocation", "model"],
@@ -59,7 +60,7 @@ def result(folder: Path) -> dict[str, Any]:
     """What a run has come to, less its times: the bytes of its files, and its numbers."""
     report = json.loads((folder / "relaxprune.json").read_text())["report"]
     del report["seconds"]
-    for item in (*report["layers"], *report["tunings"]):
+    for item in (*report["layers"], *report["tunings"], report["refinement"] or {}):
         item.pop("seconds", None)
         item.pop("certificate_seconds", None)
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

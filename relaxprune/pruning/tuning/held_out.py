@@ -1,0 +1,60 @@
+"""Which text is held out, to see when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from relaxprune.inputs.batches import Batch, split_windows
+from relaxprune.problems.errors import RelaxPruneError
+
+_HELD_OUT = 4  # every fourth batch; calibration text of several kinds is ordered so that these hold all of them
+
+
+def held_out(numbers: Sequence[int]) -> list[int]:
+    """Return every fourth of some numbers, from the second one on."""
+    return list(numbers[1::_HELD_OUT])
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows that a whole model is refined on.
+
+    Attributes:
+        batches: one window each, or a batch whose windows cannot be told apart.
+        held_out: the numbers of those that are held out.
+    """
+
+    batches: list[Batch]
+    held_out: list[int]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Windows:
+        """Return the windows of some batches that have a token which counts; whole batches are held out.
+
+        Of a single batch, windows are.
+
+        Raises:
+            RelaxPruneError: there are fewer than two windows, so that none can be held out.
+        """
+        groups = [[window for window in split_windows(batch) if _counts(window)] for batch in batches]
+        groups = [group for group in groups if group]
+        if len(groups) == 1:
+            groups = [[window] for window in groups[0]]
+        if len(groups) < 2:
+            raise RelaxPruneError(f"refine needs at least 2 windows, for one is held out, got {len(groups)}: give more")
+        chosen = {*held_out(range(len(groups)))}
+        owners = [number for number, group in enumerate(groups) for _ in group]
+        windows = [window for group in groups for window in group]
+        return cls(windows, [place for place, number in enumerate(owners) if number in chosen])
+
+    @property
+    def tuned(self) -> list[int]:
+        """The numbers of the windows that are not held out."""
+        apart = set(self.held_out)
+        return [number for number in range(len(self.batches)) if number not in apart]
+
+
+def _counts(window: Batch) -> bool:
+    """Return whether a window has a token that counts."""
+    return window.kept is None or bool(window.kept.any())
