@@ -56,8 +56,7 @@ def durable_path(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
-    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    scratch = _new_file(target)
     try:
         yield scratch
         sync_file(scratch)
@@ -110,10 +109,15 @@ def move_into(source: Path, folder: Path) -> Path:
         The file's new path.
     """
     target = folder / source.name
-    with durable_path(target) as fresh:
+    fresh = _new_file(target)
+    try:
         source.chmod(fresh.stat().st_mode & 0o777)
-        sync_file(source)
-        os.replace(source, fresh)
+    finally:
+        with suppress(OSError):  # what was refused first is what the user must know
+            fresh.unlink()
+    sync_file(source)
+    os.replace(source, target)  # at once: a kill finds the file under one of its names, never under a temporary one
+    sync_folder(folder)
     sync_folder(source.parent)
     return target
 
@@ -140,3 +144,10 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _new_file(target: Path) -> Path:
+    """Make an empty file next to ``target``, under a name that ``sweep_scratch`` knows."""
+    scratch = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return scratch
