@@ -113,8 +113,7 @@ def move_into(source: Path, folder: Path) -> Path:
     try:
         source.chmod(fresh.stat().st_mode & 0o777)
     finally:
-        with suppress(OSError):  # what was refused first is what the user must know
-            fresh.unlink()
+        fresh.unlink()
     sync_file(source)
     os.replace(source, target)  # at once: a kill finds the file under one of its names, never under a temporary one
     sync_folder(folder)
