@@ -147,6 +147,26 @@ class LayerReport:
     cost: CostReport
 
     @property
+    def tokens(self) -> int:
+        """Tokens in the Gram."""
+        return self.inputs.tokens
+
+    @property
+    def calls(self) -> int:
+        """The most calls of the layer in one forward pass."""
+        return self.inputs.calls
+
+    @property
+    def status(self) -> str:
+        """How the solver ended."""
+        return self.cost.status
+
+    @property
+    def dense_energy(self) -> float:
+        """Energy of the layer's output before pruning."""
+        return self.loss.dense_energy
+
+    @property
     def objective(self) -> float:
         """Objective of the mask."""
         return self.loss.objective

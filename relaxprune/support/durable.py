@@ -120,10 +120,9 @@ def move_into(source: Path, folder: Path) -> Path:
     try:
         source.chmod(fresh.stat().st_mode & 0o777)
     finally:
-        with suppress(OSError):
-            fresh.unlink()
+        fresh.unlink()
     sync_file(source)
-    os.replace(source, target)
+    os.replace(source, target)  # at once: a kill finds the file under one of its names, never under a temporary one
     sync_folder(folder)
     sync_folder(source.parent)
     return target

@@ -91,12 +91,12 @@ def test_what_the_system_refuses_is_one_sentence(
         out, code = tmp_path / str(call), CODES[call % len(CODES)]
         then = ("make", "", "all")[call % 3]
         capsys.readouterr()
-        with disk(out, call, OSError(code, os.strerror(code), str(out)), then=then):
+        with disk(out, call, OSError(code, os.strerror(code), str(out)), then=then) as refusing:
             ended = main([*words, str(out)])
         said = capsys.readouterr().err
         assert ended in (0, 2, 3) and said.count("\n") == (ended != 0), (call, code, then, ended, said)
         assert ended != 2 or "written" in said or "kept in" in said or "is finished" in said, (call, code, then, said)
-        if then != "all":
+        if then != "all" and refusing.calls[call - 1] != "os.remove":  # what may not be removed stays
             assert not [path for path in out.rglob("*.part")], (call, code)
         assert main([*words, str(out), "--resume"]) in (0, 3), (call, code, then, capsys.readouterr().err)
         assert result(out) == result(meant), (call, code, then)
