@@ -118,7 +118,8 @@ class Target:
         """
         if "polytope" in data:
             return cls(polytope=polytope_from_dict(data["polytope"]))
-        return cls(data.get("sparsity"), data.get("pattern"), allocation=Allocation.from_dict(data))
+        sharing = Allocation.from_dict(data) if "allocation" in data else None  # what is uniform is not written
+        return cls(data.get("sparsity"), data.get("pattern"), allocation=sharing)
 
 
 @dataclass(frozen=True)

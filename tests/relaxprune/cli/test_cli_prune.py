@@ -229,6 +229,8 @@ def test_activations_that_overflow_leave_nothing(
     AutoTokenizer.from_pretrained(place / "tiny").save_pretrained(tmp_path / "tiny")
     words = [*arguments(tmp_path, tmp_path / "out"), "--calibration", str(place / "text.txt")]
     assert main(words) == 2
+    assert "not finite" in only_sentence(capsys)  # in the text that the model should write
+    assert main([*words, "--samples", "0"]) == 2
     assert "batch" in only_sentence(capsys)
     assert not (tmp_path / "out").exists()
 

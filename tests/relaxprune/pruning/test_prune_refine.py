@@ -402,4 +402,4 @@ def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, capsys)
 def test_a_precision_that_would_be_rounded_is_refused(place, tmp_path, capsys):
     words = arguments(place, tmp_path / "out", "--refine", "1", "--dtype", "bfloat16")
     assert main(words) == 2
-    assert "--refine must compute in the dtype that the model stores" in only_sentence(capsys)
+    assert "new weights must be computed in the dtype that the model stores" in only_sentence(capsys)
