@@ -52,6 +52,10 @@ BENCHMARKS = {
         ("domains.py", "--plot", "{plots}/domains.png"),
         ("--blocks", "0", "--rows", "2", "--windows", "1", "2", "--unseen", "1", "--length", "32"),
     ),
+    "unseen-text": Benchmark(
+        ("unseen_text.py", "--rows", "32", "--plot", "{plots}/unseen_text.png"),
+        ("--blocks", "0", "--rows", "2", "--windows", "3", "--unseen", "1", "--length", "32", "--shares", "0", "0.2"),
+    ),
     "judge": Benchmark(
         ("judge.py", "{plots}/judge", "--recipes", "wanda", "fw", "fw+robust"),
         ("--recipes", "wanda", "--targets", "50%", "--windows", "1", "--length", "32", "--held-out", "1"),
