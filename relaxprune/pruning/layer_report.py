@@ -51,6 +51,12 @@ class InputReport:
     candidate_errors: list[float] | None = None
     held_out_errors: dict[str, list[float]] | None = None
 
+    def check_choice(self, layer: str) -> None:
+        """Raise RelaxPruneError unless there is a positive error of every candidate, or none at all."""
+        errors = [*filter(None, [self.candidate_errors]), *(self.held_out_errors or {}).values()]
+        if any(len(row) != len(self.candidates or []) or not all(error > 0 for error in row) for row in errors):
+            raise RelaxPruneError(f"layer {layer!r} must have a positive error for each candidate of its shrinkage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossReport:
@@ -222,7 +228,9 @@ class LayerReport:
             raise RelaxPruneError(f"layer {own['name']!r} has no weights")
         for name in ("requested_sparsity", "sparsity"):
             fraction(f"{name} of layer {own['name']!r}", own[name])
-        return cls(**own, **{name: part(**_read(data, fields(part))) for name, part in _PARTS.items()})
+        report = cls(**own, **{name: part(**_read(data, fields(part))) for name, part in _PARTS.items()})
+        report.inputs.check_choice(report.name)
+        return report
 
 
 def _read(data: Mapping[str, Any], wanted: Iterable[Field[Any]]) -> dict[str, Any]:
