@@ -26,7 +26,7 @@ from relaxprune.support.memory import peak_memory_bytes, resident_bytes
 from .mask_solver import LayerInputs, MaskSolver
 from .plan import Plan, Prediction
 from .request import PruneRequest
-from .selecting import ShrinkageSelector, some_rows
+from .selecting import ShrinkageSelector
 
 _MULTIPLY_ADDS = 3e8  # of one product of the rows that are tried
 _LEAST_ROWS = 64
@@ -86,22 +86,16 @@ class Trial:
         limit = asked.time_limit_s
         return seconds if limit is None else min(seconds, limit + proof)
 
-    def selection(self, layer: PrunableLayer, parts: Parts) -> float:
-        """Return the seconds that choosing a layer's shrinkage takes."""
-        selector = ShrinkageSelector.of(
-            MaskSolver(Decided(self.request.target), self.request.solver, self.request.options), parts
-        )
+    def selection(self, layers: Sequence[PrunableLayer], parts: Parts) -> float:
+        """Return the seconds that choosing the shrinkage of the Gram of some layers takes."""
+        request = self.request
+        selector = ShrinkageSelector.of(MaskSolver(Decided(request.target), request.solver, request.options), parts)
         if selector is None:
             return 0.0
-        some = some_rows(layer, selector.mask_solver.decided)
-        matrix = _made_up(layer.shape[1]).to(layer.weight.device)
-
-        def solve() -> None:
-            inputs = LayerInputs(Gram(matrix), LayerGram(matrix, 1, 1.0, 0.0), 1, layer.name)
-            selector.mask_solver.solve(some, inputs, 0)
-
-        solve()  # what a first call costs alone
-        return self.timed(solve) * selector.solves
+        some = selector.samples(layers)
+        matrix = _made_up(layers[0].shape[1]).to(layers[0].weight.device)
+        list(selector.solved(some, matrix))  # what a first call costs alone
+        return self.timed(lambda: list(selector.solved(some, matrix))) * selector.solves
 
     def gram(self, cols: int, tokens: int) -> float:
         """Return the seconds of adding some tokens of ``cols`` features to a Gram."""
@@ -159,12 +153,21 @@ def predict(
     if not rerun:
         seconds["propagate"] = streams * forward * _LATER_PASSES
     if options.statistics.select:
-        seconds["select"] = sum(count * trial.selection(firsts[shape], parts) for shape, count in shapes.items())
+        seconds["select"] = _selecting(trial, collector, parts)
     if options.tune:
         seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
     if options.refine:
         seconds["refine"] = forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
     return Prediction(seconds, memory)
+
+
+def _selecting(trial: Trial, collector: LayerListener, parts: Parts) -> float:
+    """Return the seconds that choosing the shrinkages of all Grams takes; layers that were not reached share none."""
+    reached, missed = collector.in_order()
+    shared = [*reached, *((layer,) for layer in missed)]
+    counts = Counter(tuple(layer.shape for layer in layers) for layers in shared)
+    firsts = {tuple(layer.shape for layer in layers): layers for layers in shared}
+    return sum(count * trial.selection(firsts[shapes], parts) for shapes, count in counts.items())
 
 
 def _made_up(cols: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,10 +22,10 @@ from relaxprune.solvers import Solver
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from relaxprune.solving.solving import start_mask
 
-from .mask_solver import LayerInputs, MaskSolver
+from .mask_solver import LayerInputs, MaskSolver, SolvedLayer
 
-_ROWS = 64  # of a layer, evenly spread
-_ITERATIONS = 48
+_ROWS = 96  # of the layers that share a Gram, evenly spread
+_ITERATIONS = 32
 _LEAST = 1e-12  # of Wanda's error; smaller ones count as this
 
 
@@ -59,12 +59,17 @@ class ShrinkageSelector:
         """How often some rows of every layer are solved."""
         return len(self.candidates) * len(self.parts.held_out())
 
+    def samples(self, layers: Sequence[PrunableLayer]) -> list[PrunableLayer]:
+        """Return the rows of layers that share a Gram on which candidates are tried, as layers of their own."""
+        wanted = -(-_ROWS // max(1, len(layers)))
+        return [some_rows(layer, self.mask_solver.decided, wanted) for layer in layers]
+
     def choose(self, layers: Sequence[PrunableLayer], sums: GramAccumulator) -> ShrinkageChoice:
         """Choose the shrinkage of the Gram that some layers share; of equally good candidates the smallest.
 
         If no text can be held out, because other text has no token of these layers, it is the largest.
         """
-        some = [some_rows(layer, self.mask_solver.decided) for layer in layers]
+        some = self.samples(layers)
         own: dict[str, list[float]] = {}
         other: dict[str, list[float]] = {}
         for held in self.parts.held_out():
@@ -93,19 +98,19 @@ class ShrinkageSelector:
         bases = [self._wanda_errors(layer, trained, judges) for layer in layers]
         found = []
         for share in self.candidates:
-            matrix = shrink(trained.clone(), share)
-            gram, read = Gram(matrix), LayerGram(matrix, sums.tokens, sums.weight / sums.tokens, share)
             ratios: list[float] = []
-            for layer, base in zip(layers, bases, strict=True):
-                errors = self._errors(layer, LayerInputs(gram, read, 1, layer.name), judges)
+            solutions = self.solved(layers, shrink(trained.clone(), share))
+            for layer, base, solution in zip(layers, bases, solutions, strict=True):
+                errors = [_error(layer, solution.mask, solution.weight, judge) for judge in judges]
                 ratios += map(_log_ratio, errors, base)
             found.append(sum(ratios) / max(1, len(ratios)))
         return found
 
-    def _errors(self, layer: PrunableLayer, inputs: LayerInputs, judges: Sequence[Tensor]) -> list[float]:
-        """Return the errors of a layer's solution on held-out Grams."""
-        solved = self.mask_solver.solve(layer, inputs, 0)
-        return [_error(layer, solved.mask, solved.weight, judge) for judge in judges]
+    def solved(self, layers: Sequence[PrunableLayer], matrix: Tensor) -> Iterator[SolvedLayer]:
+        """Solve layers that share a (cols, cols) Gram."""
+        gram, read = Gram(matrix), LayerGram(matrix, 1, 1.0, 0.0)
+        for layer in layers:
+            yield self.mask_solver.solve(layer, LayerInputs(gram, read, 1, layer.name), 0)
 
     def _wanda_errors(self, layer: PrunableLayer, matrix: Tensor, judges: Sequence[Tensor]) -> list[float]:
         """Return the errors of Wanda's mask of a (cols, cols) Gram on held-out Grams."""
@@ -115,12 +120,15 @@ class ShrinkageSelector:
         return [_error(layer, mask, None, judge) for judge in judges]
 
 
-def some_rows(layer: PrunableLayer, decided: Decided) -> PrunableLayer:
-    """Return a layer of some rows of another, evenly spread: whole coupled blocks, unless a count scales with rows."""
+def some_rows(layer: PrunableLayer, decided: Decided, wanted: int) -> PrunableLayer:
+    """Return a layer of some rows of another, evenly spread: whole coupled blocks, unless a count scales with rows.
+
+    There are ``wanted`` at most, or one coupled block.
+    """
     rows = layer.shape[0]
     block = 1 if decided.target.sparsity is not None else _block_rows(layer, decided)
     blocks = rows // block
-    firsts = torch.arange(0, blocks, -(-blocks // max(1, _ROWS // block)))
+    firsts = torch.arange(0, blocks, -(-blocks // max(1, wanted // block)))
     picked = (firsts.unsqueeze(1) * block + torch.arange(block)).flatten()
     matrix = layer.matrix()
     part = nn.Parameter(matrix[picked.to(matrix.device)].clone(), requires_grad=False)
