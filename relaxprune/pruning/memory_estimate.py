@@ -27,13 +27,21 @@ def added_bytes(
 ) -> int:
     """Estimate the bytes that a run holds in addition to the model, without the interpreter and its libraries.
 
-    The sum of: one byte per mask entry; float64 Gram sums of the block with the most (as if no layers shared one); for
-    the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature), its weight in
-    float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and what the
-    solver holds within its memory budget; and twice the hidden states of all tokens, as wide as the first layer's
-    inputs. Attention masks and activations inside one block are not counted. Refining comes after all that, and counts
-    where it takes more: each weight in float32 four times (Adam's two moments and the gradient besides the weight) and
-    three times in the model's own dtype, and the dense model's predictions.
+    The sum of: one byte per mask entry; float64 Gram sums of the block with the most (as if no layers shared one), for
+    each part of the text if the shrinkage is estimated or chosen; for the layer that needs most its Gram in float32 and
+    twice in float64 (the proof of its curvature), its weight in float32 and float64 (for a certificate, six times more
+    in float64: the points of its candidates), and what the solver holds within its memory budget; and twice the hidden
+    states of all tokens, as wide as the first layer's inputs. Attention masks and activations inside one block are not
+    counted. Refining comes after all that, and counts where it takes more: each weight in float32 four times (Adam's
+    two moments and the gradient besides the weight) and three times in the model's own dtype, and the dense model's
+    predictions.
+
+    Args:
+        model: the model.
+        layers: what is pruned.
+        options: how.
+        tokens: of the calibration text.
+        kinds: of text among them.
     """
     sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
     masks = sum(layer.rows * layer.cols for layer in layers)
