@@ -57,7 +57,18 @@ class Chosen:
         return [
             f"{head}; error over Wanda's there {self._written(self.errors)}",
             *(f"  {name}: {self._written(errors)}" for name, errors in self.held_out.items()),
+            *(
+                [f"  most take the largest candidate, {max(self.candidates):g}: try larger ones"]
+                if self._at_end
+                else []
+            ),
         ]
+
+    @property
+    def _at_end(self) -> bool:
+        """Whether most Grams take the largest candidate, beyond which there may be better ones."""
+        largest = max(self.candidates)
+        return largest < 1 and 2 * self.counts[self.candidates.index(largest)] > sum(self.counts)
 
     def _written(self, errors: Sequence[float]) -> str:
         """Write the error of each candidate."""

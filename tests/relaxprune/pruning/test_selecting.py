@@ -241,6 +241,14 @@ def test_reports_are_read_as_they_were_written():
     assert found is not None and sum(found.counts) == len({layer.inputs.gram for layer in report.layers})
 
 
+def test_a_summary_says_where_larger_candidates_may_be_better():
+    found = [Chosen((0.0, most), (1, 3), (0.9, 0.8), {"fold 1 of 2": (0.9, 0.8)}).lines() for most in (0.4, 1.0)]
+    assert found[0][0].endswith("0 for 1, 0.4 for 3 of 4 Grams; error over Wanda's there 0.9000 at 0, 0.8000 at 0.4")
+    assert found[0][-1] == "  most take the largest candidate, 0.4: try larger ones"
+    assert found[1][-1] == "  fold 1 of 2: 0.9000 at 0, 0.8000 at 1"
+    assert Chosen((0.0, 1.0), (0, 2), (), {}).lines()[0].endswith("of which none had text to hold out")
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
