@@ -86,9 +86,9 @@ def collect(loaded: LoadedModel, arguments: argparse.Namespace) -> None:
 
 def accumulated(inputs: torch.Tensor) -> GramAccumulator:
     """Return the sums of (windows, length, cols) inputs, a batch per window."""
-    sums = GramAccumulator(inputs.shape[-1], inputs.device, halves=True)
+    sums = GramAccumulator(inputs.shape[-1], inputs.device, parts=2)
     for number, window in enumerate(inputs):
-        sums.add(window, batch=number)
+        sums.add(window, batch=number, part=number % 2)
     return sums
 
 

@@ -122,30 +122,65 @@ def without_first(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     return [_without_first(batch, tokens, index) for index, batch in enumerate(batches)]
 
 
-def _without_first(batch: Batch, tokens: int, index: int) -> Batch:
-    """Mark the first real tokens of one batch, and those of its decoder."""
+def window_count(batch: Batch) -> int:
+    """Return how many windows a batch has: the length of its token ids, or of its first tensor."""
+    ids = _token_ids(batch, "input_ids", *batch.args[:1])
+    tensors = [ids] if ids is not None else flatten((batch.args, batch.kwargs))[0]
+    return len(tensors[0]) if tensors and tensors[0].dim() else 1
+
+
+def with_marks(batch: Batch, index: int, reason: str) -> Batch:
+    """Return a batch that says of every token, and of those of its decoder, whether it counts.
+
+    Args:
+        batch: of token ids, (windows, length).
+        index: of the batch, for messages.
+        reason: why that is needed, for messages.
+
+    Raises:
+        RelaxPruneError: a batch without token ids.
+    """
     ids = _token_ids(batch, "input_ids", *batch.args[:1])
     if ids is None:
         raise RelaxPruneError(
-            f"skip_tokens is {tokens}, for which batches must hold token ids of shape (windows, length), got none in "
-            f"batch {index}"
+            f"{reason}, for which batches must hold token ids of shape (windows, length), got none in batch {index}"
         )
     labels = _token_ids(batch, "labels")
     decoder = _token_ids(batch, "decoder_input_ids")
-    streams = [(ids, batch.kept), (labels if decoder is None else decoder, batch.decoder_kept)]
-    marked: list[Tensor | None] = []
-    for read, kept in streams:
-        if kept is None and read is not None:
-            kept = torch.ones(read.shape, dtype=torch.bool, device=read.device)
-        if kept is not None:
-            kept = kept & (kept.cumsum(dim=1) > tokens)
-            if not bool(kept.any()):
-                raise RelaxPruneError(
-                    f"skip_tokens must leave tokens to count, got {tokens} with windows of {kept.shape[1]} in batch "
-                    f"{index}"
-                )
-        marked.append(kept)
-    return replace(batch, kept=marked[0], decoder_kept=marked[1])
+    return replace(
+        batch,
+        kept=_all_of(ids) if batch.kept is None else batch.kept,
+        decoder_kept=_all_of(labels if decoder is None else decoder)
+        if batch.decoder_kept is None
+        else batch.decoder_kept,
+    )
+
+
+def _all_of(ids: Tensor | None) -> Tensor | None:
+    """Return that all of some (windows, length) ids count, None for none."""
+    return None if ids is None else torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
+
+
+def _without_first(batch: Batch, tokens: int, index: int) -> Batch:
+    """Mark the first real tokens of one batch, and those of its decoder."""
+    marked = with_marks(batch, index, f"skip_tokens is {tokens}")
+    return replace(
+        marked,
+        kept=_after(marked.kept, tokens, index),
+        decoder_kept=_after(marked.decoder_kept, tokens, index),
+    )
+
+
+def _after(kept: Tensor | None, tokens: int, index: int) -> Tensor | None:
+    """Return which (windows, length) tokens count that did, less the first ones of every window."""
+    if kept is None:
+        return None
+    kept = kept & (kept.cumsum(dim=1) > tokens)
+    if not bool(kept.any()):
+        raise RelaxPruneError(
+            f"skip_tokens must leave tokens to count, got {tokens} with windows of {kept.shape[1]} in batch {index}"
+        )
+    return kept
 
 
 def _token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,7 @@ from relaxprune.problems.errors import RelaxPruneError
 CHUNK_TOKENS = 1024
 # Below it float32 squares lose digits or vanish next to the largest ones: they end at 1.2e-38, and Grams need 1e-8.
 _FAINT = 1e-15
+_ROUNDING = 1e-12  # of a sum of many float64 products
 
 
 @contextmanager
@@ -46,7 +47,7 @@ class GramAccumulator:
     """
 
     def __init__(
-        self, features: int, device: torch.device | str = "cpu", *, limit: float = math.inf, halves: bool = False
+        self, features: int, device: torch.device | str = "cpu", *, limit: float = math.inf, parts: int = 1
     ) -> None:
         """Start from no tokens.
 
@@ -54,7 +55,8 @@ class GramAccumulator:
             features: width of the inputs, at least 1.
             device: of the sum; activations are multiplied on their own device.
             limit: tokens with ‖x‖² above it get the weight limit / ‖x‖², all others 1; the mean is a weighted one.
-            halves: keep a second sum of the odd batches, for ``halves``; 8 bytes more per entry.
+            parts: in how many parts tokens are summed, for ``gram``; 8 bytes more per entry for each besides the first,
+                which is what the others leave of the whole.
 
         Raises:
             RelaxPruneError: ``features`` is not a positive whole number.
@@ -65,19 +67,22 @@ class GramAccumulator:
         self.weight = 0.0
         self._limit = limit
         self._sum = torch.zeros(features, features, dtype=torch.float64, device=device)
-        self._odd = torch.zeros_like(self._sum) if halves else None
-        self._odd_weight = 0.0
+        self._apart = [torch.zeros_like(self._sum) for _ in range(parts - 1)]
+        self._apart_weights = [0.0] * (parts - 1)
         self._dtype = torch.float32
         self._largest = 0.0
 
-    def add(self, inputs: Tensor, *, kept: Tensor | None = None, layer: str = "inputs", batch: int = 0) -> None:
-        """Count the tokens of one batch.
+    def add(
+        self, inputs: Tensor, *, kept: Tensor | None = None, layer: str = "inputs", batch: int = 0, part: int = 0
+    ) -> None:
+        """Count the tokens of one batch, or of one part of it.
 
         Args:
             inputs: (..., features) activations of any float dtype; every leading index is one token.
             kept: (batch, tokens) bool, True for real tokens, False for padding; None when all count.
             layer: name for error messages.
-            batch: index, for error messages and for the halves.
+            batch: index, for error messages.
+            part: which part they belong to.
 
         Raises:
             RelaxPruneError: wrong width or dtype, a mask that does not fit, or values that are not finite.
@@ -97,7 +102,7 @@ class GramAccumulator:
                         f"{where} overflow when squared in {compute}; their largest entry is "
                         f"{float(chunk.abs().max()):.3g}"
                     )
-                self._count(product.to(self._sum.device), weight, odd=batch % 2 == 1)
+                self._count(product.to(self._sum.device), weight, part)
         self.tokens += tokens.shape[0]
 
     def tokens_of(self, inputs: Tensor, kept: Tensor | None, where: str) -> Tensor:
@@ -125,13 +130,13 @@ class GramAccumulator:
         weights = token_weights(squared_norms(chunk), self._limit)  # (tokens,) float64
         return chunk * weights.sqrt().to(chunk.dtype).unsqueeze(1), float(weights.sum())
 
-    def _count(self, product: Tensor, weight: float, odd: bool) -> None:
-        """Add the (features, features) sum of some tokens of an odd or even batch, with their weights' sum."""
+    def _count(self, product: Tensor, weight: float, part: int) -> None:
+        """Add the (features, features) sum of some tokens of a part, with their weights' sum."""
         self._sum += product
         self.weight += weight
-        if odd and self._odd is not None:
-            self._odd += product
-            self._odd_weight += weight
+        if part:
+            self._apart[part - 1] += product
+            self._apart_weights[part - 1] += weight
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,8 +144,11 @@ class GramAccumulator:
         faint = 0 < float(self._sum.diagonal().max()) < _FAINT**2 * self.weight
         return torch.float64 if faint else self._dtype
 
-    def gram(self) -> Tensor:
+    def gram(self, parts: Collection[int] | None = None) -> Tensor:
         """Return the Gram so far.
+
+        Args:
+            parts: of these parts only, which must have weight; None for all tokens.
 
         Returns:
             (features, features), exactly symmetric; float64 when any input was or all inputs are too small for float32,
@@ -153,38 +161,46 @@ class GramAccumulator:
             raise RelaxPruneError("a Gram needs at least one token that is not padding, got none")
         if self._largest and not bool(self._sum.diagonal().any()):
             raise RelaxPruneError(f"inputs must have squares in float64, got none above {self._largest:.3g}")
-        mean = self._sum / self.weight
+        mean = self._sum / self.weight if parts is None else self.mean(parts)
         # A product of a matrix with its own transpose is symmetric only up to rounding: the two halves are averaged.
         mean.add_(mean.T.clone()).mul_(0.5)
-        dead = self._dead()
+        dead = self._dead(mean)
+        if parts is not None:  # what the other parts leave of a whole is its rounding where they hold all of it
+            dead |= mean.diagonal() * self.part_weight(parts) < _ROUNDING * self._sum.diagonal()
         mean[dead] = 0
         mean[:, dead] = 0
         return mean.to(self.dtype)
 
-    def _dead(self) -> Tensor:
-        """Return which features are below float32's normal range, (features,) bool; none of float64 inputs.
+    def _dead(self, mean: Tensor) -> Tensor:
+        """Return which features of a (features, features) mean are below float32's normal range, (features,) bool.
 
-        Such a second moment would keep neither its value nor its correlations.
+        Such a second moment would keep neither its value nor its correlations. None is of float64 inputs.
         """
         least = torch.finfo(torch.float32).tiny if self.dtype == torch.float32 else 0.0
-        return self._sum.diagonal() / self.weight < least
+        return mean.diagonal() < least
 
-    def halves(self) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
-        """Return the (features, features) float64 means of the even and of the odd batches, each with its weight.
+    def part_weight(self, parts: Collection[int]) -> float:
+        """Return the sum of the weights of the tokens of some parts."""
+        apart = sum(self._apart_weights[part - 1] for part in sorted(parts) if part)
+        return apart + (self.weight - sum(self._apart_weights) if 0 in parts else 0.0)
 
-        None if one of them has no token, or without ``halves``.
-        """
-        even_weight = self.weight - self._odd_weight
-        if self._odd is None or not self._odd_weight or not even_weight:
-            return None
-        even = (self._sum - self._odd).div_(even_weight)
-        return (even, even_weight), (self._odd / self._odd_weight, self._odd_weight)
+    def mean(self, parts: Collection[int]) -> Tensor:
+        """Return the (features, features) float64 mean of some parts, which must have weight, not yet symmetric."""
+        total = torch.zeros_like(self._sum)
+        if 0 in parts:
+            total += self._sum
+            for apart in (apart for part, apart in enumerate(self._apart, 1) if part not in parts):
+                total -= apart
+        else:
+            for part in sorted(parts):
+                total += self._apart[part - 1]
+        return total.div_(self.part_weight(parts))
 
     def clone(self) -> GramAccumulator:
         """Return an independent copy."""
         twin = copy.copy(self)
         twin._sum = self._sum.clone()
-        twin._odd = None if self._odd is None else self._odd.clone()
+        twin._apart, twin._apart_weights = [apart.clone() for apart in self._apart], list(self._apart_weights)
         return twin
 
 

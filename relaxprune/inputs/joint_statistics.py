@@ -18,6 +18,7 @@ from .gram_accumulator import (
     token_weights,
 )
 from .layer_listener import GramGroup, LayerListener
+from .parts import ONE_PART, Parts
 from .propagation import Propagation
 from .stages import Stage
 from .statistics import StatisticsCollector
@@ -34,8 +35,8 @@ class JointAccumulator(GramAccumulator):
             the router reads something else; from then on there are no joint statistics.
     """
 
-    def __init__(self, features: int, device: torch.device | str, *, limit: float, halves: bool) -> None:
-        super().__init__(features, device, limit=limit, halves=halves)
+    def __init__(self, features: int, device: torch.device | str, *, limit: float, parts: int) -> None:
+        super().__init__(features, device, limit=limit, parts=parts)
         self.aligned = True
         self._cross = torch.zeros_like(self._sum)
         self._dense = torch.zeros_like(self._sum)
@@ -80,7 +81,7 @@ class JointAccumulator(GramAccumulator):
         own, cross, dense = (tensor / self.weight for tensor in (self._sum, self._cross, self._dense))
         mixed = (1 - share) * own + share * cross
         both = (1 - share) ** 2 * own + share * (1 - share) * (cross + cross.T) + share**2 * dense
-        mixed[:, self._dead()] = 0
+        mixed[:, self._dead(own)] = 0
         return mixed.to(self.dtype), ((both + both.T) / 2).to(self.dtype)
 
     def clone(self) -> JointAccumulator:
@@ -111,11 +112,13 @@ class JointCollector(StatisticsCollector):
     Args:
         layers: the layers to listen to.
         streams: which tokens, and so which padding, each layer reads.
-        halves: keep the sums of even and odd batches apart.
+        parts: which tokens are summed apart.
     """
 
-    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, halves: bool = False) -> None:
-        super().__init__(layers, streams=streams, halves=halves)
+    def __init__(
+        self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, parts: Parts = ONE_PART
+    ) -> None:
+        super().__init__(layers, streams=streams, parts=parts)
         self._beside: dict[str, list[Tensor]] = {}
         self._all = 0  # tokens of the batch at hand
 
@@ -132,7 +135,7 @@ class JointCollector(StatisticsCollector):
 
     def _new(self, features: int, device: torch.device, limit: float) -> JointAccumulator:
         """Return the sums that a group starts with."""
-        return JointAccumulator(features, device, limit=limit, halves=self._halves)
+        return JointAccumulator(features, device, limit=limit, parts=self._parts.count)
 
     def _add(self, accumulator: GramAccumulator, leader: PrunableLayer, kept: Tensor | None, batch: int) -> None:
         """Add what a group's first layer has read in both passes."""

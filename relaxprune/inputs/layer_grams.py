@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.statistics_options import AUTO, StatisticsOptions
 
+from .batches import Batch
 from .dense_stream import DenseStream
+from .gram_accumulator import GramAccumulator
 from .joint_statistics import JointAccumulator, JointCollector
 from .layer_listener import LayerListener
+from .parts import HALVES, ONE_PART, Parts, kinds_of
 from .propagation import Propagation, observe
-from .shrinkage import estimate, shrink
+from .shrinkage import ShrinkageChoice, estimate, shrink
 from .stages import Stage
 from .statistics import NormCollector, StatisticsCollector
 from .streams import Streams
@@ -31,6 +34,7 @@ class LayerGram:
         cross: (cols, cols) E[x x̃ᵀ], x̃ the inputs of the Gram and x those that outputs should be right for, shrunk
             like it; None if not asked for, or if the dense model has other tokens.
         dense_gram: (cols, cols) E[x xᵀ], shrunk like it; None like the one before.
+        choice: how λ was chosen among several, None if it was not.
     """
 
     gram: Tensor
@@ -39,6 +43,7 @@ class LayerGram:
     shrinkage: float
     cross: Tensor | None = None
     dense_gram: Tensor | None = None
+    choice: ShrinkageChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,15 @@ class GramMaker:
         options: what was asked for.
         streams: which tokens, and so which padding, each layer reads.
         correct: share λ of the way from the pruned model's inputs to the dense ones, where both are gathered.
+        parts: which tokens are summed apart.
     """
 
     options: StatisticsOptions = field(default_factory=StatisticsOptions)
     streams: Streams = field(default_factory=Streams)
     correct: float = 1.0
+    parts: Parts = ONE_PART
 
-    def parts(self, stage: Stage, propagation: Propagation) -> list[Stage]:
+    def split(self, stage: Stage, propagation: Propagation) -> list[Stage]:
         """Split a stage into layers that are gathered together, in the order in which they have to be pruned.
 
         The first batch shows which layers share inputs. The layers that it misses come last, gathered in one pass.
@@ -67,10 +74,16 @@ class GramMaker:
         reached, missed = scout.in_order()
         return [Stage(stage.index, layers) for layers in (*reached, missed) if layers]
 
+    def without_selection(self) -> GramMaker:
+        """Return one that takes the middle candidate for the shrinkage, of this where one is chosen."""
+        if not self.options.select:
+            return self
+        return replace(self, options=self.options.without_selection(), parts=ONE_PART)
+
     def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
         """Put every batch through a stage and return the sums of its layers' inputs, joint with ``dense`` if given."""
         kind = StatisticsCollector if dense is None else JointCollector
-        collector = kind(stage.layers, streams=self.streams, halves=self.options.shrinkage == AUTO)
+        collector = kind(stage.layers, streams=self.streams, parts=self.parts)
         if self.options.token_cap is not None:
             norms = NormCollector(stage.layers, streams=self.streams)
             observe(propagation, stage, norms)
@@ -81,17 +94,42 @@ class GramMaker:
             observe(propagation, stage, collector)
         return collector
 
-    def take(self, collector: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], LayerGram | None]:
-        """Remove a collector's first group, and with it its sums.
+    def made(self, sums: GramAccumulator, choice: ShrinkageChoice | None = None) -> LayerGram:
+        """Return the Gram of some layers, shrunk as it was chosen, or else as the options say.
 
-        Returns:
-            Its layers and their Gram, None if no token that counts reached them.
+        Args:
+            sums: of tokens that reached them, at least one.
+            choice: how far, if that was chosen for them.
         """
-        layers, sums = collector.take()
-        if sums is None:
-            return layers, None
         wanted = self.options.shrinkage
         share = estimate(sums) if isinstance(wanted, str) else wanted or 0.0
+        if choice is not None:
+            share = choice.share
         joint = sums.joint(self.correct) if isinstance(sums, JointAccumulator) else None
-        beside = {} if joint is None else {"cross": shrink(joint[0], share), "dense_gram": shrink(joint[1], share)}
-        return layers, LayerGram(shrink(sums.gram(), share), sums.tokens, sums.weight / sums.tokens, share, **beside)
+        return LayerGram(
+            shrink(sums.gram(), share),
+            sums.tokens,
+            sums.weight / sums.tokens,
+            share,
+            cross=None if joint is None else shrink(joint[0], share),
+            dense_gram=None if joint is None else shrink(joint[1], share),
+            choice=choice,
+        )
+
+
+def summed_parts(options: StatisticsOptions, batches: Sequence[Batch], kinds: Sequence[str] | None) -> Parts:
+    """Return in which parts the Grams of a run are summed.
+
+    Args:
+        options: what was asked for.
+        batches: calibration batches.
+        kinds: the kind of each of their windows; None for one kind.
+
+    Raises:
+        RelaxPruneError: there are not as many kinds as windows.
+    """
+    if kinds is not None:
+        kinds_of(batches, kinds)
+    if options.select:
+        return Parts.to_hold_out(batches, kinds)
+    return HALVES if options.shrinkage == AUTO else ONE_PART

@@ -34,10 +34,17 @@ class GramGroup:
 
 @dataclass(frozen=True)
 class Reading:
-    """One call of a layer: its input, and the version that shows whether it was changed since."""
+    """One call of a layer.
+
+    Attributes:
+        tensor: its input.
+        version: shows whether that was changed since.
+        windows: of an expert where tokens are marked, the window of each token, (tokens,); else None.
+    """
 
     tensor: Tensor
     version: int
+    windows: Tensor | None = None
 
     def key(self) -> Hashable:
         """Identify the tensor within one forward pass, during which it is held alive."""
@@ -107,23 +114,25 @@ class LayerListener:
 
         return note
 
-    def _note(self, layer: PrunableLayer, tensor: Tensor) -> None:
+    def _note(self, layer: PrunableLayer, tensor: Tensor, windows: Tensor | None = None) -> None:
         """Note one call of a layer."""
         if not self.calls[layer.name] and not self._readings[layer.name]:
             self.order.append(layer.name)
-        self._readings[layer.name].append(Reading(tensor.detach(), tensor._version))
+        self._readings[layer.name].append(Reading(tensor.detach(), tensor._version, windows))
 
     def _hear(self, kept: Tensor | None, layer: PrunableLayer, inputs: Tensor, rows: Tensor | None) -> None:
         """Note what an expert reads; tokens that are padding go first, for it reads them in an order of its own."""
+        windows = None
         if kept is not None:
             if rows is None:
                 raise RelaxPruneError(
-                    f"which tokens expert {layer.name!r} reads is not known, so that padding cannot be told; give "
-                    "batches without padding, or exclude this layer"
+                    f"which tokens expert {layer.name!r} reads is not known, so that padding and kinds of text cannot "
+                    "be told; give batches without padding and of one kind, or exclude this layer"
                 )
-            inputs = inputs[kept.reshape(-1).to(rows.device)[rows]]
+            real = kept.reshape(-1).to(rows.device)[rows]
+            inputs, windows = inputs[real], rows[real] // kept.shape[1]
         if len(inputs):
-            self._note(layer, inputs)
+            self._note(layer, inputs, windows)
 
     def _absorb(self, batch: int, kept: Tensor | None, decoder_kept: Tensor | None) -> None:
         """Split the groups by what was read in this pass, and count each distinct reading once."""

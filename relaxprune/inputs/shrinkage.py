@@ -1,11 +1,32 @@
-"""Shrinking a Gram towards its diagonal, and estimating how far from how much its two halves differ."""
+"""Shrinking a Gram towards its diagonal, and how far: by estimate from how much its two halves differ, or by choice."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .gram_accumulator import GramAccumulator
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkageChoice:
+    """How far a Gram is shrunk, chosen on text that was held out.
+
+    Attributes:
+        share: λ, the candidate that is best on average.
+        candidates: the values tried.
+        errors: of each candidate, the mean error of its layers on held-out text over that of Wanda's masks, a geometric
+            mean; empty if no text could be held out.
+        held_out: the same by what was held out.
+    """
+
+    share: float
+    candidates: tuple[float, ...]
+    errors: tuple[float, ...]
+    held_out: Mapping[str, tuple[float, ...]]
 
 
 def shrink(gram: Tensor, share: float) -> Tensor:
@@ -31,15 +52,15 @@ def estimate(accumulator: GramAccumulator) -> float:
     over all entries leaves little. It falls as more tokens come in, and λ with it.
 
     Args:
-        accumulator: with halves.
+        accumulator: of two parts, the even and the odd batches.
 
     Returns:
         λ in [0, 1]; 1 if one half has no token, and the Gram's accuracy is unknown.
     """
-    halves = accumulator.halves()
-    if halves is None:
+    even_weight, odd_weight = accumulator.part_weight([0]), accumulator.part_weight([1])
+    if not even_weight or not odd_weight:
         return 1.0
-    (even, even_weight), (odd, odd_weight) = halves
+    even, odd = accumulator.mean([0]), accumulator.mean([1])
     total = even_weight + odd_weight
     difference, mean = even - odd, even.mul_(even_weight / total).add_(odd, alpha=odd_weight / total)
     diagonal = mean.diagonal().clone()

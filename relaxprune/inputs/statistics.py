@@ -13,6 +13,7 @@ from relaxprune.models.layers import PrunableLayer
 
 from .gram_accumulator import GramAccumulator, real_tokens, squared_norms
 from .layer_listener import GramGroup, LayerListener
+from .parts import ONE_PART, Parts
 from .streams import ONE_STREAM, Streams
 
 
@@ -23,16 +24,18 @@ class StatisticsCollector(LayerListener):
     common until then. A layer that is called several times in a pass counts all its calls into its one Gram.
     """
 
-    def __init__(self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, halves: bool = False) -> None:
+    def __init__(
+        self, layers: Sequence[PrunableLayer], *, streams: Streams = ONE_STREAM, parts: Parts = ONE_PART
+    ) -> None:
         """Prepare for some layers.
 
         Args:
             layers: the layers to listen to.
             streams: which tokens, and so which padding, each layer reads.
-            halves: keep the sums of even and odd batches apart.
+            parts: which tokens are summed apart.
         """
         super().__init__(layers, streams=streams)
-        self._halves = halves
+        self._parts = parts
         self._limits: Mapping[str, float] = {}
 
     def limit(self, norms: NormCollector, cap: float) -> None:
@@ -68,13 +71,20 @@ class StatisticsCollector(LayerListener):
 
     def _new(self, features: int, device: torch.device, limit: float) -> GramAccumulator:
         """Return the sum that a group starts with."""
-        return GramAccumulator(features, device, limit=limit, halves=self._halves)
+        return GramAccumulator(features, device, limit=limit, parts=self._parts.count)
 
     def _add(self, accumulator: GramAccumulator, leader: PrunableLayer, kept: Tensor | None, batch: int) -> None:
         """Add what a group's first layer has read in this pass."""
-        kept = None if leader.expert is not None else kept  # its padding is gone already
-        for columns in self._columns(leader):
-            accumulator.add(columns, kept=kept, layer=leader.name, batch=batch)
+        if leader.expert is None:
+            for part, own in self._parts.of(batch, kept, leader.name):
+                for columns in self._columns(leader):
+                    accumulator.add(columns, kept=own, layer=leader.name, batch=batch, part=part)
+            return
+        # An expert's padding is gone already, and its tokens lie in an order of its own.
+        for reading, columns in zip(self._readings[leader.name], self._columns(leader), strict=True):
+            for part, rows in self._parts.of_tokens(batch, reading.windows):
+                some = columns if rows is None else columns[rows]
+                accumulator.add(some, layer=leader.name, batch=batch, part=part)
 
 
 class NormCollector(LayerListener):

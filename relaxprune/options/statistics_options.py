@@ -31,12 +31,16 @@ class StatisticsOptions:
             pass.
         shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see ``shrinkage.estimate``). None for 0.2
             if weights stay and 0 if they move, whose damping does the same, and for methods that were published so.
+        select: candidates for λ, at least two different ones. Each Gram takes the one whose solutions are best on text
+            that was held out of it, of the same kinds and, if windows are of several, of other kinds. Empty for
+            ``shrinkage``.
     """
 
     collect: str = "block"
     skip_tokens: int = 0
     token_cap: float | None = None
     shrinkage: float | str | None = None
+    select: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -50,15 +54,42 @@ class StatisticsOptions:
             positive_number("token_cap", self.token_cap)
         if self.shrinkage is not None and self.shrinkage != AUTO:
             fraction("shrinkage", self.shrinkage, ' or be "auto"')
+        self._check_select()
+
+    def _check_select(self) -> None:
+        """Raise RelaxPruneError unless there are no candidates, or some to choose among."""
+        if not isinstance(self.select, (tuple, list)):
+            raise RelaxPruneError(f"select must be a tuple of numbers, got {self.select!r}")
+        object.__setattr__(self, "select", tuple(self.select))  # a list, as JSON has it, is taken too
+        for share in self.select:
+            fraction("select", share)
+        if self.select and len({*self.select}) < max(2, len(self.select)):
+            given = ", ".join(f"{share:g}" for share in self.select)
+            raise RelaxPruneError(f"select must have at least 2 candidates, all different, got {given}")
+        if self.select and self.shrinkage is not None:
+            raise RelaxPruneError(
+                f"shrinkage is {self.shrinkage!r}, but select chooses it among {len(self.select)} candidates; leave "
+                "one of them out"
+            )
 
     def shrunk(self, share: float) -> StatisticsOptions:
-        """Return options with this shrinkage if none was given."""
-        return replace(self, shrinkage=share) if self.shrinkage is None else self
+        """Return options with this shrinkage if none was given and none is selected."""
+        return replace(self, shrinkage=share) if self.shrinkage is None and not self.select else self
+
+    def without_selection(self) -> StatisticsOptions:
+        """Return options that take the middle candidate instead of selecting one."""
+        middle = sorted(self.select)[len(self.select) // 2] if self.select else self.shrinkage
+        return replace(self, select=(), shrinkage=middle)
 
     def check_for(self, batches: int) -> None:
-        """Raise RelaxPruneError if there are too few batches to estimate the shrinkage from."""
-        if self.shrinkage == AUTO and batches < 2:
+        """Raise RelaxPruneError if there are too few batches to estimate the shrinkage from, or to hold some out."""
+        if batches < 2 and self.shrinkage == AUTO:
             raise RelaxPruneError(
                 f'shrinkage "auto" compares even with odd batches and needs at least 2, got {batches}; give smaller '
                 "batches or a number"
+            )
+        if batches < 2 and self.select:
+            raise RelaxPruneError(
+                f"select holds out batches and needs at least 2, got {batches}; give more or smaller batches, or "
+                "shrinkage"
             )

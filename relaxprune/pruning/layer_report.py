@@ -20,6 +20,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
     "float | None": (float, type(None)),
+    "list[float] | None": (list, type(None)),
+    "dict[str, list[float]] | None": (dict, type(None)),
 }
 
 
@@ -33,6 +35,11 @@ class InputReport:
         shrinkage: λ of the Gram (1 − λ) G + λ Diag(G), on which all energies, objectives and bounds are taken.
         calls: the most calls of the layer in one forward pass; all count into its one Gram.
         gram: name of the first layer of those that share this layer's Gram.
+        candidates: what λ was chosen among, None if it was not chosen.
+        candidate_errors: of each candidate, the error on held-out text over that of Wanda's masks, a geometric mean
+            over what was held out and the layers that share the Gram; empty if no text could be held out. None like the
+            one before.
+        held_out_errors: the same by what was held out. None like the ones before.
     """
 
     tokens: int
@@ -40,6 +47,15 @@ class InputReport:
     shrinkage: float = 0.0
     calls: int
     gram: str
+    candidates: list[float] | None = None
+    candidate_errors: list[float] | None = None
+    held_out_errors: dict[str, list[float]] | None = None
+
+    def check_choice(self, layer: str) -> None:
+        """Raise RelaxPruneError unless there is a positive error of every candidate, or none at all."""
+        errors = [*filter(None, [self.candidate_errors]), *(self.held_out_errors or {}).values()]
+        if any(len(row) != len(self.candidates or []) or not all(error > 0 for error in row) for row in errors):
+            raise RelaxPruneError(f"layer {layer!r} must have a positive error for each candidate of its shrinkage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +248,9 @@ class LayerReport:
             raise RelaxPruneError(f"layer {own['name']!r} has no weights")
         for name in ("requested_sparsity", "sparsity"):
             fraction(f"{name} of layer {own['name']!r}", own[name])
-        return cls(**own, **{name: part(**_read(data, fields(part))) for name, part in _PARTS.items()})
+        report = cls(**own, **{name: part(**_read(data, fields(part))) for name, part in _PARTS.items()})
+        report.inputs.check_choice(report.name)
+        return report
 
 
 def _read(data: Mapping[str, Any], wanted: Iterable[Field[Any]]) -> dict[str, Any]:
@@ -241,7 +259,7 @@ def _read(data: Mapping[str, Any], wanted: Iterable[Field[Any]]) -> dict[str, An
     for field in wanted:
         if field.name in data:
             value = data[field.name]
-            if not is_kind(value, _KINDS[str(field.type)]):
+            if not is_kind(value, _KINDS[str(field.type)]) or not _numbers_inside(value):
                 raise RelaxPruneError(
                     f"{field.name} of layer {data.get('name')!r} must be {field.type}, got a {type(value).__name__}"
                 )
@@ -249,3 +267,10 @@ def _read(data: Mapping[str, Any], wanted: Iterable[Field[Any]]) -> dict[str, An
         elif field.default is MISSING:
             raise RelaxPruneError(f"a layer lacks {field.name!r}")
     return found
+
+
+def _numbers_inside(value: Any) -> bool:
+    """Return whether a list, or the lists of a dict, hold numbers; anything else does."""
+    if isinstance(value, dict):
+        return all(isinstance(part, list) and _numbers_inside(part) for part in value.values())
+    return not isinstance(value, list) or all(is_kind(item, float) for item in value)

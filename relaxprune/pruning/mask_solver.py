@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from relaxprune.certificates import MaskCertificate
 from relaxprune.inputs.layer_grams import LayerGram
+from relaxprune.inputs.shrinkage import ShrinkageChoice
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.target import Decided
@@ -49,6 +51,7 @@ class LayerInputs:
             shrinkage=read.shrinkage,
             calls=self.calls,
             gram=self.leader,
+            **_selected(read.choice),
         )
 
 
@@ -181,6 +184,17 @@ class MaskSolver:
     def _solution(self, problem: MaskProblem | ReconstructionProblem) -> Solution:
         """Solve with the options of the run."""
         return solve(problem, self.solver, options=self.options, throw=False)
+
+
+def _selected(choice: ShrinkageChoice | None) -> dict[str, Any]:
+    """Return how the shrinkage was chosen, as fields of ``InputReport``."""
+    if choice is None:
+        return {}
+    return {
+        "candidates": list(choice.candidates),
+        "candidate_errors": list(choice.errors),
+        "held_out_errors": {name: list(errors) for name, errors in choice.held_out.items()},
+    }
 
 
 def wanda_objective(problem: MaskProblem, solution: Solution, memory_bytes: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from relaxprune.inputs.parts import most_parts
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.statistics_options import AUTO
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
@@ -21,16 +22,26 @@ def model_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int) -> int:
+def added_bytes(
+    model: nn.Module, layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, kinds: int = 1
+) -> int:
     """Estimate the bytes that a run holds in addition to the model, without the interpreter and its libraries.
 
-    The sum of: one byte per mask entry; float64 Gram sums of the block with the most (as if no layers shared one); for
-    the layer that needs most its Gram in float32 and twice in float64 (the proof of its curvature), its weight in
-    float32 and float64 (for a certificate, six times more in float64: the points of its candidates), and what the
-    solver holds within its memory budget; and twice the hidden states of all tokens, as wide as the first layer's
-    inputs. Attention masks and activations inside one block are not counted. Refining comes after all that, and counts
-    where it takes more: each weight in float32 four times (Adam's two moments and the gradient besides the weight) and
-    three times in the model's own dtype, and the dense model's predictions.
+    The sum of: one byte per mask entry; float64 Gram sums of the block with the most (as if no layers shared one), for
+    each part of the text if the shrinkage is estimated or chosen; for the layer that needs most its Gram in float32 and
+    twice in float64 (the proof of its curvature), its weight in float32 and float64 (for a certificate, six times more
+    in float64: the points of its candidates), and what the solver holds within its memory budget; and twice the hidden
+    states of all tokens, as wide as the first layer's inputs. Attention masks and activations inside one block are not
+    counted. Refining comes after all that, and counts where it takes more: each weight in float32 four times (Adam's
+    two moments and the gradient besides the weight) and three times in the model's own dtype, and the dense model's
+    predictions.
+
+    Args:
+        model: the model.
+        layers: what is pruned.
+        options: how.
+        tokens: of the calibration text.
+        kinds: of text among them.
     """
     sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
     masks = sum(layer.rows * layer.cols for layer in layers)
@@ -40,12 +51,26 @@ def added_bytes(model: nn.Module, layers: Sequence[PlannedLayer], options: Prune
     states = 2 * tokens * layers[0].cols * item
     temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
-    halves = sums if options.statistics.shrinkage == AUTO else 0  # the odd batches' sums too
-    pruning = sums + halves + solving + solver + states + _moving_bytes(layers, options, tokens, sums)
+    pruning = (
+        sums
+        + _apart_bytes(layers, options, sums, kinds)
+        + solving
+        + solver
+        + states
+        + _moving_bytes(layers, options, tokens, sums)
+    )
     if not options.refine:
         return masks + pruning
     refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
     return masks + max(pruning, refining) + states // 2
+
+
+def _apart_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, sums: int, kinds: int) -> int:
+    """Return the bytes of the sums of single parts, and of the Grams that candidates for the shrinkage are tried on."""
+    if not options.statistics.select:
+        return sums if options.statistics.shrinkage == AUTO else 0
+    tried = max(8 * (3 + kinds) * layer.cols**2 for layer in layers)
+    return (most_parts(kinds) - 1) * sums + tried
 
 
 def _moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, sums: int) -> int:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from relaxprune.inputs.batches import check_fit, read_batches, without_first
-from relaxprune.inputs.layer_grams import GramMaker
+from relaxprune.inputs.batches import check_fit
+from relaxprune.inputs.layer_grams import GramMaker, LayerGram
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.forward import borrowed
+from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
+from .calibration import Calibration
 from .channels.channel_permuter import ChannelPermuter
 from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
@@ -30,6 +32,7 @@ from .planner import plan_model
 from .prune_report import PruneEvent, PruneReport
 from .refining import Refining
 from .route import Route, Step
+from .selecting import ShrinkageSelector
 from .sharing.counts import decide
 from .sharing.dense_grams import DenseModel
 from .tuning.block_tuner import BlockTuner, tunable
@@ -42,6 +45,7 @@ def prune_model(
     batches: Iterable[Any],
     *,
     plan: Plan | None = None,
+    kinds: Sequence[str] | None = None,
     recorder: BlockRecorder | None = None,
     on_event: Callable[[PruneEvent], None] | None = None,
     **words: Any,
@@ -63,6 +67,8 @@ def prune_model(
             an ``attention_mask`` of shape (batch, tokens) marks padding with 0, which never counts, and a
             ``decoder_attention_mask`` that of an encoder-decoder model's other tokens).
         plan: a plan of ``plan_model`` for this model; None to plan from ``words`` now.
+        kinds: the kind of text of each window, in the order of the batches, such as ``TokenWindows.kinds``, for
+            ``StatisticsOptions.select``; None if all are of one.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. An ``AllocationRecorder``
             also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates, a ``RefinementRecorder``
             the refinement of the whole model.
@@ -86,7 +92,7 @@ def prune_model(
     plan.check_model(model)
     outcome = Outcome(len(plan.layers), on_event)
     with borrowed(model), OutputCheck(plan.weights) as check:
-        run = _Run.prepare(plan, batches, recorder, outcome, check)
+        run = _Run.prepare(plan, Calibration(batches, kinds), recorder, outcome, check)
         run.prune()
     return outcome.report(run.plan, run.route.method)
 
@@ -100,6 +106,7 @@ class _Run:
     gram_maker: GramMaker
     permuter: ChannelPermuter | None
     mask_solver: MaskSolver
+    selector: ShrinkageSelector | None
     recorder: BlockRecorder | None
     outcome: Outcome
     check: OutputCheck
@@ -110,30 +117,30 @@ class _Run:
     def prepare(
         cls,
         plan: Plan,
-        batches: Iterable[Any],
+        text: Calibration,
         recorder: BlockRecorder | None,
         outcome: Outcome,
         check: OutputCheck,
     ) -> _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
         request, model, blocks = plan.request, plan.model, plan.blocks
-        read = without_first(read_batches(batches), request.options.statistics.skip_tokens)
-        request.check_batches(len(read))
+        read, parts = text.read(request)
         check_fit(model, read)
         with outcome.timed("capture"):
             check.run(model, read[0])
             plan = plan.without(check.failed)
             outcome.planned = len(plan.layers)
             streams = token_streams(model, plan.weights, read)
-            gram_maker = GramMaker(request.options.statistics, streams, request.options.correct)
+            gram_maker = GramMaker(request.options.statistics, streams, request.options.correct, parts)
             permuter = ChannelPermuter.of(request.options, request.target, model, blocks, streams)
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         refining = Refining.prepare(plan, read, recorder, outcome)
-        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker)
+        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection())
         mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
         route = Route(plan, read, agenda, outcome.timed)
-        return cls(plan, route, gram_maker, permuter, mask_solver, recorder, outcome, check, refining)
+        selector = ShrinkageSelector.of(mask_solver, parts)
+        return cls(plan, route, gram_maker, permuter, mask_solver, selector, recorder, outcome, check, refining)
 
     def prune(self) -> None:
         """Go through all stages: observe, solve, apply, record, propagate; then refine."""
@@ -184,7 +191,7 @@ class _Run:
         """Yield the sums of a stage's inputs, all at once or part by part, each once the parts before are pruned."""
         joint = step.dense if self.mask_solver.options.correct else None
         with self.outcome.timed("statistics"):
-            parts = self.gram_maker.parts(step.stage, step.pruned)
+            parts = self.gram_maker.split(step.stage, step.pruned)
         for part in parts:
             with self.outcome.timed("statistics"):
                 sums = self.gram_maker.gather(part, step.pruned, joint)
@@ -197,8 +204,7 @@ class _Run:
 
     def _solve_group(self, sums: StatisticsCollector, stage: Stage) -> Iterator[SolvedLayer]:
         """Solve the layers of the next group."""
-        with self.outcome.timed("statistics"):
-            layers, read = self.gram_maker.take(sums)  # the float64 sums are gone before anything is solved
+        layers, read = self._take(sums)  # the float64 sums are gone before anything is solved
         if read is None:
             return
         gram = Gram(read.gram)
@@ -208,6 +214,18 @@ class _Run:
             with self.outcome.timed("solve"):
                 solved = self.mask_solver.solve(layer, inputs, stage.index)
             yield solved
+
+    def _take(self, sums: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], LayerGram | None]:
+        """Return the layers of the next group and their Gram, None if no token that counts reached them."""
+        layers, own = sums.take()
+        if own is None:
+            return layers, None
+        choice = None
+        if self.selector is not None:
+            with self.outcome.timed("select"):
+                choice = self.selector.choose([item for item in layers if item.name not in self.check.failed], own)
+        with self.outcome.timed("statistics"):
+            return layers, self.gram_maker.made(own, choice)
 
     def apply(self, solved: SolvedLayer, block: BlockRecord, stage: Stage) -> None:
         """Write a layer's mask, and its new weights if they move, into the model; add it to its block's record."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from relaxprune.inputs.batches import read_batches
+from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed, refuse_unsupported
@@ -44,6 +45,7 @@ def plan_model(
     options: PruneOptions | None = None,
     tokens: int = 0,
     batches: Iterable[Any] | None = None,
+    kinds: Sequence[str] | None = None,
     **solver_options: Any,
 ) -> Plan:
     """Decide and check everything about a run of ``prune_model``; without ``batches`` nothing runs.
@@ -65,6 +67,7 @@ def plan_model(
         tokens: number of calibration tokens, for the memory estimate.
         batches: the calibration batches as ``prune_model`` takes them, to predict time and peak memory from a few
             seconds of trials, without the pass of an allocation. None to predict nothing.
+        kinds: the kind of text of each window, as ``prune_model`` takes them, for both estimates.
         **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp", fw's
             ``tighten`` is "diagonal" unless it is given here: certificates start from there. An instance's "none"
             counts as not given.
@@ -77,11 +80,12 @@ def plan_model(
             nothing, nothing left to prune, or a solver that ignores an option or cannot take a layer.
     """
     target = Target(sparsity, pattern, polytope, None if allocation is None else Allocation.of(allocation))
-    plan = make_plan(model, PruneRequest.of(target, solver, options, solver_options), tokens)
-    return plan if batches is None else with_prediction(plan, batches)
+    request = PruneRequest.of(target, solver, options, solver_options)
+    plan = make_plan(model, request, tokens, len({*(kinds or ())}) or 1)
+    return plan if batches is None else with_prediction(plan, batches, kinds)
 
 
-def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
+def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: int = 1) -> Plan:
     """Plan what was asked for: choose the layers, and check that all of them can be pruned as asked.
 
     Raises:
@@ -118,7 +122,7 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0) -> Plan:
         skipped=[*skipped, *left, *misfits],
         matrices=count_matrices(model, weights, [layer for layer in found if layer.name in unasked]),
         model_bytes=model_bytes(model),
-        added_bytes=added_bytes(model, layers, request.options, tokens),
+        added_bytes=added_bytes(model, layers, request.options, tokens, kinds),
     )
 
 
@@ -139,13 +143,14 @@ def _fitting(request: PruneRequest, layers: list[PrunableLayer]) -> tuple[list[P
     return [layer for layer in layers if layer.name not in misfits], skipped
 
 
-def with_prediction(plan: Plan, batches: Iterable[Any]) -> Plan:
+def with_prediction(plan: Plan, batches: Iterable[Any], kinds: Sequence[str] | None = None) -> Plan:
     """Return a plan of the layers that compute with their weights, with what the run is expected to take.
 
     The model runs on a batch for the one, and on a window for the other.
     """
     read = read_batches(batches)
+    parts = summed_parts(plan.request.options.statistics, read, kinds)
     with borrowed(plan.model), OutputCheck(plan.weights) as check:
         check.run(plan.model, read[0])
     plan = plan.without(check.failed)
-    return replace(plan, prediction=predict(plan, read))
+    return replace(plan, prediction=predict(plan, read, parts))

@@ -14,6 +14,7 @@ from relaxprune.inputs.batches import Batch, run_model, split_windows
 from relaxprune.inputs.gram_accumulator import CHUNK_TOKENS, GramAccumulator
 from relaxprune.inputs.layer_grams import LayerGram
 from relaxprune.inputs.layer_listener import LayerListener
+from relaxprune.inputs.parts import ONE_PART, Parts
 from relaxprune.models.blocks import NO_BLOCKS
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import PrunableLayer
@@ -25,6 +26,7 @@ from relaxprune.support.memory import peak_memory_bytes, resident_bytes
 from .mask_solver import LayerInputs, MaskSolver
 from .plan import Plan, Prediction
 from .request import PruneRequest
+from .selecting import ShrinkageSelector
 
 _MULTIPLY_ADDS = 3e8  # of one product of the rows that are tried
 _LEAST_ROWS = 64
@@ -59,9 +61,7 @@ class Trial:
         # A count over the layer that comes from a sparsity is one over some of its rows just as well.
         whole = polytope.rows_per_block((rows, cols)) > 1 and target.sparsity is None
         some = rows if whole else _rows(rows, cols)
-        generator = torch.Generator().manual_seed(cols)
-        mix = torch.randn(cols, _RANK, generator=generator)
-        matrix = (mix @ mix.T / _RANK + torch.eye(cols)).to(layer.weight.device)
+        matrix = _made_up(cols).to(layer.weight.device)
         proof = self.timed(lambda: Gram(matrix).proof)
         part = nn.Parameter(layer.matrix()[:some].detach().clone(), requires_grad=False)
         tried = PrunableLayer(layer.name, layer.module, "Linear", part)
@@ -86,6 +86,17 @@ class Trial:
         limit = asked.time_limit_s
         return seconds if limit is None else min(seconds, limit + proof)
 
+    def selection(self, layers: Sequence[PrunableLayer], parts: Parts) -> float:
+        """Return the seconds that choosing the shrinkage of the Gram of some layers takes."""
+        request = self.request
+        selector = ShrinkageSelector.of(MaskSolver(Decided(request.target), request.solver, request.options), parts)
+        if selector is None:
+            return 0.0
+        some = selector.samples(layers)
+        matrix = _made_up(layers[0].shape[1]).to(layers[0].weight.device)
+        list(selector.solved(some, matrix))  # what a first call costs alone
+        return self.timed(lambda: list(selector.solved(some, matrix))) * selector.solves
+
     def gram(self, cols: int, tokens: int) -> float:
         """Return the seconds of adding some tokens of ``cols`` features to a Gram."""
         count = min(tokens, CHUNK_TOKENS)
@@ -95,7 +106,12 @@ class Trial:
         return self.timed(lambda: accumulator.add(inputs)) * tokens / count
 
 
-def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = time.perf_counter) -> Prediction:
+def predict(
+    plan: Plan,
+    batches: Sequence[Batch],
+    parts: Parts = ONE_PART,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Prediction:
     """Predict a run of ``prune_model`` over ``batches``, by trying it for a few seconds.
 
     One window goes through the model; each distinct shape is solved on made-up inputs for a few iterations, on some of
@@ -104,6 +120,7 @@ def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = t
     Args:
         plan: the plan; the model is left as it is.
         batches: the calibration batches.
+        parts: in which they are summed.
         clock: seconds.
     """
     trial, model, options, solver = Trial(plan.request, clock), plan.model, plan.request.options, plan.request.solver
@@ -135,11 +152,28 @@ def predict(plan: Plan, batches: Sequence[Batch], clock: Callable[[], float] = t
     seconds = {"statistics": streams * forward * stages + sums * grams, "solve": solve}
     if not rerun:
         seconds["propagate"] = streams * forward * _LATER_PASSES
+    if options.statistics.select:
+        seconds["select"] = _selecting(trial, collector, parts)
     if options.tune:
         seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
     if options.refine:
         seconds["refine"] = forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
     return Prediction(seconds, memory)
+
+
+def _selecting(trial: Trial, collector: LayerListener, parts: Parts) -> float:
+    """Return the seconds that choosing the shrinkages of all Grams takes; layers that were not reached share none."""
+    reached, missed = collector.in_order()
+    shared = [*reached, *((layer,) for layer in missed)]
+    counts = Counter(tuple(layer.shape for layer in layers) for layers in shared)
+    firsts = {tuple(layer.shape for layer in layers): layers for layers in shared}
+    return sum(count * trial.selection(firsts[shapes], parts) for shapes, count in counts.items())
+
+
+def _made_up(cols: int) -> Tensor:
+    """Return a Gram for trials, (cols, cols)."""
+    mix = torch.randn(cols, _RANK, generator=torch.Generator().manual_seed(cols))
+    return mix @ mix.T / _RANK + torch.eye(cols)
 
 
 def predicted_bytes(plan: Plan) -> int:

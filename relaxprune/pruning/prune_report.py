@@ -17,6 +17,7 @@ from relaxprune.support.tables import table
 from .channels.permutation import Permutation
 from .coverage import Coverage
 from .layer_report import LayerReport
+from .selected import Chosen
 
 if TYPE_CHECKING:
     from .tuning.gains import BlockTuning, Refinement, RefiningState
@@ -65,9 +66,9 @@ class PruneReport:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
-            layers' shares, if any), permute, tune and refine (if asked for), statistics, solve (and judge, with Wanda's
-            mask for comparison), propagate, record, total. A continued run counts the earlier sessions, each until its
-            last finished block.
+            layers' shares, if any), permute, select, tune and refine (if asked for), statistics, solve (and judge, with
+            Wanda's mask for comparison), propagate, record, total. A continued run counts the earlier sessions,
+            each until its last finished block.
         polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
         options: all of ``PruneOptions``, and the effective options of the solver as "solver_options".
@@ -191,7 +192,9 @@ class PruneReport:
         means = (self.sparsity, self.mean_wanda_relative_error, self.mean_relative_error, self.mean_wanda_ratio)
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.cost.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
-        orders = [*permutation_lines(self.permutations), *self._moved_lines()]
+        chosen = Chosen.of(self.layers)
+        shares = [] if chosen is None else chosen.lines()
+        orders = [*shares, *permutation_lines(self.permutations), *self._moved_lines()]
         share = [] if self.coverage is None else [str(self.coverage)]
         less = [f"without {' and '.join(self.left_out)}, which the published method has"] if self.left_out else []
         return "\n".join([*table([head, *lines]), *less, *share, *proven, *orders, *skipped_lines(self.skipped)])

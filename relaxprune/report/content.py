@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from relaxprune.models.layer_roles import role_of
 from relaxprune.options.prune_options import new_values
 from relaxprune.problems.problem import relative_error
 from relaxprune.pruning.layer_report import LayerReport
+from relaxprune.pruning.selected import Chosen, own_grams
 from relaxprune.runs.finished_run import FinishedRun
 from relaxprune.runs.run_record import RECORD_NAME, UNSEALED
 from relaxprune.support.json_files import is_sealed
@@ -49,6 +50,7 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
             | ({"density": asdict(density(layer.name, run.masks[layer.parameter], run.config))} if masks else {})
             for layer in run.layers
         ],
+        "selected": selected(run.layers),
         "tunings": report.get("tunings") or [],
         "refinement": report.get("refinement"),
         "masks": worst_masks(run) if masks else [],
@@ -106,6 +108,7 @@ def layer_content(layer: LayerReport) -> dict[str, Any]:
         "rows": layer.rows,
         "cols": layer.cols,
         "sparsity": layer.sparsity,
+        "shrinkage": layer.inputs.shrinkage,
         "relative_error": layer.relative_error,
         "wanda_relative_error": layer.wanda_relative_error,
         "wanda_ratio": layer.wanda_ratio,
@@ -117,6 +120,18 @@ def layer_content(layer: LayerReport) -> dict[str, Any]:
         "products": layer.cost.products,
         "phases": phase_ratios(layer),
     }
+
+
+def selected(layers: Sequence[LayerReport]) -> dict[str, Any] | None:
+    """Return what the candidates for the shrinkage gave, on average and for each Gram; None if none was chosen."""
+    chosen = Chosen.of(layers)
+    if chosen is None:
+        return None
+    grams = [
+        {"name": name, "shrinkage": read.shrinkage, "errors": read.candidate_errors}
+        for (_, name), read in own_grams(layers).items()
+    ]
+    return {**asdict(chosen), "grams": grams}
 
 
 def worst_masks(run: FinishedRun) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ _MOST_NAMES = 4  # that a line names
 def run_page(content: Content) -> Page:
     """Return the page of one run."""
     tuning = [*([tuned] if content["tunings"] else []), *([refined] if content.get("refinement") else [])]
-    shown = (quality, layers, convergence, *tuning, masks, cost) if content["layers"] else ()
+    choosing = [selected] if content.get("selected") else []
+    shown = (quality, layers, convergence, *choosing, *tuning, masks, cost) if content["layers"] else ()
     return Page(
         title=f"Pruning {content['summary']['base_model'] or content['run']}",
         lead=[lead(content["summary"])],
@@ -130,6 +131,26 @@ def convergence(content: Content) -> Section:
         "of their iterations; phases that the solver does not have are left out."
     )
     return Section("convergence", "Convergence by phase", [explained], [Group("", [picture(drawn, caption)])])
+
+
+def selected(content: Content) -> Section:
+    """What each candidate for the shrinkage gave on text that was held out."""
+    found = content["selected"]
+    shares = [f"{share:g}" for share in found["candidates"]]
+    blank = [None] * len(shares)
+    held_out = [(name, *errors) for name, errors in found["held_out"].items()]
+    means = [("mean", *(found["errors"] or blank)), *held_out, ("chosen for Grams", *found["counts"])]
+    grams = [(item["name"], item["shrinkage"], *(item["errors"] or blank)) for item in found["grams"]]
+    text = (
+        "Every Gram was shrunk to its diagonal by the candidate that is best on text held out of it: some rows of its "
+        "layers were solved on the rest of the text, and their error on the held-out Gram is divided by that of "
+        "Wanda's mask there. Means are geometric. Errors, gaps and bounds on this page are of the shrunk Grams."
+    )
+    tables = [
+        page_table("Error over Wanda's on held-out text", ("held out", *shares), means),
+        page_table(f"All {len(grams)} Grams", ("first layer", "chosen", *shares), grams, folded=True),
+    ]
+    return Section("selected", "Shrinkage chosen on held-out text", [text], [Group("", [], tables)])
 
 
 def tuned(content: Content) -> Section:

@@ -33,7 +33,7 @@ def run_prune(job: PruneJob) -> int:
     """
     if job.run.plan:
         plan, windows, _ = prepare(job)
-        job.output.result(with_prediction(plan, batches(job, windows)))
+        job.output.result(with_prediction(plan, batches(job, windows), windows.kinds))
         return 0
     with RunFolder.hold(job.folder):
         RunFolder.refuse_occupied(job.folder, job.run.resume)
@@ -48,7 +48,7 @@ def prepare(job: PruneJob) -> tuple[Plan, TokenWindows, LoadedModel]:
     with door():
         loaded = load_model(job.model, job.load)
     refuse_rounding(job, loaded)
-    plan = make_plan(loaded.model, job.request, job.tokens)
+    plan = make_plan(loaded.model, job.request, job.tokens, len(job.sources))
     return plan, calibration_tokens(job, loaded), loaded
 
 
@@ -63,7 +63,7 @@ def write_run(job: PruneJob) -> int:
     if folder.solved_blocks:
         job.output.say(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them")
     with abandoning(folder):
-        plan = with_prediction(plan, batches(job, windows))
+        plan = with_prediction(plan, batches(job, windows), windows.kinds)
         announce(job, plan, windows)
         report = prune_loaded(job, windows, plan, folder)
     job.output.say(report)
@@ -136,4 +136,5 @@ def prune_loaded(
             check()  # a library may have swallowed the interruption
             progress(event)
 
-        return prune_model(plan.model, batches(job, windows), plan=plan, recorder=folder, on_event=listen)
+        text = batches(job, windows)
+        return prune_model(plan.model, text, plan=plan, kinds=windows.kinds, recorder=folder, on_event=listen)

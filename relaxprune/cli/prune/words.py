@@ -158,6 +158,12 @@ class StatisticsGroup:
         str | None,
         typer.Option(help="Share by which Grams shrink to their diagonals, 0 to 1, or auto; 0.2, and 0 with --refit."),
     ] = None
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,SHARE,…", help="Choose each Gram's --shrinkage among these, on text that is held out of it."
+        ),
+    ] = None
 
     @property
     def options(self) -> StatisticsOptions:
@@ -172,7 +178,21 @@ class StatisticsGroup:
             share: float | str | None = None if self.shrinkage is None else float(self.shrinkage)
         except ValueError:
             share = self.shrinkage
-        return StatisticsOptions(self.statistics, self.skip_tokens, self.token_cap, share)
+        return StatisticsOptions(self.statistics, self.skip_tokens, self.token_cap, share, self._candidates)
+
+    @property
+    def _candidates(self) -> tuple[float, ...]:
+        """The candidates for the shrinkage.
+
+        Raises:
+            RelaxPruneError: they are no numbers.
+        """
+        from relaxprune.problems.errors import RelaxPruneError
+
+        try:
+            return () if self.select is None else tuple(float(share) for share in self.select.split(","))
+        except ValueError:
+            raise RelaxPruneError(f"--select must be numbers with commas between, got {self.select!r}") from None
 
 
 @dataclass(frozen=True)

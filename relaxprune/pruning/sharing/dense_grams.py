@@ -60,6 +60,6 @@ class DenseModel:
             return
         collector = self.gram_maker.gather(stage, propagation)
         while collector.groups:
-            layers, read = self.gram_maker.take(collector)
-            if read is not None:
-                yield layers, Gram(read.gram)
+            layers, sums = collector.take()
+            if sums is not None:
+                yield layers, Gram(self.gram_maker.made(sums).gram)

@@ -172,9 +172,9 @@ def test_a_shrunk_gram_keeps_its_diagonal_and_its_curvature(share, cols, seed):
 
 
 def halved(batches, **options):
-    sums = GramAccumulator(batches[0].shape[-1], halves=True, **options)
+    sums = GramAccumulator(batches[0].shape[-1], parts=2, **options)
     for number, batch in enumerate(batches):
-        sums.add(batch, batch=number)
+        sums.add(batch, batch=number, part=number % 2)
     return sums
 
 
@@ -205,13 +205,13 @@ def test_the_estimate_at_its_ends():
 def test_halves_weigh_to_the_whole_with_a_cap_too():
     batches = [10 ** torch.randn(n, 1) * torch.randn(n, 4) for n in (7, 3, 5)]
     sums = halved(batches, limit=2.0)
-    halves = sums.halves()
-    assert halves is not None
-    (even, even_weight), (odd, odd_weight) = halves
+    (even, odd), (even_weight, odd_weight) = ([of([0]), of([1])] for of in (sums.mean, sums.part_weight))
     assert even_weight + odd_weight == pytest.approx(sums.weight)
     whole = (even * even_weight + odd * odd_weight) / sums.weight
     torch.testing.assert_close(whole.float(), sums.gram(), rtol=1e-4, atol=1e-6)
-    assert halved(batches).clone().halves() is not None and GramAccumulator(4).halves() is None
+    twin = sums.clone()
+    twin.add(batches[0], part=1)
+    assert torch.equal(sums.mean([1]), odd) and not torch.equal(twin.mean([1]), odd)
 
 
 @pytest.mark.parametrize("shrinkage", [0.3, "auto"])

@@ -1,0 +1,38 @@
+"""The calibration text of a run as it is given, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relaxprune.inputs.batches import Batch, read_batches, without_first
+from relaxprune.inputs.layer_grams import summed_parts
+from relaxprune.inputs.parts import Parts
+
+from .request import PruneRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Calibration text.
+
+    Attributes:
+        batches: as ``prune_model`` takes them, read once.
+        kinds: the kind of each window, in the order of the batches; None if all are of one.
+    """
+
+    batches: Iterable[Any]
+    kinds: Sequence[str] | None = None
+
+    def read(self, request: PruneRequest) -> tuple[list[Batch], Parts]:
+        """Return the batches, and the parts in which their Grams are summed.
+
+        Raises:
+            RelaxPruneError: they cannot be right, or are too few for what is asked.
+        """
+        statistics = request.options.statistics
+        read = without_first(read_batches(self.batches), statistics.skip_tokens)
+        request.check_batches(len(read))
+        parts = summed_parts(statistics, read, self.kinds)
+        return parts.marked(read), parts
