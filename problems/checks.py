@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import RelaxPruneError, did_you_mean
 
-_LARGEST_SEED = 2**63 - 1  # what torch takes on every platform
+_LARGEST_SEED = 2**32 - 2  # the generators of some devices keep 32 bits; the next one is that of held-out samples
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

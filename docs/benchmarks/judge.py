@@ -37,7 +37,7 @@ from relaxprune.models import LoadOptions
 from relaxprune.pruning import make_plan
 from relaxprune.support.durable import write_json, write_text
 from relaxprune.text import TokenWindows, evaluation_windows
-from relaxprune.text.windows import tokens_sha256
+from relaxprune.text.token_windows import tokens_sha256
 
 LIKE = "like"
 
@@ -81,7 +81,7 @@ class Bench:
             windows = arguments.held_out[min(place, len(arguments.held_out) - 1)]
             options = CalibrationOptions(windows=windows, length=arguments.length)
             source = (arguments.like or arguments.calibration) if text == LIKE else text
-            found = evaluation_windows(source, self.loaded.tokenizer, options, model=self.loaded.model)
+            found = evaluation_windows(source, self.loaded.tokenizer, options, model=self.loaded.model, spread=True)
             self.texts[text] = found.tokens
 
     def facts(self) -> dict[str, Any]:

@@ -19,9 +19,9 @@ RECIPES = {
     "alps": "--solver alps",
     "reconstruct": "--solver reconstruct --effort fast",
 }
-EXTRAS = {"robust": "--samples 0.3334", "refined": "--refine 3"}
+EXTRAS = {"robust": "--self-share 0.3334", "refined": "--refine 3"}
 # Without "robust": the calibration text as it is.
-AS_IS = "--samples 0 --shrinkage 0"
+AS_IS = "--self-share 0 --shrinkage 0"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from relaxprune import apply_masks, perplexity, read_masks
 from relaxprune.models import LoadedModel
+from relaxprune.options.statistics_options import MASK_SHRINKAGE
 from relaxprune.pruning import make_plan
 from relaxprune.runs import RunFolder
 from relaxprune.runs.run_record import read_record
@@ -29,7 +30,7 @@ from .prune.folder import finish_folder, open_folder
 from .prune.job import PruneJob, resolve
 from .prune.progress import duration
 from .prune.run import calibration_tokens, prune_loaded
-from .prune.words import CalibrationGroup, PruneWords, RunGroup
+from .prune.words import CalibrationGroup, PruneWords, RunGroup, StatisticsGroup
 
 PARTS = ".parts"
 _AMOUNTS = (PatternGroup(sparsity="50%"), PatternGroup(pattern="2:4"))
@@ -103,7 +104,7 @@ def _compare(settings: DemoSettings, jobs: list[PruneJob]) -> int:
     print(f"machine: {machine_line()}", flush=True)
     with door():
         loaded = load_model(settings.model, load_options(ModelGroup()))
-    windows = calibration_tokens(jobs[0], loaded)
+    windows = calibration_tokens(jobs[-1], loaded)  # relaxprune's, for Wanda too: errors are on the same Grams
     held_out = evaluation_windows("builtin", loaded.tokenizer, evaluation)
     print(f"calibration: {settings.windows} windows of {settings.length} tokens, {windows.source}", flush=True)
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
@@ -151,6 +152,7 @@ def _jobs(settings: DemoSettings) -> list[PruneJob]:
     """Return the four pruning runs: two amounts, each by Wanda and by relaxprune."""
     calibration = CalibrationGroup("builtin", settings.windows, settings.length)
     wanda = SolverGroup(solver="wanda")
+    statistics = StatisticsGroup(shrinkage=f"{MASK_SHRINKAGE:g}")  # Wanda's masks are the same without
     primary = SolverGroup(solver="fw", effort=settings.effort, max_iterations=settings.max_iterations)
     jobs = []
     for amount in _AMOUNTS:
@@ -158,7 +160,8 @@ def _jobs(settings: DemoSettings) -> list[PruneJob]:
             kept = how is primary and amount.sparsity is not None
             name = f"{how.solver}-{'half' if amount.pattern is None else '2-4'}"
             run = RunGroup(out=settings.out if kept else settings.parts / name, resume=settings.resume)
-            jobs.append(resolve(settings.model, PruneWords(how_much=amount, how=how, calibration=calibration, run=run)))
+            words = PruneWords(how_much=amount, how=how, calibration=calibration, run=run, statistics=statistics)
+            jobs.append(resolve(settings.model, words))
     return jobs
 
 

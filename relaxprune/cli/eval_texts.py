@@ -32,10 +32,12 @@ class Texts:
     Attributes:
         sources: the texts.
         options: how many windows of each, and how long.
+        spread: whether they are spread over the text: perplexities alone are those of its first windows, as in papers.
     """
 
     sources: tuple[str, ...]
     options: CalibrationOptions
+    spread: bool
 
     @classmethod
     def of(cls, group: TextGroup) -> Texts:
@@ -57,14 +59,14 @@ class Texts:
         with door():
             for source in sources:
                 open_source(source)
-        return cls(sources, options)
+        return cls(sources, options, spread=group.against is not None)
 
     def windows(self, loaded: LoadedModel) -> list[TokenWindows]:
         """Return the windows of each text, those of ``self`` sampled from the loaded model."""
         check_tokenizer(loaded.model, loaded.tokenizer)
         with door():
             return [
-                evaluation_windows(source, loaded.tokenizer, self.options, model=loaded.model)
+                evaluation_windows(source, loaded.tokenizer, self.options, model=loaded.model, spread=self.spread)
                 for source in self.sources
             ]
 
@@ -97,21 +99,21 @@ def _perplexities(model: str, options: LoadOptions, texts: Texts, folder: Path |
 def _divergences(rivals: Sequence[tuple[str, Path | None]], against: str, options: LoadOptions, texts: Texts) -> None:
     """Print one table of one or two models against the dense one."""
     names = [name for name, _ in rivals]
-    # A revision is one of MODEL.
-    wanted = {name: options if name == names[0] else replace(options, revision=None) for name in (*names, against)}
+    others = replace(options, revision=None)  # a revision is one of MODEL, also if the dense model has the same name
+    wanted = [options, others][: len(names)]
     with door():
-        tokenizers = {name: load_tokenizer(name, wanted[name]) for name in names}
+        tokenizers = [load_tokenizer(name, asked) for name, asked in zip(names, wanted, strict=True)]
         print(f"loading {against}", flush=True)
-        dense = load_model(against, wanted[against])
-    for name in names:
-        check_same_tokenizer(tokenizers[name], dense.tokenizer, name)
+        dense = load_model(against, others)
+    for name, tokenizer in zip(names, tokenizers, strict=True):
+        check_same_tokenizer(tokenizer, dense.tokenizer, name)
     windows = texts.windows(dense)
     found: list[list[DivergenceResult]] = []
     kept: list[tuple[Path, list[Evaluation]]] = []
-    for name, folder in rivals:
+    for (name, folder), asked in zip(rivals, wanted, strict=True):
         print(f"loading {name}", flush=True)
         with door():
-            loaded = load_model(name, wanted[name])
+            loaded = load_model(name, asked)
         found.append([divergence(loaded.model, dense.model, tokens.tokens) for tokens in windows])
         if folder is not None:
             kept.append((folder, _evaluations((name, loaded), (against, dense), windows, found[-1], folder)))
@@ -184,7 +186,7 @@ def divergence_table(
 def _lower(names: Sequence[str], difference: PairedDifference) -> str:
     """Return which of two models has the lower divergence."""
     if not difference.clear:
-        return "within 2 errors"
+        return "not clear"
     return names[0] if difference.mean < 0 else names[1]
 
 

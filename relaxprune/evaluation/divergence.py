@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy import stats
 
 from relaxprune.models.token_limits import vocabulary
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.text.windows import tokens_sha256
+from relaxprune.text.token_windows import tokens_sha256
 
 from .passes import Window, chunks, over_windows
 from .perplexity import PerplexityResult, window_loss
@@ -56,8 +57,10 @@ class PairedDifference:
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is more than twice its standard error."""
-        return self.standard_error is not None and abs(self.mean) > 2 * self.standard_error
+        """Whether the difference is not 0 at the level of 95 %, by Student's t over windows."""
+        if self.standard_error is None:
+            return False
+        return abs(self.mean) > float(stats.t.ppf(0.975, self.windows - 1)) * self.standard_error
 
     def __str__(self) -> str:
         return with_error(self.mean, self.standard_error)

@@ -10,23 +10,24 @@ from .prune_options import PruneOptions
 
 RECIPES: dict[str, dict[str, Any]] = {
     "masks": {"solver": "fw"},
-    "best": {"solver": "reconstruct", "effort": "fast", "refine": 3},
+    "best": {"solver": "reconstruct", "refine": 3},
 }
 """Name -> options of the solver and fields of ``PruneOptions``; everything else is left at its default."""
 
 
-def recipe(name: str) -> dict[str, Any]:
+def recipe(name: str, **changes: Any) -> dict[str, Any]:
     """Return what a recipe stands for, as arguments of ``plan_model`` and ``prune_model``.
 
-    ``prune_model(model, batches, sparsity=0.5, **recipe("best"))`` is ``relaxprune prune --recipe best``, on batches
-    that the caller has chosen: the command line puts samples of the model among them.
+    ``prune_model(model, batches, sparsity=0.5, **recipe("best", seed=1))`` is ``relaxprune prune --recipe best --seed
+    1``, on batches that the caller has chosen: the command line puts samples of the model among them.
 
     Args:
         name: "masks" keeps weights as they are; "best" moves them, and refines the whole model at the end.
+        **changes: fields of ``PruneOptions``, a ``solver`` and its options, which win over those of the recipe.
 
     Raises:
-        RelaxPruneError: an unknown name.
+        RelaxPruneError: an unknown name, or a value out of range.
     """
     one_of("recipe", name, tuple(RECIPES))
-    options, words = PruneOptions().updated(RECIPES[name])
+    options, words = PruneOptions().updated({**RECIPES[name], **changes})
     return {**words, "options": options}

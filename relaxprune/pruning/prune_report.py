@@ -193,11 +193,19 @@ class PruneReport:
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.cost.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         chosen = Chosen.of(self.layers)
-        shares = [] if chosen is None else chosen.lines()
+        shares = self._shrinkage_lines() if chosen is None else chosen.lines()
         orders = [*shares, *permutation_lines(self.permutations), *self._moved_lines()]
         share = [] if self.coverage is None else [str(self.coverage)]
         less = [f"without {' and '.join(self.left_out)}, which the published method has"] if self.left_out else []
         return "\n".join([*table([head, *lines]), *less, *share, *proven, *orders, *skipped_lines(self.skipped)])
+
+    def _shrinkage_lines(self) -> list[str]:
+        """Return what errors are measured on, if that is not the Gram itself."""
+        shares = [layer.inputs.shrinkage for layer in self.layers]
+        if not any(shares):
+            return []
+        span = f"{min(shares):.3g}" if min(shares) == max(shares) else f"{min(shares):.3g} to {max(shares):.3g}"
+        return [f"errors and bounds are on Grams that are shrunk to their diagonals by {span}"]
 
     def _moved_lines(self) -> list[str]:
         """Return the gain of every stage if weights moved: the mask, new weights on it, tuning blocks, refining."""

@@ -20,7 +20,7 @@ from .run_record import RECORD_NAME, now, read_record
 if TYPE_CHECKING:
     from relaxprune.evaluation import DivergenceResult
     from relaxprune.evaluation.perplexity import PerplexityResult
-    from relaxprune.text.windows import TokenWindows
+    from relaxprune.text.token_windows import TokenWindows
 
 EVALUATION_NAME = "evaluation.json"
 _WAIT_S = 10.0  # for another evaluation that is being recorded

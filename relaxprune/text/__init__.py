@@ -9,8 +9,8 @@ from relaxprune.support.lazy import lazy
 if TYPE_CHECKING:
     from .mixture import SourcePart as SourcePart
     from .mixture import source_parts as source_parts
+    from .token_windows import TokenWindows as TokenWindows
     from .windows import CalibrationOptions as CalibrationOptions
-    from .windows import TokenWindows as TokenWindows
     from .windows import calibration_windows as calibration_windows
     from .windows import evaluation_windows as evaluation_windows
     from .windows import open_source as open_source
@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "CalibrationOptions": ".windows",
         "SourcePart": ".mixture",
-        "TokenWindows": ".windows",
+        "TokenWindows": ".token_windows",
         "calibration_windows": ".windows",
         "evaluation_windows": ".windows",
         "open_source": ".windows",

@@ -83,10 +83,12 @@ def spelt(parts: Sequence[SourcePart]) -> str:
 
 def with_samples(part: SourcePart, share: float) -> tuple[SourcePart, ...]:
     """Return a source with samples of the model in the place of a share of its windows, rounded down to whole ones."""
-    count = int((part.windows or 0) * share)
-    if not count or part.source == SELF:
+    if part.source == SELF:
         return (part,)
-    return SourcePart(part.source, (part.windows or 0) - count), SourcePart(SELF, count)
+    windows = part.windows or 0
+    count = int(windows * share)
+    counts = {part.source: windows - count, SELF: count}
+    return tuple(SourcePart(source, some) for source, some in counts.items() if some)
 
 
 def _part(text: str, piece: str) -> SourcePart:

@@ -6,28 +6,27 @@ papers do, so a tokenizer that adds one puts it at the start of each text, not o
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from relaxprune.models.loaders import loader
-from relaxprune.models.token_limits import check_windows
 from relaxprune.problems.checks import check_seed, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 
 from .corpora import Documents, Part, TextSource, open_text
-from .mixture import SELF, interleaved, source_parts, spelt
+from .mixture import SELF, SourcePart, interleaved, source_parts, spelt
 from .model_samples import sample_windows
+from .token_windows import TokenWindows, windows_from_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT_SEED = 2**32 - 1
-"""The seed of windows of ``SELF`` to evaluate on."""
+"""The seed of windows of ``SELF`` to evaluate on, which ``check_seed`` refuses everywhere else."""
 
 
 @dataclass(frozen=True)
@@ -59,69 +58,8 @@ class CalibrationOptions:
             raise RelaxPruneError(f"temperature must be a positive number, got {self.temperature!r}")
 
 
-@dataclass(frozen=True)
-class TokenWindows:
-    """Token windows with what identifies them.
-
-    Attributes:
-        tokens: (windows, length) int64 on the CPU.
-        source: the source that was asked for.
-        sha256: of the shape and the tokens, see ``tokens_sha256``.
-        description: JSON-ready facts: source, windows, length, seed, hashes, versions; of a mixture also those of
-            its ``parts``, by source.
-        kinds: the source of each window, (windows,).
-    """
-
-    tokens: torch.Tensor
-    source: str
-    sha256: str
-    description: dict[str, Any] = field(default_factory=dict)
-    kinds: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return int(self.tokens.shape[0])
-
-    def __str__(self) -> str:
-        return f"{len(self)} windows of {self.tokens.shape[1]} tokens from {self.source} (sha256 {self.sha256[:12]})"
-
-
-def tokens_sha256(tokens: torch.Tensor) -> str:
-    """Return the SHA-256 of (windows, length) tokens: their shape as text, then little-endian int64, row by row."""
-    content = tokens.to(dtype=torch.int64, device="cpu").contiguous().numpy().astype("<i8", copy=False).tobytes()
-    return hashlib.sha256(f"{tuple(tokens.shape)}".encode() + content).hexdigest()
-
-
-def windows_from_tokens(
-    tokens: torch.Tensor,
-    source: str = "tokens",
-    description: dict[str, Any] | None = None,
-    kinds: Sequence[str] | None = None,
-) -> TokenWindows:
-    """Wrap tokens that you have.
-
-    Args:
-        tokens: (windows, length) integer ids without padding.
-        source: a name for reports.
-        description: further JSON-ready facts.
-        kinds: the source of each window; None for ``source``.
-
-    Raises:
-        RelaxPruneError: not an integer tensor, not two-dimensional, empty, or with negative ids; or not as many kinds.
-    """
-    check_windows(tokens)
-    if int(tokens.min()) < 0:
-        raise RelaxPruneError(f"tokens hold the negative id {int(tokens.min())}: padding marks are not allowed")
-    own = tokens.detach().to(dtype=torch.int64, device="cpu", copy=True)
-    sha256 = tokens_sha256(own)
-    facts = {"source": source, "windows": own.shape[0], "length": own.shape[1], "sha256": sha256}
-    labels = (source,) * len(own) if kinds is None else tuple(kinds)
-    if len(labels) != len(own):
-        raise RelaxPruneError(f"kinds must name a source for each of {len(own)} windows, got {len(labels)}")
-    return TokenWindows(own, source, sha256, {**facts, **(description or {})}, labels)
-
-
 def calibration_windows(
-    source: str,
+    source: str | Sequence[SourcePart],
     tokenizer: PreTrainedTokenizerBase | None,
     options: CalibrationOptions | None = None,
     *,
@@ -135,7 +73,8 @@ def calibration_windows(
     Args:
         source: a name in ``CORPORA``, such as "builtin" or "python", the path of a text file, or "self" (sampled from
             ``model``); or several, each with its number of windows, as in "builtin:32,self:32,text.txt:64". Several
-            without numbers share ``options.windows`` evenly. ``source_parts`` says how odd names are written.
+            without numbers share ``options.windows`` evenly. ``source_parts`` says how odd names are written, and what
+            it returns will do as well.
         tokenizer: the model's; "self" uses only its start token, and takes None.
         options: see ``CalibrationOptions``.
         model: needed for "self" only, and left as it was.
@@ -146,7 +85,7 @@ def calibration_windows(
         FileNotFoundError: a source looks like a path and does not exist.
     """
     options = options or CalibrationOptions()
-    parts = source_parts(source, options.windows)
+    parts = source_parts(source, options.windows) if isinstance(source, str) else tuple(source)
     texts = [open_source(part.source, options.held_out) for part in parts]
     for part, text in zip(parts, texts, strict=True):
         if text is None and (model is None or part.windows is None):
@@ -158,7 +97,7 @@ def calibration_windows(
             taken.append(_windows(text, "calibration", _needed(tokenizer, part.source), own))
         else:
             assert model is not None  # checked above
-            taken.append(_sampled(model, tokenizer, own))
+            taken.append(_sampled(model, tokenizer, own, own.seed))
     return taken[0] if len(taken) == 1 else _mixed(spelt(parts), taken)
 
 
@@ -177,6 +116,7 @@ def evaluation_windows(
     options: CalibrationOptions | None = None,
     *,
     model: PreTrainedModel | None = None,
+    spread: bool = False,
 ) -> TokenWindows:
     """Take the first token windows, in order, of the part of a text that calibration never sees.
 
@@ -188,6 +128,7 @@ def evaluation_windows(
         tokenizer: the model's.
         options: see ``CalibrationOptions``.
         model: needed for "self" only: the dense model, so that all that is compared reads the same.
+        spread: take windows evenly spread over that part instead, which say more of it than its beginning.
 
     Raises:
         RelaxPruneError: as in ``calibration_windows``.
@@ -200,18 +141,18 @@ def evaluation_windows(
             raise RelaxPruneError(
                 f"source {SELF!r} is sampled from the dense model: give that model and a number of windows"
             )
-        return _sampled(model, tokenizer, replace(options, seed=HELD_OUT_SEED))
-    return _windows(text, "evaluation", _needed(tokenizer, source), options)
+        return _sampled(model, tokenizer, options, HELD_OUT_SEED)
+    return _windows(text, "evaluation", _needed(tokenizer, source), options, spread)
 
 
 def _sampled(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, options: CalibrationOptions
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, options: CalibrationOptions, seed: int
 ) -> TokenWindows:
     """Sample windows from the model itself."""
     assert options.windows is not None  # checked by the caller
     start = None if tokenizer is None else tokenizer.bos_token_id
-    tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
-    facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
+    tokens = sample_windows(model, options.windows, options.length, seed, options.temperature, start)
+    facts = {"seed": seed, "temperature": options.temperature, "start_token": start}
     return windows_from_tokens(tokens, SELF, facts)
 
 
@@ -235,12 +176,12 @@ def _needed(tokenizer: PreTrainedTokenizerBase | None, source: str) -> PreTraine
 
 
 def _windows(
-    text: TextSource, part: Part, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions
+    text: TextSource, part: Part, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions, spread: bool = False
 ) -> TokenWindows:
     documents = text.documents(part)
     generator = torch.Generator().manual_seed(options.seed) if part == "calibration" else None
     if len(documents) == 1:
-        tokens = _from_stream(text.name, part, encode(tokenizer, documents[0]), options, generator)
+        tokens = _from_stream(text.name, part, encode(tokenizer, documents[0]), options, generator, spread)
     else:
         tokens = _one_per_document(text.name, part, documents, tokenizer, options)
     facts = {**text.description, "part": part, "seed": options.seed if part == "calibration" else None}
@@ -260,7 +201,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
 
 
 def _from_stream(
-    name: str, part: Part, stream: torch.Tensor, options: CalibrationOptions, generator: torch.Generator | None
+    name: str,
+    part: Part,
+    stream: torch.Tensor,
+    options: CalibrationOptions,
+    generator: torch.Generator | None,
+    spread: bool,
 ) -> torch.Tensor:
     """Cut ``stream`` (tokens,) into windows: in order without a generator, else a random choice at a random offset."""
     length, available = options.length, stream.numel() // options.length
@@ -271,7 +217,8 @@ def _from_stream(
     wanted = options.windows if options.windows is not None else available
     _check_enough(name, part, wanted, available, length)
     if generator is None:
-        return stream[: wanted * length].view(wanted, length)
+        places = torch.arange(wanted) * (available if spread else wanted) // wanted
+        return stream[: available * length].view(available, length)[places]
     offset = int(torch.randint(stream.numel() - available * length + 1, (1,), generator=generator))
     slots = stream[offset : offset + available * length].view(available, length)
     return slots[torch.randperm(available, generator=generator)[:wanted]]

@@ -118,16 +118,21 @@ def _sources(text: CalibrationGroup, plain: bool) -> tuple[SourcePart, ...]:
     parts = source_parts(text.calibration, text.windows)
     bare = source_parts(text.calibration, None)
     mixed = len(parts) > 1 or bare[0].windows is not None or parts[0].source == SELF
-    if text.samples is not None:
-        fraction("--samples", text.samples)
+    if text.self_share is not None:
+        fraction("--self-share", text.self_share)
         if mixed:
             raise RelaxPruneError(
-                f"--samples is for a single text without a number of windows, got {text.calibration!r}: leave it out, "
-                f"or write the mixture, as in builtin:32,{SELF}:32"
+                f"--self-share is for a single text without a number of windows, got {text.calibration!r}: leave it "
+                f"out, or write the mixture, as in builtin:32,{SELF}:32"
             )
     elif mixed or plain:
         return parts
-    return with_samples(parts[0], SAMPLES if text.samples is None else text.samples)
+    found = with_samples(parts[0], SAMPLES if text.self_share is None else text.self_share)
+    if text.self_share and not any(part.source == SELF for part in found):
+        raise RelaxPruneError(
+            f"--self-share must be at least one of {text.windows} windows, got {text.self_share:g} of them"
+        )
+    return found
 
 
 def _request(words: PruneWords) -> PruneRequest:

@@ -13,7 +13,7 @@ from relaxprune.pruning import Plan, PruneEvent, PruneReport, make_plan, with_pr
 from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
-from relaxprune.text.mixture import SELF, spelt
+from relaxprune.text.mixture import SELF, source_parts
 from relaxprune.text.model_samples import can_sample
 
 from ..endings import door, tell
@@ -110,8 +110,8 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
 def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
     """Return the calibration windows, which the model must be able to read."""
     # A model that writes no text reads the text alone, unless samples are asked for, and so refused.
-    text_alone = job.calibration.samples is None and len(job.sources) > 1 and not can_sample(loaded.model)
-    wanted = job.calibration.calibration if text_alone else spelt(job.sources)
+    text_alone = job.calibration.self_share is None and len(job.sources) > 1 and not can_sample(loaded.model)
+    wanted = source_parts(job.calibration.calibration, job.calibration.windows) if text_alone else job.sources
     if any(part.source != SELF for part in job.sources):
         check_tokenizer(loaded.model, loaded.tokenizer)
     with door():

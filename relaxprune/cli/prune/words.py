@@ -51,7 +51,7 @@ class CalibrationGroup:
         int, typer.Option(help="Calibration windows of a source without a number; several sources share them evenly.")
     ] = 64
     length: Annotated[int, typer.Option(help="Tokens per window, at least 2.")] = 512
-    samples: Annotated[
+    self_share: Annotated[
         float | None,
         typer.Option(
             help="Share of the windows of a single text that the model writes itself; a third if it can, and the "

@@ -230,7 +230,7 @@ def test_activations_that_overflow_leave_nothing(
     words = [*arguments(tmp_path, tmp_path / "out"), "--calibration", str(place / "text.txt")]
     assert main(words) == 2
     assert "not finite" in only_sentence(capsys)  # in the text that the model should write
-    assert main([*words, "--samples", "0"]) == 2
+    assert main([*words, "--self-share", "0"]) == 2
     assert "batch" in only_sentence(capsys)
     assert not (tmp_path / "out").exists()
 

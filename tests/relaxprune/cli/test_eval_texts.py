@@ -61,7 +61,9 @@ def test_one_table_and_what_is_kept(runs: list[Path], place: Path, tmp_path: Pat
     tokenizer = tiny_tokenizer()
     model, other, dense = (AutoModelForCausalLM.from_pretrained(path) for path in (*copies, place / "tiny"))
     for line, source, one, two in zip(lines[start + 1 :], (str(place / "text.txt"), "self"), *kept, strict=False):
-        tokens = evaluation_windows(source, tokenizer, CalibrationOptions(windows=3, length=32), model=dense).tokens
+        tokens = evaluation_windows(
+            source, tokenizer, CalibrationOptions(windows=3, length=32), model=dense, spread=True
+        ).tokens
         first, second = (divergence(each, dense, tokens) for each in (model, other))
         difference = first.minus(second)
         for number in (first.mean, first.standard_error, second.mean, difference.mean, difference.standard_error):
@@ -71,7 +73,7 @@ def test_one_table_and_what_is_kept(runs: list[Path], place: Path, tmp_path: Pat
         assert (
             line.endswith(str(copies[0 if difference.mean < 0 else 1]))
             if difference.clear
-            else line.endswith("within 2 errors")
+            else line.endswith("not clear")
         )
         for item, result in ((one, first), (two, second)):
             assert item["text"] == source and item["tokens_sha256"] == result.tokens_sha256
@@ -103,8 +105,8 @@ def test_a_divergence_outlives_a_plain_evaluation_of_the_same_weights(
     assert main(words(copies, place)) == 0
     before = next(item for item in results(copies[0]) if item["own"])["divergence"]
     assert main(["eval", str(copies[0]), "--text", str(place / "text.txt"), *EVALUATION]) == 0
-    (after,) = [item for item in results(copies[0]) if item["own"]]
-    assert after["divergence"] == before and before is not None
+    own = [item for item in results(copies[0]) if item["own"]]
+    assert before is not None and before in [item["divergence"] for item in own]  # on windows all over the text
 
 
 def test_reports_show_divergences_and_paired_differences(runs: list[Path], place: Path, tmp_path: Path, capsys) -> None:

@@ -43,7 +43,7 @@ WRONG = [
     ({"time_limit_s": 0}, "time_limit_s must be a positive number, got 0"),
     ({"gap_tolerance": float("inf")}, "gap_tolerance must be a positive number"),
     ({"seed": -1}, "seed must be a whole number of at least 0"),
-    ({"seed": 2**63}, "seed must be at most 9223372036854775807"),
+    ({"seed": 2**32 - 1}, "seed must be at most 4294967294"),
     ({"memory_budget_bytes": -5}, "memory_budget_bytes must be a positive number"),
 ]
 

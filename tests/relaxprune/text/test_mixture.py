@@ -15,8 +15,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from relaxprune.cli import main
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.text.mixture import SourcePart, interleaved, source_parts
-from relaxprune.text.windows import CalibrationOptions, calibration_windows, windows_from_tokens
+from relaxprune.text.mixture import SourcePart, interleaved, source_parts, spelt, with_samples
+from relaxprune.text.token_windows import windows_from_tokens
+from relaxprune.text.windows import CalibrationOptions, calibration_windows
 
 from ..command_line import arguments, only_sentence
 
@@ -171,3 +172,12 @@ def test_a_run_on_a_mixture_and_its_resumption(place: Path, tmp_path: Path, caps
     for other in (f"self:2,{place / 'text.txt'}:3", f"{place / 'text.txt'}:2,self:3", str(place / "text.txt")):
         assert main(arguments(place, out, "--calibration", other, "--resume")) == 2
         assert "calibration.source was" in only_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, "builtin:24"), (1 / 3, "builtin:16,self:8"), (0.99, "builtin:1,self:23"), (1.0, "self:24")],
+)
+def test_samples_take_the_place_of_windows(share, expected):
+    assert spelt(with_samples(SourcePart("builtin", 24), share)) == expected
+    assert with_samples(SourcePart("self", 24), share) == (SourcePart("self", 24),)

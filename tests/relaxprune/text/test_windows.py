@@ -18,14 +18,8 @@ import torch
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.text.corpora import open_text, split_text
-from relaxprune.text.windows import (
-    HELD_OUT_SEED,
-    CalibrationOptions,
-    calibration_windows,
-    evaluation_windows,
-    tokens_sha256,
-    windows_from_tokens,
-)
+from relaxprune.text.token_windows import tokens_sha256, windows_from_tokens
+from relaxprune.text.windows import HELD_OUT_SEED, CalibrationOptions, calibration_windows, evaluation_windows
 
 
 def numbers(start, count):
@@ -255,6 +249,16 @@ def test_self_is_seeded_and_leaves_no_trace(tiny_llama, tiny_tokenizer):
     assert torch.equal(first.tokens, again.tokens) and first.tokens.shape == (18, 12)
     other = CalibrationOptions(windows=18, length=12, seed=6)
     assert calibration_windows("self", None, other, model=tiny_llama).sha256 != first.sha256
+
+
+def test_windows_that_are_spread_reach_from_the_beginning_to_the_end(text_file, tiny_tokenizer):
+    def taken(count, spread):
+        options = CalibrationOptions(windows=count, length=8)
+        return evaluation_windows(text_file, tiny_tokenizer, options, spread=spread).tokens.tolist()
+
+    every = taken(None, False)
+    assert taken(None, True) == every and taken(1, True) == every[:1]
+    assert taken(4, True) == [every[place * len(every) // 4] for place in range(4)] != taken(4, False)
 
 
 def test_self_for_evaluation_is_no_calibration_text(tiny_llama, tiny_tokenizer):
