@@ -76,11 +76,13 @@ def _read_batch(batch: Any, index: int) -> Batch:
 def split_windows(batch: Batch) -> list[Batch]:
     """Return a batch's windows one by one, or the batch itself where it cannot be told what belongs to which window.
 
-    It can be for a batch of one tensor alone, and for one whose tensors are all of two dimensions and as many windows.
+    It can be for token ids of shape (windows, length), and for a mapping whose tensors are all of two dimensions and as
+    many windows. Other tensors may have windows in any dimension.
     """
     tensors, skeleton = flatten((batch.args, batch.kwargs))
-    counts = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
-    if len(counts) != 1 or counts == {0} or (len(tensors) > 1 and any(tensor.dim() != 2 for tensor in tensors)):
+    counts = {len(tensor) for tensor in tensors if tensor.dim() == 2}
+    floats = any(isinstance(value, Tensor) and value.is_floating_point() for value in batch.args)
+    if len(counts) != 1 or counts == {0} or floats or any(tensor.dim() != 2 for tensor in tensors):
         return [batch]
 
     def window(index: int) -> Batch:
