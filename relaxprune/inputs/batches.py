@@ -65,12 +65,19 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
 def _read_batch(batch: Any, index: int) -> Batch:
     """Return a batch as arguments and a padding mask."""
     if isinstance(batch, Tensor):
+        batch = _usable(batch)
         window = batch.dim() == 1 and not batch.is_floating_point()
         return Batch((batch.unsqueeze(0) if window else batch,), {})
     if not isinstance(batch, Mapping):
         raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}")
-    kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
+    kwargs = _usable({str(key): value for key, value in batch.items() if key != "use_cache"})
     return Batch((), kwargs, *marked_padding(kwargs, index))
+
+
+def _usable(tree: Any) -> Any:
+    """Return a tree whose tensors may be used where there are gradients: copies of those of inference mode."""
+    with torch.inference_mode(False):
+        return map_tree(tree, Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf)
 
 
 def split_windows(batch: Batch) -> list[Batch]:

@@ -186,6 +186,18 @@ def test_models_made_in_inference_mode_are_refused(options):
             prune_model(model, padded_batches(), **PRUNED, options=options)
 
 
+@pytest.mark.parametrize("options", [PruneOptions(), PruneOptions(tune=1), PruneOptions(refine=1)])
+def test_text_made_in_inference_mode_is_as_good(options):
+    found = []
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            batches = [torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+        model = Routed().eval()
+        prune_model(model, batches, **PRUNED, options=options)
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
 def test_a_shrinkage_that_is_not_decided_is_refused():
     target = Target(sparsity=0.5).for_solver(make_solver("wanda"))
     for statistics, fine in (({}, False), ({"shrinkage": 0.0}, True), ({"select": (0.0, 0.2)}, True)):
