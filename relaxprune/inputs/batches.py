@@ -65,22 +65,31 @@ def read_batches(batches: Iterable[Any]) -> list[Batch]:
 def _read_batch(batch: Any, index: int) -> Batch:
     """Return a batch as arguments and a padding mask."""
     if isinstance(batch, Tensor):
+        batch = _usable(batch)
         window = batch.dim() == 1 and not batch.is_floating_point()
         return Batch((batch.unsqueeze(0) if window else batch,), {})
     if not isinstance(batch, Mapping):
         raise RelaxPruneError(f"batches must hold tensors or mappings, got a {type(batch).__name__} at index {index}")
-    kwargs = {str(key): value for key, value in batch.items() if key != "use_cache"}
+    kwargs = _usable({str(key): value for key, value in batch.items() if key != "use_cache"})
     return Batch((), kwargs, *marked_padding(kwargs, index))
+
+
+def _usable(tree: Any) -> Any:
+    """Return a tree whose tensors may be used where there are gradients: copies of those of inference mode."""
+    with torch.inference_mode(False):
+        return map_tree(tree, Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf)
 
 
 def split_windows(batch: Batch) -> list[Batch]:
     """Return a batch's windows one by one, or the batch itself where it cannot be told what belongs to which window.
 
-    It can be for a batch of one tensor alone, and for one whose tensors are all of two dimensions and as many windows.
+    It can be for token ids of shape (windows, length), and for a mapping whose tensors are all of two dimensions and as
+    many windows. Other tensors may have windows in any dimension.
     """
     tensors, skeleton = flatten((batch.args, batch.kwargs))
-    counts = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
-    if len(counts) != 1 or counts == {0} or (len(tensors) > 1 and any(tensor.dim() != 2 for tensor in tensors)):
+    counts = {len(tensor) for tensor in tensors if tensor.dim() == 2}
+    floats = any(isinstance(value, Tensor) and value.is_floating_point() for value in batch.args)
+    if len(counts) != 1 or counts == {0} or floats or any(tensor.dim() != 2 for tensor in tensors):
         return [batch]
 
     def window(index: int) -> Batch:

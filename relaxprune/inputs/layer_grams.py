@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from relaxprune.options.statistics_options import AUTO, StatisticsOptions
+from relaxprune.problems.errors import RelaxPruneError
 
 from .batches import Batch
 from .dense_stream import DenseStream
@@ -100,11 +101,11 @@ class GramMaker:
         Args:
             sums: of tokens that reached them, at least one.
             choice: how far, if that was chosen for them.
+
+        Raises:
+            RelaxPruneError: neither was decided.
         """
-        wanted = self.options.shrinkage
-        share = estimate(sums) if isinstance(wanted, str) else wanted or 0.0
-        if choice is not None:
-            share = choice.share
+        share = self._share(sums) if choice is None else choice.share
         joint = sums.joint(self.correct) if isinstance(sums, JointAccumulator) else None
         return LayerGram(
             shrink(sums.gram(), share),
@@ -115,6 +116,13 @@ class GramMaker:
             dense_gram=None if joint is None else shrink(joint[1], share),
             choice=choice,
         )
+
+    def _share(self, sums: GramAccumulator) -> float:
+        """Return how far the Gram of some layers is shrunk, as the options say."""
+        wanted = self.options.shrinkage
+        if wanted is None:
+            raise RelaxPruneError("shrinkage must be decided before a Gram is made, got None: give a number")
+        return estimate(sums) if isinstance(wanted, str) else wanted
 
 
 def summed_parts(options: StatisticsOptions, batches: Sequence[Batch], kinds: Sequence[str] | None) -> Parts:

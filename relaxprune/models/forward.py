@@ -109,8 +109,8 @@ def refuse_unsupported(model: nn.Module) -> None:
     """Refuse models whose weights cannot be changed in place.
 
     Raises:
-        RelaxPruneError: not a module, no parameters, meta tensors, several devices, offloading hooks, adapters, or
-            wrappers that split it.
+        RelaxPruneError: not a module, no parameters, meta or inference tensors, several devices, offloading hooks,
+            adapters, or wrappers that split it.
     """
     if not isinstance(model, nn.Module):
         raise RelaxPruneError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -119,6 +119,11 @@ def refuse_unsupported(model: nn.Module) -> None:
         raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
     if any(device.type == "meta" for device in devices):
         raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise RelaxPruneError(
+            "model must have weights that can be changed, got inference tensors; make or load it outside of "
+            "torch.inference_mode()"
+        )
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")

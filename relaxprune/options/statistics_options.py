@@ -72,9 +72,14 @@ class StatisticsOptions:
                 "one of them out"
             )
 
+    @property
+    def open(self) -> bool:
+        """Whether the shrinkage is yet to be decided: none was given, and none is selected."""
+        return self.shrinkage is None and not self.select
+
     def shrunk(self, share: float) -> StatisticsOptions:
         """Return options with this shrinkage if none was given and none is selected."""
-        return replace(self, shrinkage=share) if self.shrinkage is None and not self.select else self
+        return replace(self, shrinkage=share) if self.open else self
 
     def without_selection(self) -> StatisticsOptions:
         """Return options that take the middle candidate instead of selecting one."""

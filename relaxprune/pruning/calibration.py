@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relaxprune.inputs.batches import Batch, read_batches, without_first
+from relaxprune.inputs.batches import Batch, read_batches, split_windows, without_first
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.parts import Parts
 
@@ -33,6 +33,6 @@ class Calibration:
         """
         statistics = request.options.statistics
         read = without_first(read_batches(self.batches), statistics.skip_tokens)
-        request.check_batches(len(read))
+        request.check_batches(len(read), sum(len(split_windows(batch)) for batch in read))
         parts = summed_parts(statistics, read, self.kinds)
         return parts.marked(read), parts

@@ -252,7 +252,7 @@ class _Run:
             for part in parts:
                 tuner = BlockTuner(stage, part, self.supports, step.pruned, step.dense, recipe)
                 tunings.append(tuner.run(options.tune))
-        return replace(block, tunings=tunings)
+        return replace(block, tunings=[tuning for tuning in tunings if tuning is not None])
 
     def record(self, block: BlockRecord, stage: Stage) -> BlockRecord:
         """Complete the record of a block with its new weights and the time so far, and keep it."""

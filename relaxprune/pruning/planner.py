@@ -32,6 +32,7 @@ from .prediction import predict
 from .prune_report import MISFIT
 from .request import PruneRequest
 from .tuning.block_tuner import check_tunable
+from .tuning.kept_weights import check_differentiable
 
 
 def plan_model(
@@ -105,6 +106,8 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: i
         )
     unasked = {layer.name for layer in left if layer.reason in (EXCLUDED, NOT_INCLUDED)}
     check_tunable(request.options.tune, weights, blocks)
+    if request.options.tune or request.options.refine:
+        check_differentiable(model)
     weights, misfits = _fitting(request, weights)
     layers = []
     for layer in weights:

@@ -16,7 +16,7 @@ from .outcome import Outcome
 from .plan import Plan
 from .tuning.held_out import Windows
 from .tuning.model_refiner import ModelRefiner, Schedule
-from .tuning.predictions import DensePredictions
+from .tuning.predictions import DensePredictions, decoder_predicts
 from .tuning.recipes import Recipe
 
 
@@ -53,7 +53,7 @@ class Refining:
         if record is not None:
             return cls(plan, recorder, outcome, None, record)
         with outcome.timed("refine"):
-            windows = Windows.of(batches)
+            windows = Windows.of(batches, decoder_predicts(plan.model, plan.blocks.name))
             pruned = [layer.weight for layer in plan.weights]
             predictions = DensePredictions(plan.model, windows, pruned, plan.blocks.name)
         return cls(plan, recorder, outcome, predictions, None)

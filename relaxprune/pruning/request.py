@@ -14,6 +14,7 @@ from relaxprune.solvers import Solver, solver_distribution
 from .channels.channel_permuter import check_permute
 from .layer_certificates import solver_for
 from .tuning.block_tuner import check_batches
+from .tuning.held_out import check_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class PruneRequest:
         """
         if self.options.weights is None or self.target.allocation is None:
             raise RelaxPruneError("weights and allocation must be decided, got None: use PruneRequest.of")
+        if self.options.statistics.open:
+            raise RelaxPruneError("shrinkage must be decided or selected, got None: use PruneRequest.of")
         self.options.check_for(self.solver)
         check_permute(self.options, self.target)
 
@@ -78,7 +81,9 @@ class PruneRequest:
         owner = solver_distribution(self.solver.name)
         return (*self.solver.distributions(), *(() if owner is None else (owner,)))
 
-    def check_batches(self, count: int) -> None:
-        """Raise RelaxPruneError if ``count`` calibration batches are too few for what is asked."""
+    def check_batches(self, count: int, windows: int) -> None:
+        """Raise RelaxPruneError if ``count`` calibration batches, of so many windows, are too few for what is asked."""
         self.options.statistics.check_for(count)
         check_batches(self.options.tune, count)
+        if self.options.refine:
+            check_windows(windows)

@@ -1,4 +1,4 @@
-"""How much memory this process uses, as the system reports it."""
+"""How much memory this process uses and the system has left, as the system reports it."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def resident_bytes() -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return peak_memory_bytes()
+
+
+def free_bytes() -> int | None:
+    """Return how much memory can be taken without swapping, in bytes; None if the system does not report it."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None

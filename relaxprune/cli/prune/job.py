@@ -98,7 +98,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
     )
-    job.request.check_batches(-(-job.count // job.windows_at_once))
+    job.request.check_batches(-(-job.count // job.windows_at_once), job.count)
     with door():
         for part in job.sources:
             open_source(part.source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -22,6 +23,8 @@ from .held_out import held_out
 from .kept_weights import KeptWeights
 from .parts import Part
 from .recipes import Recipe
+
+_logger = logging.getLogger("relaxprune")
 
 
 class BlockTuner:
@@ -52,14 +55,24 @@ class BlockTuner:
         self.stage, self.part, self.recipe = stage, part, recipe
         self.weights = KeptWeights(part.layers, supports, recipe)
         self.propagation, self.dense = propagation, dense
-        reached = [one.number for one in propagation.passes(stage) if one.batch.kept is None or one.batch.kept.any()]
-        self.held_out = set(held_out(reached) or reached)
-        self.steps = len(reached) - len(self.held_out)  # of a pass
+        self.held_out: set[int] = set()
+        self.steps = 0  # of a pass
 
-    def run(self, epochs: int) -> BlockTuning:
-        """Tune for at most ``epochs`` passes over the batches, and leave the best weights in the model."""
+    def run(self, epochs: int) -> BlockTuning | None:
+        """Tune for at most ``epochs`` passes over the batches, and leave the best weights in the model.
+
+        Returns:
+            The gain; None if no batch reaches the part in the pruned model and in the dense one.
+        """
         started = time.perf_counter()
-        before = self._errors()
+        sums = self._sums()
+        if not sums:
+            _logger.warning("no batch calls %r of block %d, which is not tuned", self.part.name, self.stage.index)
+            return None
+        reached = list(sums)
+        self.held_out = set(held_out(reached) or reached)
+        self.steps = len(reached) - len(self.held_out)
+        before = self._errors(sums)
         with self.weights.tracked():
             taken, after = self.weights.improve(epochs, lambda number: self._pass(number, epochs), _held_out, before)
         return BlockTuning(
@@ -85,7 +98,7 @@ class BlockTuner:
                 self.weights.slopes(loss)
             self.weights.step(self.recipe.share(step, epochs * self.steps))
             step += 1
-        return self._errors()
+        return self._errors(self._sums())
 
     def _outputs(self, one: Pass) -> list[Tensor]:
         """Return what the block, or its part, puts out in a pass."""
@@ -97,16 +110,23 @@ class BlockTuner:
             if held_out is None or (one.number in self.held_out) is held_out:
                 yield one, [tensor.clone() for tensor in self._outputs(whole)]
 
-    def _errors(self) -> tuple[float, float]:
-        """Return the error on the batches that are tuned on, and on those held out."""
-        sums = {False: [0.0, 0.0], True: [0.0, 0.0]}
+    def _sums(self) -> dict[int, tuple[float, int]]:
+        """Return the sum of the errors of its tokens, and their number, of each batch that has some."""
+        found = {}
         for one, target in self._pairs():
-            share = sums[one.number in self.held_out]
             loss, size = _error(self._outputs(one), target, one.batch.kept)
-            share[0] += float(loss) * size
-            share[1] += size
-        tuned, unseen = (loss / size if size else 0.0 for loss, size in sums.values())
-        return tuned, unseen
+            if size:
+                found[one.number] = float(loss) * size, size
+        return found
+
+    def _errors(self, sums: Mapping[int, tuple[float, int]]) -> tuple[float, float]:
+        """Return the mean error on the batches that are tuned on, and on those held out."""
+        means = []
+        for held in (False, True):
+            parts = [pair for number, pair in sums.items() if (number in self.held_out) is held]
+            size = sum(count for _, count in parts)
+            means.append(sum(loss for loss, _ in parts) / size if size else 0.0)
+        return means[0], means[1]
 
 
 def _held_out(errors: tuple[float, float]) -> float:
@@ -141,7 +161,12 @@ def check_tunable(tune: int, layers: Sequence[PrunableLayer], blocks: BlockList)
 
 
 def _error(outputs: Sequence[Tensor], target: Sequence[Tensor], kept: Tensor | None) -> tuple[Tensor, int]:
-    """Return the mean over tokens of ‖y − ỹ‖² / ‖y‖², for what a block puts out first, and the number of tokens."""
+    """Return the mean over tokens of ‖y − ỹ‖² / ‖y‖², for what a block puts out first, and the number of tokens.
+
+    There are none where one of the two was not called, or with other tokens, as experts are.
+    """
+    if not outputs or not target or outputs[0].shape != target[0].shape:
+        return torch.zeros(()), 0
     exact = torch.promote_types(outputs[0].dtype, torch.float32)
     output, wanted = outputs[0].to(exact), target[0].to(exact)  # (batch, tokens, features)
     if kept is not None and output.shape[:2] == kept.shape:

@@ -47,7 +47,7 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
 
 
 def outputs_of(module: nn.Module, run: Callable[[], object]) -> list[Tensor]:
-    """Return the tensors that a module puts out in a pass, which ends there."""
+    """Return the tensors that a module puts out in a pass, which ends there; none if the pass does not call it."""
     heard: list[Tensor] = []
 
     def hear(_module: nn.Module, _args: object, output: Any) -> None:

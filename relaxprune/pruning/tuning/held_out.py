@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from relaxprune.inputs.batches import Batch, split_windows
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -23,13 +25,15 @@ class Windows:
     Attributes:
         batches: one window each, or a batch whose windows cannot be told apart.
         held_out: the numbers of those that are held out.
+        decoder: whether the tokens of an encoder-decoder's decoder are what is predicted.
     """
 
     batches: list[Batch]
     held_out: list[int]
+    decoder: bool = False
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> Windows:
+    def of(cls, batches: Sequence[Batch], decoder: bool = False) -> Windows:
         """Return the windows of some batches that have a token which counts; whole batches are held out.
 
         Of a single batch, windows are.
@@ -37,16 +41,15 @@ class Windows:
         Raises:
             RelaxPruneError: there are fewer than two windows, so that none can be held out.
         """
-        groups = [[window for window in split_windows(batch) if _counts(window)] for batch in batches]
+        groups = [[window for window in split_windows(batch) if _counts(window, decoder)] for batch in batches]
         groups = [group for group in groups if group]
         if len(groups) == 1:
             groups = [[window] for window in groups[0]]
-        if len(groups) < 2:
-            raise RelaxPruneError(f"refine needs at least 2 windows, for one is held out, got {len(groups)}: give more")
+        check_windows(len(groups))
         chosen = {*held_out(range(len(groups)))}
         owners = [number for number, group in enumerate(groups) for _ in group]
         windows = [window for group in groups for window in group]
-        return cls(windows, [place for place, number in enumerate(owners) if number in chosen])
+        return cls(windows, [place for place, number in enumerate(owners) if number in chosen], decoder)
 
     @property
     def tuned(self) -> list[int]:
@@ -55,6 +58,18 @@ class Windows:
         return [number for number in range(len(self.batches)) if number not in apart]
 
 
-def _counts(window: Batch) -> bool:
+def check_windows(count: int) -> None:
+    """Raise RelaxPruneError if there are too few windows to hold one out."""
+    if count < 2:
+        raise RelaxPruneError(f"refine needs at least 2 windows, for one is held out, got {count}: give more")
+
+
+def counting(window: Batch, decoder: bool) -> Tensor | None:
+    """Return which of a window's tokens that are predicted count, (batch, tokens) bool; None if all do."""
+    return window.decoder_kept if decoder else window.kept
+
+
+def _counts(window: Batch, decoder: bool) -> bool:
     """Return whether a window has a token that counts."""
-    return window.kept is None or bool(window.kept.any())
+    kept = counting(window, decoder)
+    return kept is None or bool(kept.any())

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.problems.errors import RelaxPruneError
 
 from .recipes import Recipe
 
@@ -120,6 +121,16 @@ class KeptWeights:
     def _snapshot(self) -> list[Tensor]:
         """Return the parameters as they are now, on the CPU."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
+
+
+def check_differentiable(model: nn.Module) -> None:
+    """Raise RelaxPruneError if gradients cannot go through a buffer of a model."""
+    for name, buffer in model.named_buffers():
+        if buffer.is_inference():
+            raise RelaxPruneError(
+                f"tune and refine need a model whose buffers let gradients through, got the inference tensor {name!r}: "
+                "make it outside of torch.inference_mode()"
+            )
 
 
 def _kept(layers: Sequence[PrunableLayer], supports: Mapping[str, Tensor]) -> Tensor:

@@ -18,13 +18,14 @@ from relaxprune.inputs.batches import Batch, run_model
 from relaxprune.inputs.tree import flatten
 from relaxprune.models.blocks import language_model
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.memory import free_bytes
 
 from .distances import Readout, Readouts, relative_errors
 from .gains import DIVERGENCE, ERROR
 from .hearing import heard_inputs, input_of
-from .held_out import Windows
+from .held_out import Windows, counting
 
-_ROUNDINGS = 32  # how many units of its dtype the product of a head may differ by from the model's logits
+_CHECKED_TOKENS = 16  # whose logits are compared at a time
 
 
 class DensePredictions:
@@ -49,7 +50,11 @@ class DensePredictions:
         self._readouts: Readouts | None = None
         self._choose(pruned)
         self.measure = ERROR if self._readouts is None else DIVERGENCE
-        self._aims = [self._aim(window) for window in windows.batches]
+        self._aims: list[Tensor] = []
+        for window in windows.batches:
+            self._aims.append(self._aim(window))
+            if len(self._aims) == 1:
+                _check_room(self._aims[0], windows.batches)
 
     def distance(self, number: int) -> tuple[Tensor, int]:
         """Run the model as it is now on a window.
@@ -104,15 +109,15 @@ class DensePredictions:
             states = _first(flatten(run_model(self._model, window))[0])
         else:
             states = input_of(self._head, lambda: run_model(self._model, window))
-        kept = self._kept(window)
+        kept = counting(window, self.windows.decoder)
         if kept is not None and states.shape[:2] == kept.shape:
             return states[kept.to(states.device)]
         return states.reshape(-1, states.shape[-1])
 
-    def _kept(self, window: Batch) -> Tensor | None:
-        """Return which of the tokens that are predicted count."""
-        two_sides = getattr(getattr(self._part, "config", None), "is_encoder_decoder", False)
-        return window.decoder_kept if two_sides else window.kept
+
+def decoder_predicts(model: nn.Module, blocks: str = "") -> bool:
+    """Return whether it is the decoder's tokens that a model predicts; ``blocks`` as for ``DensePredictions``."""
+    return bool(getattr(getattr(language_model(model, blocks), "config", None), "is_encoder_decoder", False))
 
 
 def _readouts(head: nn.Module, scaled: Readout, vocabulary: int, pruned: Sequence[Tensor]) -> Readouts:
@@ -145,12 +150,34 @@ def _as_is(states: Tensor) -> Tensor:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors hold the same numbers but for rounding."""
-    if one.shape != other.shape or not one.is_floating_point():
+    """Return whether two tensors of logits hold the same numbers, but for one unit in the last place of each.
+
+    A model's logits are those of its head bit by bit, or after few operations of a number each. Anything larger, such
+    as a factor of 0.99 in bfloat16, is something that the model does to them.
+    """
+    if one.shape != other.shape or not one.is_floating_point() or not one.numel():
         return False
-    unit = _ROUNDINGS * max(torch.finfo(tensor.dtype).eps for tensor in (one, other))
-    one, other = one.double(), other.double()
-    return bool((one - other).abs().max() <= unit * other.abs().max())
+    unit = max(torch.finfo(tensor.dtype).eps for tensor in (one, other))
+    exact = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
+    largest = max(float(end.abs()) for end in other.aminmax())
+    rows = (tensor.reshape(-1, tensor.shape[-1]).split(_CHECKED_TOKENS) for tensor in (one, other))
+    for few, others in zip(*rows, strict=True):
+        few, others = few.to(exact), others.to(exact)
+        sizes = torch.maximum(few.abs(), others.abs()).clamp(min=unit * largest)
+        if not bool(((few - others).abs() <= unit * sizes).all()):
+            return False
+    return True
+
+
+def _check_room(first: Tensor, windows: Sequence[Batch]) -> None:
+    """Raise RelaxPruneError if what is kept of all windows does not fit into memory, given that of the first one."""
+    sizes = [sum(tensor.numel() for tensor in flatten((window.args, window.kwargs))[0]) for window in windows]
+    needed, free = first.nbytes * sum(sizes) // max(1, sizes[0]), free_bytes()
+    if free is not None and needed > free:
+        raise RelaxPruneError(
+            f"refine keeps {first.shape[-1]} numbers of the dense model for each token, {needed / 2**30:.3g} GiB for "
+            f"{len(windows)} windows, got {free / 2**30:.3g} GiB of free memory: give fewer windows"
+        )
 
 
 def _first(leaves: Sequence[Tensor]) -> Tensor:
