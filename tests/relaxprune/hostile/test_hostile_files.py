@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relaxprune.report.writing.render", lambda _page, _name: "")
     monkeypatch.setattr("relaxprune.report.figures.svg", lambda *_: "")
     monkeypatch.setattr("relaxprune.report.content._PICTURES", 1)
-    monkeypatch.setattr("relaxprune.cli.prune.run.with_prediction", lambda plan, _batches: plan)
+    monkeypatch.setattr("relaxprune.cli.prune.run.with_prediction", lambda plan, *_: plan)
 
 
 def attempt(case: Case, good: Path, place: Path, expected: Seen, chance: random.Random) -> tuple[Seen, str]:
