@@ -21,7 +21,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .corpora import Documents, Part, TextSource, open_text
 from .mixture import SELF, interleaved, source_parts, spelt
-from .model_samples import sample_windows
+from .model_samples import Sampler, sample_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,6 +126,7 @@ def calibration_windows(
     options: CalibrationOptions | None = None,
     *,
     model: PreTrainedModel | None = None,
+    sampler: Sampler | None = None,
 ) -> TokenWindows:
     """Take random, non-overlapping token windows for calibration; the same seed takes the same windows.
 
@@ -139,6 +140,7 @@ def calibration_windows(
         tokenizer: the model's; "self" uses only its start token, and takes None.
         options: see ``CalibrationOptions``.
         model: needed for "self" only, and left as it was.
+        sampler: gives the windows of "self", such as ``ModelSamples.again``; None samples them from ``model``.
 
     Raises:
         RelaxPruneError: unknown source, text too short, fewer windows than asked for (the error says how many), or a
@@ -158,7 +160,7 @@ def calibration_windows(
             taken.append(_windows(text, "calibration", _needed(tokenizer, part.source), own))
         else:
             assert model is not None  # checked above
-            taken.append(_sampled(model, tokenizer, own))
+            taken.append(_sampled(model, tokenizer, own, sampler))
     return taken[0] if len(taken) == 1 else _mixed(spelt(parts), taken)
 
 
@@ -205,12 +207,16 @@ def evaluation_windows(
 
 
 def _sampled(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, options: CalibrationOptions
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: CalibrationOptions,
+    sampler: Sampler | None = None,
 ) -> TokenWindows:
-    """Sample windows from the model itself."""
+    """Sample windows from the model itself, or take them from ``sampler``."""
     assert options.windows is not None  # checked by the caller
     start = None if tokenizer is None else tokenizer.bos_token_id
-    tokens = sample_windows(model, options.windows, options.length, options.seed, options.temperature, start)
+    sample = sampler or sample_windows
+    tokens = sample(model, options.windows, options.length, options.seed, options.temperature, start)
     facts = {"seed": options.seed, "temperature": options.temperature, "start_token": start}
     return windows_from_tokens(tokens, SELF, facts)
 
