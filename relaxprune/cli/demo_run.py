@@ -26,7 +26,7 @@ from .endings import door, tell
 from .eval_texts import perplexity_line
 from .loading import load_model, load_options
 from .option_groups import ModelGroup, PatternGroup, SolverGroup
-from .prune.folder import finish_folder, open_folder
+from .prune.folder import finish_folder, open_folder, refuse_small_disk
 from .prune.job import PruneJob, resolve
 from .prune.progress import duration
 from .prune.run import calibration_tokens, prune_loaded
@@ -173,7 +173,8 @@ def _run(
     amount = target.pattern or f"{target.sparsity:.0%}"
     method = "Wanda" if job.request.solver.name == "wanda" else "relaxprune"
     plan = make_plan(loaded.model, job.request, job.tokens)
-    folder = open_folder(job, loaded, windows, plan)
+    refuse_small_disk(job, loaded, plan)
+    folder = open_folder(job, loaded, windows)
     if folder.finished:
         folder.verify_files()
         apply_masks(loaded.model, read_masks(folder.path))

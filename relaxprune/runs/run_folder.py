@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from relaxprune.certificates import Certificate
     from relaxprune.problems import MaskProblem
+    from relaxprune.text.kept_samples import ModelSamples
 
 _logger = logging.getLogger("relaxprune")
 
@@ -100,6 +101,7 @@ class RunFolder:
         loaded: LoadedModel,
         fingerprint: Fingerprint,
         *,
+        samples: ModelSamples | None = None,
         resume: bool = False,
         discard_damaged: bool = False,
     ) -> RunFolder:
@@ -111,6 +113,7 @@ class RunFolder:
             path: the output folder, new or empty; with ``resume`` it may hold a run with an equal fingerprint.
             loaded: the model before pruning, its tokenizer, and what its source holds beside them.
             fingerprint: what decides the result.
+            samples: the calibration windows that the model wrote, to be kept until the run is finished; None for none.
             resume: continue an interrupted run.
             discard_damaged: make again what is damaged of it; else that is refused.
 
@@ -129,7 +132,7 @@ class RunFolder:
         if folder.begun:
             folder._continue(discard_damaged)
         if not folder.finished:
-            folder._begin(loaded)
+            folder._begin(loaded, samples)
         return folder
 
     @property
@@ -180,6 +183,14 @@ class RunFolder:
         """Record a finished block durably: it counts whole or not at all."""
         self._progress.save_block(block_index, record)
         self._used.add(block_index)
+
+    def load_samples(self) -> ModelSamples | None:
+        """Return the calibration windows that the model wrote for the interrupted run, None if it has to write them.
+
+        Raises:
+            RelaxPruneError: if the file is damaged; delete it to have the model write them again.
+        """
+        return self._progress.load_samples()
 
     def load_allocation(self) -> dict[str, int] | None:
         """Return how the interrupted run shares its sparsity, None if that is not decided yet.
@@ -264,7 +275,7 @@ class RunFolder:
         if self.finished:
             self._progress.remove()  # left by a process that was killed right after it had written the record
 
-    def _begin(self, loaded: LoadedModel) -> None:
+    def _begin(self, loaded: LoadedModel, samples: ModelSamples | None) -> None:
         """Write the fingerprint first, so that any later crash can be resumed, then the model's settings."""
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
@@ -275,7 +286,7 @@ class RunFolder:
             loaded.surplus.copy_files(staging)
             inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
             self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
-            self._progress.begin(self.fingerprint, file_names(staging))
+            self._progress.begin(self.fingerprint, file_names(staging), samples)
             install_files(staging, self.path)
             for folder in self._made:
                 sync_folder(folder.parent)

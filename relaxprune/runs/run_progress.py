@@ -21,10 +21,12 @@ from .block_files import BlockFiles
 from .certificate_files import CertificateFiles
 from .manifest import Manifest
 from .refinement_file import REFINEMENT_ADVICE, REFINEMENT_NAME, load_refinement, save_refinement
+from .samples_file import SAMPLES_ADVICE, SAMPLES_NAME, load_samples, save_samples
 
 if TYPE_CHECKING:
     from relaxprune.certificates import Certificate
     from relaxprune.problems import MaskProblem
+    from relaxprune.text.kept_samples import ModelSamples
 
 WORK_NAME = ".relaxprune"
 _RUN_NAME, _ALLOCATION_NAME = "run.json", "allocation.json"
@@ -33,13 +35,14 @@ _RUN = JsonFormat(version=1, shape={"fingerprint": dict})
 _SINGLE = {
     _ALLOCATION_NAME: ("the allocation", "delete it to have it decided again"),
     REFINEMENT_NAME: ("the refinement", REFINEMENT_ADVICE),
+    SAMPLES_NAME: ("the samples of the model", SAMPLES_ADVICE),
 }
 _ALLOCATION = JsonFormat(version=1, shape={"pruned_per_row": Values(int)}, advice=_SINGLE[_ALLOCATION_NAME][1])
 _DISCARD = "or add --discard-damaged"
 
 
 class RunProgress:
-    """What an unfinished run has done: its fingerprint, allocation, blocks, certificates and refinement.
+    """What an unfinished run has done: its fingerprint, samples, allocation, blocks, certificates and refinement.
 
     The refinement counts only while all blocks that it is of do.
 
@@ -72,7 +75,7 @@ class RunProgress:
             return not names
         with suppress(RelaxPruneError):  # damaged: there is something to lose
             ours = {PurePosixPath(name).parts[0] for name in self.manifest.installed}
-            return {*self.manifest.files} <= {_RUN_NAME} and names <= ours
+            return {*self.manifest.files} <= {_RUN_NAME, SAMPLES_NAME} and names <= ours
         return False
 
     @property
@@ -85,19 +88,28 @@ class RunProgress:
             return [block for block in self.blocks.found if block in listed]
         return []
 
-    def begin(self, fingerprint: Mapping[str, Any], installed: Iterable[str]) -> None:
+    def begin(
+        self, fingerprint: Mapping[str, Any], installed: Iterable[str], samples: ModelSamples | None = None
+    ) -> None:
         """Begin a run, so that any later crash can be resumed; one that is there stays.
 
         Args:
             fingerprint: what decides the result.
             installed: names of what is about to be put into the run's folder.
+            samples: the calibration windows that the model wrote; None if it wrote none.
         """
         self.blocks.folder.mkdir(parents=True, exist_ok=True)
-        if self.begun:
-            self.manifest.install(installed)
+        kept = {}
+        if samples is not None and not (self.begun and SAMPLES_NAME in self.manifest.files):
+            kept[SAMPLES_NAME] = self.folder / SAMPLES_NAME
+            save_samples(kept[SAMPLES_NAME], samples)
+        if not self.begun:
+            self._write_fingerprint(fingerprint)
+            self.manifest.begin({_RUN_NAME: self.folder / _RUN_NAME, **kept}, installed)
             return
-        self._write_fingerprint(fingerprint)
-        self.manifest.begin({_RUN_NAME: self.folder / _RUN_NAME}, installed)
+        self.manifest.install(installed)
+        if kept:
+            self.manifest.add(kept)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the fingerprint of the run that was begun.
@@ -117,13 +129,7 @@ class RunProgress:
         self.blocks.refuse_strays()
         self._forget_deleted()
         for name in self._damaged():
-            path, block = str(self._find(name)), self.manifest.files[name]["block"]
-            advice = f"delete {str(self.folder)!r} to begin the run again"
-            if block is not None:
-                advice = f"delete {str(self.blocks.path(block))!r} to solve block {block} again"
-            elif name in _SINGLE:
-                advice = _SINGLE[name][1]
-            raise damaged(repr(path), "it is not the file that the run wrote", f"{advice}, {_DISCARD}")
+            raise self._damage(name)
 
     def discard_damaged(self, fingerprint: Mapping[str, Any]) -> list[str]:
         """Discard what is damaged, so that it is made again: a file's block, or all where the manifest is damaged.
@@ -162,6 +168,19 @@ class RunProgress:
                 self._delete(name)
                 found.append(_SINGLE[name][0])
         return found
+
+    def load_samples(self) -> ModelSamples | None:
+        """Return the windows that the model wrote for the run, None if it has to write them.
+
+        Raises:
+            RelaxPruneError: the file or the manifest is damaged.
+        """
+        path = self.folder / SAMPLES_NAME
+        if not self.begun or SAMPLES_NAME not in self.manifest.files or not path.is_file():
+            return None
+        if self._differs(SAMPLES_NAME):
+            raise self._damage(SAMPLES_NAME)
+        return load_samples(path)
 
     def load_allocation(self) -> dict[str, int] | None:
         """Return how the run shares its sparsity, None if that is not decided yet.
@@ -267,6 +286,16 @@ class RunProgress:
     def _damaged(self) -> list[str]:
         """Return the names of listed files that are missing or differ from the list."""
         return [name for name in self.manifest.files if self._differs(name)]
+
+    def _damage(self, name: str) -> RelaxPruneError:
+        """Return the error for a listed file that is missing or differs: what to delete."""
+        path, block = str(self._find(name)), self.manifest.files[name]["block"]
+        advice = f"delete {str(self.folder)!r} to begin the run again"
+        if block is not None:
+            advice = f"delete {str(self.blocks.path(block))!r} to solve block {block} again"
+        elif name in _SINGLE:
+            advice = _SINGLE[name][1]
+        return damaged(repr(path), "it is not the file that the run wrote", f"{advice}, {_DISCARD}")
 
     def _differs(self, name: str) -> bool:
         return not is_unchanged(self._find(name), self.manifest.files[name])

@@ -107,6 +107,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
+def read_sealed_record(folder: Path) -> dict[str, Any]:
+    """Read a finished run's ``relaxprune.json`` as ``read_record`` does; a checksum that does not match is refused."""
+    record = read_record(folder)
+    if not is_sealed(record):
+        raise damaged(repr(str(folder / RECORD_NAME)), UNSEALED)
+    return record
+
+
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of files in a folder, by name."""
     return {name: file_facts(folder / name) for name in sorted(names)}
@@ -121,10 +129,7 @@ def verify_files(folder: Path) -> int:
     Raises:
         RelaxPruneError: naming the first file that is missing or differs.
     """
-    record = read_record(folder)
-    if not is_sealed(record):
-        raise damaged(repr(str(folder / RECORD_NAME)), UNSEALED)
-    files = record["files"]
+    files: dict[str, dict[str, Any]] = read_sealed_record(folder)["files"]
     for name, facts in files.items():
         path = folder / name
         if not is_unchanged(path, facts):

@@ -6,7 +6,8 @@ text that the model writes is close to what it was trained on, and needs no data
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -17,6 +18,8 @@ from relaxprune.problems.errors import RelaxPruneError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Sampler: TypeAlias = "Callable[[PreTrainedModel, int, int, int, float, int | None], torch.Tensor]"
+"""What gives windows in the name of a model, with the arguments of ``sample_windows``."""
 # Windows sampled at once: bounds the key-value cache.
 _AT_ONCE = 16
 
@@ -50,11 +53,8 @@ def sample_windows(
     Raises:
         RelaxPruneError: ``length`` is too long for the model, or its probabilities are not finite.
     """
-    check_length(model, length)
+    known = _checked_vocabulary(model, length)
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same numbers
-    known = vocabulary(model)
-    if known is None:
-        raise RelaxPruneError("model does not say how many tokens it knows, so that none can be drawn: give a text")
     first = torch.randint(known, (windows, 1), generator=generator)
     if start is not None:
         first.fill_(start)
@@ -64,6 +64,26 @@ def sample_windows(
             for at in range(0, windows, _AT_ONCE)
         ]
     return torch.cat(parts)
+
+
+def random_windows(
+    model: PreTrainedModel, windows: int, length: int, seed: int, temperature: float, start: int | None
+) -> torch.Tensor:
+    """Draw each token uniformly: windows of the right shape, where what the model would write does not matter.
+
+    Args and errors are those of ``sample_windows``, without a pass through the model.
+    """
+    known = _checked_vocabulary(model, length)
+    return torch.randint(known, (windows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _checked_vocabulary(model: PreTrainedModel, length: int) -> int:
+    """Return how many tokens a model knows, which must say so and read ``length`` of them."""
+    check_length(model, length)
+    known = vocabulary(model)
+    if known is None:
+        raise RelaxPruneError("model does not say how many tokens it knows, so that none can be drawn: give a text")
+    return known
 
 
 def _continue(

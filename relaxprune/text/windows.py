@@ -19,7 +19,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .corpora import Documents, Part, TextSource, open_text
 from .mixture import SELF, SourcePart, interleaved, source_parts, spelt
-from .model_samples import sample_windows
+from .model_samples import Sampler, sample_windows
 from .token_windows import TokenWindows, windows_from_tokens
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def calibration_windows(
     options: CalibrationOptions | None = None,
     *,
     model: PreTrainedModel | None = None,
+    sampler: Sampler | None = None,
 ) -> TokenWindows:
     """Take random, non-overlapping token windows for calibration; the same seed takes the same windows.
 
@@ -78,6 +79,7 @@ def calibration_windows(
         tokenizer: the model's; "self" uses only its start token, and takes None.
         options: see ``CalibrationOptions``.
         model: needed for "self" only, and left as it was.
+        sampler: gives the windows of "self", such as ``ModelSamples.again``; None samples them from ``model``.
 
     Raises:
         RelaxPruneError: unknown source, text too short, fewer windows than asked for (the error says how many), or a
@@ -97,7 +99,7 @@ def calibration_windows(
             taken.append(_windows(text, "calibration", _needed(tokenizer, part.source), own))
         else:
             assert model is not None  # checked above
-            taken.append(_sampled(model, tokenizer, own, own.seed))
+            taken.append(_sampled(model, tokenizer, own, own.seed, sampler))
     return taken[0] if len(taken) == 1 else _mixed(spelt(parts), taken)
 
 
@@ -146,12 +148,17 @@ def evaluation_windows(
 
 
 def _sampled(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, options: CalibrationOptions, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: CalibrationOptions,
+    seed: int,
+    sampler: Sampler | None = None,
 ) -> TokenWindows:
-    """Sample windows from the model itself."""
+    """Sample windows from the model itself, or take them from ``sampler``."""
     assert options.windows is not None  # checked by the caller
     start = None if tokenizer is None else tokenizer.bos_token_id
-    tokens = sample_windows(model, options.windows, options.length, seed, options.temperature, start)
+    sample = sampler or sample_windows
+    tokens = sample(model, options.windows, options.length, seed, options.temperature, start)
     facts = {"seed": seed, "temperature": options.temperature, "start_token": start}
     return windows_from_tokens(tokens, SELF, facts)
 

@@ -16,8 +16,12 @@ from relaxprune.pruning import Plan, PruneReport, apply_permutations
 from relaxprune.pruning.memory_estimate import model_bytes
 from relaxprune.runs import Fingerprint, RunFolder, RunNotes, plain_values, software_versions, weights_sha256
 from relaxprune.runs.disk_space import refuse_full_disk
+from relaxprune.runs.run_record import read_sealed_record
 from relaxprune.support import machine_line, peak_memory_bytes
 from relaxprune.text import TokenWindows
+from relaxprune.text.kept_samples import ModelSamples
+from relaxprune.text.mixture import SELF
+from relaxprune.text.model_samples import Sampler, random_windows
 
 from ..endings import command_line
 from ..loading import load_model
@@ -48,13 +52,47 @@ def abandoning(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows, plan: Plan) -> RunFolder:
-    """Start the run's folder, or continue the one that is there, if its disk has the space."""
-    fingerprint = run_fingerprint(job, loaded, windows)
+def refuse_small_disk(job: PruneJob, loaded: LoadedModel, plan: Plan) -> None:
+    """Refuse the run's folder if its disk has not the space for what is still to be written.
+
+    Raises:
+        RelaxPruneError: naming the folder, what is needed and what is free.
+    """
     if not RunFolder(job.folder, {}).finished:
         refuse_full_disk(job.folder, plan, saved_bytes(job, loaded), len(loaded.tokenizer or ()))
+
+
+def earlier_sampler(job: PruneJob) -> Sampler | None:
+    """Return what gives the windows that the model wrote before, as those are what the run has read.
+
+    Returns:
+        For an unfinished run its windows; for a finished one, which keeps none, any of their shape; None if the model
+        has to write them.
+
+    Raises:
+        RelaxPruneError: they are damaged, and not to be discarded.
+    """
+    folder = RunFolder(job.folder, {})
+    if folder.finished:
+        return random_windows
+    try:
+        samples = folder.load_samples() if job.run.resume else None
+    except RelaxPruneError:
+        if not job.run.discard_damaged:
+            raise
+        return None
+    return None if samples is None else samples.again
+
+
+def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
+    """Start the run's folder, or continue the one that is there."""
     return RunFolder.open(
-        job.folder, loaded, fingerprint, resume=job.run.resume, discard_damaged=job.run.discard_damaged
+        job.folder,
+        loaded,
+        run_fingerprint(job, loaded, windows),
+        samples=ModelSamples.of(windows),
+        resume=job.run.resume,
+        discard_damaged=job.run.discard_damaged,
     )
 
 
@@ -78,14 +116,7 @@ def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -
             "dtype": loaded.description["dtype"],
             "attention": model.config._attn_implementation,
         },
-        calibration={
-            "source": windows.source,
-            "sha256": windows.sha256,
-            "windows": windows.tokens.shape[0],
-            "length": windows.tokens.shape[1],
-            "batch_windows": job.windows_at_once,
-            "description": plain_values(windows.description),
-        },
+        calibration=calibration_facts(job, windows),
         settings={
             "solver": request.solver.name,
             "solver_options": plain_values(asdict(request.solver)),
@@ -96,6 +127,30 @@ def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -
         },
         software=software_versions(request.distributions),
     )
+
+
+def calibration_facts(job: PruneJob, windows: TokenWindows) -> dict[str, Any]:
+    """Return the fingerprint's facts of the calibration windows.
+
+    A finished run's folder does not keep what the model wrote: the record's checksums of that are taken as they are,
+    and everything else is compared.
+    """
+    facts: dict[str, Any] = {
+        "source": windows.source,
+        "sha256": windows.sha256,
+        "windows": windows.tokens.shape[0],
+        "length": windows.tokens.shape[1],
+        "batch_windows": job.windows_at_once,
+        "description": plain_values(windows.description),
+    }
+    if SELF not in windows.kinds or not RunFolder(job.folder, {}).finished:
+        return facts
+    then = read_sealed_record(job.folder)["fingerprint"]["calibration"]
+    text, known = facts["description"], then["description"]
+    facts["sha256"], text["sha256"] = then["sha256"], known["sha256"]
+    if "parts" in text:
+        text["parts"][SELF]["sha256"] = known.get("parts", {}).get(SELF, {}).get("sha256")
+    return facts
 
 
 def finish_folder(job: PruneJob, folder: RunFolder, loaded: LoadedModel, report: PruneReport) -> tuple[str, ...]:

@@ -14,12 +14,12 @@ from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
 from relaxprune.text.mixture import SELF, source_parts
-from relaxprune.text.model_samples import can_sample
+from relaxprune.text.model_samples import Sampler, can_sample, random_windows
 
 from ..endings import door, tell
 from ..interrupts import check
 from ..loading import load_model
-from .folder import abandoning, finish_folder, open_folder
+from .folder import abandoning, earlier_sampler, finish_folder, open_folder, refuse_small_disk
 from .job import PruneJob
 
 
@@ -32,7 +32,8 @@ def run_prune(job: PruneJob) -> int:
         RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
     """
     if job.run.plan:
-        plan, windows, _ = prepare(job)
+        plan, loaded = prepare(job)
+        windows = calibration_tokens(job, loaded, random_windows)
         job.output.result(with_prediction(plan, batches(job, windows), windows.kinds))
         return 0
     with RunFolder.hold(job.folder):
@@ -40,22 +41,23 @@ def run_prune(job: PruneJob) -> int:
         return write_run(job)
 
 
-def prepare(job: PruneJob) -> tuple[Plan, TokenWindows, LoadedModel]:
-    """Load the model, decide what is pruned, and take the calibration windows."""
+def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
+    """Load the model and decide what is pruned."""
     if job.run.threads is not None:
         torch.set_num_threads(job.run.threads)
     job.output.say(f"loading {job.model}")
     with door():
         loaded = load_model(job.model, job.load)
     refuse_rounding(job, loaded)
-    plan = make_plan(loaded.model, job.request, job.tokens, len(job.sources))
-    return plan, calibration_tokens(job, loaded), loaded
+    return make_plan(loaded.model, job.request, job.tokens, len(job.sources)), loaded
 
 
 def write_run(job: PruneJob) -> int:
     """Prune into the folder, which this process holds; returns the exit code."""
-    plan, windows, loaded = prepare(job)
-    folder = open_folder(job, loaded, windows, plan)
+    plan, loaded = prepare(job)
+    refuse_small_disk(job, loaded, plan)
+    windows = calibration_tokens(job, loaded, earlier_sampler(job))
+    folder = open_folder(job, loaded, windows)
     if folder.finished:
         files = folder.verify_files()
         job.output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
@@ -107,15 +109,21 @@ def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
         )
 
 
-def calibration_tokens(job: PruneJob, loaded: LoadedModel) -> TokenWindows:
-    """Return the calibration windows, which the model must be able to read."""
+def calibration_tokens(job: PruneJob, loaded: LoadedModel, sampler: Sampler | None = None) -> TokenWindows:
+    """Return the calibration windows, which the model must be able to read.
+
+    Args:
+        job: says which.
+        loaded: the model, and the tokenizer of text.
+        sampler: gives the windows that the model would write; None has it write them.
+    """
     # A model that writes no text reads the text alone, unless samples are asked for, and so refused.
     text_alone = job.calibration.self_share is None and len(job.sources) > 1 and not can_sample(loaded.model)
     wanted = source_parts(job.calibration.calibration, job.calibration.windows) if text_alone else job.sources
     if any(part.source != SELF for part in job.sources):
         check_tokenizer(loaded.model, loaded.tokenizer)
     with door():
-        windows = calibration_windows(wanted, loaded.tokenizer, job.windows, model=loaded.model)
+        windows = calibration_windows(wanted, loaded.tokenizer, job.windows, model=loaded.model, sampler=sampler)
     try_window(loaded.model, windows.tokens)
     return windows
 

@@ -127,7 +127,7 @@ def test_resume_refuses_other_settings(
     other = write_text(tmp_path / "other.txt", words=3000)
     changes = {
         "settings.seed was 0 and is now 1": ["--seed", "1"],
-        "calibration.sha256 was": ["--calibration", str(other)],
+        "calibration.source was": ["--calibration", str(other)],
         "settings.max_iterations was 12 and is now 13": ["--max-iterations", "13"],
         "settings.solver was": ["--solver", "sparsefw"],
         "software.pyscipopt was null": ["--solver", "exact", "--max-iterations", "5"],

@@ -17,6 +17,7 @@ from .test_every_call import result
 KINDS = {
     "refit": ["--sparsity", "0.5", "--refit"],
     "certified": ["--sparsity", "0.5", "--solver", "wanda", "--polish", "none", "--certify", "diagonal"],
+    "sampled": ["--sparsity", "0.5", "--solver", "wanda", "--calibration", "self"],
     "allocated": ["--sparsity", "0.5", "--solver", "wanda", "--allocation", "model"],
 }
 
