@@ -15,7 +15,7 @@ from .mixture import SELF
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .windows import TokenWindows
+    from .token_windows import TokenWindows
 
 
 @dataclass(frozen=True)
