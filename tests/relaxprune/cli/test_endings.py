@@ -168,7 +168,7 @@ def test_memory_that_is_not_there_ends_like_an_interruption(
     words = arguments(place, tmp_path / "out", "--quiet")
     with monkeypatch.context() as patch:
         patch.setattr(mask_solver, "solve", failing)
-        patch.setattr("relaxprune.cli.prune.run.with_prediction", lambda plan, batches, kinds: plan)
+        patch.setattr("relaxprune.cli.prune.run.with_prediction", lambda plan, *_: plan)
         assert main(words) == 2
     assert "1 finished blocks are kept in" in only_sentence(capsys)
     assert main([*words, "--resume"]) == 0

@@ -47,7 +47,7 @@ def no_sampling(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def otherwise(*asked: object) -> torch.Tensor:
     """Sample as a processor does that rounds otherwise."""
-    return torch.full(asked[1:3], 5, dtype=torch.int64)  # type: ignore[call-overload]
+    return torch.full(asked[1:3], 5, dtype=torch.int64)
 
 
 def test_a_resumed_run_reads_what_was_kept(place: Path, finished: Path, stopped: Path, no_sampling: None) -> None:
