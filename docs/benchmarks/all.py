@@ -53,7 +53,7 @@ BENCHMARKS = {
         ("--blocks", "0", "--rows", "2", "--windows", "1", "2", "--unseen", "1", "--length", "32"),
     ),
     "unseen-text": Benchmark(
-        ("unseen_text.py", "--rows", "32", "--plot", "{plots}/unseen_text.png"),
+        ("unseen_text.py", "--blocks", "15", "--rows", "32", "--windows", "24", "--plot", "{plots}/unseen_text.png"),
         ("--blocks", "0", "--rows", "2", "--windows", "3", "--unseen", "1", "--length", "32", "--shares", "0", "0.2"),
     ),
     "judge": Benchmark(

@@ -118,7 +118,7 @@ def panel(found: list[Point], axes: Axes) -> None:
         xlabel="λ, how far Grams are shrunk",
         ylabel="error over Wanda's",
     )
-    axes.legend(fontsize="xx-small", ncols=2)
+    axes.legend(fontsize="xx-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from ..solver_options import parse_options
 from .output import Output
 from .words import CalibrationGroup, PruneWords, RunGroup
 
-# Share of windows that the model writes itself: it costs no error on the text (docs/unseen-text.md).
+# Share of windows that the model writes itself, so that masks hold on text of other kinds (docs/unseen-text.md).
 SAMPLES = 1 / 3
 # Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
 _BATCH_TOKENS = 2048
