@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,21 @@ def model_weight(model: Any, name: str, rows: int | None = None) -> Tensor:
     """Return the first rows of a layer's weight, (rows, cols) float32, as a copy."""
     layer = next(layer for layer in find_layers(model)[0] if layer.name == name)
     return layer.matrix()[:rows].float().clone(memory_format=torch.contiguous_format)
+
+
+def opened(file: Path, settings: dict[str, Any], items: str) -> dict[str, Any]:
+    """Return the results so far of a benchmark that can be stopped: its settings, and a list named ``items``.
+
+    Raises:
+        SystemExit: those in the file are of other settings.
+    """
+    if not file.exists():
+        return {"settings": settings, items: []}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    before = found["settings"]
+    if changed := [name for name in before | settings if before.get(name) != settings.get(name)]:
+        raise SystemExit(f"{file} has {items} of other {', '.join(changed)}: give another place")
+    return found
 
 
 def short(name: str) -> str:

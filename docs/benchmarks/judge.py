@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import FAILURES, head, line
+from common import FAILURES, head, line, opened
 from recipes import RECIPES, Recipe
 from torch import Tensor
 
@@ -120,20 +119,6 @@ class Bench:
     def perplexities(self) -> dict[str, float]:
         """Measure the dense model on every text."""
         return {text: perplexity(self.dense, tokens).perplexity for text, tokens in self.texts.items()}
-
-
-def opened(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the results so far.
-
-    Raises:
-        SystemExit: those in the file are of other settings.
-    """
-    if not file.exists():
-        return {"settings": settings, "cells": []}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if changed := [name for name, value in settings.items() if found["settings"].get(name) != value]:
-        raise SystemExit(f"{file} has cells of other {', '.join(changed)}: give another folder")
-    return found
 
 
 def run(
@@ -231,7 +216,7 @@ def main() -> None:
     bench = Bench(arguments)
     names = ("model", "calibration", "windows", "length", "device")
     settings = {**{name: getattr(arguments, name) for name in names}, "texts": bench.facts()}
-    results = opened(file, settings)
+    results = opened(file, settings, "cells")
     if "dense" not in results:
         results["dense"] = bench.perplexities()
     run(bench, jobs, results, file, deadline)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FAILURES, head, line, model_grams
+from common import FAILURES, head, line, model_grams, opened
 
 from relaxprune import load_model, perplexity, plan_model, prune_model
 from relaxprune.models.loading import LoadOptions
@@ -70,21 +70,6 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("model", "device", "calibration", "windows", "length", "evaluate")
     names = (*names, "evaluation_windows", "evaluation_length")
     return {**{name: getattr(arguments, name) for name in names}, "threads": torch.get_num_threads()}
-
-
-def opened(file: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return the results so far.
-
-    Raises:
-        SystemExit: those in the file are of other settings.
-    """
-    if not file.exists():
-        return {"settings": wanted, "runs": []}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if found["settings"] != wanted:
-        changed = [name for name in wanted if found["settings"].get(name) != wanted[name]]
-        raise SystemExit(f"{file} has runs of another {', '.join(changed)}: give another file")
-    return found
 
 
 def save(file: Path, results: dict[str, Any]) -> None:
@@ -217,7 +202,7 @@ def main() -> None:
     if arguments.show:
         show(json.loads(arguments.results.read_text(encoding="utf-8")))
         return
-    results = opened(arguments.results, settings(arguments))
+    results = opened(arguments.results, settings(arguments), "runs")
     bench = Bench(arguments)
     if arguments.sample and "statistics_seconds" not in results:
         results["statistics_seconds"] = bench.statistics_seconds(arguments.sample)

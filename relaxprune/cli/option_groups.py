@@ -76,6 +76,11 @@ def _parameter(item: Field[Any], hint: Any) -> inspect.Parameter:
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
+def weights_word(refit: bool | None) -> str | None:
+    """Return what ``--refit`` or ``--no-refit`` asks for, as in ``PruneOptions.weights``; None for neither."""
+    return None if refit is None else "refit" if refit else "keep"
+
+
 Seed = Annotated[int, typer.Option(help="Seed of every random choice (calibration windows, solver).")]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .endings import bad_input, command_line, door, ending, tell, written
-from .option_groups import PatternGroup, Seed, SolverGroup, with_groups
+from .option_groups import PatternGroup, Seed, SolverGroup, weights_word, with_groups
 
 if TYPE_CHECKING:
     from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
@@ -40,7 +40,7 @@ class MovingGroup:
     @property
     def weights(self) -> str | None:
         """What to do with kept weights, as in ``PruneOptions``."""
-        return None if self.refit is None else "refit" if self.refit else "keep"
+        return weights_word(self.refit)
 
     def check(self, moves: bool) -> None:
         """Refuse options that are for weights that move, if they do not."""

@@ -16,6 +16,7 @@ from relaxprune.text.mixture import SELF, with_samples
 
 from ..endings import door
 from ..loading import load_options
+from ..option_groups import weights_word
 from ..solver_options import parse_options
 from .output import Output
 from .words import CalibrationGroup, PruneWords, RunGroup
@@ -151,7 +152,7 @@ def _request(words: PruneWords) -> PruneRequest:
         certify_rows=words.certify.certify_rows,
         statistics=words.statistics.options,
         permute=layers.permute,
-        weights=None if layers.refit is None else "refit" if layers.refit else "keep",
+        weights=weights_word(layers.refit),
         damping=layers.damping,
         correct=layers.correct,
         tune=layers.tune,
