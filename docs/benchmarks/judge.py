@@ -34,6 +34,7 @@ from relaxprune.cli.prune.run import batches, calibration_tokens
 from relaxprune.evaluation.divergence import with_error
 from relaxprune.models import LoadOptions
 from relaxprune.pruning import make_plan
+from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.support.durable import write_json, write_text
 from relaxprune.text import TokenWindows, evaluation_windows
 from relaxprune.text.token_windows import tokens_sha256
@@ -66,6 +67,29 @@ class Remembered(torch.nn.Module):
         return SimpleNamespace(logits=self.kept[key])
 
 
+class Finished:
+    """The blocks of the latest cell, from which the same recipe with a refinement goes on."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.recipe: Any = None
+        self.blocks: dict[int, BlockRecord] = {}
+
+    def of(self, recipe: Any) -> Finished:
+        """Forget what another recipe left."""
+        if recipe != self.recipe:
+            self.recipe, self.blocks = recipe, {}
+        return self
+
+    def load(self, block_index: int) -> BlockRecord | None:
+        """Return what is kept of a block."""
+        return self.blocks.get(block_index)
+
+    def save(self, block_index: int, record: BlockRecord) -> None:
+        """Keep a block."""
+        self.blocks[block_index] = record
+
+
 class Bench:
     """The dense model, a copy to prune, and the windows of every text."""
 
@@ -74,6 +98,7 @@ class Bench:
         self.loaded = load_model(arguments.model, LoadOptions(device=arguments.device))
         self.dense: Any = Remembered(copy.deepcopy(self.loaded.model), arguments.remember)
         self.weights = {name: tensor.clone() for name, tensor in self.loaded.model.state_dict().items()}
+        self.finished = Finished()
         self.calibration: dict[Any, TokenWindows] = {}
         self.texts: dict[str, Tensor] = {}
         for place, text in enumerate(arguments.texts):
@@ -94,16 +119,15 @@ class Bench:
             self.calibration[key] = calibration_tokens(job, self.loaded)
         return self.calibration[key]
 
-    def cell(self, job: PruneJob) -> dict[str, Any]:
+    def cell(self, target: str, recipe: Recipe, job: PruneJob) -> dict[str, Any]:
         """Prune the dense weights and judge the result on every text."""
         self.loaded.model.load_state_dict(self.weights)
         windows = self.windows(job)
-        started = time.perf_counter()
         plan = make_plan(self.loaded.model, job.request, job.tokens)
-        report = prune_model(self.loaded.model, batches(job, windows), plan=plan)
-        seconds = time.perf_counter() - started
+        finished = self.finished.of((target, recipe.unrefined))
+        report = prune_model(self.loaded.model, batches(job, windows), plan=plan, recorder=finished)
         return {
-            "seconds": seconds,
+            "seconds": report.seconds["total"],
             "stages": report.seconds,
             "relative_error": report.mean_relative_error,
             "of_wanda": report.mean_wanda_ratio,
@@ -133,7 +157,7 @@ def run(
             print(f"out of time before {recipe.name} at {target}: give the command again", file=sys.stderr)
             return
         try:
-            cell = {**named, **bench.cell(job)}
+            cell = {**named, **bench.cell(target, recipe, job)}
         except FAILURES as error:
             cell = {**named, "failed": f"{type(error).__name__}: {error}"}
         place = (target, recipe.name)

@@ -48,6 +48,13 @@ class Recipe:
         more = [EXTRAS[extra] for extra in extras] + ([] if "robust" in extras else [AS_IS])
         return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *more]))))
 
+    @property
+    def unrefined(self) -> tuple[str, ...]:
+        """The words without those of refining, which comes last."""
+        before = ("", *self.words)
+        pairs = zip(before, self.words, strict=False)
+        return tuple(word for pair in pairs for word in pair[1:] if not any(one.startswith("--refine") for one in pair))
+
     def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:
         """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""
         common = {"calibration": arguments.calibration, "windows": arguments.windows, "length": arguments.length}

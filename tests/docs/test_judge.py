@@ -66,6 +66,18 @@ def test_a_table_is_filled_and_continued(judge: Judge, tmp_path: Path) -> None:
     assert "cells of other windows" in judge("--windows", "4")
 
 
+def test_a_refinement_goes_on_where_the_same_recipe_ended(judge: Judge, tmp_path: Path) -> None:
+    file = tmp_path / "table/judge.json"
+    judge("--targets", "50", "--recipes", "wanda+refined")
+    alone = json.loads(file.read_text())["cells"][0]
+    file.unlink()
+    judge("--targets", "50", "--recipes", "wanda", "wanda+refined")
+    wanda, refined = json.loads(file.read_text())["cells"]
+    assert refined["texts"] == alone["texts"] and refined["relative_error"] == wanda["relative_error"]
+    assert refined["texts"]["like"]["mean"] < wanda["texts"]["like"]["mean"]
+    assert all(refined["stages"][stage] >= wanda["stages"][stage] for stage in ("solve", "statistics"))
+
+
 def test_recipes_that_are_not_there_are_refused_first(judge: Judge) -> None:
     assert "'wandb' is not one of wanda" in judge("--recipes", "wandb")
     assert "'sturdy' is not one of robust" in judge("--recipes", "wanda+sturdy")
