@@ -58,8 +58,8 @@ class PruneOptions(SolveOptions):
             to 0, 20 passes), with masks held.
         refine: once all layers are pruned, move the kept weights of the whole model together towards the dense model's
             predictions, for at most this many passes over the batches; 0 for none. Also where ``weights`` is "keep".
-        refine_rate: for ``refine``: the rate of its steps at the start, as a share of the root mean square of a layer's
-            kept weights. None for 0.002.
+        refine_rate: for ``refine``: the highest rate of its steps, as a share of the root mean square of a layer's kept
+            weights. None for 0.002.
         skip_misfits: leave alone, and list, the layers that do not fit the set of masks or the solver; without it a run
             refuses before any work.
         regrow: for "refit", ``tune`` and ``refine``: give new values to weights that are exactly 0 in a sparse layer

@@ -19,6 +19,8 @@ from .tuning.model_refiner import ModelRefiner, Schedule
 from .tuning.predictions import DensePredictions, decoder_predicts
 from .tuning.recipes import Recipe
 
+_WARM_UP = 0.1  # of all steps
+
 
 @dataclass(frozen=True, eq=False)
 class Refining:
@@ -89,7 +91,7 @@ class Refining:
         """Refine the model and keep the result."""
         assert self.predictions is not None  # there is no record
         options, plan = self.plan.request.options, self.plan
-        schedule = Schedule(options.refine, Recipe(options.refine_share), options.seed)
+        schedule = Schedule(options.refine, Recipe(options.refine_share, warm_up=_WARM_UP), options.seed)
         with self.outcome.timed("refine"):
             refiner = ModelRefiner(plan.model, plan.blocks, self.predictions, schedule, self.outcome.announce_refining)
             refinement = refiner.run(layers, supports)

@@ -31,8 +31,8 @@ class BlockTuner:
     """Tunes one block, or a part of one.
 
     Adam on a float32 copy of the kept weights, the loss one batch's error, pruned weights held at 0. After
-    every pass over the batches the error on the held-out ones is taken: the best weights stay, and the first pass that
-    does not improve on them ends it.
+    every pass over the batches the error on the held-out ones is taken: the best weights stay, and passes that get
+    worse one after the other end it, as many as the recipe allows.
 
     Args:
         stage: the block.

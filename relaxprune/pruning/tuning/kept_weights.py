@@ -39,6 +39,7 @@ class KeptWeights:
         for layer in layers:
             groups.setdefault(id(layer.weight), []).append(layer)
         self.parameters: list[Tensor] = [group[0].weight for group in groups.values()]
+        self._patience = recipe.patience
         self._kept = [_kept(group, supports) for group in groups.values()]
         values = [parameter.detach() for parameter in self.parameters]
         self._masters = [value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for value in values]
@@ -92,9 +93,9 @@ class KeptWeights:
     def improve(
         self, passes: int, take: Callable[[int], Found], score: Callable[[Found], float], start: Found
     ) -> tuple[int, Found]:
-        """Take passes over the text for as long as each is better than all before; the best weights stay.
+        """Take passes over the text until as many as the recipe allows got worse one after the other.
 
-        They also stay after an exception.
+        The best weights stay, also after an exception.
 
         Args:
             passes: the most passes.
@@ -106,12 +107,15 @@ class KeptWeights:
             How many passes the weights that stay have taken, and what was found after them.
         """
         best, taken, least = self._snapshot(), 0, start
+        latest, worse = start, 0
         try:
             for number in range(1, passes + 1):
-                found = take(number)
-                if not score(found) < score(least):
+                before, latest = latest, take(number)
+                if score(latest) < score(least):
+                    best, taken, least = self._snapshot(), number, latest
+                worse = 0 if score(latest) < score(before) else worse + 1
+                if worse == self._patience:
                     break
-                best, taken, least = self._snapshot(), number, found
         finally:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, best, strict=True):

@@ -45,7 +45,7 @@ class ModelRefiner:
 
     Every fourth batch is held out. After every pass the distance from the dense predictions on a held-out window is
     divided by what it was at the start: the weights with the least mean of that stay, so that no kind of text outweighs
-    the others, and the first pass that does not lower it is the last. Blocks run again for their gradients.
+    the others. Blocks run again for their gradients.
 
     Args:
         model: the pruned model.

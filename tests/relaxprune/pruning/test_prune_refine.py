@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
 
@@ -17,7 +18,7 @@ from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.planner import plan_model
-from relaxprune.pruning.tuning import model_refiner, predictions
+from relaxprune.pruning.tuning import model_refiner, predictions, recipes
 from relaxprune.pruning.tuning.held_out import Windows
 from relaxprune.runs.run_folder import RunFolder
 
@@ -277,12 +278,26 @@ def test_passes_that_gain_nothing_leave_every_bit_and_the_best_one_stays():
     assert report.refinement.held_out_after == report.refinement.held_out_before
     assert same(state_of(plain), state_of(worse)) and "no pass improved" in str(report)
     told = [event for event in events if event.refining is not None]
-    assert [event.kind for event in told if event.kind != "refine_step"] == [
-        "refine_start",
-        "refine_pass",
-        "refine_done",
-    ]
-    assert [event.refining.step for event in told if event.kind == "refine_step"] == list(range(1, 10))
+    passes = [event.kind for event in told if event.kind != "refine_step"]
+    assert passes == ["refine_start", *["refine_pass"] * 3, "refine_done"]
+    assert [event.refining.step for event in told if event.kind == "refine_step"] == list(range(1, 28))
+
+
+def test_a_pass_that_makes_things_worse_is_made_good_by_later_ones():
+    model, told = tiny_model("llama"), []
+    options = PruneOptions(refine=4, refine_rate=0.04, max_iterations=5)
+    report = prune_model(model, BATCHES, sparsity=0.5, options=options, on_event=told.append)
+    held_out = [event.refining.held_out for event in told if event.kind == "refine_pass"]
+    assert held_out[0] > report.refinement.held_out_before > report.refinement.held_out_after == min(held_out)
+    assert report.refinement.passes == 1 + held_out.index(min(held_out)) > 1
+
+
+def test_the_rate_rises_and_falls():
+    recipe = recipes.Recipe(1e-3, warm_up=0.1)
+    shares = [recipe.share(step, 40) for step in range(40)]
+    assert shares[0] == 0.25 and 0.97 < shares[3] < 1 and shares[3] == max(shares)
+    assert all(after < before for before, after in itertools.pairwise(shares[3:])) and 0 < shares[-1] < 0.01
+    assert recipes.Recipe(1e-3, cosine=False, warm_up=0.1).share(39, 40) == recipes.Recipe(1e-3).share(0, 40) == 1
 
 
 def test_zeros_of_a_sparse_source_stay_zero_unless_they_may_grow():
