@@ -181,7 +181,7 @@ def _run(
         notices += folder.notices
         facts: Mapping[str, Any] = read_record(folder.path)["report"]
     else:
-        report = prune_loaded(job, windows, plan, folder, f"{method} {amount}")
+        report = prune_loaded(job, windows, plan, folder, title=f"{method} {amount}")
         if method == "relaxprune" and target.pattern is None:
             notices += finish_folder(job, folder, loaded, report)
         facts = report.to_dict()

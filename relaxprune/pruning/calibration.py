@@ -9,6 +9,7 @@ from typing import Any
 from relaxprune.inputs.batches import Batch, read_batches, split_windows, without_first
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.parts import Parts
+from relaxprune.problems.errors import RelaxPruneError
 
 from .request import PruneRequest
 
@@ -20,10 +21,12 @@ class Calibration:
     Attributes:
         batches: as ``prune_model`` takes them, read once.
         kinds: the kind of each window, in the order of the batches; None if all are of one.
+        refine_batches: what only a refinement of the whole model reads, besides the others; read once.
     """
 
     batches: Iterable[Any]
     kinds: Sequence[str] | None = None
+    refine_batches: Iterable[Any] = ()
 
     def read(self, request: PruneRequest) -> tuple[list[Batch], Parts]:
         """Return the batches, and the parts in which their Grams are summed.
@@ -36,3 +39,16 @@ class Calibration:
         request.check_batches(len(read), sum(len(split_windows(batch)) for batch in read))
         parts = summed_parts(statistics, read, self.kinds)
         return parts.marked(read), parts
+
+    def read_more(self, request: PruneRequest) -> list[Batch]:
+        """Return the batches that only a refinement reads.
+
+        Raises:
+            RelaxPruneError: they cannot be right, or the model is not refined.
+        """
+        given = list(self.refine_batches)
+        if not given:
+            return []
+        if not request.options.refine:
+            raise RelaxPruneError(f"refine_batches are for options with refine, got {len(given)} and refine=0")
+        return without_first(read_batches(given), request.options.statistics.skip_tokens)

@@ -46,6 +46,7 @@ def prune_model(
     *,
     plan: Plan | None = None,
     kinds: Sequence[str] | None = None,
+    refine_batches: Iterable[Any] = (),
     recorder: BlockRecorder | None = None,
     on_event: Callable[[PruneEvent], None] | None = None,
     **words: Any,
@@ -69,6 +70,7 @@ def prune_model(
         plan: a plan of ``plan_model`` for this model; None to plan from ``words`` now.
         kinds: the kind of text of each window, in the order of the batches, such as ``TokenWindows.kinds``, for
             ``StatisticsOptions.select``; None if all are of one.
+        refine_batches: more batches, which only ``options.refine`` reads, such as text that the model wrote.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. An ``AllocationRecorder``
             also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates, a ``RefinementRecorder``
             the refinement of the whole model.
@@ -92,7 +94,7 @@ def prune_model(
     plan.check_model(model)
     outcome = Outcome(len(plan.layers), on_event)
     with borrowed(model), OutputCheck(plan.weights) as check:
-        run = _Run.prepare(plan, Calibration(batches, kinds), recorder, outcome, check)
+        run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check)
         run.prune()
     return outcome.report(run.plan, run.route.method)
 
@@ -125,7 +127,8 @@ class _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
         request, model, blocks = plan.request, plan.model, plan.blocks
         read, parts = text.read(request)
-        check_fit(model, read)
+        further = text.read_more(request)
+        check_fit(model, [*read, *further])
         with outcome.timed("capture"):
             check.run(model, read[0])
             plan = plan.without(check.failed)
@@ -135,7 +138,7 @@ class _Run:
             permuter = ChannelPermuter.of(request.options, request.target, model, blocks, streams)
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
-        refining = Refining.prepare(plan, read, recorder, outcome)
+        refining = Refining.prepare(plan, [*read, *further], recorder, outcome)
         dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection())
         mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
         route = Route(plan, read, agenda, outcome.timed)

@@ -146,7 +146,9 @@ def _fitting(request: PruneRequest, layers: list[PrunableLayer]) -> tuple[list[P
     return [layer for layer in layers if layer.name not in misfits], skipped
 
 
-def with_prediction(plan: Plan, batches: Iterable[Any], kinds: Sequence[str] | None = None) -> Plan:
+def with_prediction(
+    plan: Plan, batches: Iterable[Any], kinds: Sequence[str] | None = None, refine_batches: Sequence[Any] = ()
+) -> Plan:
     """Return a plan of the layers that compute with their weights, with what the run is expected to take.
 
     The model runs on a batch for the one, and on a window for the other.
@@ -156,4 +158,4 @@ def with_prediction(plan: Plan, batches: Iterable[Any], kinds: Sequence[str] | N
     with borrowed(plan.model), OutputCheck(plan.weights) as check:
         check.run(plan.model, read[0])
     plan = plan.without(check.failed)
-    return replace(plan, prediction=predict(plan, read, parts))
+    return replace(plan, prediction=predict(plan, read, parts, more=len(refine_batches) / len(read)))

@@ -110,6 +110,7 @@ def predict(
     plan: Plan,
     batches: Sequence[Batch],
     parts: Parts = ONE_PART,
+    more: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Prediction:
     """Predict a run of ``prune_model`` over ``batches``, by trying it for a few seconds.
@@ -121,6 +122,7 @@ def predict(
         plan: the plan; the model is left as it is.
         batches: the calibration batches.
         parts: in which they are summed.
+        more: text that only ``refine`` reads, as a multiple of the batches.
         clock: seconds.
     """
     trial, model, options, solver = Trial(plan.request, clock), plan.model, plan.request.options, plan.request.solver
@@ -157,7 +159,7 @@ def predict(
     if options.tune:
         seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
     if options.refine:
-        seconds["refine"] = forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
+        seconds["refine"] = (1 + more) * forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
     return Prediction(seconds, memory)
 
 

@@ -61,7 +61,7 @@ def _kept(settings: Mapping[str, Any]) -> str:
         return "kept weights are those of the base model, bit for bit"
     ways = ["fitted to the calibration text by least squares"] if settings.get("weights") == "refit" else []
     ways += ["tuned block by block towards what the dense blocks put out"] if settings.get("tune") else []
-    ways += ["tuned together towards the predictions of the base model on that text"] if settings.get("refine") else []
+    ways += ["tuned together towards the predictions of the base model"] if settings.get("refine") else []
     return f"kept weights have new values, {', then '.join(ways)}"
 
 

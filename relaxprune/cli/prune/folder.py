@@ -122,6 +122,7 @@ def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -
             "solver_options": plain_values(asdict(request.solver)),
             "polytope": request.target.to_dict(),
             **plain_values(asdict(request.options)),
+            **({"refine_samples": job.refine_samples} if request.options.refine else {}),
             "device": str(model.device),
             "threads": torch.get_num_threads(),
         },

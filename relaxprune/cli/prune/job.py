@@ -19,7 +19,7 @@ from ..loading import load_options
 from ..option_groups import weights_word
 from ..solver_options import parse_options
 from .output import Output
-from .words import CalibrationGroup, PruneWords, RunGroup
+from .words import CalibrationGroup, LayerGroup, PruneWords, RunGroup
 
 # Share of windows that the model writes itself, so that masks hold on text of other kinds (docs/unseen-text.md).
 SAMPLES = 1 / 3
@@ -38,6 +38,8 @@ class PruneJob:
         calibration: the calibration text.
         sources: what it consists of, each with a number of windows; with samples of the model, if that can write any.
         windows: how much calibration text, for ``calibration_windows``.
+        refine_samples: how many windows the model writes for ``--refine`` alone, if it can write any.
+        samples_asked: whether it must be able to.
         run: the output folder, and how to run.
         output: prints messages and events.
     """
@@ -48,6 +50,8 @@ class PruneJob:
     calibration: CalibrationGroup
     sources: tuple[SourcePart, ...]
     windows: CalibrationOptions
+    refine_samples: int
+    samples_asked: bool
     run: RunGroup
     output: Output
 
@@ -86,16 +90,17 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     """
     if words.run.discard_damaged and not words.run.resume:
         raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
-    text = words.calibration
-    windows = CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed)
-    request = _request(words)
+    text, request = words.calibration, _request(words)
+    sources = _sources(text, request.solver.published.plain)
     job = PruneJob(
         model=model,
         request=request,
         load=load_options(words.loading),
         calibration=text,
-        sources=_sources(text, request.solver.published.plain),
-        windows=windows,
+        sources=sources,
+        windows=CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed),
+        refine_samples=_refine_samples(words.layers, sum(part.windows or 0 for part in sources)),
+        samples_asked=bool(words.layers.refine_samples),
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
     )
@@ -134,6 +139,20 @@ def _sources(text: CalibrationGroup, plain: bool) -> tuple[SourcePart, ...]:
             f"--self-share must be at least one of {text.windows} windows, got {text.self_share:g} of them"
         )
     return found
+
+
+def _refine_samples(layers: LayerGroup, windows: int) -> int:
+    """Return how many windows only the refinement reads, by default as many as all others (docs/refine.md).
+
+    Raises:
+        RelaxPruneError: some are asked for, but no refinement.
+    """
+    asked = layers.refine_samples
+    if asked and not layers.refine:
+        raise RelaxPruneError(f"--refine-samples is {asked}, but --refine is 0: leave it out or give --refine")
+    if not layers.refine:
+        return 0
+    return windows if asked is None else asked
 
 
 def _request(words: PruneWords) -> PruneRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +17,15 @@ from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
 from relaxprune.text.mixture import SELF, source_parts
 from relaxprune.text.model_samples import Sampler, can_sample, random_windows
+from relaxprune.text.windows import HELD_OUT_SEED
 
 from ..endings import door, tell
 from ..interrupts import check
 from ..loading import load_model
 from .folder import abandoning, earlier_sampler, finish_folder, open_folder, refuse_small_disk
 from .job import PruneJob
+
+_OTHER_SEED = 2**31  # so that what the model writes for the refinement is not what it writes for the Grams
 
 
 def run_prune(job: PruneJob) -> int:
@@ -34,7 +39,8 @@ def run_prune(job: PruneJob) -> int:
     if job.run.plan:
         plan, loaded = prepare(job)
         windows = calibration_tokens(job, loaded, random_windows)
-        job.output.result(with_prediction(plan, batches(job, windows), windows.kinds))
+        more = refine_batches(job, loaded, random_windows)
+        job.output.result(with_prediction(plan, batches(job, windows), windows.kinds, more))
         return 0
     with RunFolder.hold(job.folder):
         RunFolder.refuse_occupied(job.folder, job.run.resume)
@@ -65,9 +71,10 @@ def write_run(job: PruneJob) -> int:
     if folder.solved_blocks:
         job.output.say(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them")
     with abandoning(folder):
-        plan = with_prediction(plan, batches(job, windows), windows.kinds)
+        more = refine_batches(job, loaded, random_windows if folder.load_refinement() else None)
+        plan = with_prediction(plan, batches(job, windows), windows.kinds, more)
         announce(job, plan, windows)
-        report = prune_loaded(job, windows, plan, folder)
+        report = prune_loaded(job, windows, plan, folder, more)
     job.output.say(report)
     notices = finish_folder(job, folder, loaded, report)
     job.output.say(f"{machine_line()}; {memory_line()}")
@@ -128,6 +135,25 @@ def calibration_tokens(job: PruneJob, loaded: LoadedModel, sampler: Sampler | No
     return windows
 
 
+def refine_batches(job: PruneJob, loaded: LoadedModel, sampler: Sampler | None = None) -> tuple[torch.Tensor, ...]:
+    """Return the windows that only a refinement reads, (windows, length) each; the model writes them.
+
+    They are not kept for ``--resume``: a refinement that was interrupted begins again.
+
+    Args:
+        job: says how many.
+        loaded: the model.
+        sampler: as for ``calibration_tokens``.
+    """
+    if not job.refine_samples or not (job.samples_asked or can_sample(loaded.model)):
+        return ()
+    asked = replace(job.windows, windows=job.refine_samples, seed=(job.windows.seed + _OTHER_SEED) % HELD_OUT_SEED)
+    with door():
+        found = calibration_windows(SELF, loaded.tokenizer, asked, model=loaded.model, sampler=sampler)
+    parts: tuple[torch.Tensor, ...] = found.tokens.split(job.windows_at_once)
+    return parts
+
+
 def batches(job: PruneJob, windows: TokenWindows) -> tuple[torch.Tensor, ...]:
     """Return the windows as they go through the model together, (windows, length) each."""
     parts: tuple[torch.Tensor, ...] = windows.tokens.split(job.windows_at_once)
@@ -135,7 +161,12 @@ def batches(job: PruneJob, windows: TokenWindows) -> tuple[torch.Tensor, ...]:
 
 
 def prune_loaded(
-    job: PruneJob, windows: TokenWindows, plan: Plan, folder: RunFolder | None, title: str = "pruning"
+    job: PruneJob,
+    windows: TokenWindows,
+    plan: Plan,
+    folder: RunFolder | None,
+    more: Sequence[torch.Tensor] = (),
+    title: str = "pruning",
 ) -> PruneReport:
     """Prune the plan's model in place, with progress on stdout and finished blocks recorded in ``folder``."""
     with abandoning(folder), job.output.progress(plan.layers, title) as progress:
@@ -145,4 +176,12 @@ def prune_loaded(
             progress(event)
 
         text = batches(job, windows)
-        return prune_model(plan.model, text, plan=plan, kinds=windows.kinds, recorder=folder, on_event=listen)
+        return prune_model(
+            plan.model,
+            text,
+            plan=plan,
+            kinds=windows.kinds,
+            refine_batches=more,
+            recorder=folder,
+            on_event=listen,
+        )

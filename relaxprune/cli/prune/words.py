@@ -128,6 +128,12 @@ class LayerGroup:
     refine_rate: Annotated[
         float | None, typer.Option(help="With --refine: rate of its steps, of a layer's root mean square; 0.002.")
     ] = None
+    refine_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="With --refine: windows that the model writes for it alone; as many as all others, if it can."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

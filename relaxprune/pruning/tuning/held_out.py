@@ -10,7 +10,7 @@ from torch import Tensor
 from relaxprune.inputs.batches import Batch, split_windows
 from relaxprune.problems.errors import RelaxPruneError
 
-_HELD_OUT = 4  # every fourth batch; calibration text of several kinds is ordered so that these hold all of them
+_HELD_OUT = 4  # every fourth one; calibration text of several kinds is ordered so that these hold all of them
 
 
 def held_out(numbers: Sequence[int]) -> list[int]:
@@ -34,22 +34,14 @@ class Windows:
 
     @classmethod
     def of(cls, batches: Sequence[Batch], decoder: bool = False) -> Windows:
-        """Return the windows of some batches that have a token which counts; whole batches are held out.
-
-        Of a single batch, windows are.
+        """Return the windows of some batches that have a token which counts; every fourth one is held out.
 
         Raises:
             RelaxPruneError: there are fewer than two windows, so that none can be held out.
         """
-        groups = [[window for window in split_windows(batch) if _counts(window, decoder)] for batch in batches]
-        groups = [group for group in groups if group]
-        if len(groups) == 1:
-            groups = [[window] for window in groups[0]]
-        check_windows(len(groups))
-        chosen = {*held_out(range(len(groups)))}
-        owners = [number for number, group in enumerate(groups) for _ in group]
-        windows = [window for group in groups for window in group]
-        return cls(windows, [place for place, number in enumerate(owners) if number in chosen], decoder)
+        windows = [window for batch in batches for window in split_windows(batch) if _counts(window, decoder)]
+        check_windows(len(windows))
+        return cls(windows, held_out(range(len(windows))), decoder)
 
     @property
     def tuned(self) -> list[int]:

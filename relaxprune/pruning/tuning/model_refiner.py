@@ -43,7 +43,7 @@ class Schedule:
 class ModelRefiner:
     """Refines a model that has been pruned.
 
-    Every fourth batch is held out. After every pass the distance from the dense predictions on a held-out window is
+    Every fourth window is held out. After every pass the distance from the dense predictions on a held-out window is
     divided by what it was at the start: the weights with the least mean of that stay, so that no kind of text outweighs
     the others. Blocks run again for their gradients.
 

@@ -48,8 +48,8 @@ def divergence(model: nn.Module, dense: nn.Module, windows) -> float:
 
 
 def held_out_of(batches):
-    """Return the windows of every fourth batch, which are held out."""
-    return [window for batch in read_batches(batches)[1::4] for window in split_windows(batch)]
+    """Return every fourth window, which are held out."""
+    return [window for batch in read_batches(batches) for window in split_windows(batch)][1::4]
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -365,14 +365,48 @@ def test_the_plan_counts_it():
     assert refined.added_bytes > plain.added_bytes
 
 
-def test_windows_of_one_batch_are_held_out_where_there_is_no_other():
+def test_batches_that_only_the_refinement_reads():
+    plain, more, held_out = (tiny_model("llama") for _ in range(3))
+    further = [{name: tensor.roll(1, 0) for name, tensor in batch.items()} for batch in BATCHES[:4]]
+    reports = [
+        prune_model(model, BATCHES[:8], sparsity=0.5, options=REFINED, refine_batches=batches)
+        for model, batches in ((plain, ()), (more, further))
+    ]
+    assert [report.refinement.held_out_windows for report in reports] == [8, 12]  # a fourth of 8 and of 12 batches
+    assert all(torch.equal(reports[0].masks[name], mask) for name, mask in reports[1].masks.items())
+    assert not same(state_of(plain), state_of(more))
+    with pytest.raises(RelaxPruneError, match="refine_batches are for options with refine, got 4 and refine=0"):
+        prune_model(held_out, BATCHES, sparsity=0.5, refine_batches=further)
+    further[0]["input_ids"] = torch.full((4, 24), 10**6)
+    with pytest.raises(RelaxPruneError, match="1000000"):
+        prune_model(held_out, BATCHES, sparsity=0.5, options=REFINED, refine_batches=further[:1])
+    assert same(state_of(held_out), state_of(tiny_model("llama")))
+
+
+def test_the_model_writes_more_text_for_the_refinement(place, tmp_path, capsys):
+    words = ("--refine", "1", "--windows", "8", "--self-share", "0")
+    records = []
+    for name, more in (("more", ()), ("same", ("--refine-samples", "8")), ("none", ("--refine-samples", "0"))):
+        assert main(arguments(place, tmp_path / name, *words, *more)) == 0
+        records.append(json.loads((tmp_path / name / "relaxprune.json").read_text()))
+    assert [record["fingerprint"]["settings"]["refine_samples"] for record in records] == [8, 8, 0]
+    windows = [record["report"]["refinement"]["held_out_windows"] for record in records]
+    assert windows[0] == windows[1] == 2 * windows[2]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("more", "same", "none")]
+    assert weights[0] == weights[1] != weights[2]
+    capsys.readouterr()
+    assert main(arguments(place, tmp_path / "no", "--refine-samples", "3")) == 2
+    assert "--refine-samples is 3, but --refine is 0" in only_sentence(capsys)
+
+
+def test_every_fourth_window_that_counts_is_held_out():
     marks = torch.ones(6, 8, dtype=torch.long)
     marks[3] = 0
     batch = {"input_ids": torch.ones(6, 8, dtype=torch.long), "attention_mask": marks}
     windows = Windows.of(read_batches([batch]))
     assert len(windows.batches) == 5 and windows.held_out == [1] and windows.tuned == [0, 2, 3, 4]
     windows = Windows.of(read_batches([batch, torch.ones(3, 8, dtype=torch.long)]))
-    assert len(windows.batches) == 8 and windows.held_out == [5, 6, 7]
+    assert len(windows.batches) == 8 and windows.held_out == [1, 5]
 
 
 def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, capsys):
