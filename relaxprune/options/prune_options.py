@@ -14,7 +14,7 @@ from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver
 
 from .solve_options import AUTO, SolveOptions
-from .statistics_options import MASK_SHRINKAGE, StatisticsOptions
+from .statistics_options import MASK_SHRINKAGE, WEIGHT_SHRINKAGE, StatisticsOptions
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
@@ -147,8 +147,9 @@ class PruneOptions(SolveOptions):
         damping = self.damping
         if damping is None and weights == "refit":
             damping = _DAMPING if published.damping is None else published.damping
-        share = 0.0 if published.plain or weights == "refit" else MASK_SHRINKAGE
-        return replace(self, weights=weights, damping=damping, statistics=self.statistics.shrunk(share))
+        share = WEIGHT_SHRINKAGE if weights == "refit" else MASK_SHRINKAGE
+        shrunk = self.statistics.shrunk(0.0 if published.plain else share)
+        return replace(self, weights=weights, damping=damping, statistics=shrunk)
 
     def _check_weights(self) -> None:
         """Raise RelaxPruneError for an unknown choice, or for options that do not go with it, once it is made."""

@@ -9,8 +9,8 @@ from relaxprune.problems.errors import RelaxPruneError
 
 COLLECT = ("block", "groups")
 AUTO = "auto"
-# Best for masks on text that was not seen, of the same kind and of others (docs/unseen-text.md).
-MASK_SHRINKAGE = 0.2
+# Best on text that was not seen, of the same kind and of others (docs/unseen-text.md); new weights are damped as well.
+MASK_SHRINKAGE, WEIGHT_SHRINKAGE = 0.2, 0.1
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StatisticsOptions:
             ones; the median is over the tokens of the layer that count and are not zero. None for a = 1. Takes one more
             pass.
         shrinkage: λ in [0, 1], or "auto", which estimates it for every Gram (see ``shrinkage.estimate``). None for 0.2
-            if weights stay and 0 if they move, whose damping does the same, and for methods that were published so.
+            if weights stay, 0.1 if they move, and 0 for methods that were published so.
         select: candidates for λ, at least two different ones. Each Gram takes the one whose solutions are best on text
             that was held out of it, of the same kinds and, if windows are of several, of other kinds. Empty for
             ``shrinkage``.

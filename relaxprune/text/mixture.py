@@ -82,13 +82,11 @@ def spelt(parts: Sequence[SourcePart]) -> str:
 
 
 def with_samples(part: SourcePart, share: float) -> tuple[SourcePart, ...]:
-    """Return a source with samples of the model in the place of a share of its windows, rounded down to whole ones."""
-    if part.source == SELF:
+    """Return a source and samples of the model beside it, as a share of its windows rounded down to whole ones."""
+    count = int((part.windows or 0) * share)
+    if part.source == SELF or not count:
         return (part,)
-    windows = part.windows or 0
-    count = int(windows * share)
-    counts = {part.source: windows - count, SELF: count}
-    return tuple(SourcePart(source, some) for source, some in counts.items() if some)
+    return (part, SourcePart(SELF, count))
 
 
 def _part(text: str, piece: str) -> SourcePart:

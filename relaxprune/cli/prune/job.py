@@ -8,7 +8,7 @@ from pathlib import Path
 from relaxprune import RelaxPruneError
 from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
-from relaxprune.problems.checks import fraction
+from relaxprune.problems.checks import number
 from relaxprune.pruning import PruneRequest
 from relaxprune.solvers import make_solver
 from relaxprune.text import CalibrationOptions, SourcePart, open_source, source_parts
@@ -21,8 +21,9 @@ from ..solver_options import parse_options
 from .output import Output
 from .words import CalibrationGroup, LayerGroup, PruneWords, RunGroup
 
-# Share of windows that the model writes itself, so that masks hold on text of other kinds (docs/unseen-text.md).
-SAMPLES = 1 / 3
+# Windows that the model writes beside those of a text, as a share of them, so that masks hold on text of other kinds
+# (docs/unseen-text.md); new weights need more of them.
+SAMPLES, MORE_SAMPLES = 1 / 3, 1 / 2
 # Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
 _BATCH_TOKENS = 2048
 
@@ -91,7 +92,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     if words.run.discard_damaged and not words.run.resume:
         raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
     text, request = words.calibration, _request(words)
-    sources = _sources(text, request.solver.published.plain)
+    sources = _sources(text, _default_share(request))
     job = PruneJob(
         model=model,
         request=request,
@@ -111,12 +112,19 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     return job
 
 
-def _sources(text: CalibrationGroup, plain: bool) -> tuple[SourcePart, ...]:
-    """Return the sources of calibration text; a single one makes room for samples of the model.
+def _default_share(request: PruneRequest) -> float:
+    """Return how many windows the model writes for each one of the text, unless it is said."""
+    if request.solver.published.plain:
+        return 0.0
+    return MORE_SAMPLES if request.options.moves else SAMPLES
+
+
+def _sources(text: CalibrationGroup, share: float) -> tuple[SourcePart, ...]:
+    """Return the sources of calibration text; samples of the model come beside a single one.
 
     Args:
         text: what was asked for.
-        plain: whether the solver takes text as it is, unless samples are asked for.
+        share: how many samples for each window of the text, unless it says.
 
     Raises:
         RelaxPruneError: samples are asked for beside a mixture, or are no share of the windows.
@@ -125,18 +133,18 @@ def _sources(text: CalibrationGroup, plain: bool) -> tuple[SourcePart, ...]:
     bare = source_parts(text.calibration, None)
     mixed = len(parts) > 1 or bare[0].windows is not None or parts[0].source == SELF
     if text.self_share is not None:
-        fraction("--self-share", text.self_share)
+        number("--self-share", text.self_share, 0)
         if mixed:
             raise RelaxPruneError(
                 f"--self-share is for a single text without a number of windows, got {text.calibration!r}: leave it "
                 f"out, or write the mixture, as in builtin:32,{SELF}:32"
             )
-    elif mixed or plain:
+    elif mixed:
         return parts
-    found = with_samples(parts[0], SAMPLES if text.self_share is None else text.self_share)
+    found = with_samples(parts[0], share if text.self_share is None else text.self_share)
     if text.self_share and not any(part.source == SELF for part in found):
         raise RelaxPruneError(
-            f"--self-share must be at least one of {text.windows} windows, got {text.self_share:g} of them"
+            f"--self-share must be at least one window for {text.windows} of the text, got {text.self_share:g} of them"
         )
     return found
 

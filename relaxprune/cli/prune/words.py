@@ -54,8 +54,8 @@ class CalibrationGroup:
     self_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of the windows of a single text that the model writes itself; a third if it can, and the "
-            "solver is not a published method; 0 for none."
+            help="Windows that the model writes beside those of a single text, as a share of them: 0 for none; "
+            "default: a third, half if weights move, none for a published method."
         ),
     ] = None
 
@@ -162,7 +162,9 @@ class StatisticsGroup:
     ] = None
     shrinkage: Annotated[
         str | None,
-        typer.Option(help="Share by which Grams shrink to their diagonals, 0 to 1, or auto; 0.2, and 0 with --refit."),
+        typer.Option(
+            help="Share by which Grams shrink to their diagonals, or auto; 0.2, and 0.1 if weights move."
+        ),
     ] = None
     select: Annotated[
         str | None,

@@ -176,8 +176,8 @@ def test_a_run_on_a_mixture_and_its_resumption(place: Path, tmp_path: Path, caps
 
 @pytest.mark.parametrize(
     ("share", "expected"),
-    [(0.0, "builtin:24"), (1 / 3, "builtin:16,self:8"), (0.99, "builtin:1,self:23"), (1.0, "self:24")],
+    [(0.0, "builtin:24"), (1 / 3, "builtin:24,self:8"), (0.04, "builtin:24"), (2.0, "builtin:24,self:48")],
 )
-def test_samples_take_the_place_of_windows(share, expected):
+def test_samples_come_beside_a_text(share, expected):
     assert spelt(with_samples(SourcePart("builtin", 24), share)) == expected
     assert with_samples(SourcePart("self", 24), share) == (SourcePart("self", 24),)

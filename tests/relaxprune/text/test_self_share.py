@@ -18,14 +18,15 @@ from ..recipe_words import job_of
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "builtin:43,self:21"),
-        (("--windows", "24"), "builtin:16,self:8"),
-        (("--solver", "reconstruct"), "builtin:43,self:21"),
+        ((), "builtin:64,self:21"),
+        (("--windows", "24"), "builtin:24,self:8"),
+        (("--solver", "reconstruct"), "builtin:64,self:32"),
+        (("--refit",), "builtin:64,self:32"),
         (("--solver", "wanda"), "builtin:64"),
         (("--solver", "alps"), "builtin:64"),
-        (("--solver", "wanda", "--self-share", "0.5"), "builtin:32,self:32"),
+        (("--solver", "wanda", "--self-share", "0.5"), "builtin:64,self:32"),
         (("--self-share", "0"), "builtin:64"),
-        (("--self-share", "1"), "self:64"),
+        (("--self-share", "2"), "builtin:64,self:128"),
         (("--calibration", "self"), "self:64"),
         (("--calibration", "builtin:8"), "builtin:8"),
         (("--calibration", "builtin,python"), "builtin:32,python:32"),
@@ -39,8 +40,8 @@ def test_what_a_run_reads(words: tuple[str, ...], expected: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--self-share", "1.5"), r"--self-share must lie in \[0, 1\], got 1.5"),
-        (("--self-share", "0.1", "--windows", "6"), "--self-share must be at least one of 6 windows"),
+        (("--self-share", "-1"), "--self-share must be .*, got -1"),
+        (("--self-share", "0.1", "--windows", "6"), "--self-share must be at least one window for 6 of the text"),
         (("--self-share", "0.5", "--calibration", "builtin:8"), "--self-share is for a single text"),
         (("--self-share", "0.5", "--calibration", "self"), "--self-share is for a single text"),
     ],
@@ -55,9 +56,9 @@ def test_the_record_and_the_fingerprint_hold_the_mixture(
 ) -> None:
     words = ("--calibration", str(place / "text.txt"), "--windows", "6", "--length", "16")
     assert main(arguments(place, tmp_path / "run", *words)) == 0
-    assert "text.txt:4,self:2) run through the model first" in capsys.readouterr().out
+    assert "text.txt:6,self:2) run through the model first" in capsys.readouterr().out
     record = json.loads((tmp_path / "run" / "relaxprune.json").read_text())
-    assert record["fingerprint"]["calibration"]["source"].endswith("text.txt:4,self:2")
+    assert record["fingerprint"]["calibration"]["source"].endswith("text.txt:6,self:2")
     assert record["fingerprint"]["settings"]["statistics"]["shrinkage"] == 0.2
     assert main(arguments(place, tmp_path / "run", *words, "--self-share", "0", "--resume")) == 2
     assert "calibration" in only_sentence(capsys)
