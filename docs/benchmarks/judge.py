@@ -30,7 +30,7 @@ from torch import Tensor
 
 from relaxprune import CalibrationOptions, PairedDifference, divergence, load_model, perplexity, prune_model
 from relaxprune.cli.prune.job import PruneJob
-from relaxprune.cli.prune.run import batches, calibration_tokens
+from relaxprune.cli.prune.run import batches, calibration_tokens, refine_batches
 from relaxprune.evaluation.divergence import with_error
 from relaxprune.models import LoadOptions
 from relaxprune.pruning import make_plan
@@ -99,7 +99,7 @@ class Bench:
         self.dense: Any = Remembered(copy.deepcopy(self.loaded.model), arguments.remember)
         self.weights = {name: tensor.clone() for name, tensor in self.loaded.model.state_dict().items()}
         self.finished = Finished()
-        self.calibration: dict[Any, TokenWindows] = {}
+        self.read: dict[Any, Any] = {}
         self.texts: dict[str, Tensor] = {}
         for place, text in enumerate(arguments.texts):
             windows = arguments.held_out[min(place, len(arguments.held_out) - 1)]
@@ -112,23 +112,34 @@ class Bench:
         """Return what identifies the windows of each text."""
         return {text: {"windows": len(tokens), "sha256": tokens_sha256(tokens)} for text, tokens in self.texts.items()}
 
-    def windows(self, job: PruneJob) -> TokenWindows:
-        """Return a job's calibration windows, taken once."""
-        key = (job.sources, job.windows)
-        if key not in self.calibration:
-            self.calibration[key] = calibration_tokens(job, self.loaded)
-        return self.calibration[key]
+    def windows(self, job: PruneJob) -> tuple[TokenWindows, tuple[Tensor, ...], float]:
+        """Return a job's calibration windows, those of its refinement, and the seconds that the model wrote at them.
+
+        They are taken once, from the model as it is now.
+        """
+        found, seconds = [], 0.0
+        for key, take in (
+            ((job.sources, job.windows), calibration_tokens),
+            ((job.refine_samples, job.windows), refine_batches),
+        ):
+            if key not in self.read:
+                started = time.perf_counter()
+                self.read[key] = take(job, self.loaded), time.perf_counter() - started
+            found.append(self.read[key][0])
+            seconds += self.read[key][1]
+        return found[0], found[1], seconds
 
     def cell(self, target: str, recipe: Recipe, job: PruneJob) -> dict[str, Any]:
         """Prune the dense weights and judge the result on every text."""
         self.loaded.model.load_state_dict(self.weights)
-        windows = self.windows(job)
+        windows, more, writing = self.windows(job)
         plan = make_plan(self.loaded.model, job.request, job.tokens)
         finished = self.finished.of((target, recipe.unrefined))
-        report = prune_model(self.loaded.model, batches(job, windows), plan=plan, recorder=finished)
+        text = batches(job, windows)
+        report = prune_model(self.loaded.model, text, plan=plan, refine_batches=more, recorder=finished)
         return {
-            "seconds": report.seconds["total"],
-            "stages": report.seconds,
+            "seconds": writing + report.seconds["total"],
+            "stages": {"text": writing, **report.seconds},
             "relative_error": report.mean_relative_error,
             "of_wanda": report.mean_wanda_ratio,
             "calibration_sha256": windows.sha256,

@@ -19,9 +19,16 @@ RECIPES = {
     "alps": "--solver alps",
     "reconstruct": "--solver reconstruct --effort fast",
 }
-EXTRAS = {"robust": "--self-share 0.3334", "refined": "--refine 3"}
+EXTRAS = ("robust", "refined")
+# Samples of the model and shrinkage: the defaults of relaxprune's own solvers, for published methods on request.
+ROBUST = {
+    "wanda": "--self-share 0.3334",  # shrinkage changes nothing
+    "sparsegpt": "--self-share 0.5 --shrinkage 0.1",
+    "alps": "--self-share 0.5 --shrinkage 0.1",
+}
 # Without "robust": the calibration text as it is.
 AS_IS = "--self-share 0 --shrinkage 0"
+REFINED = "--refine 3"
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Recipe:
         for part, known in ((base, RECIPES), *((extra, EXTRAS) for extra in extras)):
             if part not in known:
                 raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
-        more = [EXTRAS[extra] for extra in extras] + ([] if "robust" in extras else [AS_IS])
-        return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *more]))))
+        said = ROBUST.get(base, "") if "robust" in extras else AS_IS
+        return cls(name, tuple(shlex.split(f"{RECIPES[base]} {said} {REFINED if 'refined' in extras else ''}")))
 
     @property
     def unrefined(self) -> tuple[str, ...]:
