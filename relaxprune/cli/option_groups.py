@@ -181,6 +181,13 @@ class BudgetGroup:
         return SolveOptions(seed=seed, **{name: None if value == "none" else value for name, value in asked.items()})
 
 
+def _own_effort(context: typer.Context, effort: str | None) -> str | None:
+    """Leave out the effort of a recipe if another solver than the recipe's is given."""
+    source, taken = context.get_parameter_source("effort"), context.default_map or {}
+    foreign = context.params.get("solver", taken.get("solver")) != taken.get("solver")  # given options come first
+    return None if source is not None and source.name == "DEFAULT_MAP" and foreign else effort
+
+
 @dataclass(frozen=True)
 class SolverGroup(BudgetGroup):
     """Which solver finds the masks, and how long it may take."""
@@ -189,7 +196,10 @@ class SolverGroup(BudgetGroup):
         str | None, typer.Option(help="Solver; `relaxprune solvers` lists them. fw by default; --refit: reconstruct.")
     ] = None
     effort: Annotated[
-        str | None, typer.Option(help="How long fw looks: fast, default or best; short for --option effort=…")
+        str | None,
+        typer.Option(
+            callback=_own_effort, help="How long fw looks: fast, default or best; short for --option effort=…"
+        ),
     ] = None
     option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A solver's own option; may be repeated.")] = (
         field(default_factory=list)

@@ -10,9 +10,9 @@ from .prune_options import PruneOptions
 
 RECIPES: dict[str, dict[str, Any]] = {
     "masks": {"solver": "fw"},
-    "best": {"solver": "reconstruct", "refine": 3},
+    "best": {"solver": "reconstruct", "effort": "fast", "refine": 3},
 }
-"""Name -> options of the solver and fields of ``PruneOptions``; everything else is left at its default."""
+"""Name -> fields of ``PruneOptions``, a solver and its options; everything else is left at its default."""
 
 
 def recipe(name: str, **changes: Any) -> dict[str, Any]:
@@ -23,11 +23,15 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
 
     Args:
         name: "masks" keeps weights as they are; "best" moves them, and refines the whole model at the end.
-        **changes: fields of ``PruneOptions``, a ``solver`` and its options, which win over those of the recipe.
+        **changes: fields of ``PruneOptions``, a ``solver`` and its options, which win over those of the recipe; another
+            solver takes none of the recipe's.
 
     Raises:
         RelaxPruneError: an unknown name, or a value out of range.
     """
     one_of("recipe", name, tuple(RECIPES))
-    options, words = PruneOptions().updated({**RECIPES[name], **changes})
+    taken = dict(RECIPES[name])
+    if changes.get("solver", taken["solver"]) != taken["solver"]:
+        taken.pop("effort", None)
+    options, words = PruneOptions().updated({**taken, **changes})
     return {**words, "options": options}

@@ -162,9 +162,7 @@ class StatisticsGroup:
     ] = None
     shrinkage: Annotated[
         str | None,
-        typer.Option(
-            help="Share by which Grams shrink to their diagonals, or auto; 0.2, and 0.1 if weights move."
-        ),
+        typer.Option(help="Share by which Grams shrink to their diagonals, or auto; 0.2, and 0.1 if weights move."),
     ] = None
     select: Annotated[
         str | None,
