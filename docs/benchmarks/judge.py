@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,13 +73,15 @@ class Finished:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self.recipe: Any = None
+        self.of = ""
         self.blocks: dict[int, BlockRecord] = {}
 
-    def of(self, recipe: Any) -> Finished:
-        """Forget what another recipe left."""
-        if recipe != self.recipe:
-            self.recipe, self.blocks = recipe, {}
+    def for_job(self, job: PruneJob) -> Finished:
+        """Forget the blocks of a job that differs in more than its refinement."""
+        request = replace(job.request, options=replace(job.request.options, refine=0, refine_rate=None))
+        of = repr((job.sources, job.windows, request))
+        if of != self.of:
+            self.of, self.blocks = of, {}
         return self
 
     def load(self, block_index: int) -> BlockRecord | None:
@@ -129,12 +132,12 @@ class Bench:
             seconds += self.read[key][1]
         return found[0], found[1], seconds
 
-    def cell(self, target: str, recipe: Recipe, job: PruneJob) -> dict[str, Any]:
+    def cell(self, job: PruneJob) -> dict[str, Any]:
         """Prune the dense weights and judge the result on every text."""
         self.loaded.model.load_state_dict(self.weights)
         windows, more, writing = self.windows(job)
         plan = make_plan(self.loaded.model, job.request, job.tokens)
-        finished = self.finished.of((target, recipe.unrefined))
+        finished = self.finished.for_job(job)
         text = batches(job, windows)
         report = prune_model(self.loaded.model, text, plan=plan, refine_batches=more, recorder=finished)
         return {
@@ -168,7 +171,7 @@ def run(
             print(f"out of time before {recipe.name} at {target}: give the command again", file=sys.stderr)
             return
         try:
-            cell = {**named, **bench.cell(target, recipe, job)}
+            cell = {**named, **bench.cell(job)}
         except FAILURES as error:
             cell = {**named, "failed": f"{type(error).__name__}: {error}"}
         place = (target, recipe.name)

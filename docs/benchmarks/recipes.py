@@ -26,7 +26,7 @@ ROBUST = {
     "sparsegpt": "--self-share 0.5 --shrinkage 0.1",
     "alps": "--self-share 0.5 --shrinkage 0.1",
 }
-# Without "robust": the calibration text as it is.
+# Without "robust": Grams of the calibration text as it is. A refinement reads samples of the model in either case.
 AS_IS = "--self-share 0 --shrinkage 0"
 REFINED = "--refine 3"
 
@@ -54,13 +54,6 @@ class Recipe:
                 raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
         said = ROBUST.get(base, "") if "robust" in extras else AS_IS
         return cls(name, tuple(shlex.split(f"{RECIPES[base]} {said} {REFINED if 'refined' in extras else ''}")))
-
-    @property
-    def unrefined(self) -> tuple[str, ...]:
-        """The words without those of refining, which comes last."""
-        before = ("", *self.words)
-        pairs = zip(before, self.words, strict=False)
-        return tuple(word for pair in pairs for word in pair[1:] if not any(one.startswith("--refine") for one in pair))
 
     def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:
         """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""

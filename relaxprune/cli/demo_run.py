@@ -106,7 +106,7 @@ def _compare(settings: DemoSettings, jobs: list[PruneJob]) -> int:
         loaded = load_model(settings.model, load_options(ModelGroup()))
     windows = calibration_tokens(jobs[-1], loaded)  # relaxprune's, for Wanda too: errors are on the same Grams
     held_out = evaluation_windows("builtin", loaded.tokenizer, evaluation)
-    print(f"calibration: {settings.windows} windows of {settings.length} tokens, {windows.source}", flush=True)
+    print(f"calibration: {len(windows)} windows of {settings.length} tokens, {windows.source}", flush=True)
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     rows = [DemoRow("dense", "-", _perplexity(loaded, held_out), None)]
     notices: list[str] = []

@@ -182,10 +182,11 @@ class BudgetGroup:
 
 
 def _own_effort(context: typer.Context, effort: str | None) -> str | None:
-    """Leave out the effort of a recipe if another solver than the recipe's is given."""
+    """Leave out the effort of a recipe if another solver than the recipe's is given, or an effort in other words."""
     source, taken = context.get_parameter_source("effort"), context.default_map or {}
     foreign = context.params.get("solver", taken.get("solver")) != taken.get("solver")  # given options come first
-    return None if source is not None and source.name == "DEFAULT_MAP" and foreign else effort
+    said = any(word.startswith("effort=") for word in context.params.get("option") or ())
+    return None if source is not None and source.name == "DEFAULT_MAP" and (foreign or said) else effort
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,7 @@ class SolverGroup(BudgetGroup):
     ] = None
     effort: Annotated[
         str | None,
-        typer.Option(
-            callback=_own_effort, help="How long fw looks: fast, default or best; short for --option effort=…"
-        ),
+        typer.Option(callback=_own_effort, help="How long to look: fast, default or best; short for --option effort=…"),
     ] = None
     option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A solver's own option; may be repeated.")] = (
         field(default_factory=list)

@@ -57,7 +57,8 @@ class PruneOptions(SolveOptions):
             kept weights; "tm", as block matching was published (3BASiL, NeurIPS 2025: 0.00002 falling along a cosine
             to 0, 20 passes), with masks held.
         refine: once all layers are pruned, move the kept weights of the whole model together towards the dense model's
-            predictions, for at most this many passes over the batches; 0 for none. Also where ``weights`` is "keep".
+            predictions, for at most this many passes over the batches and ``refine_batches``; 0 for none. Also where
+            ``weights`` is "keep".
         refine_rate: for ``refine``: the highest rate of its steps, as a share of the root mean square of a layer's kept
             weights. None for 0.002.
         skip_misfits: leave alone, and list, the layers that do not fit the set of masks or the solver; without it a run

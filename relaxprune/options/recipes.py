@@ -10,7 +10,7 @@ from .prune_options import PruneOptions
 
 RECIPES: dict[str, dict[str, Any]] = {
     "masks": {"solver": "fw"},
-    "best": {"solver": "reconstruct", "effort": "fast", "refine": 3},
+    "best": {"solver": "reconstruct", "effort": "fast", "refine": 4},
 }
 """Name -> fields of ``PruneOptions``, a solver and its options; everything else is left at its default."""
 
@@ -19,7 +19,8 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     """Return what a recipe stands for, as arguments of ``plan_model`` and ``prune_model``.
 
     ``prune_model(model, batches, sparsity=0.5, **recipe("best", seed=1))`` is ``relaxprune prune --recipe best --seed
-    1``, on batches that the caller has chosen: the command line puts samples of the model among them.
+    1``, on batches that the caller has chosen: the command line puts samples of the model among them, and gives others to
+    the refinement alone (``refine_batches``); ``calibration_windows("self", tokenizer, options, model=model)`` makes both.
 
     Args:
         name: "masks" keeps weights as they are; "best" moves them, and refines the whole model at the end.

@@ -28,24 +28,21 @@ class Calibration:
     kinds: Sequence[str] | None = None
     refine_batches: Iterable[Any] = ()
 
-    def read(self, request: PruneRequest) -> tuple[list[Batch], Parts]:
-        """Return the batches, and the parts in which their Grams are summed.
+    def read(self, request: PruneRequest) -> tuple[list[Batch], Parts, list[Batch]]:
+        """Return the batches, the parts in which their Grams are summed, and what only a refinement reads.
 
         Raises:
             RelaxPruneError: they cannot be right, or are too few for what is asked.
         """
         statistics = request.options.statistics
         read = without_first(read_batches(self.batches), statistics.skip_tokens)
-        request.check_batches(len(read), sum(len(split_windows(batch)) for batch in read))
+        more = self._read_more(request)
+        request.check_batches(len(read), sum(len(split_windows(batch)) for batch in [*read, *more]))
         parts = summed_parts(statistics, read, self.kinds)
-        return parts.marked(read), parts
+        return parts.marked(read), parts, more
 
-    def read_more(self, request: PruneRequest) -> list[Batch]:
-        """Return the batches that only a refinement reads.
-
-        Raises:
-            RelaxPruneError: they cannot be right, or the model is not refined.
-        """
+    def _read_more(self, request: PruneRequest) -> list[Batch]:
+        """Return the batches that only a refinement reads."""
         given = list(self.refine_batches)
         if not given:
             return []

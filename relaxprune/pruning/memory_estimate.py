@@ -23,7 +23,12 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def added_bytes(
-    model: nn.Module, layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, kinds: int = 1
+    model: nn.Module,
+    layers: Sequence[PlannedLayer],
+    options: PruneOptions,
+    tokens: int,
+    kinds: int = 1,
+    refine_tokens: int = 0,
 ) -> int:
     """Estimate the bytes that a run holds in addition to the model, without the interpreter and its libraries.
 
@@ -42,6 +47,7 @@ def added_bytes(
         options: how.
         tokens: of the calibration text.
         kinds: of text among them.
+        refine_tokens: of text that only ``refine`` reads.
     """
     sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
     masks = sum(layer.rows * layer.cols for layer in layers)
@@ -62,7 +68,8 @@ def added_bytes(
     if not options.refine:
         return masks + pruning
     refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
-    return masks + max(pruning, refining) + states // 2
+    predictions = (tokens + refine_tokens) * layers[0].cols * item
+    return masks + max(pruning, refining) + predictions
 
 
 def _apart_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, sums: int, kinds: int) -> int:

@@ -126,8 +126,7 @@ class _Run:
     ) -> _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
         request, model, blocks = plan.request, plan.model, plan.blocks
-        read, parts = text.read(request)
-        further = text.read_more(request)
+        read, parts, further = text.read(request)
         check_fit(model, [*read, *further])
         with outcome.timed("capture"):
             check.run(model, read[0])

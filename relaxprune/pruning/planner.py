@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from relaxprune.inputs.batches import read_batches
+from relaxprune.inputs.batches import Batch, read_batches, split_windows
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.models.blocks import find_blocks
@@ -86,7 +86,7 @@ def plan_model(
     return plan if batches is None else with_prediction(plan, batches, kinds)
 
 
-def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: int = 1) -> Plan:
+def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: int = 1, refine_tokens: int = 0) -> Plan:
     """Plan what was asked for: choose the layers, and check that all of them can be pruned as asked.
 
     Raises:
@@ -125,7 +125,7 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: i
         skipped=[*skipped, *left, *misfits],
         matrices=count_matrices(model, weights, [layer for layer in found if layer.name in unasked]),
         model_bytes=model_bytes(model),
-        added_bytes=added_bytes(model, layers, request.options, tokens, kinds),
+        added_bytes=added_bytes(model, layers, request.options, tokens, kinds, refine_tokens),
     )
 
 
@@ -153,9 +153,14 @@ def with_prediction(
 
     The model runs on a batch for the one, and on a window for the other.
     """
-    read = read_batches(batches)
+    read, read_more = read_batches(batches), read_batches(refine_batches) if refine_batches else []
     parts = summed_parts(plan.request.options.statistics, read, kinds)
     with borrowed(plan.model), OutputCheck(plan.weights) as check:
         check.run(plan.model, read[0])
     plan = plan.without(check.failed)
-    return replace(plan, prediction=predict(plan, read, parts, more=len(refine_batches) / len(read)))
+    return replace(plan, prediction=predict(plan, read, parts, more=_windows(read_more) / _windows(read)))
+
+
+def _windows(batches: Sequence[Batch]) -> int:
+    """Return how many windows some batches have."""
+    return sum(len(split_windows(batch)) for batch in batches)

@@ -82,7 +82,7 @@ class PruneRequest:
         return (*self.solver.distributions(), *(() if owner is None else (owner,)))
 
     def check_batches(self, count: int, windows: int) -> None:
-        """Raise RelaxPruneError if ``count`` calibration batches, of so many windows, are too few for what is asked."""
+        """Raise RelaxPruneError if ``count`` batches are too few for the Grams, or ``windows`` for a refinement."""
         self.options.statistics.check_for(count)
         check_batches(self.options.tune, count)
         if self.options.refine:

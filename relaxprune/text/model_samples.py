@@ -25,10 +25,18 @@ _AT_ONCE = 16
 
 
 def can_sample(model: torch.nn.Module) -> bool:
-    """Return whether a model continues text token by token: a causal language model, with an output head."""
+    """Return whether a model continues text token by token: a language model with an output head that is causal.
+
+    Classes for causal models load encoders as well, so it is tried whether the second token changes what follows the
+    first.
+    """
     generates = getattr(model, "can_generate", None)
-    two_sides = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return callable(generates) and bool(generates()) and not two_sides
+    decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if not callable(generates) or not generates() or decoder or (vocabulary(model) or 0) < 2:
+        return False
+    with evaluating(model):
+        logits = model(input_ids=torch.tensor([[0, 0], [0, 1]], device=input_device(model))).logits[:, 0].float()
+    return bool(torch.allclose(logits[0], logits[1], rtol=1e-2, atol=1e-3 * float(logits.abs().max())))
 
 
 def sample_windows(
@@ -51,9 +59,12 @@ def sample_windows(
         (windows, length) int64 on the CPU.
 
     Raises:
-        RelaxPruneError: ``length`` is too long for the model, or its probabilities are not finite.
+        RelaxPruneError: ``length`` is too long for the model, it does not continue text, or its probabilities are not
+            finite.
     """
     known = _checked_vocabulary(model, length)
+    if not can_sample(model):
+        raise RelaxPruneError(f"model must continue text token by token to sample from it, got {type(model).__name__}")
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same numbers
     first = torch.randint(known, (windows, 1), generator=generator)
     if start is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from relaxprune.text import TokenWindows
 from relaxprune.text.kept_samples import ModelSamples
 from relaxprune.text.mixture import SELF
 from relaxprune.text.model_samples import Sampler, random_windows
+from relaxprune.text.token_windows import tokens_sha256
 
 from ..endings import command_line
 from ..loading import load_model
@@ -84,12 +85,14 @@ def earlier_sampler(job: PruneJob) -> Sampler | None:
     return None if samples is None else samples.again
 
 
-def open_folder(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> RunFolder:
+def open_folder(
+    job: PruneJob, loaded: LoadedModel, windows: TokenWindows, more: Sequence[torch.Tensor] = ()
+) -> RunFolder:
     """Start the run's folder, or continue the one that is there."""
     return RunFolder.open(
         job.folder,
         loaded,
-        run_fingerprint(job, loaded, windows),
+        run_fingerprint(job, loaded, windows, more),
         samples=ModelSamples.of(windows),
         resume=job.run.resume,
         discard_damaged=job.run.discard_damaged,
@@ -104,8 +107,10 @@ def saved_bytes(job: PruneJob, loaded: LoadedModel) -> int:
     return max(stored, default=4) * sum(parameter.numel() for parameter in loaded.model.parameters())
 
 
-def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -> Fingerprint:
-    """Return everything that the masks depend on."""
+def run_fingerprint(
+    job: PruneJob, loaded: LoadedModel, windows: TokenWindows, more: Sequence[torch.Tensor] = ()
+) -> Fingerprint:
+    """Return everything that the masks and new weights depend on; ``more`` is what only the refinement reads."""
     model, request = loaded.model, job.request
     return Fingerprint(
         model={
@@ -116,13 +121,12 @@ def run_fingerprint(job: PruneJob, loaded: LoadedModel, windows: TokenWindows) -
             "dtype": loaded.description["dtype"],
             "attention": model.config._attn_implementation,
         },
-        calibration=calibration_facts(job, windows),
+        calibration={**calibration_facts(job, windows), **refine_facts(job, more)},
         settings={
             "solver": request.solver.name,
             "solver_options": plain_values(asdict(request.solver)),
             "polytope": request.target.to_dict(),
             **plain_values(asdict(request.options)),
-            **({"refine_samples": job.refine_samples} if request.options.refine else {}),
             "device": str(model.device),
             "threads": torch.get_num_threads(),
         },
@@ -152,6 +156,17 @@ def calibration_facts(job: PruneJob, windows: TokenWindows) -> dict[str, Any]:
     if "parts" in text:
         text["parts"][SELF]["sha256"] = known.get("parts", {}).get(SELF, {}).get("sha256")
     return facts
+
+
+def refine_facts(job: PruneJob, more: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return the fingerprint's facts of the windows that only the refinement reads, none without a refinement."""
+    if not job.request.options.refine:
+        return {}
+    count = sum(map(len, more))
+    facts = {"windows": count, "sha256": tokens_sha256(torch.cat(tuple(more))) if count else None}
+    if count and RunFolder(job.folder, {}).finished:
+        facts["sha256"] = read_sealed_record(job.folder)["fingerprint"]["calibration"].get("refine", {}).get("sha256")
+    return {"refine": facts}
 
 
 def finish_folder(job: PruneJob, folder: RunFolder, loaded: LoadedModel, report: PruneReport) -> tuple[str, ...]:

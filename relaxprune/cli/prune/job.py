@@ -24,6 +24,7 @@ from .words import CalibrationGroup, LayerGroup, PruneWords, RunGroup
 # Windows that the model writes beside those of a text, as a share of them, so that masks hold on text of other kinds
 # (docs/unseen-text.md); new weights need more of them.
 SAMPLES, MORE_SAMPLES = 1 / 3, 1 / 2
+_MOST_SAMPLES = 10
 # Windows go through the model in batches of about this many tokens; part of the fingerprint, for sums depend on it.
 _BATCH_TOKENS = 2048
 
@@ -105,7 +106,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
     )
-    job.request.check_batches(-(-job.count // job.windows_at_once), job.count)
+    job.request.check_batches(-(-job.count // job.windows_at_once), job.count + job.refine_samples)
     with door():
         for part in job.sources:
             open_source(part.source)
@@ -134,6 +135,11 @@ def _sources(text: CalibrationGroup, share: float) -> tuple[SourcePart, ...]:
     mixed = len(parts) > 1 or bare[0].windows is not None or parts[0].source == SELF
     if text.self_share is not None:
         number("--self-share", text.self_share, 0)
+        if text.self_share > _MOST_SAMPLES:
+            raise RelaxPruneError(
+                f"--self-share must be at most {_MOST_SAMPLES} samples for each window of the text, "
+                f"got {text.self_share:g}"
+            )
         if mixed:
             raise RelaxPruneError(
                 f"--self-share is for a single text without a number of windows, got {text.calibration!r}: leave it "

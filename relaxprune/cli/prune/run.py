@@ -55,7 +55,8 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
     with door():
         loaded = load_model(job.model, job.load)
     refuse_rounding(job, loaded)
-    return make_plan(loaded.model, job.request, job.tokens, len(job.sources)), loaded
+    refine_tokens = job.refine_samples * job.calibration.length
+    return make_plan(loaded.model, job.request, job.tokens, len(job.sources), refine_tokens), loaded
 
 
 def write_run(job: PruneJob) -> int:
@@ -63,7 +64,9 @@ def write_run(job: PruneJob) -> int:
     plan, loaded = prepare(job)
     refuse_small_disk(job, loaded, plan)
     windows = calibration_tokens(job, loaded, earlier_sampler(job))
-    folder = open_folder(job, loaded, windows)
+    finished = RunFolder(job.folder, {}).finished  # it keeps no samples, and they are not compared
+    more = refine_batches(job, loaded, random_windows if finished else None)
+    folder = open_folder(job, loaded, windows, more)
     if folder.finished:
         files = folder.verify_files()
         job.output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
@@ -71,7 +74,6 @@ def write_run(job: PruneJob) -> int:
     if folder.solved_blocks:
         job.output.say(f"{folder.path} holds {len(folder.solved_blocks)} finished blocks; going on after them")
     with abandoning(folder):
-        more = refine_batches(job, loaded, random_windows if folder.load_refinement() else None)
         plan = with_prediction(plan, batches(job, windows), windows.kinds, more)
         announce(job, plan, windows)
         report = prune_loaded(job, windows, plan, folder, more)
@@ -138,7 +140,7 @@ def calibration_tokens(job: PruneJob, loaded: LoadedModel, sampler: Sampler | No
 def refine_batches(job: PruneJob, loaded: LoadedModel, sampler: Sampler | None = None) -> tuple[torch.Tensor, ...]:
     """Return the windows that only a refinement reads, (windows, length) each; the model writes them.
 
-    They are not kept for ``--resume``: a refinement that was interrupted begins again.
+    They are not kept for ``--resume``: the model writes them again, and other ones are refused.
 
     Args:
         job: says how many.

@@ -55,7 +55,7 @@ class CalibrationGroup:
         float | None,
         typer.Option(
             help="Windows that the model writes beside those of a single text, as a share of them: 0 for none; "
-            "default: a third, half if weights move, none for a published method."
+            "default: a third, half with --refit, none for a published method."
         ),
     ] = None
 
@@ -123,7 +123,7 @@ class LayerGroup:
     ] = "constant"
     refine: Annotated[
         int,
-        typer.Option(min=0, help="Passes over the text to tune all kept weights together at the end, at most."),
+        typer.Option(min=0, help="Passes over all text to tune all kept weights together at the end, at most."),
     ] = 0
     refine_rate: Annotated[
         float | None, typer.Option(help="With --refine: rate of its steps, of a layer's root mean square; 0.002.")
@@ -162,7 +162,10 @@ class StatisticsGroup:
     ] = None
     shrinkage: Annotated[
         str | None,
-        typer.Option(help="Share by which Grams shrink to their diagonals, or auto; 0.2, and 0.1 if weights move."),
+        typer.Option(
+            help="Share by which Grams shrink to their diagonals, 0 to 1, or auto; 0.2, 0.1 with --refit, 0 for "
+            "published methods."
+        ),
     ] = None
     select: Annotated[
         str | None,

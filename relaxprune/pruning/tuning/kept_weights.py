@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -114,7 +115,7 @@ class KeptWeights:
                 if score(latest) < score(least):
                     best, taken, least = self._snapshot(), number, latest
                 worse = 0 if score(latest) < score(before) else worse + 1
-                if worse == self._patience:
+                if worse == self._patience or not math.isfinite(score(latest)):
                     break
         finally:
             with torch.no_grad():

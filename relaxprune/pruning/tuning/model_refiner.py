@@ -82,7 +82,7 @@ class ModelRefiner:
         """
         started = time.perf_counter()
         weights = KeptWeights(layers, supports, self._schedule.recipe, fused=True)
-        sample = self._tuned[: len(self._held_out)]
+        sample = self._tuned[:: max(1, len(self._tuned) // len(self._held_out))][: len(self._held_out)]
         start, tuned_before = self._distances(self._held_out), _mean(self._distances(sample))
         if not math.isfinite(sum(start) + tuned_before):
             raise RelaxPruneError("refine needs predictions of the pruned model that are finite, got NaN or Inf")
@@ -104,7 +104,7 @@ class ModelRefiner:
         )
 
     def _improve(self, weights: KeptWeights, start: list[float]) -> tuple[int, list[float]]:
-        """Take passes while the held-out windows get better than at the start; return how many, and their distances."""
+        """Take passes; return how many the best weights have taken, and what the held-out distances are with them."""
         order, latest = torch.Generator().manual_seed(self._schedule.seed), start
 
         def take(number: int) -> list[float]:

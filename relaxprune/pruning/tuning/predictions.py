@@ -176,7 +176,8 @@ def _check_room(first: Tensor, windows: Sequence[Batch]) -> None:
     if free is not None and needed > free:
         raise RelaxPruneError(
             f"refine keeps {first.shape[-1]} numbers of the dense model for each token, {needed / 2**30:.3g} GiB for "
-            f"{len(windows)} windows, got {free / 2**30:.3g} GiB of free memory: give fewer windows"
+            f"{len(windows)} windows, got {free / 2**30:.3g} GiB of free memory: give fewer windows, such as "
+            "--refine-samples 0"
         )
 
 

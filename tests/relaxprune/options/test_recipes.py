@@ -27,10 +27,12 @@ def test_the_command_line_and_python_mean_the_same(name: str, tmp_path: Path) ->
 def test_what_is_given_beside_a_recipe_wins() -> None:
     request = job_of("--recipe", "best", "--sparsity", "0.5", "--solver", "alps", "--refine", "1").request
     assert request.solver.name == "alps" and request.options.refine == 1
-    assert recipe("best", solver="alps", seed=3) == {"solver": "alps", "options": PruneOptions(refine=3, seed=3)}
+    assert recipe("best", solver="alps", seed=3) == {"solver": "alps", "options": PruneOptions(refine=4, seed=3)}
     assert recipe("best", effort="default")["effort"] == "default" and "effort" not in recipe("best", solver="alps")
     named = job_of("--recipe", "best", "--sparsity", "0.5", "--solver", "reconstruct").request.solver
     longer = job_of("--recipe", "best", "--sparsity", "0.5", "--effort", "default").request.solver
+    optioned = job_of("--recipe", "best", "--sparsity", "0.5", "--option", "effort=best").request.solver
+    assert optioned.effort == "best"
     assert named.effort == recipe("best")["effort"] == "fast" and longer.effort == "default"
 
 

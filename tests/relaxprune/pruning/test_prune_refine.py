@@ -10,17 +10,22 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from relaxprune.cli import main
+from relaxprune.cli.prune import run
 from relaxprune.inputs.batches import read_batches, split_windows
 from relaxprune.models.layers import find_layers
 from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.target import Target
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
-from relaxprune.pruning.planner import plan_model
+from relaxprune.pruning.planner import make_plan, plan_model, with_prediction
+from relaxprune.pruning.request import PruneRequest
 from relaxprune.pruning.tuning import model_refiner, predictions, recipes
 from relaxprune.pruning.tuning.held_out import Windows
 from relaxprune.runs.run_folder import RunFolder
+from relaxprune.text.model_samples import can_sample
 
 from ..command_line import arguments, interrupting, only_sentence
 from ..recorders import RefinedMemory
@@ -363,6 +368,11 @@ def test_the_plan_counts_it():
     )
     assert refined.prediction.seconds["refine"] > 0 and "refine" not in plain.prediction.seconds
     assert refined.added_bytes > plain.added_bytes
+    request = PruneRequest.of(Target(sparsity=0.5), "wanda", PruneOptions(refine=3))
+    less, more = (make_plan(model, request, 10**7, 1, tokens) for tokens in (0, 10**7))
+    assert more.added_bytes > less.added_bytes
+    times = [with_prediction(less, BATCHES, None, more).prediction.seconds["refine"] for more in ((), BATCHES * 8)]
+    assert times[1] > 2 * times[0]
 
 
 def test_batches_that_only_the_refinement_reads():
@@ -372,7 +382,7 @@ def test_batches_that_only_the_refinement_reads():
         prune_model(model, BATCHES[:8], sparsity=0.5, options=REFINED, refine_batches=batches)
         for model, batches in ((plain, ()), (more, further))
     ]
-    assert [report.refinement.held_out_windows for report in reports] == [8, 12]  # a fourth of 8 and of 12 batches
+    assert [report.refinement.held_out_windows for report in reports] == [8, 12]  # a fourth of 32 and of 48
     assert all(torch.equal(reports[0].masks[name], mask) for name, mask in reports[1].masks.items())
     assert not same(state_of(plain), state_of(more))
     with pytest.raises(RelaxPruneError, match="refine_batches are for options with refine, got 4 and refine=0"):
@@ -389,7 +399,10 @@ def test_the_model_writes_more_text_for_the_refinement(place, tmp_path, capsys):
     for name, more in (("more", ()), ("same", ("--refine-samples", "8")), ("none", ("--refine-samples", "0"))):
         assert main(arguments(place, tmp_path / name, *words, *more)) == 0
         records.append(json.loads((tmp_path / name / "relaxprune.json").read_text()))
-    assert [record["fingerprint"]["settings"]["refine_samples"] for record in records] == [8, 8, 0]
+    read = [record["fingerprint"]["calibration"]["refine"] for record in records]
+    assert [facts["windows"] for facts in read] == [8, 8, 0] and read[0]["sha256"] == read[1]["sha256"] is not None
+    assert read[0]["sha256"] != records[0]["fingerprint"]["calibration"]["sha256"] and read[2]["sha256"] is None
+    assert main(arguments(place, tmp_path / "same", *words, "--resume")) == 0  # finished: nothing is written again
     windows = [record["report"]["refinement"]["held_out_windows"] for record in records]
     assert windows[0] == windows[1] == 2 * windows[2]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("more", "same", "none")]
@@ -397,6 +410,36 @@ def test_the_model_writes_more_text_for_the_refinement(place, tmp_path, capsys):
     capsys.readouterr()
     assert main(arguments(place, tmp_path / "no", "--refine-samples", "3")) == 2
     assert "--refine-samples is 3, but --refine is 0" in only_sentence(capsys)
+    one = ("--windows", "1", "--self-share", "0", "--refine", "1")
+    assert main(arguments(place, tmp_path / "one", *one, "--refine-samples", "3")) == 0
+    assert main(arguments(place, tmp_path / "few", *one, "--refine-samples", "0")) == 2
+    assert "refine needs at least 2 windows" in only_sentence(capsys)
+
+
+def test_other_samples_than_before_are_refused(place, tmp_path, monkeypatch, capsys):
+    words = ("--refine", "1", "--windows", "8", "--self-share", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_refinement", interrupting(RunFolder.save_refinement, 1))
+        assert main(arguments(place, tmp_path / "run", *words)) == 130
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_OTHER_SEED", 7)  # as another processor would round to other tokens
+        assert main(arguments(place, tmp_path / "run", *words, "--resume")) == 2
+    assert "calibration.refine.sha256" in only_sentence(capsys)
+    assert main(arguments(place, tmp_path / "run", *words, "--resume")) == 0
+
+
+def test_a_model_that_looks_both_ways_goes_without(place, tmp_path, capsys):
+    model = BertForMaskedLM(BertConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
+    model.save_pretrained(tmp_path / "tiny")
+    AutoTokenizer.from_pretrained(place / "tiny").save_pretrained(tmp_path / "tiny")
+    words = ("--calibration", str(place / "text.txt"), "--windows", "8", "--refine", "1")
+    assert not can_sample(model) and can_sample(tiny_model("llama"))
+    assert main(arguments(tmp_path, tmp_path / "out", *words)) == 0
+    calibration = json.loads((tmp_path / "out/relaxprune.json").read_text())["fingerprint"]["calibration"]
+    assert calibration["windows"] == 8 and calibration["refine"]["windows"] == 0
+    assert main(arguments(tmp_path, tmp_path / "no", *words, "--refine-samples", "4")) == 2
+    assert "must continue text token by token" in only_sentence(capsys)
 
 
 def test_every_fourth_window_that_counts_is_held_out():

@@ -41,6 +41,7 @@ def test_what_a_run_reads(words: tuple[str, ...], expected: str) -> None:
     ("words", "said"),
     [
         (("--self-share", "-1"), "--self-share must be .*, got -1"),
+        (("--self-share", "50"), "--self-share must be at most 10 samples for each window of the text, got 50"),
         (("--self-share", "0.1", "--windows", "6"), "--self-share must be at least one window for 6 of the text"),
         (("--self-share", "0.5", "--calibration", "builtin:8"), "--self-share is for a single text"),
         (("--self-share", "0.5", "--calibration", "self"), "--self-share is for a single text"),
