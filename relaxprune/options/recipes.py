@@ -19,8 +19,8 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     """Return what a recipe stands for, as arguments of ``plan_model`` and ``prune_model``.
 
     ``prune_model(model, batches, sparsity=0.5, **recipe("best", seed=1))`` is ``relaxprune prune --recipe best --seed
-    1``, on batches that the caller has chosen: the command line puts samples of the model among them, and gives others to
-    the refinement alone (``refine_batches``); ``calibration_windows("self", tokenizer, options, model=model)`` makes both.
+    1``, on batches that the caller has chosen: the command line puts samples of the model among them, and gives others
+    to the refinement alone (``refine_batches``). ``calibration_windows("self", …, model=model)`` makes both.
 
     Args:
         name: "masks" keeps weights as they are; "best" moves them, and refines the whole model at the end.
