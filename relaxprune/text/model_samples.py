@@ -7,7 +7,7 @@ text that the model writes is close to what it was trained on, and needs no data
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
@@ -32,10 +32,13 @@ def can_sample(model: torch.nn.Module) -> bool:
     """
     generates = getattr(model, "can_generate", None)
     decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if not callable(generates) or not generates() or decoder or (vocabulary(model) or 0) < 2:
+    if not callable(generates) or not generates() or decoder:
+        return False
+    language = cast("PreTrainedModel", model)  # they alone say whether they can generate
+    if (vocabulary(language) or 0) < 2:
         return False
     with evaluating(model):
-        logits = model(input_ids=torch.tensor([[0, 0], [0, 1]], device=input_device(model))).logits[:, 0].float()
+        logits = model(input_ids=torch.tensor([[0, 0], [0, 1]], device=input_device(language))).logits[:, 0].float()
     return bool(torch.allclose(logits[0], logits[1], rtol=1e-2, atol=1e-3 * float(logits.abs().max())))
 
 
