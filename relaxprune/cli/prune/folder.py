@@ -159,9 +159,7 @@ def calibration_facts(job: PruneJob, windows: TokenWindows) -> dict[str, Any]:
 
 
 def refine_facts(job: PruneJob, more: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Return the fingerprint's facts of the windows that only the refinement reads, none without a refinement."""
-    if not job.request.options.refine:
-        return {}
+    """Return the fingerprint's facts of the windows that only a refinement reads."""
     count = sum(map(len, more))
     facts = {"windows": count, "sha256": tokens_sha256(torch.cat(tuple(more))) if count else None}
     if count and RunFolder(job.folder, {}).finished:

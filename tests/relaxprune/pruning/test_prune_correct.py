@@ -25,7 +25,7 @@ from ..recorders import BlockMemory
 from ..tiny_models import padded_batches, tiny_model
 
 DAMPING = 0.01
-DENSE = PruneOptions(weights="refit", damping=DAMPING, correct=1.0)
+DENSE = PruneOptions(weights="refit", damping=DAMPING, correct=1.0, statistics=StatisticsOptions(shrinkage=0))
 
 
 def read_by(model: nn.Module, name: str, batches) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_the_objective_is_the_distance_from_the_dense_model(family, collect, sha
     dense, batches = tiny_model(family), padded_batches()
     model = copy.deepcopy(dense)
     options = PruneOptions(
-        weights="refit", damping=DAMPING, correct=share, statistics=StatisticsOptions(collect=collect)
+        weights="refit", damping=DAMPING, correct=share, statistics=StatisticsOptions(collect=collect, shrinkage=0)
     )
     report = prune_model(model, batches, sparsity=0.5, options=options)
     assert {layer.loss.corrected for layer in report.layers} == {share}

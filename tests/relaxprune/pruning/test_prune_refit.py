@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from relaxprune.cli import main
 from relaxprune.models.layers import find_layers
 from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.statistics_options import StatisticsOptions
 from relaxprune.options.target import Target
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
@@ -56,7 +57,8 @@ def test_what_is_reported_is_of_the_weights_that_are_written():
     inputs = inputs.to(torch.bfloat16)
     model = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False)).to(torch.bfloat16)
     dense = model[0].weight.detach().double()
-    report = prune_model(model, [inputs], sparsity=0.25, options=PruneOptions(weights="refit", damping=1e-6))
+    plain = PruneOptions(weights="refit", damping=1e-6, statistics=StatisticsOptions(shrinkage=0))
+    report = prune_model(model, [inputs], sparsity=0.25, options=plain)
     wide = inputs.double()
     gram = wide.T @ wide / len(wide)
     moved = dense - model[0].weight.detach().double()

@@ -164,7 +164,7 @@ def test_too_few_windows_are_refused_before_the_model_is_loaded(place, tmp_path,
     from relaxprune.cli import main
 
     monkeypatch.setattr("relaxprune.models.loading.load_model", None)
-    assert main(arguments(place, tmp_path / "out", "--refine", "1", "--windows", "1")) == 2
+    assert main(arguments(place, tmp_path / "out", "--refine", "1", "--windows", "1", "--refine-samples", "0")) == 2
     assert "refine needs at least 2 windows, for one is held out, got 1" in only_sentence(capsys)
     request = PruneRequest.of(Target(sparsity=0.5), "wanda", PruneOptions(refine=1))
     request.check_batches(1, 2)
