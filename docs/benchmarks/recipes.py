@@ -6,11 +6,8 @@ import argparse
 import shlex
 from dataclasses import dataclass
 
-import typer
-
-from relaxprune.cli.option_groups import with_groups
-from relaxprune.cli.prune.job import PruneJob, resolve
-from relaxprune.cli.prune.words import PruneWords
+from relaxprune.cli.prune.job import PruneJob
+from relaxprune.cli.prune.reading import read_job
 
 RECIPES = {
     "wanda": "--solver wanda",
@@ -59,16 +56,7 @@ class Recipe:
         """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""
         common = {"calibration": arguments.calibration, "windows": arguments.windows, "length": arguments.length}
         words = [word for name, value in common.items() for word in (f"--{name}", str(value))]
-        found: list[PruneJob] = []
-        app = typer.Typer()
-
-        @app.command()
-        @with_groups
-        def prune(model: str, words: PruneWords) -> None:
-            found.append(resolve(model, words))
-
-        app([arguments.model, *amount(target), *words, *self.words], standalone_mode=False)
-        return found[0]
+        return read_job([arguments.model, *amount(target), *words, *self.words])
 
 
 def amount(target: str) -> list[str]:

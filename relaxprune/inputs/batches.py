@@ -101,6 +101,11 @@ def split_windows(batch: Batch) -> list[Batch]:
     return [window(index) for index in range(counts.pop())]
 
 
+def count_windows(batches: Iterable[Batch]) -> int:
+    """Return how many windows some batches have; one that cannot be split counts as one."""
+    return sum(len(split_windows(batch)) for batch in batches)
+
+
 def check_fit(model: nn.Module, batches: Sequence[Batch]) -> None:
     """Refuse token ids that a language model cannot read, before anything is done with them.
 

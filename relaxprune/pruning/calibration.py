@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relaxprune.inputs.batches import Batch, read_batches, split_windows, without_first
+from relaxprune.inputs.batches import Batch, count_windows, read_batches, without_first
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.parts import Parts
 from relaxprune.problems.errors import RelaxPruneError
@@ -37,7 +37,7 @@ class Calibration:
         statistics = request.options.statistics
         read = without_first(read_batches(self.batches), statistics.skip_tokens)
         more = self._read_more(request)
-        request.check_batches(len(read), sum(len(split_windows(batch)) for batch in [*read, *more]))
+        request.check_batches(len(read), count_windows([*read, *more]))
         parts = summed_parts(statistics, read, self.kinds)
         return parts.marked(read), parts, more
 

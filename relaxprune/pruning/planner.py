@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from relaxprune.inputs.batches import Batch, read_batches, split_windows
+from relaxprune.inputs.batches import count_windows, read_batches
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.models.blocks import find_blocks
@@ -158,9 +158,4 @@ def with_prediction(
     with borrowed(plan.model), OutputCheck(plan.weights) as check:
         check.run(plan.model, read[0])
     plan = plan.without(check.failed)
-    return replace(plan, prediction=predict(plan, read, parts, more=_windows(read_more) / _windows(read)))
-
-
-def _windows(batches: Sequence[Batch]) -> int:
-    """Return how many windows some batches have."""
-    return sum(len(split_windows(batch)) for batch in batches)
+    return replace(plan, prediction=predict(plan, read, parts, more=count_windows(read_more) / count_windows(read)))

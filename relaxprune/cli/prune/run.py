@@ -152,8 +152,7 @@ def refine_batches(job: PruneJob, loaded: LoadedModel, sampler: Sampler | None =
     asked = replace(job.windows, windows=job.refine_samples, seed=(job.windows.seed + _OTHER_SEED) % HELD_OUT_SEED)
     with door():
         found = calibration_windows(SELF, loaded.tokenizer, asked, model=loaded.model, sampler=sampler)
-    parts: tuple[torch.Tensor, ...] = found.tokens.split(job.windows_at_once)
-    return parts
+    return batches(job, found)
 
 
 def batches(job: PruneJob, windows: TokenWindows) -> tuple[torch.Tensor, ...]:

@@ -108,14 +108,16 @@ class KeptWeights:
             How many passes the weights that stay have taken, and what was found after them.
         """
         best, taken, least = self._snapshot(), 0, start
-        latest, worse = start, 0
+        lowest = latest = score(start)
+        worse = 0
         try:
             for number in range(1, passes + 1):
-                before, latest = latest, take(number)
-                if score(latest) < score(least):
-                    best, taken, least = self._snapshot(), number, latest
-                worse = 0 if score(latest) < score(before) else worse + 1
-                if worse == self._patience or not math.isfinite(score(latest)):
+                found = take(number)
+                before, latest = latest, score(found)
+                if latest < lowest:
+                    best, taken, least, lowest = self._snapshot(), number, found, latest
+                worse = 0 if latest < before else worse + 1
+                if worse == self._patience or not math.isfinite(latest):
                     break
         finally:
             with torch.no_grad():
