@@ -1,9 +1,13 @@
 """The folder of answers: what was asked, and for every layer file its answer and a record of it.
 
-``settings.json`` holds what the answers depend on. ``layers/NAME/`` is of ``NAME.safetensors``: ``masks.safetensors``, the
-mask ``weight`` and all facts; ``weight.safetensors`` where weights move; ``certificate.safetensors`` where one was asked
-for; and, written last, ``record.json``: size and SHA-256 of the problem file and of all of these. ``summary.json`` is of
-the last call that came to its end.
+``settings.json`` holds what the answers depend on. ``layers/NAME/`` is of ``NAME.safetensors``:
+
+- ``masks.safetensors``, the mask ``weight`` and all facts;
+- ``weight.safetensors``, where weights move;
+- ``certificate.safetensors``, where one was asked for;
+- ``record.json``, written last: size and SHA-256 of the problem file and of all of these.
+
+``summary.json`` is of the last call that came to its end.
 """
 
 from __future__ import annotations
