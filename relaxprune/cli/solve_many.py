@@ -50,7 +50,6 @@ def _options(how: SolverGroup, wanted: Wanted, many: ManyGroup) -> FileOptions:
     from relaxprune.support.sizes import parse_bytes
 
     wanted.proof.check()
-    given = {"jobs": many.jobs, "retries": many.retries}
     return FileOptions(
         **vars(how.options(wanted.result.seed)),
         weights=wanted.moving.weights,
@@ -59,8 +58,9 @@ def _options(how: SolverGroup, wanted: Wanted, many: ManyGroup) -> FileOptions:
         certify_rows=wanted.proof.certify_rows,
         certify_time_s=wanted.proof.certify_time,
         device=wanted.result.device,
+        jobs=FileOptions.jobs if many.jobs is None else many.jobs,
+        retries=FileOptions.retries if many.retries is None else many.retries,
         total_memory_bytes=None if many.memory is None else parse_bytes("--memory", many.memory),
-        **{name: value for name, value in given.items() if value is not None},
     )
 
 

@@ -93,7 +93,8 @@ class AnswersFolder:
         stored = record["outcome"]
         if stored["reason"] is not None:
             return FileOutcome(name=name, file=str(file), state=FAILED, **stored) if stored["final"] else None
-        if not all(is_unchanged(folder / other, facts) for other, facts in record["files"].items()):
+        files = record["files"]
+        if MASKS not in files or not all(is_unchanged(folder / other, facts) for other, facts in files.items()):
             return None
         return FileOutcome(name=name, file=str(file), state=KEPT, **stored)
 

@@ -67,9 +67,9 @@ class FileJob:
         except RelaxPruneError as error:
             failed = replace(failed, reason=" ".join(str(error).split()), final=True)
         except (OSError, MemoryError) as error:
-            failed = replace(failed, reason=_said(error))
+            failed = replace(failed, reason=said(error))
         except Exception as error:
-            failed = replace(failed, reason=_said(error), traceback=traceback.format_exc())
+            failed = replace(failed, reason=said(error), traceback=traceback.format_exc())
         return replace(failed, seconds=time.monotonic() - started)
 
     def _solved(self, started: float) -> FileOutcome:
@@ -95,6 +95,6 @@ class FileJob:
         )
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return an error that is no bad input in one sentence."""
     return f"{type(error).__name__}: {first_line(error)}"

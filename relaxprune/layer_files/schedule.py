@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -80,12 +80,12 @@ class Schedule(Generic[T]):
     """The jobs that wait, those under way with their processes, and the processes without a job."""
 
     limits: Limits
-    waiting: list[_Try[T]] = field(default_factory=list)
-    running: dict[Future[T], tuple[_Try[T], Worker]] = field(default_factory=dict)
-    idle: list[Worker] = field(default_factory=list)
-    any_began: bool = False
+    waiting: list[_Try[T]] = field(default_factory=list, init=False)
+    running: dict[Future[T], tuple[_Try[T], Worker]] = field(default_factory=dict, init=False)
+    idle: list[Worker] = field(default_factory=list, init=False)
+    any_began: bool = field(default=False, init=False)
 
-    def run(self, jobs: Sequence[Job[T]]) -> Iterator[Ending[T]]:
+    def run(self, jobs: Sequence[Job[T]]) -> Generator[Ending[T], None, None]:
         """Do the jobs, and yield how each ended as soon as it has; every job's memory must fit alone.
 
         Where this is left early, by an exception or because nobody asks for the next, all processes are killed.

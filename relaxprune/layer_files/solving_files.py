@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .answers import AnswersFolder
 from .file_options import FileOptions
 from .layer_task import Proof
 from .memory import PROCESS_BYTES, solving_bytes
-from .one_file import FileJob, FileTask
+from .one_file import FileJob, FileTask, said
 from .outcomes import FAILED, FileOutcome, FilesSummary
 from .schedule import Ending, Job, Limits, Schedule
 
@@ -106,28 +106,37 @@ class _Call:
     folder: AnswersFolder
     limits: Limits
 
-    def outcomes(self) -> Iterator[FileOutcome]:
+    def outcomes(self) -> Generator[FileOutcome, None, None]:
         """Yield the outcome of every file: first those that need no process."""
         jobs: list[Job[FileOutcome]] = []
         for name, file in self.named.items():
-            ready = self.folder.earlier(name, file)
-            if ready is None:
-                job = self._job(name, file)
-                if isinstance(job, Job):
-                    jobs.append(job)
-                    continue
-                ready = job
-            yield ready
+            found = self._begun(name, file)
+            if isinstance(found, Job):
+                jobs.append(found)
+            else:
+                yield found
         with closing(Schedule[FileOutcome](self.limits).run(jobs)) as endings:
             for ending in endings:
                 yield self._outcome(ending)
 
-    def _job(self, name: str, file: Path) -> Job[FileOutcome] | FileOutcome:
-        """Return the job of a file, or its failure if that is known before."""
+    def _begun(self, name: str, file: Path) -> Job[FileOutcome] | FileOutcome:
+        """Return the job of a file, or its outcome if that is known without one."""
         try:
-            header = read_header(file, f"problem file {str(file)!r}")
+            earlier = self.folder.earlier(name, file)
+            return self._job(name, file) if earlier is None else earlier
         except RelaxPruneError as error:
             return self._failed(name, str(error), final=True)
+        except OSError as error:
+            return self._failed(name, said(error))
+
+    def _job(self, name: str, file: Path) -> Job[FileOutcome] | FileOutcome:
+        """Return the job of a file, or its failure if that is known before.
+
+        Raises:
+            RelaxPruneError: the file is damaged.
+            OSError: it cannot be read.
+        """
+        header = read_header(file, f"problem file {str(file)!r}")
         needed = solving_bytes(header, self.task.asked, self.task.proof.method)
         most = self.limits.memory_bytes
         if most is not None and needed + PROCESS_BYTES > most:

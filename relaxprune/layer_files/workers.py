@@ -45,9 +45,10 @@ class Worker:
         """Say how the process ended, once it has died."""
         self.stop()
         code = self._process.exitcode
-        if code is not None and code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
+        if code is None or code >= 0:
+            return f"ended with exit code {code}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"was killed by {names.get(-code, f'signal {-code}')}"
 
     def stop(self) -> None:
         """Let the process end once it has nothing to do, and wait for that."""

@@ -74,6 +74,18 @@ def test_only_what_has_changed_is_solved_again(tmp_path: Path) -> None:
         solve_files(files, out, sparsity=0.25, solver="wanda")
 
 
+def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    files = write_layers(tmp_path / "layers", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("relaxprune.layer_files.solving_files.read_header", refuse)
+        (outcome,) = solve_files(files, tmp_path / "out", sparsity=0.5).outcomes
+    assert outcome.failed and not outcome.final and "Permission denied" in outcome.reason
+    assert solve_files(files, tmp_path / "out", sparsity=0.5, solver="fw").counts()["solved"] == 1
+
+
 def test_weights_that_move_and_a_proof_lie_beside_the_mask(tmp_path: Path) -> None:
     files = write_layers(tmp_path / "layers", 1)
     summary = solve_files(files, tmp_path / "out", pattern="2:4", options=FileOptions(weights="refit", certify="exact"))
