@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def solve_layers(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="safetensors with `weight` (rows, cols) and `gram` (cols, cols)."),
+        typer.Argument(metavar="file", help="safetensors with `weight` (rows, cols) and `gram` (cols, cols)."),
     ],
     how_much: PatternGroup,
     how: SolverGroup,
