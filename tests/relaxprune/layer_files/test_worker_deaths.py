@@ -16,7 +16,7 @@ from ..command_line import run_process
 from .layers import write_layer, write_layers
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 SCRIPT = '''
 import os, signal, sys
