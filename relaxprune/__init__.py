@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from .evaluation.divergence import divergence as divergence
     from .evaluation.perplexity import perplexity as perplexity
     from .inputs import GramAccumulator as GramAccumulator
+    from .layer_files import FileOptions as FileOptions
+    from .layer_files import FileOutcome as FileOutcome
+    from .layer_files import FilesSummary as FilesSummary
+    from .layer_files import solve_files as solve_files
     from .models import LoadOptions as LoadOptions
     from .models import apply_masks as apply_masks
     from .models import load_model as load_model
@@ -81,6 +85,9 @@ __getattr__, __dir__, _NAMES = lazy(
         "CertificateError": ".certificates",
         "ComparisonOptions": ".solving",
         "DivergenceResult": ".evaluation",
+        "FileOptions": ".layer_files",
+        "FileOutcome": ".layer_files",
+        "FilesSummary": ".layer_files",
         "Gram": ".problems",
         "GramAccumulator": ".inputs",
         "KSparse": ".problems",
@@ -125,6 +132,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "recipe": ".options",
         "refit": ".solving",
         "solve": ".solving",
+        "solve_files": ".layer_files",
         "write_masks": ".runs",
         "write_report": ".report.writing",
     },

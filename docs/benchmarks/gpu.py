@@ -1,11 +1,12 @@
-"""What relaxprune costs on an accelerator: iterations, oracles, whole solves, a descent, waits, memory, certificates.
+"""What relaxprune costs on an accelerator: iterations, oracles, whole solves, a descent, waits, certificates, a block.
 
     python docs/benchmarks/gpu.py --out gpu.json 15.v.safetensors 15.down.safetensors
+    python docs/benchmarks/gpu.py --sections block --minutes 8 --out block.json
 
 Each file holds `weight` (rows, cols) and `gram` (cols, cols); without files the whole solves are on random layers with
 correlated inputs. Every section is guarded: what fails says so in its table, and the others still run. Times are the
 median of repeats, with the device waited for; objectives are computed here, in float64. `--quick` takes small shapes,
-and runs on a CPU in a minute.
+and runs on a CPU in a minute. After `--minutes` no section is begun, and in a block no layer.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from common import label, objective
+from gpu_block import QUICK, BlockShape, block
 from safetensors.torch import load_file
 
 from relaxprune import NM, KSparse, MaskProblem, RelaxPruneError, certify, solve
@@ -46,6 +48,7 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"solver": "swap"},
     {"solver": "admm"},
 )
+SECTIONS = ("iterations", "solves", "descent", "waits", "proofs", "block")
 LARGE = 4096 * 4096  # entries from which only a few methods are run
 
 
@@ -234,36 +237,51 @@ def proofs(bench: Bench, shape: tuple[int, int]) -> None:
             )
 
 
+def layers(bench: Bench, files: Sequence[str], quick: bool) -> None:
+    """Whole solves of layers from files, and of random ones; of the first one also 2:4."""
+    shapes = QUICK_SHAPES if quick else SOLVE_SHAPES
+    found = [(f"random {rows} x {cols}", *bench.layer(rows, cols)) for rows, cols in shapes]
+    for file in files:
+        tensors = load_file(file, device=str(bench.device))
+        found.insert(0, (file.rpartition("/")[2].removesuffix(".safetensors"), tensors["weight"], tensors["gram"]))
+    for title, weight, gram in found:
+        solves(bench, f"{title}, 50 %", weight, gram, KSparse(weight.shape[1] // 2))
+    title, weight, gram = found[0]
+    solves(bench, f"{title}, 2:4", weight, gram, NM(2, 4))
+
+
 def main() -> None:
-    """Run all sections."""
+    """Run the sections that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*")
     parser.add_argument("--device", default=None, help="an accelerator where there is one, else the CPU")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="names with commas between them; all by default")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing more is begun")
     parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default=None, help="file for the numbers, as JSON")
     arguments = parser.parse_args()
     found = torch.accelerator.current_accelerator(check_available=True)
     device = torch.device(arguments.device or ("cpu" if found is None else found.type))
-    bench = Bench(device, arguments.repeats)
+    bench, deadline = Bench(device, arguments.repeats), time.monotonic() + 60 * arguments.minutes
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads of the host")
-    iterations(bench, QUICK_SHAPES if arguments.quick else ITERATION_SHAPES)
-    shapes = QUICK_SHAPES if arguments.quick else SOLVE_SHAPES
-    layers = [(f"random {rows} x {cols}", *bench.layer(rows, cols)) for rows, cols in shapes]
-    for file in arguments.files:
-        tensors = load_file(file, device=str(device))
-        layers.insert(0, (file.rpartition("/")[2].removesuffix(".safetensors"), tensors["weight"], tensors["gram"]))
-    for title, weight, gram in layers:
-        solves(bench, f"{title}, 50 %", weight, gram, KSparse(weight.shape[1] // 2))
-    title, weight, gram = layers[0]
-    solves(bench, f"{title}, 2:4", weight, gram, NM(2, 4))
-    small = QUICK_SHAPES[0] if arguments.quick else (4096, 4096)
-    for section in (descent, waits, proofs):
-        section(bench, small)
-    if arguments.out is not None:
-        with open(arguments.out, "w", encoding="utf-8") as file:
-            json.dump({"device": name, "torch": torch.__version__, "tables": bench.tables}, file, indent=1)
+    quick = arguments.quick
+    small = QUICK_SHAPES[0] if quick else (4096, 4096)
+    works: dict[str, Callable[[], None]] = {
+        "iterations": lambda: iterations(bench, QUICK_SHAPES if quick else ITERATION_SHAPES),
+        "solves": lambda: layers(bench, arguments.files, quick),
+        "descent": lambda: descent(bench, small),
+        "waits": lambda: waits(bench, small),
+        "proofs": lambda: proofs(bench, small),
+        "block": lambda: block(bench, QUICK if quick else BlockShape(), deadline),
+    }
+    for section in arguments.sections.split(","):
+        if time.monotonic() < deadline:
+            works[section]()
+        if arguments.out is not None:  # after each: a machine that is lent may be taken back
+            with open(arguments.out, "w", encoding="utf-8") as file:
+                json.dump({"device": name, "torch": torch.__version__, "tables": bench.tables}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -129,14 +129,14 @@ class NM(Polytope):
     def _first(self, scores: Tensor) -> Tensor:
         """Mark the ``keep`` smallest of each group, ties by the lowest column: (rows, cols) bool.
 
-        An entry is marked when fewer than ``keep`` of its group come before it; ``before`` counts them by comparing
-        columns of all groups at once.
+        An entry is marked when fewer than ``keep`` of its group come before it; ``before`` counts them by comparing all
+        entries that lie the same number of columns apart at once, in all groups: few, large operations.
         """
-        lanes = [scores[:, i :: self.group].contiguous() for i in range(self.group)]  # each (rows, groups)
-        before = [torch.zeros_like(lanes[0], dtype=torch.int16) for _ in lanes]
-        for i in range(self.group):
-            for j in range(i + 1, self.group):
-                i_first = lanes[i] <= lanes[j]
-                before[j] += i_first
-                before[i] += ~i_first
-        return torch.stack([count < self.keep for count in before], dim=2).view(scores.shape)
+        groups = scores.reshape(scores.shape[0], -1, self.group)
+        lanes = groups.permute(2, 0, 1).contiguous()  # (group, rows, groups)
+        before = torch.zeros(lanes.shape, dtype=torch.int8, device=lanes.device)
+        for apart in range(1, self.group):
+            first = lanes[:-apart] <= lanes[apart:]
+            before[apart:].add_(first)
+            before[:-apart].add_(first.logical_not_())
+        return (before < self.keep).permute(1, 2, 0).reshape(scores.shape)

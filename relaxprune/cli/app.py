@@ -31,7 +31,7 @@ from .interrupts import interruptible
 from .masks import masks_app
 from .prune.command import prune
 from .report import report
-from .solve import solve_file
+from .solve import solve_layers
 from .solvers import solvers
 from .verify import verify_file
 
@@ -58,7 +58,7 @@ app = typer.Typer(
 app.command("prune")(prune)
 app.command("eval")(evaluate)
 app.command("report")(report)
-app.command("solve")(solve_file)
+app.command("solve")(solve_layers)
 app.command("verify")(verify_file)
 app.command("compare")(compare_solvers)
 app.command("solvers")(solvers)

@@ -2,136 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .endings import bad_input, command_line, door, ending, tell, written
-from .option_groups import PatternGroup, Seed, SolverGroup, weights_word, with_groups
+from .option_groups import PatternGroup, SolverGroup, with_groups
+from .solve_groups import ManyGroup, MovingGroup, ProofGroup, ResultGroup, Wanted
+from .solve_many import solve_many
 
 if TYPE_CHECKING:
-    from relaxprune import Certificate, MaskProblem, ReconstructionProblem, Solution
+    from relaxprune import MaskProblem, Solution
     from relaxprune.options import Target
     from relaxprune.pruning import PruneRequest
 
-_FILE_SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class MovingGroup:
-    """Whether kept weights get new values, and where to write them."""
-
-    refit: Annotated[
-        bool | None,
-        typer.Option(
-            "--refit/--no-refit", help="Give kept weights new values, or leave them; default: the solver's own way."
-        ),
-    ] = None
-    damping: Annotated[
-        float | None,
-        typer.Option(help="With --refit: what moving a weight costs, of the Gram's mean diagonal; 0.03, alps: 0.01."),
-    ] = None
-    weight_out: Annotated[
-        Path | None, typer.Option("--weight-out", help="If weights move: file for the new weight.")
-    ] = None
-
-    @property
-    def weights(self) -> str | None:
-        """What to do with kept weights, as in ``PruneOptions``."""
-        return weights_word(self.refit)
-
-    def check(self, moves: bool) -> None:
-        """Refuse options that are for weights that move, if they do not."""
-        for name, value in (("--damping", self.damping), ("--weight-out", self.weight_out)):
-            if value is not None and not moves:
-                raise bad_input(f"{name} is {str(value)!r}, but there is no --refit")
-
-
-@dataclass(frozen=True)
-class ResultGroup:
-    """The device to work on, and the file for the result."""
-
-    out: Annotated[Path | None, typer.Option(help="File for the mask, the bound and the settings.")] = None
-    device: Annotated[str | None, typer.Option(help="Device to work on, such as cpu or cuda:0.")] = None
-    seed: Seed = 0
-
-
-@dataclass(frozen=True)
-class ProofGroup:
-    """The certificate: its method, None for the solver's own; its limits; its file."""
-
-    certify: Annotated[
-        str | None, typer.Option(help="Prove a bound: fw or diagonal (cheap), sdp (seconds a row), exact (tiny rows).")
-    ] = None
-    certify_rows: Annotated[int | None, typer.Option(help="Rows to draw for diagonal or sdp; default all.")] = None
-    certify_time: Annotated[float | None, typer.Option(help="Seconds for sdp, shared by its rows.")] = None
-    certificate: Annotated[
-        Path | None, typer.Option(help="File for the proof, the solver's own without --certify; for `verify`.")
-    ] = None
-
-    def check(self) -> None:
-        """Refuse an unknown method, and limits without one."""
-        from relaxprune.certificates.verify.claim import METHODS
-        from relaxprune.problems.checks import one_of
-
-        if self.certify is not None:
-            one_of("--certify", self.certify, METHODS)
-        for name, value in (("--certify-rows", self.certify_rows), ("--certify-time", self.certify_time)):
-            if value is not None and self.certify is None:
-                raise bad_input(f"{name} is {value}, but there is no --certify")
-
-    def check_for(self, problem: MaskProblem | ReconstructionProblem) -> None:
-        """Refuse what is impossible for a problem, before any work."""
-        from relaxprune.certificates.limits import check_enumerable, check_limits
-
-        if self.certify is not None:
-            check_limits(self.certify, self.certify_rows, self.certify_time)
-        if problem.moves_weights and self.certify not in (None, "exact"):
-            raise bad_input(f"--certify must be exact with --refit, got {self.certify!r}; leave it out otherwise")
-        if self.certify == "exact":
-            check_enumerable(problem.mask_problem)
-
-    def of(self, problem: MaskProblem | ReconstructionProblem, solution: Solution, seed: int) -> Certificate:
-        """Return the certificate of a solution."""
-        from relaxprune import certify, certify_weights
-
-        if self.certify is None:
-            return solution.certificate
-        if problem.moves_weights:
-            assert solution.weight is not None
-            return certify_weights(problem, solution.weight, self.certify)
-        rows, seconds = self.certify_rows, self.certify_time
-        return certify(problem, solution, self.certify, rows=rows, time_limit_s=seconds, seed=seed)
-
 
 @with_groups
-def solve_file(
-    file: Annotated[Path, typer.Argument(help="safetensors with `weight` (rows, cols) and `gram` (cols, cols).")],
+def solve_layers(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="file", help="safetensors with `weight` (rows, cols) and `gram` (cols, cols)."),
+    ],
     how_much: PatternGroup,
     how: SolverGroup,
     moving: MovingGroup,
     result: ResultGroup,
     proof: ProofGroup,
+    many: ManyGroup,
 ) -> int:
-    """Solve one layer: a file with ``weight`` and ``gram`` gives a mask and a proven bound."""
+    """Solve one layer: a file with ``weight`` and ``gram`` gives a mask and a proven bound.
+
+    With --jobs, or more than one FILE, every file is a layer of its own, solved in processes, and --out a folder. The
+    same command again goes on where it ended: what is solved is not repeated.
+    """
+    if many.jobs is None and len(files) == 1:
+        many.check()
+        return _solve_file(files[0], how_much, how, Wanted(moving, result, proof))
+    return solve_many(files, how_much, how, Wanted(moving, result, proof), many)
+
+
+def _solve_file(file: Path, how_much: PatternGroup, how: SolverGroup, wanted: Wanted) -> int:
+    """Solve one layer in this process."""
+    from relaxprune.layer_files.layer_task import facts_of, problem_of
+    from relaxprune.runs import read_problem_file
     from relaxprune.solving import solve
 
     from .notices import left_out_notices, status_notice
 
+    moving, result, proof = wanted.moving, wanted.result, wanted.proof
     asked = how.options(result.seed)
     request = _request(how_much, how, moving)
     _check_files({"--out": result.out, "--certificate": proof.certificate, "--weight-out": moving.weight_out})
     proof.check()
-    if request.options.moves:
-        problem: MaskProblem | ReconstructionProblem = _read_moving(file, request, result.device)
-    else:
-        problem = read_problem(file, request.target, result.device)
+    with door():
+        layer = read_problem_file(file, result.device)
+    problem = problem_of(layer, request)
     proof.check_for(problem)
     solution = solve(problem, request.solver, options=asked, throw=False)
-    proven = proof.of(problem, solution, result.seed)
-    facts = _facts(problem, solution, proven, result.seed)
+    proven = proof.proof.of(problem, solution, result.seed)
+    facts = {**facts_of(problem, solution, proven, result.seed), "command": command_line()}
     _show(facts)
     with ending(lambda: written(proof.certificate, result.out, moving.weight_out)):
         if proof.certificate is not None:
@@ -173,32 +104,13 @@ def _check_files(files: dict[str, Path | None]) -> None:
 
 
 def read_problem(file: Path, target: Target, device: str | None) -> MaskProblem:
-    """Read ``weight`` and ``gram`` and make the mask problem."""
-    from relaxprune import MaskProblem
+    """Read a layer's file and make the problem of its mask."""
+    from relaxprune.layer_files.layer_task import mask_problem_of
     from relaxprune.runs import read_problem_file
 
     with door():
         layer = read_problem_file(file, device)
-    rows, cols = layer.weight.shape
-    return MaskProblem(layer.weight, layer.gram, target.polytope_of("weight", (rows, cols)))
-
-
-def _read_moving(file: Path, request: PruneRequest, device: str | None) -> ReconstructionProblem:
-    """Read the same, and ``cross`` and ``dense_gram`` if present, for weights that move."""
-    from relaxprune import ReconstructionProblem
-    from relaxprune.runs import read_problem_file
-
-    with door():
-        layer = read_problem_file(file, device)
-    rows, cols = layer.weight.shape
-    return ReconstructionProblem(
-        layer.weight,
-        layer.gram,
-        request.target.polytope_of("weight", (rows, cols)),
-        cross=layer.cross,
-        dense_gram=layer.dense_gram,
-        damping=request.options.ridge,
-    )
+    return mask_problem_of(layer, target)
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -226,46 +138,6 @@ def _write(solution: Solution, facts: dict[str, Any], out: Path | None, weight_o
         print(f"{'new weight':<15} {weight_out}")
     if out is None:
         print(f"{'written':<15} no mask: --out FILE keeps it")
-
-
-def _facts(
-    problem: MaskProblem | ReconstructionProblem, solution: Solution, proven: Certificate, seed: int
-) -> dict[str, Any]:
-    """Return the facts of a solution as plain JSON values."""
-    from relaxprune import __version__
-
-    notes = proven.notes
-    estimate = notes.get("estimate")  # of drawn rows
-    return {
-        "schema_version": _FILE_SCHEMA_VERSION,
-        "relaxprune": __version__,
-        "command": command_line(),
-        "polytope": problem.polytope.to_dict(),
-        "sparsity": 1.0 - float(solution.mask.double().mean()),
-        "objective": solution.objective,
-        "kept_objective": solution.kept_objective,
-        "dense_energy": problem.reference,
-        "damping": problem.damping if problem.moves_weights else None,
-        "relative_error": solution.relative_error,
-        "relaxed_objective": solution.relaxed_objective,
-        "unrounded_objective": solution.unrounded_objective,
-        "lower_bound": proven.lower_bound,
-        "gap": proven.gap,
-        "relative_gap": proven.relative_gap,
-        "certificate": proven.method,
-        "certified_rows": notes.get("rows_covered"),
-        "certificate_seconds": proven.seconds,
-        "estimated_bound": None if estimate is None else estimate["lower_bound"],
-        "block_objective": solution.block_objective.tolist(),
-        "block_lower_bound": proven.block_lower_bound.tolist(),
-        "status": solution.status.name,
-        "advice": solution.status.value,
-        "solver": solution.solver,
-        "options": solution.options,
-        "seed": seed,
-        "seconds": solution.stats.seconds,
-        "stats": solution.stats.to_dict(),
-    }
 
 
 def _text(value: Any) -> str:

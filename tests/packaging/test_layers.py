@@ -42,7 +42,7 @@ FLOORS = (
     ("pruning.channels", "pruning.sharing", "pruning.tuning"),
     ("pruning",),
     ("runs",),
-    ("masks",),
+    ("masks", "layer_files"),
     ("adapters.one_weight",),  # what the plugs share
     ("adapters",),  # other libraries' plugs
     ("report",),
