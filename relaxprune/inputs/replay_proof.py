@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.residency.block_store import Whole, store_of
 from relaxprune.support.tensor_bits import checksum
 
 from .batches import Batch
@@ -137,7 +138,7 @@ def _why_not(
 
     The model's weights are exchanged for a while, and are back also after an exception.
     """
-    disturbed = _Disturbed(layers)
+    disturbed = _Disturbed(layers, store_of(model))
     truths = []
     for number, tape in tapes.items():
         truth = _Truth(disturbed)
@@ -203,20 +204,22 @@ class _Truth(Hearing):
 class _Disturbed:
     """Other weights for the layers of a block, the same ones each time; kept for one block at a time."""
 
-    def __init__(self, layers: Sequence[Sequence[PrunableLayer]]) -> None:
+    def __init__(self, layers: Sequence[Sequence[PrunableLayer]], store: Whole) -> None:
+        self._store = store
         self._weights = [{id(layer.weight): layer.weight for layer in members} for members in layers]
 
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
         """Have the other weights in a block; the tensors with its own come back, also after an exception."""
-        kept = [(weight, weight.data) for weight in self._weights[index].values()]
-        try:
-            for place, (weight, own) in enumerate(kept):
-                weight.data = _disturb(own, place)
-            yield
-        finally:
-            for weight, own in kept:
-                weight.data = own
+        with self._store.resident(index):
+            kept = [(weight, weight.data) for weight in self._weights[index].values()]
+            try:
+                for place, (weight, own) in enumerate(kept):
+                    weight.data = _disturb(own, place)
+                yield
+            finally:
+                for weight, own in kept:
+                    weight.data = own
 
 
 def _disturb(weight: Tensor, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.homes import is_away
 
 from .layer_kinds import is_plain
 
@@ -42,11 +43,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _fingerprint(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    """Return for each parameter where it lies and a sum over its bits; nothing where eval() only sets flags."""
+    """Return for each parameter where it lies and a sum over its bits; nothing where eval() only sets flags.
+
+    Parameters whose values are elsewhere are left out: nothing there can be changed.
+    """
     own = (nn.Module.train, nn.Module.eval)
     if all((type(module).train, type(module).eval) == own for module in model.modules()):
         return {}
-    return {name: _bits(parameter) for name, parameter in model.named_parameters() if is_plain(parameter)}
+    there = ((name, parameter) for name, parameter in model.named_parameters() if not is_away(parameter))
+    return {name: _bits(parameter) for name, parameter in there if is_plain(parameter)}
 
 
 def _bits(tensor: torch.Tensor) -> tuple[object, ...]:

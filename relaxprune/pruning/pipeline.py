@@ -19,12 +19,14 @@ from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.block_store import store_of
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .calibration import Calibration
 from .channels.channel_permuter import ChannelPermuter
 from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
+from .kept_records import KeptRecords, write_record
 from .mask_solver import LayerInputs, MaskSolver, SolvedLayer
 from .outcome import Outcome
 from .plan import Plan
@@ -92,7 +94,8 @@ def prune_model(
     if not isinstance(plan, Plan):
         raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
     plan.check_model(model)
-    outcome = Outcome(len(plan.layers), on_event)
+    store = store_of(model)
+    outcome = Outcome(len(plan.layers), on_event, kept=KeptRecords.of(recorder, store.travels))
     with borrowed(model), OutputCheck(plan.weights) as check:
         run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check)
         run.prune()
@@ -157,8 +160,18 @@ class _Run:
                 block = self.record(self.tune(block, step), step.stage)
             self.propagate(step)
             self.outcome.finish_block(step.stage, block, self.check.failed)
+            if block is not None:
+                self.leave(step.stage)
         if self.refining is not None:
             self.refining.finish(self.supports)
+
+    def leave(self, stage: Stage) -> None:
+        """Let go of a finished block: should it be needed again, its record makes it what it is."""
+        model, kept, index = self.plan.model, self.outcome.kept, stage.index
+        layers = {layer.parameter: layer for layer in stage.layers}
+        store_of(model).finish(index, lambda: write_record(model, layers, kept.record(index)))
+        if self.refining is None:
+            self.supports.clear()
 
     def recall(self, stage: Stage) -> BlockRecord | None:
         """Apply the record of a finished block to the model and return it; None if the block has to be solved."""

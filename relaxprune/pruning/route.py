@@ -10,6 +10,7 @@ from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.dense_stream import DenseStream
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
+from relaxprune.residency.block_store import store_of
 
 from .plan import Plan
 from .tuning.block_tuner import check_replayed
@@ -63,16 +64,16 @@ class Route:
         """Yield the layers before the blocks, the blocks, and the layers after them; each is to be pruned at once."""
         agenda, rerun = self._agenda, Rerun(self._plan.model, self._batches)
         outside = self._dense(rerun) if agenda.before or agenda.after else None
-        yield from (self._begun(Step(stage, rerun, outside)) for stage in agenda.before)
+        yield from self._begun([Step(stage, rerun, outside) for stage in agenda.before])
         if any(stage.layers for stage in agenda.blocks):
             # Only now: the blocks' inputs come through the layers before them, which are pruned by now.
             with self._timed("capture"):
                 pruned, self.method = self._blocks(self._batches)
                 inside = self._dense(pruned, outside if agenda.before else None)
             check_replayed(self._options.tune, pruned)
-            for stage in pruned.ordered(agenda.blocks):
-                yield self._begun(Step(stage, pruned, inside, is_block=True))
-        yield from (self._begun(Step(stage, rerun, outside)) for stage in agenda.after)
+            stages = pruned.ordered(agenda.blocks)
+            yield from self._begun([Step(stage, pruned, inside, is_block=True) for stage in stages])
+        yield from self._begun([Step(stage, rerun, outside) for stage in agenda.after])
 
     def propagate(self, step: Step) -> None:
         """Make the inputs of the next stage, now that this one is pruned."""
@@ -84,11 +85,14 @@ class Route:
         """Return what makes the blocks' inputs, and how."""
         return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches)
 
-    def _begun(self, step: Step) -> Step:
-        """Keep a stage's dense weights, before anything is written to them."""
-        for stream in self._streams:
-            stream.keep(step.stage)
-        return step
+    def _begun(self, steps: Sequence[Step]) -> Iterator[Step]:
+        """Yield steps, each while its block is there, its dense weights kept before anything is written to them."""
+        store = store_of(self._plan.model)
+        for step in steps:
+            with store.resident(step.stage.index):
+                for stream in self._streams:
+                    stream.keep(step.stage)
+                yield step
 
     def _dense(self, pruned: Propagation, before: DenseStream | None = None) -> DenseStream | None:
         """Return the dense model's stream next to a propagation, if anything needs it.

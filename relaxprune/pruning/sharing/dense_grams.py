@@ -14,6 +14,7 @@ from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems import Gram
+from relaxprune.residency.block_store import store_of
 
 Shown = tuple[tuple[PrunableLayer, ...], Gram]
 
@@ -51,8 +52,9 @@ class DenseModel:
         if any(stage.layers for stage in self.agenda.blocks):
             propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches)
             for stage in propagation.ordered(self.agenda.blocks):
-                yield from self._stage(stage, propagation)
-                propagation.advance(stage)
+                with store_of(self.model).resident(stage.index):
+                    yield from self._stage(stage, propagation)
+                    propagation.advance(stage)
 
     def _stage(self, stage: Stage, propagation: Propagation) -> Iterator[Shown]:
         """Gather one stage's Grams and hand them out one after the other."""
