@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.residency.block_store import Whole, store_of
+from relaxprune.residency.states import HERE, Shelf
 from relaxprune.support.tensor_bits import checksum
 
 from .batches import Batch
@@ -34,7 +35,7 @@ Layers = Sequence[Sequence[PrunableLayer]]  # for each block those in it whose w
 
 
 def record_all(
-    model: nn.Module, blocks: Sequence[nn.Module], layers: Layers, batches: Sequence[Batch]
+    model: nn.Module, blocks: Sequence[nn.Module], layers: Layers, batches: Sequence[Batch], shelf: Shelf = HERE
 ) -> tuple[list[Tape], str]:
     """Record every batch, and make sure that the recordings can stand in for the model.
 
@@ -43,6 +44,7 @@ def record_all(
         blocks: the modules to record.
         layers: for each block the layers in it whose weights will change.
         batches: at least one. Two of them are compared with the model, the second unlike the first where one is.
+        shelf: where hidden states are kept.
 
     Returns:
         One tape per batch and "", or no tape and the reason why the blocks of this model cannot be replayed.
@@ -64,10 +66,14 @@ def record_all(
         share_constants(tapes[number], tapes.get(number - 1, first))
         if number == other and (reason := _why_not(model, blocks, layers, batches, tapes)):
             return [], reason
+        if number != other:
+            tapes[number].set_aside(shelf)
     if not other and (reason := _why_not(model, blocks, layers, batches, tapes)):
         return [], reason
     if places.strange:
         return [], f"layer {places.strange[0]!r} is called in several blocks, or outside of them too"
+    for number in {0, other}:
+        tapes[number].set_aside(shelf)  # only now: the proof looks at its constants
     return [tapes[number] for number in range(len(batches))], ""
 
 

@@ -68,7 +68,7 @@ def load_travelling(
         unit = next((i for i, block in enumerate(blocks.names) if name.startswith(f"{block}.")), REST)
         units[unit].append(Traveller(parameter, stored[name], None if auto else computed[name]))
     origin: Source = InMemory({name: shards.read(name) for name in shards}) if in_memory else shards
-    attach(model, BlockStore(list(blocks.modules), units, origin, place))
+    attach(model, BlockStore(list(blocks.modules), units, origin, place, shards))
     _compute_as_loaded(model, computed, skeleton.dtypes)
     return model, info
 

@@ -20,6 +20,7 @@ from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.block_store import store_of
+from relaxprune.residency.states import Shelf, shelf_of
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .calibration import Calibration
@@ -96,8 +97,8 @@ def prune_model(
     plan.check_model(model)
     store = store_of(model)
     outcome = Outcome(len(plan.layers), on_event, kept=KeptRecords.of(recorder, store.travels))
-    with borrowed(model), OutputCheck(plan.weights) as check:
-        run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check)
+    with borrowed(model), shelf_of(plan.residency) as shelf, OutputCheck(plan.weights) as check:
+        run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check, shelf)
         run.prune()
     return outcome.report(run.plan, run.route.method)
 
@@ -126,6 +127,7 @@ class _Run:
         recorder: BlockRecorder | None,
         outcome: Outcome,
         check: OutputCheck,
+        shelf: Shelf,
     ) -> _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
         request, model, blocks = plan.request, plan.model, plan.blocks
@@ -141,9 +143,9 @@ class _Run:
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         refining = Refining.prepare(plan, [*read, *further], recorder, outcome)
-        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection())
+        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection(), shelf)
         mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
-        route = Route(plan, read, agenda, outcome.timed)
+        route = Route(plan, read, agenda, outcome.timed, shelf)
         selector = ShrinkageSelector.of(mask_solver, parts)
         return cls(plan, route, gram_maker, permuter, mask_solver, selector, recorder, outcome, check, refining)
 

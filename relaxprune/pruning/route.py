@@ -10,7 +10,9 @@ from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.dense_stream import DenseStream
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
+from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.block_store import store_of
+from relaxprune.residency.states import HERE, Shelf
 
 from .plan import Plan
 from .tuning.block_tuner import check_replayed
@@ -44,6 +46,7 @@ class Route:
         batches: calibration batches.
         agenda: the stages.
         timed: adds the time of a ``with`` block to one of the report's stages.
+        shelf: where hidden states are kept between two blocks.
     """
 
     def __init__(
@@ -52,13 +55,16 @@ class Route:
         batches: Sequence[Batch],
         agenda: Agenda,
         timed: Callable[[str], AbstractContextManager[None]],
+        shelf: Shelf = HERE,
     ) -> None:
         self.method = "rerun"
         self._plan, self._batches, self._agenda, self._timed = plan, batches, agenda, timed
-        self._options = plan.request.options
+        self._options, self._shelf = plan.request.options, shelf
         self._streams: list[DenseStream] = []
         if self._options.tune and agenda.before:  # refused before anything is pruned
             check_replayed(self._options.tune, self._blocks(batches[:1])[0])
+        if agenda.before or agenda.after:
+            self._refuse_dense_stream("layers outside of the blocks")
 
     def steps(self) -> Iterator[Step]:
         """Yield the layers before the blocks, the blocks, and the layers after them; each is to be pruned at once."""
@@ -71,6 +77,8 @@ class Route:
                 pruned, self.method = self._blocks(self._batches)
                 inside = self._dense(pruned, outside if agenda.before else None)
             check_replayed(self._options.tune, pruned)
+            if isinstance(pruned, Rerun):
+                self._refuse_dense_stream("blocks that cannot be replayed one by one")
             stages = pruned.ordered(agenda.blocks)
             yield from self._begun([Step(stage, pruned, inside, is_block=True) for stage in stages])
         yield from self._begun([Step(stage, rerun, outside) for stage in agenda.after])
@@ -81,9 +89,17 @@ class Route:
             step.dense.advance(step.stage)
         step.pruned.advance(step.stage)
 
+    def _refuse_dense_stream(self, what: str) -> None:
+        """Raise RelaxPruneError if the whole dense model would have to run beside one whose blocks travel."""
+        if self._options.correct and store_of(self._plan.model).travels:
+            raise RelaxPruneError(
+                f"correct runs the whole dense model beside the pruned one if there are {what}, got a model whose blocks "
+                "travel: leave out correct, or load the model whole"
+            )
+
     def _blocks(self, batches: Sequence[Batch]) -> tuple[Propagation, str]:
         """Return what makes the blocks' inputs, and how."""
-        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches)
+        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches, self._shelf)
 
     def _begun(self, steps: Sequence[Step]) -> Iterator[Step]:
         """Yield steps, each while its block is there, its dense weights kept before anything is written to them."""

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relaxprune.problems.errors import RelaxPruneError
+
 from .ahead import Ahead
 from .homes import Home, empty_like, home_of, settle, values_of
-from .sources import Source
+from .sources import Shards, Source
 
 REST = -1
 """The unit of all tensors outside of the blocks, which never leaves."""
@@ -35,6 +37,10 @@ class Whole:
 
     travels = False
     loads = 0
+
+    def held_bytes(self, whole: int) -> int:
+        """Return how much of a model of ``whole`` bytes the device holds at any time."""
+        return whole
 
     def resident(self, index: int) -> AbstractContextManager[None]:
         """Have the block of a stage on the device, inside."""
@@ -85,19 +91,28 @@ class BlockStore(Whole):
         units: index of a block, or ``REST`` -> its parameters. Each gets its values from the source, when needed.
         source: what they are read from.
         device: where they go.
+        checkpoint: the files that the model is from, if it is from any.
     """
 
     travels = True
 
     def __init__(
-        self, blocks: list[nn.Module], units: Mapping[int, list[Traveller]], source: Source, device: torch.device
+        self,
+        blocks: list[nn.Module],
+        units: Mapping[int, list[Traveller]],
+        source: Source,
+        device: torch.device,
+        checkpoint: Shards | None = None,
     ) -> None:
         self.room_bytes = 0
         self.as_stored = False
-        self._source, self._device = source, device
+        self._source, self._device, self._checkpoint = source, device, checkpoint
         self._units = {index: _Unit(found) for index, found in units.items()}
-        self._unit_of = {id(one.parameter): index for index, found in units.items() for one in found}
+        pairs = [(index, one) for index, found in units.items() for one in found]
+        self._travellers = {id(one.parameter): (index, one) for index, one in pairs}
+        self._by_name = {one.name: (index, one) for index, one in pairs}
         self._here: list[int] = []  # blocks that are there, the one used last at the end
+        self._last = REST
         self._ahead: Ahead[list[Tensor]] = Ahead()
         for unit in self._units.values():
             for one in unit.travellers:
@@ -108,10 +123,14 @@ class BlockStore(Whole):
         self._fill(REST)
 
     @property
-    def held_bytes(self) -> int:
-        """What the device holds at any time: everything outside of the blocks, a block, and the one after it."""
+    def present_bytes(self) -> int:
+        """What the device holds now."""
+        return sum(self._units[index].size for index in (REST, *self._here))
+
+    def held_bytes(self, whole: int) -> int:
+        """Return what the device holds: everything outside of the blocks, a block, and the one after it."""
         blocks = sorted((unit.size for index, unit in self._units.items() if index != REST), reverse=True)
-        return self._units[REST].size + sum(blocks[:2])
+        return self._units[REST].size + sum(blocks[:2]) + self.room_bytes
 
     @contextmanager
     def resident(self, index: int) -> Iterator[None]:
@@ -131,15 +150,32 @@ class BlockStore(Whole):
 
     def values(self, parameter: Tensor) -> Tensor:
         """Return the values of a parameter of the model as it is now, detached."""
-        index = self._unit_of.get(id(parameter), REST)
+        index, _ = self._travellers.get(id(parameter), (REST, None))
         if index != REST:
             self._bring(index)
         return parameter.detach()
 
-    def changed(self, parameter: Tensor) -> bool:
-        """Return whether a parameter lies in a block that is pruned, or beside one."""
-        index = self._unit_of.get(id(parameter))
-        return index is not None and bool(self._units[index].redo)
+    @property
+    def shards(self) -> Shards:
+        """The files that the model is from.
+
+        Raises:
+            RelaxPruneError: it is from none.
+        """
+        if self._checkpoint is None:
+            raise RelaxPruneError("model must come from safetensors files to be saved block by block, got one that does not")
+        return self._checkpoint
+
+    def name_of(self, parameter: Tensor) -> str:
+        """Return the name that the source has for a parameter."""
+        return self._travellers[id(parameter)][1].name
+
+    def current(self, name: str) -> Tensor:
+        """Return a tensor of the files that the model is from, as it is now: pruned, if its block is."""
+        index, one = self._by_name.get(name, (REST, None))
+        if one is None or not self._units[index].redo:
+            return self.shards.read(name)
+        return self.values(one.parameter)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -187,8 +223,9 @@ class BlockStore(Whole):
             self._make_room()
             self._fill(index)
         self._here.append(index)
-        after = index + 1
-        if after in self._units and after not in self._here:
+        after, in_turn = index + 1, index in (0, self._last + 1)
+        self._last = index
+        if in_turn and after in self._units and after not in self._here:
             self._ahead.start(after, lambda: self._values(after))
 
     def _make_room(self) -> None:

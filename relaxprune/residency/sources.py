@@ -38,6 +38,7 @@ class Shards:
     def __init__(self, paths: list[Path]) -> None:
         self.entries: dict[str, TensorEntry] = {}
         self._places: dict[str, tuple[Path, int]] = {}
+        self._states = {path: _state(path) for path in paths}
         for path in paths:
             header = read_header(path, f"weight file {str(path)!r}", "fetch it again")
             start = 8 + len(header.text.encode())
@@ -62,6 +63,8 @@ class Shards:
         if entry.dtype not in DTYPES:
             raise RelaxPruneError(f"weight file {str(path)!r} stores {name!r} as {entry.dtype}, which torch cannot hold")
         raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        if _state(path) != self._states[path]:
+            raise RelaxPruneError(f"weight file {str(path)!r} was changed since it was opened: restore it and begin again")
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             view, place = memoryview(raw.numpy()), 0
@@ -71,6 +74,12 @@ class Shards:
                     raise RelaxPruneError(f"weight file {str(path)!r} ends inside {name!r}: it was changed meanwhile")
                 place += count
         return raw.view(DTYPES[entry.dtype]).view(entry.shape)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return what changes whenever a file is written to."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 class InMemory:

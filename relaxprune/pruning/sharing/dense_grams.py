@@ -15,6 +15,7 @@ from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems import Gram
 from relaxprune.residency.block_store import store_of
+from relaxprune.residency.states import HERE, Shelf
 
 Shown = tuple[tuple[PrunableLayer, ...], Gram]
 
@@ -30,6 +31,7 @@ class DenseModel:
         batches: calibration batches.
         agenda: the run's stages.
         gram_maker: makes the Grams of the run.
+        shelf: where hidden states are kept between two blocks.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class DenseModel:
     batches: Sequence[Batch]
     agenda: Agenda
     gram_maker: GramMaker
+    shelf: Shelf = HERE
 
     def grams(self) -> Iterator[Shown]:
         """Go through the stages of a run without pruning anything.
@@ -50,7 +53,7 @@ class DenseModel:
         for stage in (*self.agenda.before, *self.agenda.after):
             yield from self._stage(stage, rerun)
         if any(stage.layers for stage in self.agenda.blocks):
-            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches)
+            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches, self.shelf)
             for stage in propagation.ordered(self.agenda.blocks):
                 with store_of(self.model).resident(stage.index):
                     yield from self._stage(stage, propagation)
