@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -43,6 +44,24 @@ class Call:
     skeleton: Any
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a block puts out, without its numbers: ``skeleton`` has a slot for each of ``leaves``, which have none."""
+
+    skeleton: Any
+    leaves: list[Tensor]
+
+    @classmethod
+    def of(cls, output: Any) -> Form:
+        """Return the form of an output."""
+        leaves, skeleton = flatten(output)
+        return cls(skeleton, [leaf.new_zeros(()).expand(leaf.shape) for leaf in leaves])
+
+    def made(self) -> Any:
+        """Return an output of this form, of zeros."""
+        return rebuild(self.skeleton, [leaf.clone() for leaf in self.leaves])
+
+
 @dataclass
 class Tape:
     """One batch's calls of the blocks.
@@ -52,12 +71,14 @@ class Tape:
         calls: block -> its call; dropped once the block is done.
         values: the links' tensors that blocks to come still need.
         shelf: where these lie.
+        forms: block -> the form of what it put out.
     """
 
     order: list[int] = field(default_factory=list)
     calls: dict[int, Call] = field(default_factory=dict)
     values: dict[Link, Kept] = field(default_factory=dict)
     shelf: Shelf = HERE
+    forms: dict[int, Form] = field(default_factory=dict)
 
     def run(self, index: int, block: nn.Module) -> list[Tensor]:
         """Run a block on its recorded constants and the current values of its links; return its output tensors."""
@@ -154,6 +175,7 @@ class _Recorder:
         """Note the outputs."""
         self.running.close()
         leaves = flatten(output)[0]
+        self.tape.forms[index] = Form.of(output)
         for number, leaf in enumerate(leaves):
             self._outputs[id(leaf)] = (weakref.ref(leaf), Link(index, number))
         self._hearing.puts_out(index, leaves)
@@ -174,6 +196,7 @@ def record(
     stop_at: int | None = None,
     stop_after: int | None = None,
     hearing: Hearing | None = None,
+    forms: Mapping[int, Form] | None = None,
 ) -> Tape:
     """Put one batch through the model and write down the calls of its blocks.
 
@@ -184,11 +207,32 @@ def record(
         stop_at: leave the pass when this block is called, which saves the output head.
         stop_after: leave the pass when this block has put out its outputs.
         hearing: hears what the blocks read and put out.
+        forms: block -> the form of what it puts out, if blocks are not to be run: zeros are put out instead.
     """
     recorder = _Recorder(stop_at, stop_after, hearing or Hearing())
-    with _hooked(blocks, recorder), recorder.running, suppress(_StopForward):
+    with _hooked(blocks, recorder), _replaced(blocks, forms or {}), recorder.running, suppress(_StopForward):
         run_model(model, batch)
     return recorder.tape
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], forms: Mapping[int, Form]) -> Iterator[None]:
+    """Have blocks put out zeros of these forms, inside."""
+    own = {index: vars(blocks[index]).get("forward") for index in forms}
+    try:
+        for index, form in forms.items():
+            vars(blocks[index])["forward"] = partial(_made, form)
+        yield
+    finally:
+        for index, forward in own.items():
+            vars(blocks[index]).pop("forward", None)
+            if forward is not None:
+                vars(blocks[index])["forward"] = forward
+
+
+def _made(form: Form, *_args: Any, **_kwargs: Any) -> Any:
+    """Return an output of a form, whatever a block is called with."""
+    return form.made()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ put out the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +57,13 @@ def record_all(
     if len(set(first.order)) < len(first.order):
         return [], "a block is called more than once in a forward pass"
     tapes = {0: first}
-    other = _unlike_first(batches)
+    other, store, look = _unlike_first(batches), store_of(model), _look(batches[0])
     for number in dict.fromkeys([*([other] if other else []), *range(1, len(batches))]):
-        with places.listening():
-            tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1])
+        # What blocks are called with is proven by now not to depend on what they compute: none has to come for it.
+        still = store.travels and number != other and _look(batches[number]) == look
+        with places.listening(), store.still() if still else nullcontext():
+            forms = first.forms if still else None
+            tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1], forms=forms)
         if tapes[number].order != first.order:
             return [], "batches reach different blocks"
         share_constants(tapes[number], tapes.get(number - 1, first))

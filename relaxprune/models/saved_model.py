@@ -82,7 +82,7 @@ def save_weights(model: PreTrainedModel, folder: Path, surplus: Surplus, shard_b
     if isinstance(store, BlockStore):
         with store.restored():
             model.save_pretrained(folder, state_dict={})  # everything but weights
-            write_shards(store, folder, shard_bytes or DEFAULT_SHARD_BYTES)
+            write_shards(model, store, folder, shard_bytes or DEFAULT_SHARD_BYTES)
         return
     model.save_pretrained(folder, max_shard_size=shard_bytes or DEFAULT_SHARD_BYTES)
     surplus.tensors.append_to(folder)

@@ -32,7 +32,7 @@ DEFAULT_SHARD_BYTES = 50 * 10**9  # as transformers saves models
 _PATTERN = "model{suffix}.safetensors"
 
 
-def write_shards(store: BlockStore, folder: Path, shard_bytes: int) -> None:
+def write_shards(model: PreTrainedModel, store: BlockStore, folder: Path, shard_bytes: int) -> None:
     """Write the tensors of a checkpoint as they are now, each once, in shards of at most ``shard_bytes``.
 
     Raises:
@@ -56,7 +56,8 @@ def write_shards(store: BlockStore, folder: Path, shard_bytes: int) -> None:
         with durable_path(folder / file) as scratch, scratch.open("wb") as out:
             write_data(out, header, map(store.current, order))
     if split.is_sharded:
-        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+        facts = {"total_parameters": model.num_parameters(), **split.metadata}
+        write_json(folder / INDEX_FILE, {"metadata": facts, "weight_map": split.tensor_to_filename})
 
 
 def check_shards(model: PreTrainedModel, store: BlockStore, folder: Path) -> None:

@@ -46,6 +46,10 @@ class Whole:
         """Have the block of a stage on the device, inside."""
         return nullcontext()
 
+    def still(self) -> AbstractContextManager[None]:
+        """Have no block come when it is called, inside."""
+        return nullcontext()
+
     def finish(self, index: int, redo: Callable[[], None]) -> None:
         """Take in that a block is pruned; ``redo`` makes its dense weights, which are there then, what they are now."""
 
@@ -112,7 +116,7 @@ class BlockStore(Whole):
         self._travellers = {id(one.parameter): (index, one) for index, one in pairs}
         self._by_name = {one.name: (index, one) for index, one in pairs}
         self._here: list[int] = []  # blocks that are there, the one used last at the end
-        self._last = REST
+        self._last, self._still = REST, False
         self._ahead: Ahead[list[Tensor]] = Ahead()
         for unit in self._units.values():
             for one in unit.travellers:
@@ -143,6 +147,15 @@ class BlockStore(Whole):
             yield
         finally:
             unit.pins -= 1
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Have no block come when it is called, inside."""
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
 
     def finish(self, index: int, redo: Callable[[], None]) -> None:
         """Take in that a block is pruned: from now on it comes as dense, and is made what it is by ``redo``."""
@@ -211,7 +224,8 @@ class BlockStore(Whole):
         """Return the hook for the call of a block."""
 
         def arrive(_module: nn.Module, _args: object) -> None:
-            self._bring(index)
+            if not self._still:
+                self._bring(index)
 
         return arrive
 
