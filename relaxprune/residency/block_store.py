@@ -118,9 +118,9 @@ class BlockStore(Whole):
         self._here: list[int] = []  # blocks that are there, the one used last at the end
         self._last, self._still = REST, False
         self._ahead: Ahead[list[Tensor]] = Ahead()
-        for unit in self._units.values():
+        for index, unit in self._units.items():
             for one in unit.travellers:
-                self._settle(one)
+                self._settle(index, one)
                 unit.size += one.parameter.numel() * one.parameter.element_size()
         for index, block in enumerate(blocks):
             block.register_forward_pre_hook(self._arriving(index))
@@ -209,11 +209,11 @@ class BlockStore(Whole):
         self.as_stored = as_stored
         self._fill(REST)
 
-    def _settle(self, one: Traveller) -> None:
+    def _settle(self, index: int, one: Traveller) -> None:
         """Make a parameter one whose values are elsewhere."""
 
         def read() -> Tensor:
-            return self._read(one)
+            return self.values(one.parameter) if self._units[index].redo else self._read(one)
 
         dtype = one.dtype or one.parameter.dtype
         home = Home(read, empty_like(one.parameter, dtype, self._device))
