@@ -130,9 +130,7 @@ def _verify_run(
     logging.disable_progress_bar()
     with door():
         cache = None if cache_dir is None else str(cache_dir)
-        found = verify_run(
-            folder, source, cache_dir=cache, trust_remote_code=trust_remote_code, offload=offload
-        )
+        found = verify_run(folder, source, cache_dir=cache, trust_remote_code=trust_remote_code, offload=offload)
     if found.differences:
         return tell([str(found)])
     print(found)

@@ -111,7 +111,9 @@ class PrunableLayer:
     def refuse_misfit(self, mask: Tensor, weight: Tensor | None = None) -> None:
         """Raise RelaxPruneError where a mask or new values do not fit the weight, or its block is away."""
         if is_away(self.weight):
-            raise RelaxPruneError(f"{self.parameter!r} can be changed only while its block is there (BlockStore.resident)")
+            raise RelaxPruneError(
+                f"{self.parameter!r} can be changed only while its block is there (BlockStore.resident)"
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
             got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise RelaxPruneError(f"the mask of {self.parameter!r} must be bool of shape {self.shape}, got {got}")

@@ -122,7 +122,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     counts, pieces, licence = _check_files(checkpoint)
     # A GGUF file is dequantised to float32 whatever it stores.
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
-    copies = 1 if checkpoint.gguf_file is None else 2  # names of tensors are found by a second model
+    # Names of tensors are found by a second model.
+    copies = 1 if checkpoint.gguf_file is None and options.offload is None else 2
     with limited(copies * counts.total(), pieces):
         model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)

@@ -46,9 +46,7 @@ def make_skeleton(folder: str, entries: Mapping[str, TensorEntry], arguments: Ma
     how = {name: arguments[name] for name in ("dtype", "attn_implementation") if name in arguments}
     config = AutoConfig.from_pretrained(folder, **where)
     with _parameters_on_meta():
-        model: Any = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=arguments["trust_remote_code"], **how
-        )
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=arguments["trust_remote_code"], **how)
     model.tie_weights()
     state = {
         name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")

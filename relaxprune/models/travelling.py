@@ -115,9 +115,7 @@ def _fill_buffers(
         buffer.data = buffer.data.to(device)
 
 
-def _emptied(
-    model: nn.Module, dtypes: Mapping[str, torch.dtype], device: torch.device
-) -> dict[str, nn.Parameter]:
+def _emptied(model: nn.Module, dtypes: Mapping[str, torch.dtype], device: torch.device) -> dict[str, nn.Parameter]:
     """Exchange the parameters of a skeleton for such without memory; returns them, tied ones by their first name."""
     made: dict[int, nn.Parameter] = {}
     found: dict[str, nn.Parameter] = {}
@@ -134,9 +132,7 @@ def _emptied(
     return found
 
 
-def _compute_as_loaded(
-    model: nn.Module, held: Mapping[str, torch.dtype], loaded: Mapping[str, torch.dtype]
-) -> None:
+def _compute_as_loaded(model: nn.Module, held: Mapping[str, torch.dtype], loaded: Mapping[str, torch.dtype]) -> None:
     """Have tensors that are held in another dtype than loading gives them computed in that one."""
     for prefix, module in model.named_modules():
         own = {local: f"{prefix}.{local}" if prefix else local for local in (*module._parameters, *module._buffers)}

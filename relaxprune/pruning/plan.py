@@ -169,4 +169,6 @@ class Plan:
         proofs = [f"certificates: {self.certificates}"] if self.certificates else []
         places = [str(self.residency)] if self.residency != Residency() else []
         predicted = [] if self.prediction is None else [str(self.prediction)]
-        return "\n".join([*table(lines), total, *shares, *moves, *places, *predicted, *proofs, *skipped_lines(self.skipped)])
+        return "\n".join(
+            [*table(lines), total, *shares, *moves, *places, *predicted, *proofs, *skipped_lines(self.skipped)]
+        )

@@ -93,8 +93,8 @@ class Route:
         """Raise RelaxPruneError if the whole dense model would have to run beside one whose blocks travel."""
         if self._options.correct and store_of(self._plan.model).travels:
             raise RelaxPruneError(
-                f"correct runs the whole dense model beside the pruned one if there are {what}, got a model whose blocks "
-                "travel: leave out correct, or load the model whole"
+                f"correct runs the whole dense model beside the pruned one if there are {what}, got a model whose "
+                "blocks travel: leave out correct, or load the model whole"
             )
 
     def _blocks(self, batches: Sequence[Batch]) -> tuple[Propagation, str]:

@@ -1,9 +1,9 @@
 """Blocks that travel: each comes to the device when its turn comes, and leaves its room to the next one.
 
-A model that travels has a ``BlockStore`` attached; any other has ``Whole``, which does nothing. Whoever works on a block
+A model that travels has a ``BlockStore`` attached, any other ``Whole``, which does nothing. Whoever works on a block
 asks for it by ``with store_of(model).resident(index):``. A pass through the model needs no asking: a block comes when
-it is called. Blocks that nobody holds leave when room is needed, not before: what others have exchanged for a while in a
-block (``parameter.data``) is put back by then.
+it is called. Blocks that nobody holds leave when room is needed, not before: whatever was exchanged for a while in a
+block (``parameter.data``) is back by then.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class BlockStore(Whole):
             RelaxPruneError: it is from none.
         """
         if self._checkpoint is None:
-            raise RelaxPruneError("model must come from safetensors files to be saved block by block, got one that does not")
+            raise RelaxPruneError(
+                "model must come from safetensors files to be saved block by block, got one that does not"
+            )
         return self._checkpoint
 
     def name_of(self, parameter: Tensor) -> str:

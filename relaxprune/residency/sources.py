@@ -61,10 +61,14 @@ class Shards:
         """
         entry, (path, start) = self.entries[name], self._places[name]
         if entry.dtype not in DTYPES:
-            raise RelaxPruneError(f"weight file {str(path)!r} stores {name!r} as {entry.dtype}, which torch cannot hold")
+            raise RelaxPruneError(
+                f"weight file {str(path)!r} stores {name!r} as {entry.dtype}, which torch cannot hold"
+            )
         raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
         if _state(path) != self._states[path]:
-            raise RelaxPruneError(f"weight file {str(path)!r} was changed since it was opened: restore it and begin again")
+            raise RelaxPruneError(
+                f"weight file {str(path)!r} was changed since it was opened: restore it and begin again"
+            )
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             view, place = memoryview(raw.numpy()), 0

@@ -210,7 +210,9 @@ class MemoryGroup:
 
     offload: Annotated[
         str | None,
-        typer.Option(help="Where blocks wait for their turn: cpu (beside an accelerator) or disk; the model is not whole."),
+        typer.Option(
+            help="Where blocks wait for their turn: cpu (beside an accelerator) or disk; the model is not whole."
+        ),
     ] = None
     memory: Annotated[
         str | None,
