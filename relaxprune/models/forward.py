@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.block_store import store_of
 from relaxprune.residency.homes import is_away
 
 from .layer_kinds import is_plain
@@ -123,13 +124,16 @@ def refuse_unsupported(model: nn.Module) -> None:
     if not devices:
         raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
     if any(device.type == "meta" for device in devices):
-        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading")
+        raise RelaxPruneError(
+            "model must have values for its weights, got meta tensors; load it, or have accelerate offload it"
+        )
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise RelaxPruneError(
             "model must have weights that can be changed, got inference tensors; make or load it outside of "
             "torch.inference_mode()"
         )
-    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    mapped = {} if store_of(model).travels else getattr(model, "hf_device_map", None) or {}
+    places = {str(place) for place in mapped.values()}
     if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):

@@ -14,6 +14,7 @@ from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import token_streams
+from relaxprune.models.adopted import adopted
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
@@ -66,7 +67,8 @@ def prune_model(
     stay pruned.
 
     Args:
-        model: any module on one device.
+        model: any module that computes on one device. One that accelerate has offloaded stays so: blocks that are
+            pruned go back to where it keeps them.
         batches: iterable, read once, of tensors (the model's first argument) or mappings (its keyword arguments;
             an ``attention_mask`` of shape (batch, tokens) marks padding with 0, which never counts, and a
             ``decoder_attention_mask`` that of an encoder-decoder model's other tokens).
@@ -94,12 +96,12 @@ def prune_model(
         raise RelaxPruneError(f"plan already holds all options of the run, got also {', '.join(sorted(words))}")
     if not isinstance(plan, Plan):
         raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
-    plan.check_model(model)
-    store = store_of(model)
-    outcome = Outcome(len(plan.layers), on_event, kept=KeptRecords.of(recorder, store.travels))
-    with borrowed(model), shelf_of(plan.residency) as shelf, OutputCheck(plan.weights) as check:
-        run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check, shelf)
-        run.prune()
+    with adopted(model):
+        plan.check_model(model)
+        outcome = Outcome(len(plan.layers), on_event, kept=KeptRecords.of(recorder, store_of(model).travels))
+        with borrowed(model), shelf_of(plan.residency) as shelf, OutputCheck(plan.weights) as check:
+            run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check, shelf)
+            run.prune()
     return outcome.report(run.plan, run.route.method)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from relaxprune.inputs.batches import Batch, read_batches, split_windows
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.output_check import OutputCheck
+from relaxprune.models.adopted import adopted
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed, refuse_unsupported
 from relaxprune.models.layer_kinds import EMBEDDING
@@ -55,8 +56,8 @@ def plan_model(
     """Decide and check everything about a run of ``prune_model``; without ``batches`` nothing runs.
 
     Args:
-        model: any module on one device; transformers language models are pruned in their blocks only, unless
-            ``options.include`` says otherwise.
+        model: any module that computes on one device, offloaded by accelerate or not; transformers language models are
+            pruned in their blocks only, unless ``options.include`` says otherwise.
         sparsity: fraction to prune in every row. Give exactly one of this, ``pattern`` and ``polytope``.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
@@ -87,10 +88,11 @@ def plan_model(
     """
     target = Target(sparsity, pattern, polytope, None if allocation is None else Allocation.of(allocation))
     request = PruneRequest.of(target, solver, options, solver_options)
-    plan = make_plan(model, request, tokens, len({*(kinds or ())}) or 1)
-    if residency is not None:
-        plan = replace(plan, residency=residency)
-    return plan if batches is None else with_prediction(plan, batches, kinds)
+    with adopted(model):
+        plan = make_plan(model, request, tokens, len({*(kinds or ())}) or 1)
+        if residency is not None:
+            plan = replace(plan, residency=residency)
+        return plan if batches is None else with_prediction(plan, batches, kinds)
 
 
 def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: int = 1, refine_tokens: int = 0) -> Plan:

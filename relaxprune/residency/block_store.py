@@ -20,7 +20,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .ahead import Ahead
 from .homes import Home, empty_like, home_of, settle, values_of
-from .sources import Shards, Source
+from .sources import Shards, Source, Writable
 
 REST = -1
 """The unit of all tensors outside of the blocks, which never leaves."""
@@ -96,6 +96,7 @@ class BlockStore(Whole):
         source: what they are read from.
         device: where they go.
         checkpoint: the files that the model is from, if it is from any.
+        asleep: begin by bringing nothing, until ``wake``.
     """
 
     travels = True
@@ -107,6 +108,8 @@ class BlockStore(Whole):
         source: Source,
         device: torch.device,
         checkpoint: Shards | None = None,
+        *,
+        asleep: bool = False,
     ) -> None:
         self.room_bytes = 0
         self.as_stored = False
@@ -116,7 +119,7 @@ class BlockStore(Whole):
         self._travellers = {id(one.parameter): (index, one) for index, one in pairs}
         self._by_name = {one.name: (index, one) for index, one in pairs}
         self._here: list[int] = []  # blocks that are there, the one used last at the end
-        self._last, self._still = REST, False
+        self._last, self._still = REST, asleep
         self._ahead: Ahead[list[Tensor]] = Ahead()
         for index, unit in self._units.items():
             for one in unit.travellers:
@@ -124,7 +127,8 @@ class BlockStore(Whole):
                 unit.size += one.parameter.numel() * one.parameter.element_size()
         for index, block in enumerate(blocks):
             block.register_forward_pre_hook(self._arriving(index))
-        self._fill(REST)
+        if not asleep:
+            self._fill(REST)
 
     @property
     def present_bytes(self) -> int:
@@ -157,9 +161,30 @@ class BlockStore(Whole):
         finally:
             self._still = False
 
+    def wake(self) -> None:
+        """Bring blocks when they are called, and what lies outside of them now."""
+        self._still = False
+        self._fill(REST)
+
+    def sleep(self) -> None:
+        """Take everything off the device, and bring nothing any more."""
+        self._still = True
+        self._ahead.drop()
+        for index in list(self._here):
+            self._dismiss(index)
+        self._clear(REST)
+
     def finish(self, index: int, redo: Callable[[], None]) -> None:
-        """Take in that a block is pruned: from now on it comes as dense, and is made what it is by ``redo``."""
-        self._units.get(index, self._units[REST]).redo.append(redo)
+        """Take in that a block is pruned.
+
+        It is written back if its source takes it; else it comes as dense, and is made what it is by ``redo``.
+        """
+        unit = self._units.get(index, self._units[REST])
+        if not isinstance(self._source, Writable):
+            unit.redo.append(redo)
+            return
+        for one in unit.travellers:
+            self._source.write(one.name, one.parameter)
 
     def values(self, parameter: Tensor) -> Tensor:
         """Return the values of a parameter of the model as it is now, detached."""
@@ -261,6 +286,10 @@ class BlockStore(Whole):
     def _dismiss(self, index: int) -> None:
         """Take a block off the device."""
         self._here.remove(index)
+        self._clear(index)
+
+    def _clear(self, index: int) -> None:
+        """Take the values of a unit's parameters away."""
         for one in self._units[index].travellers:
             _home(one).clear(one.parameter)
 
@@ -299,6 +328,11 @@ WHOLE = Whole()
 def attach(model: nn.Module, store: BlockStore) -> None:
     """Have a model's blocks brought by a store."""
     setattr(model, _STORE, store)
+
+
+def detach(model: nn.Module) -> None:
+    """Have a model's blocks brought by nothing any more."""
+    delattr(model, _STORE)
 
 
 def store_of(model: nn.Module) -> Whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ class Source(Protocol):
 
     def read(self, name: str) -> Tensor:
         """Return a tensor, on the CPU, that nobody else holds."""
+
+
+@runtime_checkable
+class Writable(Source, Protocol):
+    """Takes other values for its tensors, too."""
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Take other values for a tensor, from any device."""
 
 
 class Shards:
