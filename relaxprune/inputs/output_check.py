@@ -22,8 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from relaxprune.models.layer_kinds import is_plain
 from relaxprune.models.layers import PrunableLayer
-from relaxprune.residency.block_store import Whole, store_of
 from relaxprune.residency.homes import is_away
+from relaxprune.residency.store import Whole, store_of
 
 from .batches import Batch, run_model
 from .gram_accumulator import CHUNK_TOKENS, exact_matmul

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
-from relaxprune.residency.block_store import Whole, store_of
 from relaxprune.residency.states import HERE, Shelf
+from relaxprune.residency.store import Whole, store_of
 from relaxprune.support.tensor_bits import checksum
 
 from .batches import Batch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import REST, BlockStore, Traveller, attach, detach
+from relaxprune.residency.block_store import BlockStore, Traveller, units_of
 from relaxprune.residency.homes import empty_like
+from relaxprune.residency.store import attach, detach
 from relaxprune.support.tensor_bits import raw_bytes
 
 from .blocks import find_blocks
@@ -39,7 +41,7 @@ def adopted(model: nn.Module) -> Iterator[None]:
         yield
         return
     adoption = getattr(model, _ADOPTION, None)
-    if not isinstance(adoption, _Adoption):
+    if not isinstance(adoption, _Adoption) or not adoption.holds:
         adoption = _Adoption(model)
         setattr(model, _ADOPTION, adoption)
     adoption.begin()
@@ -55,9 +57,10 @@ class _Adoption:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._hooked = [module for module in model.modules() if hasattr(module, _HOOK)]
+        self._hooks = [getattr(module, _HOOK) for module in self._hooked]
         self._places = _Offloaded()
         device = self._device()
-        self._rested: list[tuple[nn.Module, Any, Any]] = []
+        self._forwards: list[Any] = []
         self._own: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
         found: dict[str, nn.Parameter] = {}
         made: dict[int, nn.Parameter] = {}
@@ -73,10 +76,16 @@ class _Adoption:
                 self._own.append((module, local, parameter, made[id(parameter)]))
         self._store = self._made_store(found, device)
 
+    @property
+    def holds(self) -> bool:
+        """Whether the model has the hooks that it had."""
+        now = [getattr(module, _HOOK) for module in self._model.modules() if hasattr(module, _HOOK)]
+        return len(now) == len(self._hooks) and all(map(is_, now, self._hooks))
+
     def begin(self) -> None:
         """Have accelerate's hooks rest, and the store bring the blocks."""
-        self._rested = [(module, getattr(module, _HOOK), module.forward) for module in self._hooked]
-        for module, _, _ in self._rested:
+        self._forwards = [module.forward for module in self._hooked]
+        for module in self._hooked:
             vars(module)["forward"] = getattr(module, _FORWARD)
             delattr(module, _HOOK)
         self._exchange(to_ours=True)
@@ -88,7 +97,7 @@ class _Adoption:
         self._store.sleep()
         detach(self._model)
         self._exchange(to_ours=False)
-        for module, hook, forward in self._rested:
+        for module, hook, forward in zip(self._hooked, self._hooks, self._forwards, strict=True):
             vars(module)["forward"] = forward
             setattr(module, _HOOK, hook)
 
@@ -125,10 +134,9 @@ class _Adoption:
         blocks = find_blocks(self._model, find_layers(self._model)[0])
         if not blocks.modules:
             raise RelaxPruneError("model must have a list of blocks to be pruned while it is offloaded, got none")
-        units: dict[int, list[Traveller]] = {REST: [], **{index: [] for index in range(len(blocks.modules))}}
-        for name, parameter in parameters.items():
-            unit = next((i for i, block in enumerate(blocks.names) if name.startswith(f"{block}.")), REST)
-            units[unit].append(Traveller(parameter, name, None))
+        places = blocks.places(self._model)
+        ours = {id(own): places[id(theirs)] for _, _, theirs, own in self._own}
+        units = units_of([Traveller(one, name, None) for name, one in parameters.items()], ours, len(blocks.modules))
         return BlockStore(list(blocks.modules), units, self._places, device, asleep=True)
 
 

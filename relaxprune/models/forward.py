@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import store_of
 from relaxprune.residency.homes import is_away
+from relaxprune.residency.store import store_of
 
 from .layer_kinds import is_plain
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import BlockStore, store_of
+from relaxprune.residency.block_store import BlockStore
+from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import as_integers
 from relaxprune.support.tensor_bits import same_bits as _same_bits
 
@@ -111,9 +112,10 @@ def verify_saved_model(
         with store.restored():
             check_shards(model, store, folder)
         _refuse_lost(folder, surplus)
-        matrices = written_matrices(model, store, folder, masks)
-        pruned = sum(_confirm_zeros(name, matrix, masks[name]) for name, matrix in matrices)
-        return ReloadCheck(len(model.state_dict()), len(masks), pruned, len(tied_groups(model)), **counts)
+        zeros = [
+            _confirm_zeros(name, matrix, masks[name]) for name, matrix in written_matrices(model, store, folder, masks)
+        ]
+        return ReloadCheck(len(model.state_dict()), len(masks), sum(zeros), len(tied_groups(model)), **counts)
     with quiet():
         found: Any = type(model).from_pretrained(
             folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True

@@ -94,7 +94,8 @@ def _parameters_on_meta() -> Iterator[None]:
             made[id(parameter)] = (parameter, empty)
         return made[id(parameter)][1]
 
-    handle = hooks.register_module_parameter_registration_hook(empty)
+    hook: Any = empty  # what it returns is used, whatever its declared type says
+    handle = hooks.register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import REST, BlockStore, Traveller, attach
+from relaxprune.residency.block_store import BlockStore, Traveller, units_of
 from relaxprune.residency.homes import empty_like
 from relaxprune.residency.sources import InMemory, Shards, Source
+from relaxprune.residency.store import attach
 from relaxprune.support.sentences import some
 from relaxprune.support.tensor_bits import same_bits
 from relaxprune.support.tensor_header import DTYPES
@@ -63,10 +64,9 @@ def load_travelling(
     if auto:
         computed = {name: DTYPES[shards.entries[stored[name]].dtype] for name in computed}
     _fill_buffers(model, stored, shards, computed, place)
-    units: dict[int, list[Traveller]] = {REST: [], **{index: [] for index in range(len(blocks.modules))}}
-    for name, parameter in _emptied(model, computed, place).items():
-        unit = next((i for i, block in enumerate(blocks.names) if name.startswith(f"{block}.")), REST)
-        units[unit].append(Traveller(parameter, stored[name], None if auto else computed[name]))
+    emptied = _emptied(model, computed, place)
+    travellers = [Traveller(one, stored[name], None if auto else computed[name]) for name, one in emptied.items()]
+    units = units_of(travellers, blocks.places(model), len(blocks.modules))
     origin: Source = InMemory({name: shards.read(name) for name in shards}) if in_memory else shards
     attach(model, BlockStore(list(blocks.modules), units, origin, place, shards))
     _compute_as_loaded(model, computed, skeleton.dtypes)

@@ -20,8 +20,8 @@ from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import store_of
 from relaxprune.residency.states import Shelf, shelf_of
+from relaxprune.residency.store import store_of
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .calibration import Calibration

@@ -8,7 +8,8 @@ from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency import Residency
-from relaxprune.residency.block_store import BlockStore, store_of
+from relaxprune.residency.block_store import BlockStore
+from relaxprune.residency.store import store_of
 from relaxprune.support.memory import free_bytes, resident_bytes
 
 from .memory_estimate import model_bytes

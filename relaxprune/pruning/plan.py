@@ -13,7 +13,7 @@ from relaxprune.models.layers import PrunableLayer, SkippedLayer
 from relaxprune.options.allocation import MEASURED
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency import Residency
-from relaxprune.residency.block_store import store_of
+from relaxprune.residency.store import store_of
 from relaxprune.support.tables import table
 
 from .coverage import MatrixCount

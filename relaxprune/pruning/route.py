@@ -11,8 +11,8 @@ from relaxprune.inputs.dense_stream import DenseStream
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import store_of
 from relaxprune.residency.states import HERE, Shelf
+from relaxprune.residency.store import store_of
 
 from .plan import Plan
 from .tuning.block_tuner import check_replayed

@@ -8,8 +8,8 @@ block (``parameter.data``) is back by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,43 +19,12 @@ from torch import Tensor, nn
 from relaxprune.problems.errors import RelaxPruneError
 
 from .ahead import Ahead
-from .homes import Home, empty_like, home_of, settle, values_of
+from .homes import Home, empty_like, home_of, settle
 from .sources import Shards, Source, Writable
+from .store import Whole
 
 REST = -1
 """The unit of all tensors outside of the blocks, which never leaves."""
-_STORE = "_relaxprune_store"
-
-
-class Whole:
-    """The store of a model that holds all its weights: everything is there, and stays.
-
-    Attributes:
-        travels: whether blocks come and go.
-        loads: how often a block has come.
-    """
-
-    travels = False
-    loads = 0
-
-    def held_bytes(self, whole: int) -> int:
-        """Return how much of a model of ``whole`` bytes the device holds at any time."""
-        return whole
-
-    def resident(self, index: int) -> AbstractContextManager[None]:
-        """Have the block of a stage on the device, inside."""
-        return nullcontext()
-
-    def still(self) -> AbstractContextManager[None]:
-        """Have no block come when it is called, inside."""
-        return nullcontext()
-
-    def finish(self, index: int, redo: Callable[[], None]) -> None:
-        """Take in that a block is pruned; ``redo`` makes its dense weights, which are there then, what they are now."""
-
-    def values(self, parameter: Tensor) -> Tensor:
-        """Return the values of a parameter of the model as it is now, detached."""
-        return values_of(parameter)
 
 
 @dataclass(frozen=True)
@@ -71,6 +40,23 @@ class Traveller:
     parameter: nn.Parameter
     name: str
     dtype: torch.dtype | None
+
+
+def units_of(
+    travellers: Iterable[Traveller], places: Mapping[int, int | None], blocks: int
+) -> dict[int, list[Traveller]]:
+    """Return the parameters of each of some blocks, and under ``REST`` those that lie outside, or in several.
+
+    Args:
+        travellers: all of a model's.
+        places: ``id`` of a parameter -> its block, None for no block or several.
+        blocks: how many there are.
+    """
+    units: dict[int, list[Traveller]] = {index: [] for index in (REST, *range(blocks))}
+    for one in travellers:
+        place = places[id(one.parameter)]
+        units[REST if place is None else place].append(one)
+    return units
 
 
 @dataclass(eq=False)
@@ -300,9 +286,13 @@ class BlockStore(Whole):
         for one, tensor in zip(unit.travellers, values, strict=True):
             _home(one).fill(one.parameter, tensor)
         self.loads += 1
-        with torch.no_grad():
-            for redo in unit.redo:
-                redo()
+        try:
+            with torch.no_grad():
+                for redo in unit.redo:
+                    redo()
+        except BaseException:
+            self._clear(index)
+            raise
 
     def _values(self, index: int) -> list[Tensor]:
         """Read the tensors of a unit."""
@@ -320,22 +310,3 @@ def _home(one: Traveller) -> Home:
     home = home_of(one.parameter)
     assert home is not None  # settled when the store was made
     return home
-
-
-WHOLE = Whole()
-
-
-def attach(model: nn.Module, store: BlockStore) -> None:
-    """Have a model's blocks brought by a store."""
-    setattr(model, _STORE, store)
-
-
-def detach(model: nn.Module) -> None:
-    """Have a model's blocks brought by nothing any more."""
-    delattr(model, _STORE)
-
-
-def store_of(model: nn.Module) -> Whole:
-    """Return what brings a model's blocks."""
-    store = getattr(model, _STORE, None)
-    return store if isinstance(store, Whole) else WHOLE

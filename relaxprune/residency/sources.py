@@ -79,7 +79,7 @@ class Shards:
             )
         with path.open("rb", buffering=0) as file:
             file.seek(start)
-            view, place = memoryview(raw.numpy()), 0
+            view, place = raw.numpy().data, 0
             while place < len(view):
                 count = file.readinto(view[place:])
                 if not count:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from relaxprune.residency.block_store import store_of
+from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import checksum
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")

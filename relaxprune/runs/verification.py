@@ -24,7 +24,7 @@ from relaxprune.options.target import Decided, Target
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
-from relaxprune.residency.block_store import store_of
+from relaxprune.residency.store import store_of
 from relaxprune.support.durable import is_unchanged
 from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits

@@ -14,7 +14,7 @@ from relaxprune import RelaxPruneError, apply_masks
 from relaxprune.models import FLOAT_DTYPES, LoadedModel
 from relaxprune.pruning import Plan, PruneReport, apply_permutations
 from relaxprune.pruning.memory_estimate import model_bytes
-from relaxprune.residency.block_store import store_of
+from relaxprune.residency.store import store_of
 from relaxprune.runs import Fingerprint, RunFolder, RunNotes, plain_values, software_versions, weights_sha256
 from relaxprune.runs.disk_space import refuse_full_disk
 from relaxprune.runs.run_record import read_sealed_record

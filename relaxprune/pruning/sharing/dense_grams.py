@@ -14,8 +14,8 @@ from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems import Gram
-from relaxprune.residency.block_store import store_of
 from relaxprune.residency.states import HERE, Shelf
+from relaxprune.residency.store import store_of
 
 Shown = tuple[tuple[PrunableLayer, ...], Gram]
 

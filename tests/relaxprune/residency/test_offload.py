@@ -13,7 +13,8 @@ from relaxprune import PruneOptions, PruneReport, RelaxPruneError, plan_model, p
 from relaxprune.inputs import replay_proof
 from relaxprune.models import LoadOptions, load_model
 from relaxprune.residency import Residency
-from relaxprune.residency.block_store import BlockStore, store_of
+from relaxprune.residency.block_store import BlockStore
+from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import same_bits
 
 from ..recorders import RunMemory
