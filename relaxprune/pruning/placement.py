@@ -12,7 +12,6 @@ from relaxprune.residency.block_store import BlockStore
 from relaxprune.residency.store import store_of
 from relaxprune.support.memory import free_bytes, resident_bytes
 
-from .memory_estimate import model_bytes
 from .plan import Plan
 from .request import PruneRequest
 
@@ -75,16 +74,14 @@ def placed(plan: Plan, memory_bytes: int, weights: str | None = None) -> Residen
     Raises:
         RelaxPruneError: the memory is too small for any choice.
     """
-    device, store = plan.weights[0].weight.device, store_of(plan.model)
-    on_cpu = device.type == "cpu"
+    store, on_cpu = store_of(plan.model), plan.weights[0].weight.device.type == "cpu"
     travelling = store.held_bytes(plan.model_bytes)
-    held = (resident_bytes() or 0) - (store.present_bytes if isinstance(store, BlockStore) else 0) if on_cpu else 0
-    masks = sum(layer.rows * layer.cols for layer in plan.layers)  # read again from their records
+    apart = (resident_bytes() or 0) - store.present_bytes(plan.model_bytes) if on_cpu else 0
     sizes = RunBytes(
-        model=model_bytes(plan.model) if weights in (None, "device") else travelling,
+        model=travelling if weights in ("cpu", "disk") else plan.model_bytes,
         travelling=travelling,
         states=plan.states_bytes,
-        working=plan.added_bytes - plan.states_bytes - masks + held,
+        working=plan.working_bytes - plan.states_bytes + max(0, apart),
     )
     found = choose_residency(sizes, memory_bytes, None if on_cpu else free_bytes() or 0)
     found = found if weights is None else replace(found, weights=weights)

@@ -106,8 +106,14 @@ class Plan:
     @property
     def estimated_bytes(self) -> int:
         """Estimated memory of a run."""
-        away = self.states_bytes if self.residency.states != "device" else 0
-        return store_of(self.model).held_bytes(self.model_bytes) + self.added_bytes - away
+        return store_of(self.model).held_bytes(self.model_bytes) + self.working_bytes
+
+    @property
+    def working_bytes(self) -> int:
+        """What a run holds in addition to weights: less what is on disk, which masks of finished blocks are too."""
+        states = self.states_bytes if self.residency.states != "device" else 0
+        masks = sum(layer.rows * layer.cols for layer in self.layers) if store_of(self.model).travels else 0
+        return self.added_bytes - states - masks
 
     @property
     def polytope(self) -> dict[str, Any]:

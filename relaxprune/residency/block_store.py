@@ -116,9 +116,8 @@ class BlockStore(Whole):
         if not asleep:
             self._fill(REST)
 
-    @property
-    def present_bytes(self) -> int:
-        """What the device holds now."""
+    def present_bytes(self, whole: int) -> int:
+        """Return what the device holds now."""
         return sum(self._units[index].size for index in (REST, *self._here))
 
     def held_bytes(self, whole: int) -> int:

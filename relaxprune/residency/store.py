@@ -27,6 +27,10 @@ class Whole:
         """Return how much of a model of ``whole`` bytes the device holds at any time."""
         return whole
 
+    def present_bytes(self, whole: int) -> int:
+        """Return how much of a model of ``whole`` bytes the device holds now."""
+        return whole
+
     def resident(self, index: int) -> AbstractContextManager[None]:
         """Have the block of a stage on the device, inside."""
         return nullcontext()
