@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as hooks
 
 from relaxprune.support.tensor_header import DTYPES, TensorEntry
@@ -84,15 +85,17 @@ def make_skeleton(folder: str, entries: Mapping[str, TensorEntry], arguments: Ma
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Have parameters made without memory, inside; buffers, which a configuration decides, are made as always."""
-    made: dict[int, tuple[Tensor, nn.Parameter]] = {}  # the old one is held, so that no other one gets its number
+    # Weak references: memory goes at once, and a dead reference never equals a parameter with its number.
+    made: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
 
     def empty(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:
             return parameter
-        if id(parameter) not in made:
-            empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
-            made[id(parameter)] = (parameter, empty)
-        return made[id(parameter)][1]
+        known, twin = made.get(id(parameter), (None, None))
+        if known is None or known() is not parameter:
+            twin = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+            made[id(parameter)] = (weakref.ref(parameter), twin)
+        return twin
 
     hook: Any = empty  # what it returns is used, whatever its declared type says
     handle = hooks.register_module_parameter_registration_hook(hook)
