@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import BlockStore, Traveller, units_of
+from relaxprune.residency.block_store import BlockStore
 from relaxprune.residency.homes import empty_like
 from relaxprune.residency.store import attach, detach
+from relaxprune.residency.travellers import Traveller, units_of
 from relaxprune.support.tensor_bits import raw_bytes
 
 from .blocks import find_blocks

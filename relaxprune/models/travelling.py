@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.block_store import BlockStore, Traveller, units_of
+from relaxprune.residency.block_store import BlockStore
 from relaxprune.residency.homes import empty_like
 from relaxprune.residency.sources import InMemory, Shards, Source
 from relaxprune.residency.store import attach
+from relaxprune.residency.travellers import Traveller, units_of
 from relaxprune.support.sentences import some
 from relaxprune.support.tensor_bits import same_bits
 from relaxprune.support.tensor_header import DTYPES

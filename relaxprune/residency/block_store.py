@@ -8,7 +8,7 @@ block (``parameter.data``) is back by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,41 +22,7 @@ from .ahead import Ahead
 from .homes import Home, empty_like, home_of, settle
 from .sources import Shards, Source, Writable
 from .store import Whole
-
-REST = -1
-"""The unit of all tensors outside of the blocks, which never leaves."""
-
-
-@dataclass(frozen=True)
-class Traveller:
-    """A parameter that travels.
-
-    Attributes:
-        parameter: it.
-        name: under which the source has it.
-        dtype: what it is computed in; None for the dtype that it is stored in.
-    """
-
-    parameter: nn.Parameter
-    name: str
-    dtype: torch.dtype | None
-
-
-def units_of(
-    travellers: Iterable[Traveller], places: Mapping[int, int | None], blocks: int
-) -> dict[int, list[Traveller]]:
-    """Return the parameters of each of some blocks, and under ``REST`` those that lie outside, or in several.
-
-    Args:
-        travellers: all of a model's.
-        places: ``id`` of a parameter -> its block, None for no block or several.
-        blocks: how many there are.
-    """
-    units: dict[int, list[Traveller]] = {index: [] for index in (REST, *range(blocks))}
-    for one in travellers:
-        place = places[id(one.parameter)]
-        units[REST if place is None else place].append(one)
-    return units
+from .travellers import REST, Traveller
 
 
 @dataclass(eq=False)

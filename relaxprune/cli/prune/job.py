@@ -109,7 +109,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         output=Output(words.run.json, words.run.quiet),
         memory=words.memory,
     )
-    _ = words.memory.bytes, words.memory.shard_bytes  # refused before any work
+    _ = words.memory.memory_bytes, words.memory.shard_bytes  # refused before any work
     job.request.check_batches(-(-job.count // job.windows_at_once), job.count + job.refine_samples)
     with door():
         for part in job.sources:

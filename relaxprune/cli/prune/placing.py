@@ -27,11 +27,11 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
         torch.set_num_threads(job.run.threads)
     job.output.say(f"loading {job.model}")
     wanted = job.memory
-    if wanted.bytes is None:
+    if wanted.memory_bytes is None:
         plan, loaded = _planned(job, job.load)
         return replace(plan, residency=Residency(job.load.offload or "device")), loaded
     plan, loaded = _planned(job, replace(job.load, offload=job.load.offload or "disk"))
-    residency = placed(plan, wanted.bytes, job.load.offload)
+    residency = placed(plan, wanted.memory_bytes, job.load.offload)
     if residency.weights != (job.load.offload or "disk"):
         del plan, loaded
         whole = residency.weights == "device"

@@ -223,7 +223,7 @@ class MemoryGroup:
     ] = None
 
     @property
-    def bytes(self) -> int | None:
+    def memory_bytes(self) -> int | None:
         """The memory in bytes, None for no bound.
 
         Raises:
