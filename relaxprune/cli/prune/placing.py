@@ -11,6 +11,7 @@ from relaxprune.models import FLOAT_DTYPES, LoadedModel, LoadOptions
 from relaxprune.pruning import Plan, make_plan
 from relaxprune.pruning.placement import placed
 from relaxprune.residency import Residency
+from relaxprune.residency.store import store_of
 from relaxprune.runs.run_progress import states_folder
 
 from ..endings import door
@@ -26,19 +27,23 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
     if job.run.threads is not None:
         torch.set_num_threads(job.run.threads)
     job.output.say(f"loading {job.model}")
-    wanted = job.memory
-    if wanted.memory_bytes is None:
-        plan, loaded = _planned(job, job.load)
-        return replace(plan, residency=Residency(job.load.offload or "device")), loaded
+    memory = job.memory.memory_bytes
+    plan, loaded = _planned(job, job.load) if memory is None else _placed(job, memory)
+    if store_of(plan.model).travels or plan.residency != Residency():
+        job.output.say(plan.residency)
+    return plan, loaded
+
+
+def _placed(job: PruneJob, memory_bytes: int) -> tuple[Plan, LoadedModel]:
+    """Load the model to where so much memory has room for it."""
     plan, loaded = _planned(job, replace(job.load, offload=job.load.offload or "disk"))
-    residency = placed(plan, wanted.memory_bytes, job.load.offload)
+    residency = placed(plan, memory_bytes, job.load.offload)
     if residency.weights != (job.load.offload or "disk"):
         del plan, loaded
         whole = residency.weights == "device"
         plan, loaded = _planned(job, replace(job.load, offload=None if whole else residency.weights))
     if job.run.out is not None:
         residency = replace(residency, folder=states_folder(job.run.out))
-    job.output.say(str(residency))
     return replace(plan, residency=residency), loaded
 
 
@@ -47,8 +52,8 @@ def _planned(job: PruneJob, options: LoadOptions) -> tuple[Plan, LoadedModel]:
     with door():
         loaded = load_model(job.model, options)
     refuse_rounding(job, loaded)
-    refine_tokens = job.refine_samples * job.calibration.length
-    return make_plan(loaded.model, job.request, job.tokens, len(job.sources), refine_tokens), loaded
+    plan = make_plan(loaded.model, job.request, job.tokens, len(job.sources))
+    return replace(plan, residency=Residency(options.offload or "device")), loaded
 
 
 def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
