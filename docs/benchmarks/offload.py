@@ -102,7 +102,8 @@ def run(model: Path, out: Path, words: list[str]) -> None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds, peak = time.perf_counter() - started, usage.ru_maxrss / 2**20
-        print(f"{what[0]}: exit code {process.returncode}, {seconds:.0f} s, peak {peak:.2f} GiB, model {size:.2f} GiB")
+        spent = f"{seconds:.0f} s ({usage.ru_utime + usage.ru_stime:.0f} s of the processor)"
+        print(f"{what[0]}: exit code {process.returncode}, {spent}, peak {peak:.2f} GiB, model {size:.2f} GiB")
 
 
 def same(one: Path, other: Path) -> bool:
