@@ -52,7 +52,8 @@ def _planned(job: PruneJob, options: LoadOptions) -> tuple[Plan, LoadedModel]:
     with door():
         loaded = load_model(job.model, options)
     refuse_rounding(job, loaded)
-    plan = make_plan(loaded.model, job.request, job.tokens, len(job.sources))
+    refine_tokens = job.refine_samples * job.calibration.length
+    plan = make_plan(loaded.model, job.request, job.tokens, len(job.sources), refine_tokens)
     return replace(plan, residency=Residency(options.offload or "device")), loaded
 
 
