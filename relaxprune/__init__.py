@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .pruning import plan_model as plan_model
     from .pruning import prune_model as prune_model
     from .report.writing import write_report as write_report
+    from .residency import Residency as Residency
     from .runs import read_masks as read_masks
     from .runs import write_masks as write_masks
     from .solving import ComparisonOptions as ComparisonOptions
@@ -107,6 +108,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "ReconstructionProblem": ".problems",
         "Refit": ".solving",
         "RelaxPruneError": ".problems",
+        "Residency": ".residency",
         "Solution": ".solving",
         "SolveError": ".problems",
         "SolveOptions": ".options",

@@ -33,14 +33,19 @@ def verify_file(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Of a run: run Python code that comes with the model (off).")
     ] = False,
+    offload: Annotated[
+        str | None, typer.Option(help="Of a run: disk, to hold one block of each model at a time.")
+    ] = None,
 ) -> int:
     """Check a certificate by code that had no part in making it, or a run folder against the model that was pruned."""
     if certificate is None:
         if exact:
             raise bad_input("--exact is given, but there is no certificate")
-        return _verify_run(problem, source, cache_dir, trust_remote_code)
-    if source is not None or cache_dir is not None or trust_remote_code:
-        raise bad_input("--source, --cache-dir and --trust-remote-code are for a run folder, got a certificate")
+        return _verify_run(problem, source, cache_dir, trust_remote_code, offload)
+    if source is not None or cache_dir is not None or trust_remote_code or offload is not None:
+        raise bad_input(
+            "--source, --cache-dir, --trust-remote-code and --offload are for a run folder, got a certificate"
+        )
     return _verify_certificate(problem, certificate, exact)
 
 
@@ -114,7 +119,9 @@ def _polytope(stored: StoredClaim, shape: tuple[int, int]) -> Polytope:
     return polytope
 
 
-def _verify_run(folder: Path, source: str | None, cache_dir: Path | None, trust_remote_code: bool) -> int:
+def _verify_run(
+    folder: Path, source: str | None, cache_dir: Path | None, trust_remote_code: bool, offload: str | None
+) -> int:
     """Compare a run with its source; the exit code is 3 where anything differs."""
     from transformers.utils import logging
 
@@ -123,7 +130,7 @@ def _verify_run(folder: Path, source: str | None, cache_dir: Path | None, trust_
     logging.disable_progress_bar()
     with door():
         cache = None if cache_dir is None else str(cache_dir)
-        found = verify_run(folder, source, cache_dir=cache, trust_remote_code=trust_remote_code)
+        found = verify_run(folder, source, cache_dir=cache, trust_remote_code=trust_remote_code, offload=offload)
     if found.differences:
         return tell([str(found)])
     print(found)

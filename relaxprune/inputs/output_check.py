@@ -22,6 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from relaxprune.models.layer_kinds import is_plain
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.residency.homes import is_away
+from relaxprune.residency.store import Whole, store_of
 
 from .batches import Batch, run_model
 from .gram_accumulator import CHUNK_TOKENS, exact_matmul
@@ -67,7 +69,7 @@ class OutputCheck:
 
     def run(self, model: nn.Module, batch: Batch) -> None:
         """Put one batch through the model, and check every layer that it reaches."""
-        uses = _Uses(self._layers)
+        uses = _Uses(self._layers, store_of(model))
         self._first_pass = True
         with exact_matmul(next(model.parameters()).device), uses.listening():
             run_model(model, batch)
@@ -179,17 +181,18 @@ class _Uses(TorchFunctionMode):
         elsewhere: names of these layers.
     """
 
-    def __init__(self, layers: Sequence[PrunableLayer]) -> None:
+    def __init__(self, layers: Sequence[PrunableLayer], store: Whole) -> None:
         super().__init__()
         self.elsewhere: set[str] = set()
-        self._layers = sorted(layers, key=lambda layer: layer.weight.data_ptr())
-        self._starts = [layer.weight.data_ptr() for layer in self._layers]
+        self._all, self._store, self._loads = layers, store, -1
+        self._layers: list[PrunableLayer] = []
+        self._starts: list[int] = []
         self._running: list[nn.Module] = []
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to one forward pass."""
-        modules = {layer.module for layer in self._layers}
+        modules = {layer.module for layer in self._all}
         # Around all other hooks: those of a module may cast its weight for the time that it runs.
         handles = [module.register_forward_pre_hook(self._enter, prepend=True) for module in modules]
         handles += [module.register_forward_hook(self._leave) for module in modules]
@@ -225,10 +228,19 @@ class _Uses(TorchFunctionMode):
             self.elsewhere |= {layer.name for layer in used}
         return result
 
+    def _find(self) -> None:
+        """Find out where the layers' weights lie, if blocks have come and gone since."""
+        if self._loads != self._store.loads:
+            there = [layer for layer in self._all if not is_away(layer.weight)]
+            self._layers = sorted(there, key=lambda layer: layer.weight.data_ptr())
+            self._starts = [layer.weight.data_ptr() for layer in self._layers]
+            self._loads = self._store.loads
+
     def _layer_of(self, tensor: Tensor) -> PrunableLayer | None:
         """Return the layer in whose weight a tensor begins."""
         if not is_plain(tensor) or not tensor.numel():
             return None
+        self._find()
         place = tensor.data_ptr()
         index = bisect_right(self._starts, place) - 1
         if index < 0:

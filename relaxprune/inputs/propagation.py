@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.residency.states import HERE, Shelf
 
 from .batches import Batch, run_model
 from .layer_listener import LayerListener
@@ -132,7 +133,11 @@ def _numbers(batch: Batch) -> int:
 
 
 def block_propagation(
-    model: nn.Module, blocks: BlockList, layers: Sequence[PrunableLayer], batches: Sequence[Batch]
+    model: nn.Module,
+    blocks: BlockList,
+    layers: Sequence[PrunableLayer],
+    batches: Sequence[Batch],
+    shelf: Shelf = HERE,
 ) -> tuple[Propagation, str]:
     """Replay the blocks where that gives the model's own values, else run the whole model for each block.
 
@@ -141,6 +146,7 @@ def block_propagation(
         blocks: its blocks.
         layers: the layers whose weights will change.
         batches: calibration batches.
+        shelf: where hidden states are kept between two blocks.
 
     Returns:
         The propagation, and its description: "replay", "rerun" or "rerun: REASON".
@@ -152,7 +158,7 @@ def block_propagation(
         index = blocks.index_of(layer)
         if index is not None:
             inside[index].append(layer)
-    tapes, reason = record_all(model, blocks.modules, inside, batches)
+    tapes, reason = record_all(model, blocks.modules, inside, batches, shelf)
     if not reason:
         return Replay(blocks.modules, batches, tapes), "replay"
     _logger.info("the blocks %r are not replayed, the whole model is run for each: %s", blocks.name, reason)

@@ -8,13 +8,17 @@ puts out once it is pruned; all others are constants, kept by reference.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from relaxprune.residency.states import HERE, Kept, Shelf
 
 from .batches import Batch, run_model
 from .tree import flatten, rebuild
@@ -28,12 +32,34 @@ class Link:
     index: int
 
 
+# A constant, an output of an earlier block, or a constant that lies on the shelf.
+Leaf: TypeAlias = Tensor | Link | Kept
+
+
 @dataclass
 class Call:
     """What a block was called with: ``skeleton`` is (args, kwargs) with a slot for each entry of ``leaves``."""
 
-    leaves: list[Tensor | Link]
+    leaves: list[Leaf]
     skeleton: Any
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a block puts out, without its numbers: ``skeleton`` has a slot for each of ``leaves``, which have none."""
+
+    skeleton: Any
+    leaves: list[Tensor]
+
+    @classmethod
+    def of(cls, output: Any) -> Form:
+        """Return the form of an output."""
+        leaves, skeleton = flatten(output)
+        return cls(skeleton, [leaf.new_zeros(()).expand(leaf.shape) for leaf in leaves])
+
+    def made(self) -> Any:
+        """Return an output of this form, of zeros."""
+        return rebuild(self.skeleton, [leaf.clone() for leaf in self.leaves])
 
 
 @dataclass
@@ -44,11 +70,15 @@ class Tape:
         order: indices of the blocks in the order of their calls.
         calls: block -> its call; dropped once the block is done.
         values: the links' tensors that blocks to come still need.
+        shelf: where these lie.
+        forms: block -> the form of what it put out.
     """
 
     order: list[int] = field(default_factory=list)
     calls: dict[int, Call] = field(default_factory=dict)
-    values: dict[Link, Tensor] = field(default_factory=dict)
+    values: dict[Link, Kept] = field(default_factory=dict)
+    shelf: Shelf = HERE
+    forms: dict[int, Form] = field(default_factory=dict)
 
     def run(self, index: int, block: nn.Module) -> list[Tensor]:
         """Run a block on its recorded constants and the current values of its links; return its output tensors."""
@@ -57,7 +87,7 @@ class Tape:
 
     def inputs(self, index: int) -> list[Tensor]:
         """Return the tensors that a block is called with now."""
-        return [self.values[leaf] if isinstance(leaf, Link) else leaf for leaf in self.calls[index].leaves]
+        return [self._tensor(leaf) for leaf in self.calls[index].leaves]
 
     def advance(self, index: int, block: nn.Module) -> list[Tensor]:
         """Run a block for the last time; keep what later blocks need of its outputs, drop what none needs any more.
@@ -68,17 +98,37 @@ class Tape:
         outputs = self.run(index, block)
         del self.calls[index]
         needed = {leaf for call in self.calls.values() for leaf in call.leaves if isinstance(leaf, Link)}
-        self.values |= {Link(index, number): tensor for number, tensor in enumerate(outputs)}
-        self.values = {link: tensor for link, tensor in self.values.items() if link in needed}
+        self.values = {link: kept for link, kept in self.values.items() if link in needed}
+        made = {Link(index, number): tensor for number, tensor in enumerate(outputs)}
+        self.values |= {link: self.shelf.put(tensor) for link, tensor in made.items() if link in needed}
         return outputs
 
     def links(self, index: int) -> list[Tensor]:
         """Return the tensors among a block's inputs that are outputs of earlier blocks."""
-        return [self.values[leaf] for leaf in self.calls[index].leaves if isinstance(leaf, Link)]
+        return [self._tensor(leaf) for leaf in self.calls[index].leaves if isinstance(leaf, Link)]
+
+    def set_aside(self, shelf: Shelf) -> None:
+        """Keep hidden states on a shelf from now on: outputs, and constants that one block alone reads.
+
+        Constants that several blocks read, such as masks, are few and stay.
+        """
+        self.shelf = shelf
+        if not shelf.moves:
+            return
+        readers = Counter(id(leaf) for call in self.calls.values() for leaf in call.leaves)
+        for call in self.calls.values():
+            call.leaves = [
+                shelf.put(leaf) if isinstance(leaf, Tensor) and readers[id(leaf)] == 1 else leaf for leaf in call.leaves
+            ]
+
+    def _tensor(self, leaf: Leaf) -> Tensor:
+        """Return the tensor that a block is called with for a leaf."""
+        found = self.values[leaf] if isinstance(leaf, Link) else leaf
+        return found if isinstance(found, Tensor) else found.tensor()
 
     def fork(self) -> Tape:
         """Return a tape that goes on by itself; the tensors are shared."""
-        return Tape(list(self.order), dict(self.calls), dict(self.values))
+        return Tape(list(self.order), dict(self.calls), dict(self.values), self.shelf)
 
 
 class Hearing:
@@ -113,7 +163,7 @@ class _Recorder:
     def before(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note a call."""
         leaves, skeleton = flatten((args, kwargs))
-        linked = [self._link(leaf) for leaf in leaves]
+        linked: list[Leaf] = [self._link(leaf) for leaf in leaves]
         self.tape.order.append(index)
         self.tape.calls[index] = Call(linked, skeleton)
         self._hearing.reads(index, [leaf for leaf, link in zip(leaves, linked, strict=True) if isinstance(link, Link)])
@@ -125,6 +175,7 @@ class _Recorder:
         """Note the outputs."""
         self.running.close()
         leaves = flatten(output)[0]
+        self.tape.forms[index] = Form.of(output)
         for number, leaf in enumerate(leaves):
             self._outputs[id(leaf)] = (weakref.ref(leaf), Link(index, number))
         self._hearing.puts_out(index, leaves)
@@ -145,6 +196,7 @@ def record(
     stop_at: int | None = None,
     stop_after: int | None = None,
     hearing: Hearing | None = None,
+    forms: Mapping[int, Form] | None = None,
 ) -> Tape:
     """Put one batch through the model and write down the calls of its blocks.
 
@@ -155,11 +207,32 @@ def record(
         stop_at: leave the pass when this block is called, which saves the output head.
         stop_after: leave the pass when this block has put out its outputs.
         hearing: hears what the blocks read and put out.
+        forms: block -> the form of what it puts out, if blocks are not to be run: zeros are put out instead.
     """
     recorder = _Recorder(stop_at, stop_after, hearing or Hearing())
-    with _hooked(blocks, recorder), recorder.running, suppress(_StopForward):
+    with _hooked(blocks, recorder), _replaced(blocks, forms or {}), recorder.running, suppress(_StopForward):
         run_model(model, batch)
     return recorder.tape
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], forms: Mapping[int, Form]) -> Iterator[None]:
+    """Have blocks put out zeros of these forms, inside."""
+    own = {index: vars(blocks[index]).get("forward") for index in forms}
+    try:
+        for index, form in forms.items():
+            vars(blocks[index])["forward"] = partial(_made, form)
+        yield
+    finally:
+        for index, forward in own.items():
+            vars(blocks[index]).pop("forward", None)
+            if forward is not None:
+                vars(blocks[index])["forward"] = forward
+
+
+def _made(form: Form, *_args: Any, **_kwargs: Any) -> Any:
+    """Return an output of a form, whatever a block is called with."""
+    return form.made()
 
 
 @contextmanager
@@ -183,7 +256,7 @@ def _hooked(blocks: Sequence[nn.Module], recorder: _Recorder) -> Iterator[None]:
             handle.remove()
 
 
-def equal_leaves(one: Tensor | Link, other: Tensor | Link) -> bool:
+def equal_leaves(one: Leaf, other: Leaf) -> bool:
     """Return whether two leaves are the same link or tensors of equal values."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one is other or (one.dtype == other.dtype and torch.equal(one, other))

@@ -10,7 +10,7 @@ put out the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.residency.states import HERE, Shelf
+from relaxprune.residency.store import Whole, store_of
 from relaxprune.support.tensor_bits import checksum
 
 from .batches import Batch
@@ -33,7 +35,7 @@ Layers = Sequence[Sequence[PrunableLayer]]  # for each block those in it whose w
 
 
 def record_all(
-    model: nn.Module, blocks: Sequence[nn.Module], layers: Layers, batches: Sequence[Batch]
+    model: nn.Module, blocks: Sequence[nn.Module], layers: Layers, batches: Sequence[Batch], shelf: Shelf = HERE
 ) -> tuple[list[Tape], str]:
     """Record every batch, and make sure that the recordings can stand in for the model.
 
@@ -42,6 +44,7 @@ def record_all(
         blocks: the modules to record.
         layers: for each block the layers in it whose weights will change.
         batches: at least one. Two of them are compared with the model, the second unlike the first where one is.
+        shelf: where hidden states are kept.
 
     Returns:
         One tape per batch and "", or no tape and the reason why the blocks of this model cannot be replayed.
@@ -54,19 +57,26 @@ def record_all(
     if len(set(first.order)) < len(first.order):
         return [], "a block is called more than once in a forward pass"
     tapes = {0: first}
-    other = _unlike_first(batches)
+    other, store, look = _unlike_first(batches), store_of(model), _look(batches[0])
     for number in dict.fromkeys([*([other] if other else []), *range(1, len(batches))]):
-        with places.listening():
-            tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1])
+        # What blocks are called with is proven by now not to depend on what they compute: none has to come for it.
+        still = store.travels and number != other and _look(batches[number]) == look
+        with places.listening(), store.still() if still else nullcontext():
+            forms = first.forms if still else None
+            tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1], forms=forms)
         if tapes[number].order != first.order:
             return [], "batches reach different blocks"
         share_constants(tapes[number], tapes.get(number - 1, first))
         if number == other and (reason := _why_not(model, blocks, layers, batches, tapes)):
             return [], reason
+        if number != other:
+            tapes[number].set_aside(shelf)
     if not other and (reason := _why_not(model, blocks, layers, batches, tapes)):
         return [], reason
     if places.strange:
         return [], f"layer {places.strange[0]!r} is called in several blocks, or outside of them too"
+    for number in {0, other}:
+        tapes[number].set_aside(shelf)  # only now: the proof looks at its constants
     return [tapes[number] for number in range(len(batches))], ""
 
 
@@ -137,7 +147,7 @@ def _why_not(
 
     The model's weights are exchanged for a while, and are back also after an exception.
     """
-    disturbed = _Disturbed(layers)
+    disturbed = _Disturbed(layers, store_of(model))
     truths = []
     for number, tape in tapes.items():
         truth = _Truth(disturbed)
@@ -203,20 +213,22 @@ class _Truth(Hearing):
 class _Disturbed:
     """Other weights for the layers of a block, the same ones each time; kept for one block at a time."""
 
-    def __init__(self, layers: Sequence[Sequence[PrunableLayer]]) -> None:
+    def __init__(self, layers: Sequence[Sequence[PrunableLayer]], store: Whole) -> None:
+        self._store = store
         self._weights = [{id(layer.weight): layer.weight for layer in members} for members in layers]
 
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
         """Have the other weights in a block; the tensors with its own come back, also after an exception."""
-        kept = [(weight, weight.data) for weight in self._weights[index].values()]
-        try:
-            for place, (weight, own) in enumerate(kept):
-                weight.data = _disturb(own, place)
-            yield
-        finally:
-            for weight, own in kept:
-                weight.data = own
+        with self._store.resident(index):
+            kept = [(weight, weight.data) for weight in self._weights[index].values()]
+            try:
+                for place, (weight, own) in enumerate(kept):
+                    weight.data = _disturb(own, place)
+                yield
+            finally:
+                for weight, own in kept:
+                    weight.data = own
 
 
 def _disturb(weight: Tensor, seed: int) -> Tensor:

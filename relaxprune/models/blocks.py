@@ -35,6 +35,14 @@ class BlockList:
         """Return the block that a layer lies in, None for a layer outside of the blocks."""
         return next((i for i, name in enumerate(self.names) if f"{layer.name}.".startswith(f"{name}.")), None)
 
+    def places(self, model: nn.Module) -> dict[int, int | None]:
+        """Return the block that each parameter of the model lies in, by its ``id``; None for outside, or several."""
+        found: dict[int, set[int | None]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            index = next((i for i, block in enumerate(self.names) if name.startswith(f"{block}.")), None)
+            found.setdefault(id(parameter), set()).add(index)
+        return {key: indices.pop() if len(indices) == 1 else None for key, indices in found.items()}
+
 
 NO_BLOCKS = BlockList("", (), ())
 

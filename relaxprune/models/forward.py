@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.homes import is_away
+from relaxprune.residency.store import store_of
 
 from .layer_kinds import is_plain
 
@@ -42,11 +44,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _fingerprint(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    """Return for each parameter where it lies and a sum over its bits; nothing where eval() only sets flags."""
+    """Return for each parameter where it lies and a sum over its bits; nothing where eval() only sets flags.
+
+    Parameters whose values are elsewhere are left out: nothing there can be changed.
+    """
     own = (nn.Module.train, nn.Module.eval)
     if all((type(module).train, type(module).eval) == own for module in model.modules()):
         return {}
-    return {name: _bits(parameter) for name, parameter in model.named_parameters() if is_plain(parameter)}
+    there = ((name, parameter) for name, parameter in model.named_parameters() if not is_away(parameter))
+    return {name: _bits(parameter) for name, parameter in there if is_plain(parameter)}
 
 
 def _bits(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -118,13 +124,16 @@ def refuse_unsupported(model: nn.Module) -> None:
     if not devices:
         raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
     if any(device.type == "meta" for device in devices):
-        raise RelaxPruneError("model must hold its weights in memory, got meta tensors; load it without offloading")
+        raise RelaxPruneError(
+            "model must have values for its weights, got meta tensors; load it, or have accelerate offload it"
+        )
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise RelaxPruneError(
             "model must have weights that can be changed, got inference tensors; make or load it outside of "
             "torch.inference_mode()"
         )
-    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    mapped = {} if store_of(model).travels else getattr(model, "hf_device_map", None) or {}
+    places = {str(place) for place in mapped.values()}
     if len(devices) > 1 or len(places) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise RelaxPruneError("model must lie on one device, got one spread by a device map; load it without one")
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):

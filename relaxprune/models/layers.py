@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.homes import is_away, values_of
 
 from .layer_kinds import PLAIN_DTYPES, is_plain, layer_kind, reason_to_skip, without_parameters
 from .shared_memory import shared_memory
@@ -51,14 +52,18 @@ class PrunableLayer:
 
     @property
     def stored(self) -> Tensor:
-        """The layer's own part of the parameter, as it is stored; what is written to it is written to the model."""
-        weight = self.weight.detach()
+        """The layer's own part of the parameter, as it is stored; what is written to it is written to the model.
+
+        If the weight's block is away (``BlockStore``), it is a copy that is read from where it is.
+        """
+        weight = values_of(self.weight)
         return weight if self.expert is None else weight[self.expert]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, cols) = (outputs, inputs)."""
-        rows, cols = self.matrix().shape
+        weight = self.weight.detach()  # its shape is known wherever its values are
+        rows, cols = self.as_matrix(weight if self.expert is None else weight[self.expert]).shape
         return rows, cols
 
     def matrix(self) -> Tensor:
@@ -104,7 +109,11 @@ class PrunableLayer:
         self.apply_mask(mask)
 
     def refuse_misfit(self, mask: Tensor, weight: Tensor | None = None) -> None:
-        """Raise RelaxPruneError where a mask or new values do not fit the weight."""
+        """Raise RelaxPruneError where a mask or new values do not fit the weight, or its block is away."""
+        if is_away(self.weight):
+            raise RelaxPruneError(
+                f"{self.parameter!r} can be changed only while its block is there (BlockStore.resident)"
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != self.shape:
             got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise RelaxPruneError(f"the mask of {self.parameter!r} must be bool of shape {self.shape}, got {got}")

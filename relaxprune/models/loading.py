@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from relaxprune.problems.checks import check_device
+from relaxprune.problems.checks import check_device, one_of
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
+from relaxprune.residency import PLACES
 from relaxprune.support.sentences import some
 
 from .checkpoint import check_config, check_counts, count_elements, count_pieces, weight_files, weight_headers
@@ -24,6 +25,7 @@ from .size_limit import limited
 from .sources import Checkpoint, resolve_source
 from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 from .surplus import Surplus
+from .travelling import load_travelling
 from .unused_tensors import check_values
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class LoadOptions:
         cache_dir: the hub cache; None for the default one.
         attn_implementation: "eager", "sdpa", ...; None for the model's default.
         trust_remote_code: run Python files that come with the model.
+        offload: where blocks are while nobody works on them: "cpu" for memory beside an accelerator, "disk" to read
+            them from the checkpoint each time; None to load the model whole.
     """
 
     device: str | None = None
@@ -55,14 +59,26 @@ class LoadOptions:
     cache_dir: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    offload: str | None = None
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            RelaxPruneError: naming the option.
+        """
+        if self.offload is not None:
+            one_of("offload", self.offload, PLACES[1:], " or None")
         if self.dtype != "auto" and self.dtype not in _DTYPES:
             known = ["auto", *_DTYPES]
             hint = did_you_mean(self.dtype, known)
             raise RelaxPruneError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(known)}{hint}")
         if self.device is not None:
             check_device(self.device)
+        if self.offload == "cpu" and torch.device(self.device or "cpu").type == "cpu":
+            raise RelaxPruneError(
+                "offload 'cpu' keeps blocks in memory beside an accelerator, got device 'cpu': give 'disk', or a device"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,16 +122,17 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     counts, pieces, licence = _check_files(checkpoint)
     # A GGUF file is dequantised to float32 whatever it stores.
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))
-    copies = 1 if checkpoint.gguf_file is None else 2  # names of tensors are found by a second model
+    # Names of tensors are found by a second model.
+    copies = 1 if checkpoint.gguf_file is None and options.offload is None else 2
     with limited(copies * counts.total(), pieces):
         model, info = _load(source, checkpoint, options, dtype)
     _check_complete(source, info)
     surplus = Surplus.of(model, checkpoint)
     # Even if all are stored alike: some classes load certain tensors in float32 whatever is asked for.
-    if options.dtype == "auto" and checkpoint.gguf_file is None:
+    if options.dtype == "auto" and checkpoint.gguf_file is None and options.offload is None:
         keep_stored_dtypes(model, checkpoint.folder, surplus.tensors.files)
         check_values(model, checkpoint.folder)
-    if options.device is not None:
+    if options.device is not None and options.offload is None:
         torch.nn.Module.to(model, torch.device(options.device))
     description = {
         "source": source,
@@ -211,6 +228,8 @@ def _load(
     else:
         # Without dequantize=True the model loads, but save_pretrained refuses it after all the work.
         arguments |= {"gguf_file": checkpoint.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    if options.offload is not None:
+        return _load_travelling(source, checkpoint, options, arguments)
     with loader(f"model {source!r}", options.trust_remote_code):
         # Its declared type leaves out the pair that output_loading_info=True gives.
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint.folder), **arguments)
@@ -218,6 +237,25 @@ def _load(
     if getattr(model, "hf_quantizer", None) is not None:
         raise RelaxPruneError(f"model {source!r} is quantised and cannot be pruned: give the model it was made from")
     return model, info
+
+
+def _load_travelling(
+    source: str, checkpoint: Checkpoint, options: LoadOptions, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a model whose blocks travel, as ``_load`` loads a whole one."""
+    if checkpoint.gguf_file is not None:
+        raise RelaxPruneError(
+            f"model {source!r} is a .gguf file, which is dequantised as a whole, and blocks travel from safetensors: "
+            "leave out --offload, or save the model with save_pretrained first"
+        )
+    return load_travelling(
+        source,
+        checkpoint.folder,
+        arguments,
+        device=options.device,
+        auto=options.dtype == "auto",
+        in_memory=options.offload == "cpu",
+    )
 
 
 def _load_tokenizer(source: str, checkpoint: Checkpoint, options: LoadOptions) -> PreTrainedTokenizerBase:

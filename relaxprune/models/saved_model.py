@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.block_store import BlockStore
+from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import as_integers
 from relaxprune.support.tensor_bits import same_bits as _same_bits
 
 from .layers import find_layers
 from .loaders import quiet
 from .stored_dtypes import keep_stored_dtypes
+from .streamed import DEFAULT_SHARD_BYTES, check_shards, write_shards, written_matrices
 from .surplus import Surplus
 
 if TYPE_CHECKING:
@@ -67,6 +70,25 @@ def save_settings(model: PreTrainedModel, tokenizer: Any, staging: Path) -> None
         raise RelaxPruneError(f"the model's configuration or tokenizer cannot be saved: {reason}") from error
 
 
+def save_weights(model: PreTrainedModel, folder: Path, surplus: Surplus, shard_bytes: int | None = None) -> None:
+    """Save a model into ``folder``, with the tensors of its source that it does not use.
+
+    Args:
+        model: whole, or one whose blocks travel: then one block is in memory at a time.
+        folder: an empty one.
+        surplus: what the source holds beside the model.
+        shard_bytes: most that a file holds, unless a single tensor is larger; None for 50 GB.
+    """
+    store = store_of(model)
+    if isinstance(store, BlockStore):
+        with store.restored():
+            model.save_pretrained(folder, state_dict={})  # everything but weights
+            write_shards(model, store, folder, shard_bytes or DEFAULT_SHARD_BYTES)
+        return
+    model.save_pretrained(folder, max_shard_size=shard_bytes or DEFAULT_SHARD_BYTES)
+    surplus.tensors.append_to(folder)
+
+
 def verify_saved_model(
     folder: Path, model: PreTrainedModel, masks: Mapping[str, Tensor], surplus: Surplus | None = None
 ) -> ReloadCheck:
@@ -84,6 +106,16 @@ def verify_saved_model(
     Raises:
         RelaxPruneError: naming the first tensor that is missing, differs, or is not +0.0 where its mask prunes.
     """
+    surplus, store = surplus or Surplus(), store_of(model)
+    counts = {"unused_tensors": len(surplus.tensors.files), "copied_files": len(surplus.files)}
+    if isinstance(store, BlockStore):
+        with store.restored():
+            check_shards(model, store, folder)
+        _refuse_lost(folder, surplus)
+        zeros = [
+            _confirm_zeros(name, matrix, masks[name]) for name, matrix in written_matrices(model, store, folder, masks)
+        ]
+        return ReloadCheck(len(model.state_dict()), len(masks), sum(zeros), len(tied_groups(model)), **counts)
     with quiet():
         found: Any = type(model).from_pretrained(
             folder, dtype="auto", local_files_only=True, output_loading_info=True, low_cpu_mem_usage=True
@@ -92,10 +124,7 @@ def verify_saved_model(
     absent = sorted(map(str, {*info["missing_keys"], *info.get("mismatched_keys", ())}))
     if absent:
         raise RelaxPruneError(f"saved model {str(folder)!r} lacks {absent[0]!r} ({len(absent)} tensors in all)")
-    surplus = surplus or Surplus()
-    lost = [*surplus.tensors.differences(folder), *surplus.differing_files(folder)]
-    if lost:
-        raise RelaxPruneError(f"saved model {str(folder)!r} does not hold {lost[0]!r} as its source does")
+    _refuse_lost(folder, surplus)
     # Transformers casts what a mixed checkpoint stores; what counts is the bits in the files.
     keep_stored_dtypes(reloaded, folder, {*info["unexpected_keys"], *surplus.tensors.files})
     written, meant = reloaded.state_dict(), model.state_dict()
@@ -107,7 +136,14 @@ def verify_saved_model(
     groups = tied_groups(model)
     if tied_groups(reloaded) != groups:
         raise RelaxPruneError(f"saved model {str(folder)!r} does not tie the weights that the model ties")
-    return ReloadCheck(len(meant), len(masks), pruned, len(groups), len(surplus.tensors.files), len(surplus.files))
+    return ReloadCheck(len(meant), len(masks), pruned, len(groups), **counts)
+
+
+def _refuse_lost(folder: Path, surplus: Surplus) -> None:
+    """Raise RelaxPruneError if a saved model lacks something that its source holds beside the model."""
+    lost = [*surplus.tensors.differences(folder), *surplus.differing_files(folder)]
+    if lost:
+        raise RelaxPruneError(f"saved model {str(folder)!r} does not hold {lost[0]!r} as its source does")
 
 
 def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from relaxprune.residency.homes import is_away
+
 from .layer_kinds import is_plain
 
 
@@ -39,7 +41,7 @@ def shared_memory(model: nn.Module) -> dict[str, list[str]]:
             shared[one.name].append(other.name)
             shared[other.name].append(one.name)
         for place in places:
-            if overlaps_itself(place.tensor):
+            if not is_away(place.tensor) and overlaps_itself(place.tensor):
                 shared[place.name].append(place.name)
     return dict(shared)
 

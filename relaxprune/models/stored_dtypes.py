@@ -61,7 +61,7 @@ def keep_stored_dtypes(model: PreTrainedModel, folder: Path, unused: Collection[
         own = {**module._parameters, **module._buffers}
         lent = {name: tensor for name, tensor in own.items() if tensor is not None and id(tensor) in put_back}
         if lent:
-            _lend(module, {name: _dtype_of(tensor, state, compute) for name, tensor in lent.items()})
+            lend(module, {name: _dtype_of(tensor, state, compute) for name, tensor in lent.items()})
     return len(put_back)
 
 
@@ -91,7 +91,7 @@ def _dtype_of(tensor: Tensor, state: dict[str, Tensor], dtypes: dict[str, torch.
     return next(dtypes[name] for name, other in state.items() if other is tensor)
 
 
-def _lend(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+def lend(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
     """Cast a module's own tensors to these dtypes while it runs; they have their stored bits at all other times."""
     stored: dict[str, Tensor] = {}
 

@@ -185,10 +185,10 @@ def _used_of(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> list
 
 def _reached(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> bool:
     """Say whether loading these tensors into an empty model of the same class fills a tensor of it."""
-    return _missing(model, entries) != _missing(model, {})
+    return missing_of(model, entries) != missing_of(model, {})
 
 
-def _missing(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> set[str] | None:
+def missing_of(model: PreTrainedModel, entries: Mapping[str, TensorEntry]) -> set[str] | None:
     """Return the tensors that a model lacks which is loaded from nothing but these; None where loading fails."""
     state = {
         name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta") for name, entry in entries.items()

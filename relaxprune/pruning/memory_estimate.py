@@ -54,7 +54,7 @@ def added_bytes(
     per_weight = 12 if options.certify is None else 60
     solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
     item = max(parameter.element_size() for parameter in model.parameters())
-    states = 2 * tokens * layers[0].cols * item
+    states = states_bytes(model, layers, tokens)
     temporaries = max(8 * _SOLVER_MATRICES * layer.rows * layer.cols for layer in layers)
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
     pruning = (
@@ -70,6 +70,12 @@ def added_bytes(
     refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
     predictions = (tokens + refine_tokens) * layers[0].cols * item
     return masks + max(pruning, refining) + predictions
+
+
+def states_bytes(model: nn.Module, layers: Sequence[PlannedLayer], tokens: int) -> int:
+    """Return the bytes of twice the hidden states of all tokens; arguments as for ``added_bytes``."""
+    item = max(parameter.element_size() for parameter in model.parameters())
+    return 2 * tokens * layers[0].cols * item
 
 
 def _apart_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, sums: int, kinds: int) -> int:

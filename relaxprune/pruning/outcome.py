@@ -18,6 +18,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from .block_record import BlockRecord, RefinementRecord
 from .channels.permutation import Permutation
 from .coverage import Coverage
+from .kept_records import KeptRecords
 from .layer_report import LayerReport
 from .plan import Plan
 from .prune_report import UNREACHED, PruneEvent, PruneReport
@@ -32,6 +33,8 @@ class Outcome:
         planned: number of layers to prune.
         on_event: called when blocks and layers start and end.
         stages: number of stages.
+        kept: the records of finished blocks.
+        refined: the new values of weights that refining the whole model has moved.
         carried: stage -> seconds of the sessions before this one.
         the others: as in ``PruneReport``.
     """
@@ -41,9 +44,9 @@ class Outcome:
     stages: int = 0
     reports: list[LayerReport] = field(default_factory=list)
     skipped: list[SkippedLayer] = field(default_factory=list)
-    masks: dict[str, Tensor] = field(default_factory=dict)
+    kept: KeptRecords = field(default_factory=KeptRecords)
     permutations: list[Permutation] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    refined: Mapping[str, Tensor] = field(default_factory=dict)
     tunings: list[BlockTuning] = field(default_factory=list)
     refinement: Refinement | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -64,8 +67,7 @@ class Outcome:
             failed: layer name -> why it must not be pruned, for layers that were reached and have no mask all the same.
         """
         if record is not None:
-            self.masks |= record.masks
-            self.weights |= record.weights
+            self.kept.add(stage.index, record)
             self.permutations += record.permutations
             self.tunings += record.tunings
         missed = [layer for layer in stage.layers if record is None or layer.parameter not in record.masks]
@@ -74,7 +76,7 @@ class Outcome:
 
     def finish_refining(self, record: RefinementRecord) -> None:
         """Take in how the whole model was refined."""
-        self.weights |= record.weights
+        self.refined = record.weights
         self.refinement = record.refinement
 
     def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
@@ -119,7 +121,7 @@ class Outcome:
         Raises:
             RelaxPruneError: nothing was pruned.
         """
-        request = plan.request
+        request, masks = plan.request, self.kept.masks
         if not self.reports:
             left = self.skipped[0]
             raise RelaxPruneError(
@@ -134,15 +136,15 @@ class Outcome:
             left_out=request.left_out,
             options={**asdict(request.options), "solver_options": request.solver.options()},
             propagation=propagation,
-            masks=self.masks,
+            masks=masks,
             permutations=self.permutations,
-            weights=self.weights,
+            weights={**self.kept.weights, **self.refined} if self.refined else self.kept.weights,
             tunings=self.tunings,
             refinement=self.refinement,
             coverage=Coverage(
-                layers=len(self.masks),
-                layer_weights=sum(mask.numel() for mask in self.masks.values()),
-                pruned_weights=sum(int((~mask).sum()) for mask in self.masks.values()),
+                layers=len(masks),
+                layer_weights=sum(layer.rows * layer.cols for layer in self.reports),
+                pruned_weights=sum(int((~mask).sum()) for mask in masks.values()),
                 of=plan.matrices,
             ),
         )

@@ -14,17 +14,21 @@ from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import token_streams
+from relaxprune.models.adopted import adopted
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.states import Shelf, shelf_of
+from relaxprune.residency.store import store_of
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
 from .calibration import Calibration
 from .channels.channel_permuter import ChannelPermuter
 from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
+from .kept_records import KeptRecords, write_record
 from .mask_solver import LayerInputs, MaskSolver, SolvedLayer
 from .outcome import Outcome
 from .plan import Plan
@@ -63,7 +67,8 @@ def prune_model(
     stay pruned.
 
     Args:
-        model: any module on one device.
+        model: any module that computes on one device. One that accelerate has offloaded stays so: blocks that are
+            pruned go back to where it keeps them.
         batches: iterable, read once, of tensors (the model's first argument) or mappings (its keyword arguments;
             an ``attention_mask`` of shape (batch, tokens) marks padding with 0, which never counts, and a
             ``decoder_attention_mask`` that of an encoder-decoder model's other tokens).
@@ -91,11 +96,12 @@ def prune_model(
         raise RelaxPruneError(f"plan already holds all options of the run, got also {', '.join(sorted(words))}")
     if not isinstance(plan, Plan):
         raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
-    plan.check_model(model)
-    outcome = Outcome(len(plan.layers), on_event)
-    with borrowed(model), OutputCheck(plan.weights) as check:
-        run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check)
-        run.prune()
+    with adopted(model):
+        plan.check_model(model)
+        outcome = Outcome(len(plan.layers), on_event, kept=KeptRecords.of(recorder, store_of(model).travels))
+        with borrowed(model), shelf_of(plan.residency) as shelf, OutputCheck(plan.weights) as check:
+            run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check, shelf)
+            run.prune()
     return outcome.report(run.plan, run.route.method)
 
 
@@ -123,6 +129,7 @@ class _Run:
         recorder: BlockRecorder | None,
         outcome: Outcome,
         check: OutputCheck,
+        shelf: Shelf,
     ) -> _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
         request, model, blocks = plan.request, plan.model, plan.blocks
@@ -138,9 +145,9 @@ class _Run:
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         refining = Refining.prepare(plan, [*read, *further], recorder, outcome)
-        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection())
+        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection(), shelf)
         mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
-        route = Route(plan, read, agenda, outcome.timed)
+        route = Route(plan, read, agenda, outcome.timed, shelf)
         selector = ShrinkageSelector.of(mask_solver, parts)
         return cls(plan, route, gram_maker, permuter, mask_solver, selector, recorder, outcome, check, refining)
 
@@ -157,8 +164,18 @@ class _Run:
                 block = self.record(self.tune(block, step), step.stage)
             self.propagate(step)
             self.outcome.finish_block(step.stage, block, self.check.failed)
+            if block is not None:
+                self.leave(step.stage)
         if self.refining is not None:
             self.refining.finish(self.supports)
+
+    def leave(self, stage: Stage) -> None:
+        """Let go of a finished block: should it be needed again, its record makes it what it is."""
+        model, kept, index = self.plan.model, self.outcome.kept, stage.index
+        layers = {layer.parameter: layer for layer in stage.layers}
+        store_of(model).finish(index, lambda: write_record(model, layers, kept.record(index)))
+        if self.refining is None:
+            self.supports.clear()
 
     def recall(self, stage: Stage) -> BlockRecord | None:
         """Apply the record of a finished block to the model and return it; None if the block has to be solved."""

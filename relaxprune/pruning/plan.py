@@ -12,6 +12,8 @@ from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer, SkippedLayer
 from relaxprune.options.allocation import MEASURED
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency import Residency
+from relaxprune.residency.store import store_of
 from relaxprune.support.tables import table
 
 from .coverage import MatrixCount
@@ -83,6 +85,8 @@ class Plan:
         matrices: how many matrices and weights there are to prune.
         model_bytes: size of the model.
         added_bytes: estimate of what a run holds in addition.
+        states_bytes: the part of that which hidden states take.
+        residency: where weights and hidden states live.
         prediction: time and peak memory on this machine, or None if nothing was tried.
     """
 
@@ -95,12 +99,21 @@ class Plan:
     matrices: MatrixCount
     model_bytes: int
     added_bytes: int
+    states_bytes: int = 0
+    residency: Residency = field(default_factory=Residency)
     prediction: Prediction | None = None
 
     @property
     def estimated_bytes(self) -> int:
         """Estimated memory of a run."""
-        return self.model_bytes + self.added_bytes
+        return store_of(self.model).held_bytes(self.model_bytes) + self.working_bytes
+
+    @property
+    def working_bytes(self) -> int:
+        """What a run holds in addition to weights: less what is on disk, which masks of finished blocks are too."""
+        states = self.states_bytes if self.residency.states != "device" else 0
+        masks = sum(layer.rows * layer.cols for layer in self.layers) if store_of(self.model).travels else 0
+        return self.added_bytes - states - masks
 
     @property
     def polytope(self) -> dict[str, Any]:
@@ -160,5 +173,8 @@ class Plan:
         options = self.request.options
         moves = [f"kept weights get new values, damping {options.ridge:g}"] if options.moves else []
         proofs = [f"certificates: {self.certificates}"] if self.certificates else []
+        places = [str(self.residency)] if self.residency != Residency() else []
         predicted = [] if self.prediction is None else [str(self.prediction)]
-        return "\n".join([*table(lines), total, *shares, *moves, *predicted, *proofs, *skipped_lines(self.skipped)])
+        return "\n".join(
+            [*table(lines), total, *shares, *moves, *places, *predicted, *proofs, *skipped_lines(self.skipped)]
+        )

@@ -12,6 +12,7 @@ from torch import nn
 from relaxprune.inputs.batches import count_windows, read_batches
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.output_check import OutputCheck
+from relaxprune.models.adopted import adopted
 from relaxprune.models.blocks import find_blocks
 from relaxprune.models.forward import borrowed, refuse_unsupported
 from relaxprune.models.layer_kinds import EMBEDDING
@@ -22,11 +23,13 @@ from relaxprune.options.target import Target
 from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
+from relaxprune.residency import Residency
 from relaxprune.solvers import Solver
 
 from .coverage import count_matrices
 from .layer_choice import EXCLUDED, NOT_INCLUDED, find_misfits, select_layers
-from .memory_estimate import added_bytes, model_bytes
+from .memory_estimate import added_bytes, model_bytes, states_bytes
+from .placement import refuse_whole_passes
 from .plan import Plan, PlannedLayer
 from .prediction import predict
 from .prune_report import MISFIT
@@ -47,13 +50,14 @@ def plan_model(
     tokens: int = 0,
     batches: Iterable[Any] | None = None,
     kinds: Sequence[str] | None = None,
+    residency: Residency | None = None,
     **solver_options: Any,
 ) -> Plan:
     """Decide and check everything about a run of ``prune_model``; without ``batches`` nothing runs.
 
     Args:
-        model: any module on one device; transformers language models are pruned in their blocks only, unless
-            ``options.include`` says otherwise.
+        model: any module that computes on one device, offloaded by accelerate or not; transformers language models are
+            pruned in their blocks only, unless ``options.include`` says otherwise.
         sparsity: fraction to prune in every row. Give exactly one of this, ``pattern`` and ``polytope``.
         pattern: "N:M", keep N of every M consecutive columns.
         polytope: one feasible set for all layers.
@@ -69,6 +73,8 @@ def plan_model(
         batches: the calibration batches as ``prune_model`` takes them, to predict time and peak memory from a few
             seconds of trials, without the pass of an allocation. None to predict nothing.
         kinds: the kind of text of each window, as ``prune_model`` takes them, for both estimates.
+        residency: where hidden states live between two blocks; None to leave them on the device. No answer depends on
+            it. Where weights live is up to how the model was loaded.
         **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp", fw's
             ``tighten`` is "diagonal" unless it is given here: certificates start from there. An instance's "none"
             counts as not given.
@@ -82,8 +88,11 @@ def plan_model(
     """
     target = Target(sparsity, pattern, polytope, None if allocation is None else Allocation.of(allocation))
     request = PruneRequest.of(target, solver, options, solver_options)
-    plan = make_plan(model, request, tokens, len({*(kinds or ())}) or 1)
-    return plan if batches is None else with_prediction(plan, batches, kinds)
+    with adopted(model):
+        plan = make_plan(model, request, tokens, len({*(kinds or ())}) or 1)
+        if residency is not None:
+            plan = replace(plan, residency=residency)
+        return plan if batches is None else with_prediction(plan, batches, kinds)
 
 
 def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: int = 1, refine_tokens: int = 0) -> Plan:
@@ -94,6 +103,7 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: i
     """
     whole_number("tokens", tokens, 0)
     refuse_unsupported(model)
+    refuse_whole_passes(model, request)
     found, skipped = find_layers(model)
     blocks = find_blocks(model, found)
     weights, left = select_layers(model, found, blocks, request.options)
@@ -126,6 +136,7 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: i
         matrices=count_matrices(model, weights, [layer for layer in found if layer.name in unasked]),
         model_bytes=model_bytes(model),
         added_bytes=added_bytes(model, layers, request.options, tokens, kinds, refine_tokens),
+        states_bytes=states_bytes(model, layers, tokens),
     )
 
 

@@ -20,6 +20,7 @@ from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
 from relaxprune.problems import Gram
+from relaxprune.residency.store import store_of
 from relaxprune.solvers import Solver
 from relaxprune.support.memory import peak_memory_bytes, resident_bytes
 
@@ -180,7 +181,9 @@ def _made_up(cols: int) -> Tensor:
 
 def predicted_bytes(plan: Plan) -> int:
     """Return the largest resident size of the process, the interpreter and the model included."""
-    return max(peak_memory_bytes() or 0, (resident_bytes() or 0) + plan.added_bytes)
+    store = store_of(plan.model)
+    weights = store.held_bytes(plan.model_bytes) - store.present_bytes(plan.model_bytes)
+    return max(peak_memory_bytes() or 0, (resident_bytes() or 0) + weights + plan.working_bytes)
 
 
 def _rows(rows: int, cols: int) -> int:

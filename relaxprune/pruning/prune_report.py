@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +91,9 @@ class PruneReport:
     solver: str
     options: dict[str, Any]
     propagation: str
-    masks: dict[str, Tensor] = dataclasses.field(repr=False)
+    masks: Mapping[str, Tensor] = dataclasses.field(repr=False)
     permutations: list[Permutation] = dataclasses.field(default_factory=list, repr=False)
-    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
     refinement: Refinement | None = None
     coverage: Coverage | None = None

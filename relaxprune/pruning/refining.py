@@ -83,7 +83,7 @@ class Refining:
                 f"got {len(self.record.weights)}"
             )
         for layer in layers:
-            layer.write(self.outcome.masks[layer.parameter], self.record.weights[layer.parameter])
+            layer.write(self.outcome.kept.masks[layer.parameter], self.record.weights[layer.parameter])
         self.outcome.carried = self.record.seconds
         self.outcome.finish_refining(self.record)
 

@@ -10,6 +10,9 @@ from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.dense_stream import DenseStream
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.states import HERE, Shelf
+from relaxprune.residency.store import store_of
 
 from .plan import Plan
 from .tuning.block_tuner import check_replayed
@@ -43,6 +46,7 @@ class Route:
         batches: calibration batches.
         agenda: the stages.
         timed: adds the time of a ``with`` block to one of the report's stages.
+        shelf: where hidden states are kept between two blocks.
     """
 
     def __init__(
@@ -51,28 +55,33 @@ class Route:
         batches: Sequence[Batch],
         agenda: Agenda,
         timed: Callable[[str], AbstractContextManager[None]],
+        shelf: Shelf = HERE,
     ) -> None:
         self.method = "rerun"
         self._plan, self._batches, self._agenda, self._timed = plan, batches, agenda, timed
-        self._options = plan.request.options
+        self._options, self._shelf = plan.request.options, shelf
         self._streams: list[DenseStream] = []
         if self._options.tune and agenda.before:  # refused before anything is pruned
             check_replayed(self._options.tune, self._blocks(batches[:1])[0])
+        if agenda.before or agenda.after:
+            self._refuse_dense_stream("layers outside of the blocks")
 
     def steps(self) -> Iterator[Step]:
         """Yield the layers before the blocks, the blocks, and the layers after them; each is to be pruned at once."""
         agenda, rerun = self._agenda, Rerun(self._plan.model, self._batches)
         outside = self._dense(rerun) if agenda.before or agenda.after else None
-        yield from (self._begun(Step(stage, rerun, outside)) for stage in agenda.before)
+        yield from self._begun([Step(stage, rerun, outside) for stage in agenda.before])
         if any(stage.layers for stage in agenda.blocks):
             # Only now: the blocks' inputs come through the layers before them, which are pruned by now.
             with self._timed("capture"):
                 pruned, self.method = self._blocks(self._batches)
                 inside = self._dense(pruned, outside if agenda.before else None)
             check_replayed(self._options.tune, pruned)
-            for stage in pruned.ordered(agenda.blocks):
-                yield self._begun(Step(stage, pruned, inside, is_block=True))
-        yield from (self._begun(Step(stage, rerun, outside)) for stage in agenda.after)
+            if isinstance(pruned, Rerun):
+                self._refuse_dense_stream("blocks that cannot be replayed one by one")
+            stages = pruned.ordered(agenda.blocks)
+            yield from self._begun([Step(stage, pruned, inside, is_block=True) for stage in stages])
+        yield from self._begun([Step(stage, rerun, outside) for stage in agenda.after])
 
     def propagate(self, step: Step) -> None:
         """Make the inputs of the next stage, now that this one is pruned."""
@@ -80,15 +89,26 @@ class Route:
             step.dense.advance(step.stage)
         step.pruned.advance(step.stage)
 
+    def _refuse_dense_stream(self, what: str) -> None:
+        """Raise RelaxPruneError if the whole dense model would have to run beside one whose blocks travel."""
+        if self._options.correct and store_of(self._plan.model).travels:
+            raise RelaxPruneError(
+                f"correct runs the whole dense model beside the pruned one if there are {what}, got a model whose "
+                "blocks travel: leave out correct, or load the model whole"
+            )
+
     def _blocks(self, batches: Sequence[Batch]) -> tuple[Propagation, str]:
         """Return what makes the blocks' inputs, and how."""
-        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches)
+        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches, self._shelf)
 
-    def _begun(self, step: Step) -> Step:
-        """Keep a stage's dense weights, before anything is written to them."""
-        for stream in self._streams:
-            stream.keep(step.stage)
-        return step
+    def _begun(self, steps: Sequence[Step]) -> Iterator[Step]:
+        """Yield steps, each while its block is there, its dense weights kept before anything is written to them."""
+        store = store_of(self._plan.model)
+        for step in steps:
+            with store.resident(step.stage.index):
+                for stream in self._streams:
+                    stream.keep(step.stage)
+                yield step
 
     def _dense(self, pruned: Propagation, before: DenseStream | None = None) -> DenseStream | None:
         """Return the dense model's stream next to a propagation, if anything needs it.

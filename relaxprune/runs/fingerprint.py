@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import checksum
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -74,8 +75,9 @@ def weights_sha256(model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = 
     Returns:
         The digest in hexadecimal; it does not depend on the device or the order of the modules.
     """
-    state, wanted = model.state_dict(), dtypes or {}
-    return checksum((name, state[name].to(wanted.get(name, state[name].dtype))) for name in sorted(state))
+    state, wanted, store = model.state_dict(keep_vars=True), dtypes or {}, store_of(model)
+    tensors = ((name, store.values(state[name])) for name in sorted(state))
+    return checksum((name, tensor.to(wanted.get(name, tensor.dtype))) for name, tensor in tensors)
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

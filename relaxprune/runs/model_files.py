@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relaxprune.models.saved_model import save_weights
 from relaxprune.models.surplus import Surplus
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.support.durable import install_files
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def write_model(
-    path: Path, progress: RunProgress, model: PreTrainedModel, report: PruneReport, surplus: Surplus
+    path: Path,
+    progress: RunProgress,
+    model: PreTrainedModel,
+    report: PruneReport,
+    surplus: Surplus,
+    shard_bytes: int | None = None,
 ) -> set[str]:
     """Write what a run gives into its folder, noting before what that is.
 
@@ -29,14 +35,14 @@ def write_model(
         model: the pruned model, in the dtype to be saved.
         report: the run's report, with the masks.
         surplus: what the model's source holds beside it.
+        shard_bytes: most that a weight file holds, as for ``save_weights``.
 
     Returns:
         The names of all files that the run has put there, and of the model card, which comes next.
     """
     staging, manifest = progress.staging(), progress.manifest
     try:
-        model.save_pretrained(staging)
-        surplus.tensors.append_to(staging)
+        save_weights(model, staging, surplus, shard_bytes)
         surplus.copy_files(staging)  # saving may have written some of them anew
         write_masks(staging / MASKS_NAME, report.masks)
         manifest.install({*file_names(staging), CARD_NAME})

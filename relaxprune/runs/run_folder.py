@@ -220,13 +220,16 @@ class RunFolder:
         """Keep a layer's certificate, durably; it counts once its block is recorded."""
         self._progress.save_certificate(parameter, certificate, problem)
 
-    def finish(self, model: PreTrainedModel, report: PruneReport, notes: RunNotes) -> ReloadCheck:
+    def finish(
+        self, model: PreTrainedModel, report: PruneReport, notes: RunNotes, shard_bytes: int | None = None
+    ) -> ReloadCheck:
         """Write the result, reload it from disk, check it, and only then declare the run finished.
 
         Args:
             model: the pruned model, in the dtype to be saved.
             report: the run's report; ``masks.safetensors`` gets its masks.
             notes: command, base model, licence, notices.
+            shard_bytes: most that a weight file holds, unless a single tensor is larger; None for 50 GB.
 
         Returns:
             What the reload confirmed.
@@ -234,7 +237,7 @@ class RunFolder:
         Raises:
             RelaxPruneError: if the reloaded files are not exactly what was meant.
         """
-        files = write_model(self.path, self._progress, model, report, self._surplus)
+        files = write_model(self.path, self._progress, model, report, self._surplus, shard_bytes)
         checked = self._reload(model)
         layers = [layer.to_dict() for layer in report.layers]
         write_text(self.path / CARD_NAME, model_card(notes, self.fingerprint, layers))

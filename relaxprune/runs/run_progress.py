@@ -41,6 +41,11 @@ _ALLOCATION = JsonFormat(version=1, shape={"pruned_per_row": Values(int)}, advic
 _DISCARD = "or add --discard-damaged"
 
 
+def states_folder(path: Path) -> Path:
+    """Return where a run may keep hidden states while it is under way, of the run's folder."""
+    return path / WORK_NAME / "states"
+
+
 class RunProgress:
     """What an unfinished run has done: its fingerprint, samples, allocation, blocks, certificates and refinement.
 

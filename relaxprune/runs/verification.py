@@ -6,13 +6,15 @@ bit, masks are counted against the set that was asked for, and the folder agains
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relaxprune.models.layers import find_layers
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
@@ -22,6 +24,7 @@ from relaxprune.options.target import Decided, Target
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
+from relaxprune.residency.store import store_of
 from relaxprune.support.durable import is_unchanged
 from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
@@ -70,7 +73,12 @@ class RunVerification:
 
 
 def verify_run(
-    path: str | Path, source: str | None = None, *, cache_dir: str | None = None, trust_remote_code: bool = False
+    path: str | Path,
+    source: str | None = None,
+    *,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    offload: str | None = None,
 ) -> RunVerification:
     """Compare a finished run with its source.
 
@@ -80,6 +88,7 @@ def verify_run(
             commit that it names.
         cache_dir: the hub cache; None for its usual place.
         trust_remote_code: run Python files that come with the model, where it needs them.
+        offload: "disk" to hold one block of each model at a time; None to load both whole.
 
     Raises:
         RelaxPruneError: the folder holds no finished run, or the source is not there.
@@ -91,13 +100,11 @@ def verify_run(
     if differing:  # what a damaged file holds would be told once more
         return RunVerification(folder, named, tuple(differing), len(record["files"]))
     run = read_finished_run(folder)
-    options = LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    options = LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code, offload=offload)
     dense = _load_source(record, source, options)
     others = list(_other_weights(record, source, options, dense))
-    result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
-    apply_permutations(
-        dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()]
-    )
+    result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code, offload=offload))
+    _reorder(dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()])
     found = [
         *_wrong_masks(run),
         *_wrong_tensors(run, dense, result),
@@ -109,6 +116,16 @@ def verify_run(
     return RunVerification(
         folder, named, tuple(found), len(record["files"]), len(dense.model.state_dict()), len(run.masks), pruned
     )
+
+
+def _reorder(model: nn.Module, permutations: Sequence[Permutation]) -> None:
+    """Reorder the channels of a dense model as the run did, block by block."""
+    store = store_of(model)
+    for block, group in groupby(permutations, key=lambda item: item.block):
+        redo = partial(apply_permutations, model, list(group))
+        with store.resident(block):
+            redo()
+        store.finish(block, redo)
 
 
 def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOptions) -> LoadedModel:
@@ -189,7 +206,8 @@ def _decided(run: FinishedRun) -> Decided:
 
 def _wrong_tensors(run: FinishedRun, dense: LoadedModel, result: LoadedModel) -> Iterator[str]:
     """Yield the tensors of the result that are not the source's, or not as their masks say."""
-    before, after = dense.model.state_dict(), result.model.state_dict()
+    before, after = (found.model.state_dict(keep_vars=True) for found in (dense, result))
+    was, now = store_of(dense.model).values, store_of(result.model).values
     yield from (f"tensor {name!r} is missing" for name in before if name not in after)
     yield from (f"tensor {name!r} is not of the source" for name in after if name not in before)
     layers = {layer.parameter: layer for layer in find_layers(dense.model)[0]}
@@ -207,9 +225,9 @@ def _wrong_tensors(run: FinishedRun, dense: LoadedModel, result: LoadedModel) ->
     for layer in whole:  # experts beside others of the same parameter that are pruned
         if layer.parameter not in results or not same_bits(layer.stored, results[layer.parameter].stored):
             yield f"tensor {layer.parameter!r} is not the source's, though it was not pruned"
-    held = {name for name, tensor in dense.model.state_dict(keep_vars=True).items() if id(tensor) in pruned}
+    held = {name for name, tensor in before.items() if id(tensor) in pruned}
     for name in before:
-        if name in after and name not in held and not same_bits(before[name], after[name]):
+        if name in after and name not in held and not same_bits(was(before[name]), now(after[name])):
             yield f"tensor {name!r} is not the source's, though it was not pruned"
 
 

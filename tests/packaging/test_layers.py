@@ -30,6 +30,7 @@ FLOORS = (
     ("solvers.registry",),
     ("solvers.__init__",),
     ("support",),
+    ("residency",),
     ("options",),
     ("certificates.verify",),
     ("certificates.sdp",),

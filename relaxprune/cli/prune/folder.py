@@ -14,6 +14,7 @@ from relaxprune import RelaxPruneError, apply_masks
 from relaxprune.models import FLOAT_DTYPES, LoadedModel
 from relaxprune.pruning import Plan, PruneReport, apply_permutations
 from relaxprune.pruning.memory_estimate import model_bytes
+from relaxprune.residency.store import store_of
 from relaxprune.runs import Fingerprint, RunFolder, RunNotes, plain_values, software_versions, weights_sha256
 from relaxprune.runs.disk_space import refuse_full_disk
 from relaxprune.runs.run_record import read_sealed_record
@@ -179,7 +180,8 @@ def finish_folder(job: PruneJob, folder: RunFolder, loaded: LoadedModel, report:
         peak_memory_bytes=peak_memory_bytes(),
     )
     weights = folder.fingerprint["model"]["weights_sha256"]
-    checked = folder.finish(in_stored_dtype(job, loaded, report, weights), report, notes)
+    model = in_stored_dtype(job, loaded, report, weights)
+    checked = folder.finish(model, report, notes, job.memory.shard_bytes)
     job.output.result(
         f"written to {folder.path}: reloaded, {checked.tensors} tensors as meant, {checked.pruned_weights} weights of "
         f"{checked.pruned_layers} layers exactly zero; pruned in {duration(report.seconds['total'])}",
@@ -202,7 +204,7 @@ def in_stored_dtype(job: PruneJob, loaded: LoadedModel, report: PruneReport, wei
     Raises:
         RelaxPruneError: the source has changed, so that ``weights`` is not the SHA-256 of what is loaded again.
     """
-    if job.load.dtype == "auto":
+    if job.load.dtype == "auto" or store_of(loaded.model).travels:  # blocks that travel come as they are stored
         return loaded.model
     # A branch may have moved since: the commit says what was pruned.
     stored = load_model(job.model, replace(job.load, dtype="auto", revision=loaded.commit or job.load.revision))

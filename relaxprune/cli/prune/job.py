@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from relaxprune import RelaxPruneError
@@ -19,7 +19,7 @@ from ..loading import load_options
 from ..option_groups import weights_word
 from ..solver_options import parse_options
 from .output import Output
-from .words import CalibrationGroup, LayerGroup, PruneWords, RunGroup
+from .words import CalibrationGroup, LayerGroup, MemoryGroup, PruneWords, RunGroup
 
 # Windows that the model writes beside those of a text, as a share of them, so that masks hold on text of other kinds
 # (docs/unseen-text.md); new weights need more of them.
@@ -43,6 +43,7 @@ class PruneJob:
         refine_samples: how many windows the model writes for ``--refine`` alone, if it can write any.
         samples_asked: whether it must be able to.
         run: the output folder, and how to run.
+        memory: where weights and hidden states live.
         output: prints messages and events.
     """
 
@@ -56,6 +57,7 @@ class PruneJob:
     samples_asked: bool
     run: RunGroup
     output: Output
+    memory: MemoryGroup = field(default_factory=MemoryGroup)
 
     @property
     def folder(self) -> Path:
@@ -97,7 +99,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     job = PruneJob(
         model=model,
         request=request,
-        load=load_options(words.loading),
+        load=replace(load_options(words.loading), offload=words.memory.offload),
         calibration=text,
         sources=sources,
         windows=CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed),
@@ -105,7 +107,9 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         samples_asked=bool(words.layers.refine_samples),
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
+        memory=words.memory,
     )
+    _ = words.memory.memory_bytes, words.memory.shard_bytes  # refused before any work
     job.request.check_batches(-(-job.count // job.windows_at_once), job.count + job.refine_samples)
     with door():
         for part in job.sources:

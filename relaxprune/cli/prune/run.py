@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from relaxprune import RelaxPruneError, prune_model
-from relaxprune.models import FLOAT_DTYPES, LoadedModel
+from relaxprune import prune_model
+from relaxprune.models import LoadedModel
 from relaxprune.models.token_limits import check_tokenizer, try_window
-from relaxprune.pruning import Plan, PruneEvent, PruneReport, make_plan, with_prediction
+from relaxprune.pruning import Plan, PruneEvent, PruneReport, with_prediction
 from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
@@ -21,9 +21,9 @@ from relaxprune.text.windows import HELD_OUT_SEED
 
 from ..endings import door, tell
 from ..interrupts import check
-from ..loading import load_model
 from .folder import abandoning, earlier_sampler, finish_folder, open_folder, refuse_small_disk
 from .job import PruneJob
+from .placing import prepare
 
 _OTHER_SEED = 2**31  # so that what the model writes for the refinement is not what it writes for the Grams
 
@@ -45,18 +45,6 @@ def run_prune(job: PruneJob) -> int:
     with RunFolder.hold(job.folder):
         RunFolder.refuse_occupied(job.folder, job.run.resume)
         return write_run(job)
-
-
-def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
-    """Load the model and decide what is pruned."""
-    if job.run.threads is not None:
-        torch.set_num_threads(job.run.threads)
-    job.output.say(f"loading {job.model}")
-    with door():
-        loaded = load_model(job.model, job.load)
-    refuse_rounding(job, loaded)
-    refine_tokens = job.refine_samples * job.calibration.length
-    return make_plan(loaded.model, job.request, job.tokens, len(job.sources), refine_tokens), loaded
 
 
 def write_run(job: PruneJob) -> int:
@@ -100,22 +88,6 @@ def left_behind(out: Path | None) -> str:
     if folder.finished:
         return f"the run in {out} is finished"
     return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"
-
-
-def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:
-    """Refuse new weights that would be rounded when saved, since their reported errors would not hold.
-
-    Raises:
-        RelaxPruneError: weights move, with a ``--dtype`` other than that of the stored weights.
-    """
-    stored = {str(FLOAT_DTYPES[name]) for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES}
-    computed = loaded.description["dtype"]
-    options = job.request.options
-    if options.new_values and job.load.dtype != "auto" and stored - {f"torch.{computed}"}:
-        raise RelaxPruneError(
-            f"new weights must be computed in the dtype that the model stores, {', '.join(sorted(stored))}, got "
-            f"--dtype {computed}: leave it out (Grams and solvers use float32 and float64 in any case)"
-        )
 
 
 def calibration_tokens(job: PruneJob, loaded: LoadedModel, sampler: Sampler | None = None) -> TokenWindows:

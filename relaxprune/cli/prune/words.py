@@ -205,6 +205,48 @@ class StatisticsGroup:
 
 
 @dataclass(frozen=True)
+class MemoryGroup:
+    """Where weights and hidden states live during a run, and how large the files of the result are."""
+
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            help="Where blocks wait for their turn: cpu (beside an accelerator) or disk; the model is not whole."
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most memory of the device, such as 24GiB; decides what waits where."),
+    ] = None
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most that a weight file of the result holds; 50GB by default.")
+    ] = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory in bytes, None for no bound.
+
+        Raises:
+            RelaxPruneError: it is no size.
+        """
+        return self._size("--memory", self.memory)
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """The size of a weight file in bytes, None for the default.
+
+        Raises:
+            RelaxPruneError: it is no size.
+        """
+        return self._size("--shard-size", self.shard_size)
+
+    def _size(self, name: str, text: str | None) -> int | None:
+        from relaxprune.residency import parse_bytes
+
+        return None if text is None else parse_bytes(name, text)
+
+
+@dataclass(frozen=True)
 class RunGroup:
     """The output folder, and how to run."""
 
@@ -234,3 +276,4 @@ class PruneWords:
     certify: CertifyGroup = field(default_factory=CertifyGroup)
     statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
     sharing: AllocationGroup = field(default_factory=AllocationGroup)
+    memory: MemoryGroup = field(default_factory=MemoryGroup)

@@ -23,10 +23,10 @@ def apply_permutations(model: nn.Module, permutations: Iterable[Permutation]) ->
     Raises:
         RelaxPruneError: a layer that the model does not have, or an order that does not fit its channels.
     """
-    layers = {layer.name: layer for layer in find_layers(model)[0]}
-    for permutation in permutations:
-        if permutation.applied:
-            permute(layers, permutation)
+    applied = [permutation for permutation in permutations if permutation.applied]
+    layers = {layer.name: layer for layer in find_layers(model)[0]} if applied else {}
+    for permutation in applied:
+        permute(layers, permutation)
 
 
 def permute(layers: Mapping[str, PrunableLayer], permutation: Permutation, *, undo: bool = False) -> None:

@@ -14,6 +14,8 @@ from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems import Gram
+from relaxprune.residency.states import HERE, Shelf
+from relaxprune.residency.store import store_of
 
 Shown = tuple[tuple[PrunableLayer, ...], Gram]
 
@@ -29,6 +31,7 @@ class DenseModel:
         batches: calibration batches.
         agenda: the run's stages.
         gram_maker: makes the Grams of the run.
+        shelf: where hidden states are kept between two blocks.
     """
 
     model: nn.Module
@@ -37,6 +40,7 @@ class DenseModel:
     batches: Sequence[Batch]
     agenda: Agenda
     gram_maker: GramMaker
+    shelf: Shelf = HERE
 
     def grams(self) -> Iterator[Shown]:
         """Go through the stages of a run without pruning anything.
@@ -49,10 +53,11 @@ class DenseModel:
         for stage in (*self.agenda.before, *self.agenda.after):
             yield from self._stage(stage, rerun)
         if any(stage.layers for stage in self.agenda.blocks):
-            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches)
+            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches, self.shelf)
             for stage in propagation.ordered(self.agenda.blocks):
-                yield from self._stage(stage, propagation)
-                propagation.advance(stage)
+                with store_of(self.model).resident(stage.index):
+                    yield from self._stage(stage, propagation)
+                    propagation.advance(stage)
 
     def _stage(self, stage: Stage, propagation: Propagation) -> Iterator[Shown]:
         """Gather one stage's Grams and hand them out one after the other."""

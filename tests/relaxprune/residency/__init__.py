@@ -1,0 +1,1 @@
+"""Tests of ``relaxprune.residency``: weights and hidden states that travel."""
