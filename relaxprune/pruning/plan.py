@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from relaxprune.costs.memory import RunBytes
+from relaxprune.costs.planned_layer import PlannedLayer
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer, SkippedLayer
 from relaxprune.options.allocation import MEASURED
@@ -48,27 +50,6 @@ class Prediction:
         return f"predicted: {self.total:.0f} s ({stages}), {memory}"
 
 
-@dataclass(frozen=True)
-class PlannedLayer:
-    """One layer that will be pruned.
-
-    Attributes:
-        name: module name.
-        kind: "Linear", "Conv1D" or "Conv2d".
-        rows: outputs.
-        cols: inputs.
-        keep: entries kept in the whole matrix.
-        block: index of its block; None outside the blocks, whose order is known only once the model runs.
-    """
-
-    name: str
-    kind: str
-    rows: int
-    cols: int
-    keep: int
-    block: int | None
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """Everything decided about a run before it starts, for one model. ``str()`` gives a table.
@@ -81,8 +62,7 @@ class Plan:
         layers: the shapes and counts of these weights.
         skipped: every other matrix, with a reason.
         matrices: how many matrices and weights there are to prune.
-        model_bytes: size of the model.
-        added_bytes: estimate of what a run holds in addition.
+        memory: estimate of what a run holds in memory.
         prediction: time and peak memory on this machine, or None if nothing was tried.
     """
 
@@ -93,9 +73,18 @@ class Plan:
     layers: list[PlannedLayer]
     skipped: list[SkippedLayer]
     matrices: MatrixCount
-    model_bytes: int
-    added_bytes: int
+    memory: RunBytes
     prediction: Prediction | None = None
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model."""
+        return self.memory.model
+
+    @property
+    def added_bytes(self) -> int:
+        """Estimate of what a run holds in addition."""
+        return self.memory.added
 
     @property
     def estimated_bytes(self) -> int:

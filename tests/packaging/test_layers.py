@@ -30,6 +30,7 @@ FLOORS = (
     ("solvers.registry",),
     ("solvers.__init__",),
     ("support",),
+    ("residency",),
     ("options",),
     ("certificates.verify",),
     ("certificates.sdp",),
@@ -39,8 +40,10 @@ FLOORS = (
     ("text",),
     ("evaluation",),
     ("inputs",),
+    ("costs",),
     ("pruning.channels", "pruning.sharing", "pruning.tuning"),
     ("pruning",),
+    ("forecast",),
     ("runs",),
     ("masks",),
     ("adapters.one_weight",),  # what the plugs share

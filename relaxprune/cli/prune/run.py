@@ -55,8 +55,7 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
     with door():
         loaded = load_model(job.model, job.load)
     refuse_rounding(job, loaded)
-    refine_tokens = job.refine_samples * job.calibration.length
-    return make_plan(loaded.model, job.request, job.tokens, len(job.sources), refine_tokens), loaded
+    return make_plan(loaded.model, job.request, job.tokens), loaded
 
 
 def write_run(job: PruneJob) -> int:
