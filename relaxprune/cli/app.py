@@ -29,6 +29,7 @@ from .endings import ending
 from .eval import evaluate
 from .interrupts import interruptible
 from .masks import masks_app
+from .plan import plan_run
 from .prune.command import prune
 from .report import report
 from .solve import solve_layers
@@ -56,6 +57,7 @@ app = typer.Typer(
     "something you must see; 130 interrupted.",
 )
 app.command("prune")(prune)
+app.command("plan")(plan_run)
 app.command("eval")(evaluate)
 app.command("report")(report)
 app.command("solve")(solve_layers)

@@ -49,7 +49,10 @@ class Reading:
     def key(self) -> Hashable:
         """Identify the tensor within one forward pass, during which it is held alive."""
         tensor = self.tensor
-        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, self.version)
+        place: Hashable = tensor.data_ptr()
+        if tensor.is_meta:  # it lies nowhere, but in an object of its own
+            place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
+        return (place, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, self.version)
 
 
 class LayerListener:

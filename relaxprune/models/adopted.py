@@ -161,6 +161,11 @@ class _Offloaded:
             held, key = held.dataset, f"{held.prefix}{key}"
         self._places[name] = (held, key)
 
+    @property
+    def place(self) -> str:
+        """Where the tensors are: accelerate has dictionaries of them in memory, and other maps on disk."""
+        return "cpu" if all(isinstance(held, MutableMapping) for held, _ in self._places.values()) else "disk"
+
     def read(self, name: str) -> Tensor:
         """Return a copy of a tensor, on the CPU."""
         held, key = self._places[name]

@@ -111,8 +111,12 @@ def model_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def refuse_unsupported(model: nn.Module) -> None:
+def refuse_unsupported(model: nn.Module, *, values: bool = True) -> None:
     """Refuse models whose weights cannot be changed in place.
+
+    Args:
+        model: any module.
+        values: False for a model of which only the shapes are wanted, so that its tensors may be on the meta device.
 
     Raises:
         RelaxPruneError: not a module, no parameters, meta or inference tensors, several devices, offloading hooks,
@@ -123,7 +127,7 @@ def refuse_unsupported(model: nn.Module) -> None:
     devices = {parameter.device for parameter in model.parameters()}
     if not devices:
         raise RelaxPruneError(f"model must have parameters, got a {type(model).__name__} without any")
-    if any(device.type == "meta" for device in devices):
+    if values and any(device.type == "meta" for device in devices):
         raise RelaxPruneError(
             "model must have values for its weights, got meta tensors; load it, or have accelerate offload it"
         )

@@ -31,7 +31,9 @@ class Checkpoint:
     license: str | None = None
 
 
-def resolve_source(source: str, *, revision: str | None, cache_dir: str | None, remote_code: bool) -> Checkpoint:
+def resolve_source(
+    source: str, *, revision: str | None, cache_dir: str | None, remote_code: bool, weights: bool = True
+) -> Checkpoint:
     """Return the local checkpoint behind ``source``, downloading from the hub only if nothing local fits.
 
     Args:
@@ -39,6 +41,7 @@ def resolve_source(source: str, *, revision: str | None, cache_dir: str | None, 
         revision: branch, tag or commit of a hub model; an error for anything else, which has no revisions.
         cache_dir: the hub cache; None for the default one.
         remote_code: also fetch the Python files of a hub model.
+        weights: False fetches the description of a hub model only, and takes the ``config.json`` of a folder for it.
 
     Raises:
         RelaxPruneError: there is no usable model.
@@ -50,12 +53,14 @@ def resolve_source(source: str, *, revision: str | None, cache_dir: str | None, 
     elif path.is_dir():
         commit = path.resolve().name if path.resolve().parent.name == "snapshots" else None
         found = Checkpoint(path, "folder", commit=commit)
+    elif path.is_file() and path.name == "config.json" and not weights:
+        found = Checkpoint(path.parent, "folder")
     elif path.is_file():
         found = _from_file(path)
     elif _looks_local(source):
         raise FileNotFoundError(f"model {source!r} looks like a path, but there is no such file or folder")
     else:
-        return _from_hub(source, revision, cache_dir, remote_code)
+        return _from_hub(source, revision, cache_dir, remote_code, weights)
     if revision is not None:
         raise RelaxPruneError(f"revision {revision!r} belongs to hub models only, and {source!r} is a {found.kind}")
     return found
@@ -103,8 +108,8 @@ def _from_package(alias: str) -> Checkpoint:
     )
 
 
-def _from_hub(source: str, revision: str | None, cache_dir: str | None, remote_code: bool) -> Checkpoint:
-    """Fetch the description, refuse what cannot be pruned, and only then fetch the weights by name."""
+def _from_hub(source: str, revision: str | None, cache_dir: str | None, remote_code: bool, weights: bool) -> Checkpoint:
+    """Fetch the description, refuse what cannot be pruned, and only then fetch the weights by name, if wanted."""
     from huggingface_hub import snapshot_download
 
     # Only the environment's token is used; False stops the library from reading a stored one.
@@ -122,8 +127,9 @@ def _from_hub(source: str, revision: str | None, cache_dir: str | None, remote_c
             )
         )
         check_config(folder)
-        names = weight_files(folder)
-        snapshot_download(source, revision=folder.name, cache_dir=cache_dir, token=token, allow_patterns=names)
+        if weights:
+            names = weight_files(folder)
+            snapshot_download(source, revision=folder.name, cache_dir=cache_dir, token=token, allow_patterns=names)
     except RelaxPruneError:
         raise
     except (OSError, ValueError) as error:

@@ -84,7 +84,7 @@ def find_misfits(request: PruneRequest, layers: Sequence[PrunableLayer]) -> dict
     Raises:
         RelaxPruneError: the solver does not run on the device of a layer.
     """
-    for device in {layer.weight.device for layer in layers}:
+    for device in {layer.weight.device for layer in layers if not layer.weight.is_meta}:
         request.solver.check_device(device)
     found: dict[str, str] = {}
     shapes: dict[tuple[int, int], str | None] = {}
@@ -106,6 +106,9 @@ def _misfit(request: PruneRequest, layer: PrunableLayer) -> str | None:
     if type(solver).check is Solver.check and options.memory_budget_bytes is None:
         return None
     weight = layer.matrix().detach()
+    if weight.is_meta:  # checks may ask for values: zeros, as few rows as share a count
+        rows = polytope.rows_per_block(layer.shape)
+        weight = torch.zeros(rows, layer.shape[1])
     gram = Gram(torch.zeros(layer.shape[1], layer.shape[1], device=weight.device))
     try:
         problem = MaskProblem(weight, gram, polytope)

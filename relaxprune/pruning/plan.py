@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from relaxprune.costs.memory import RunBytes
+from relaxprune.costs.planned_layer import PlannedLayer
+from relaxprune.costs.residency import need
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer, SkippedLayer
 from relaxprune.options.allocation import MEASURED
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency import Residency
-from relaxprune.residency.store import store_of
 from relaxprune.support.tables import table
 
 from .coverage import MatrixCount
@@ -50,27 +52,6 @@ class Prediction:
         return f"predicted: {self.total:.0f} s ({stages}), {memory}"
 
 
-@dataclass(frozen=True)
-class PlannedLayer:
-    """One layer that will be pruned.
-
-    Attributes:
-        name: module name.
-        kind: "Linear", "Conv1D" or "Conv2d".
-        rows: outputs.
-        cols: inputs.
-        keep: entries kept in the whole matrix.
-        block: index of its block; None outside the blocks, whose order is known only once the model runs.
-    """
-
-    name: str
-    kind: str
-    rows: int
-    cols: int
-    keep: int
-    block: int | None
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """Everything decided about a run before it starts, for one model. ``str()`` gives a table.
@@ -83,9 +64,7 @@ class Plan:
         layers: the shapes and counts of these weights.
         skipped: every other matrix, with a reason.
         matrices: how many matrices and weights there are to prune.
-        model_bytes: size of the model.
-        added_bytes: estimate of what a run holds in addition.
-        states_bytes: the part of that which hidden states take.
+        memory: estimate of what a run holds in memory.
         residency: where weights and hidden states live.
         prediction: time and peak memory on this machine, or None if nothing was tried.
     """
@@ -97,23 +76,29 @@ class Plan:
     layers: list[PlannedLayer]
     skipped: list[SkippedLayer]
     matrices: MatrixCount
-    model_bytes: int
-    added_bytes: int
-    states_bytes: int = 0
+    memory: RunBytes
     residency: Residency = field(default_factory=Residency)
     prediction: Prediction | None = None
 
     @property
-    def estimated_bytes(self) -> int:
-        """Estimated memory of a run."""
-        return store_of(self.model).held_bytes(self.model_bytes) + self.working_bytes
+    def model_bytes(self) -> int:
+        """Size of the model."""
+        return self.memory.model
 
     @property
-    def working_bytes(self) -> int:
-        """What a run holds in addition to weights: less what is on disk, which masks of finished blocks are too."""
-        states = self.states_bytes if self.residency.states != "device" else 0
-        masks = sum(layer.rows * layer.cols for layer in self.layers) if store_of(self.model).travels else 0
-        return self.added_bytes - states - masks
+    def added_bytes(self) -> int:
+        """Estimate of what a run holds in addition."""
+        return self.memory.added
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Estimated memory of a run."""
+        return need(self.memory, self.residency, one_memory=self.on_cpu).device_bytes
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model computes on the CPU, so that there is one memory."""
+        return self.weights[0].weight.device.type == "cpu"
 
     @property
     def polytope(self) -> dict[str, Any]:

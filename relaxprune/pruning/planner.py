@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from relaxprune.costs.memory import TokenCounts, run_bytes
+from relaxprune.costs.planned_layer import PlannedLayer
 from relaxprune.inputs.batches import count_windows, read_batches
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.output_check import OutputCheck
@@ -20,17 +22,16 @@ from relaxprune.models.layers import PrunableLayer, SkippedLayer, find_layers
 from relaxprune.options.allocation import Allocation
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.target import Target
-from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.residency import Residency
+from relaxprune.residency.store import store_of
 from relaxprune.solvers import Solver
 
 from .coverage import count_matrices
 from .layer_choice import EXCLUDED, NOT_INCLUDED, find_misfits, select_layers
-from .memory_estimate import added_bytes, model_bytes, states_bytes
-from .placement import refuse_whole_passes
-from .plan import Plan, PlannedLayer
+from .placement import refuse_whole_passes, whole_passes
+from .plan import Plan
 from .prediction import predict
 from .prune_report import MISFIT
 from .request import PruneRequest
@@ -88,21 +89,33 @@ def plan_model(
     """
     target = Target(sparsity, pattern, polytope, None if allocation is None else Allocation.of(allocation))
     request = PruneRequest.of(target, solver, options, solver_options)
+    counts = TokenCounts(all=tokens, at_once=tokens, kinds=len({*(kinds or ())}) or 1)
     with adopted(model):
-        plan = make_plan(model, request, tokens, len({*(kinds or ())}) or 1)
+        plan = make_plan(model, request, counts)
         if residency is not None:
-            plan = replace(plan, residency=residency)
+            plan = replace(plan, residency=replace(residency, weights=plan.residency.weights))
         return plan if batches is None else with_prediction(plan, batches, kinds)
 
 
-def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: int = 1, refine_tokens: int = 0) -> Plan:
+def make_plan(
+    model: nn.Module,
+    request: PruneRequest,
+    tokens: TokenCounts | None = None,
+    *,
+    values: bool = True,
+) -> Plan:
     """Plan what was asked for: choose the layers, and check that all of them can be pruned as asked.
+
+    Args:
+        model: the model.
+        request: what was asked for.
+        tokens: of the calibration text, for the memory estimate.
+        values: False for a model on the meta device, whose shapes alone are planned with.
 
     Raises:
         RelaxPruneError: as ``plan_model`` says.
     """
-    whole_number("tokens", tokens, 0)
-    refuse_unsupported(model)
+    refuse_unsupported(model, values=values)
     refuse_whole_passes(model, request)
     found, skipped = find_layers(model)
     blocks = find_blocks(model, found)
@@ -121,11 +134,12 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: i
     weights, misfits = _fitting(request, weights)
     layers = []
     for layer in weights:
-        if not bool(torch.isfinite(layer.stored).all()):
+        if values and not bool(torch.isfinite(layer.stored).all()):
             raise RelaxPruneError(f"the weight of layer {layer.name!r} must be finite, got NaN or Inf")
         rows, cols = layer.shape
         keep = request.target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
         layers.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
+    memory = run_bytes(model, blocks, layers, request.options, tokens or TokenCounts())
     return Plan(
         request=request,
         model=model,
@@ -134,9 +148,8 @@ def make_plan(model: nn.Module, request: PruneRequest, tokens: int = 0, kinds: i
         layers=layers,
         skipped=[*skipped, *left, *misfits],
         matrices=count_matrices(model, weights, [layer for layer in found if layer.name in unasked]),
-        model_bytes=model_bytes(model),
-        added_bytes=added_bytes(model, layers, request.options, tokens, kinds, refine_tokens),
-        states_bytes=states_bytes(model, layers, tokens),
+        memory=replace(memory, whole=bool(whole_passes(request))),
+        residency=Residency(store_of(model).place),
     )
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from relaxprune.costs.passes import forward_passes, gram_sums
 from relaxprune.inputs.batches import Batch, run_model, split_windows
 from relaxprune.inputs.gram_accumulator import CHUNK_TOKENS, GramAccumulator
-from relaxprune.inputs.layer_grams import LayerGram
 from relaxprune.inputs.layer_listener import LayerListener
 from relaxprune.inputs.parts import ONE_PART, Parts
 from relaxprune.models.blocks import NO_BLOCKS
@@ -24,7 +24,8 @@ from relaxprune.residency.store import store_of
 from relaxprune.solvers import Solver
 from relaxprune.support.memory import peak_memory_bytes, resident_bytes
 
-from .mask_solver import LayerInputs, MaskSolver
+from .made_up import made_up_gram, made_up_inputs
+from .mask_solver import MaskSolver
 from .plan import Plan, Prediction
 from .request import PruneRequest
 from .selecting import ShrinkageSelector
@@ -32,13 +33,7 @@ from .selecting import ShrinkageSelector
 _MULTIPLY_ADDS = 3e8  # of one product of the rows that are tried
 _LEAST_ROWS = 64
 _FEW, _MORE = 10, 30  # iterations whose difference gives the cost of one
-_RANK = 64
 _TOO_WIDE = 1536  # columns from which a certificate alone takes longer than all trying should
-_LATER_PASSES = 2  # through every block besides the one that gathers statistics: recording and propagating
-_TUNING_PASSES = 2  # the error before, of the dense and of the pruned block
-_REFINING_PASSES = 2  # of the dense model, of half of the windows before and after
-_REFINE_PASSES = 4  # three quarters of the windows forward twice and backward, then the others forward
-_EPOCH_PASSES = 5  # three quarters of the batches forward twice and backward, then the error again
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +57,11 @@ class Trial:
         # A count over the layer that comes from a sparsity is one over some of its rows just as well.
         whole = polytope.rows_per_block((rows, cols)) > 1 and target.sparsity is None
         some = rows if whole else _rows(rows, cols)
-        matrix = _made_up(cols).to(layer.weight.device)
+        matrix = made_up_gram(cols).to(layer.weight.device)
         proof = self.timed(lambda: Gram(matrix).proof)
         part = nn.Parameter(layer.matrix()[:some].detach().clone(), requires_grad=False)
         tried = PrunableLayer(layer.name, layer.module, "Linear", part)
-        inputs = LayerInputs(Gram(matrix), LayerGram(matrix, 1, 1.0, 0.0), 1, layer.name)
+        inputs = made_up_inputs(matrix, layer.name)
 
         def solve(tool: Solver, iterations: int | None, polish: str | None) -> float:
             honoured = iterations if "max_iterations" in tool.budgets() else None
@@ -94,7 +89,7 @@ class Trial:
         if selector is None:
             return 0.0
         some = selector.samples(layers)
-        matrix = _made_up(layers[0].shape[1]).to(layers[0].weight.device)
+        matrix = made_up_gram(layers[0].shape[1]).to(layers[0].weight.device)
         list(selector.solved(some, matrix))  # what a first call costs alone
         return self.timed(lambda: list(selector.solved(some, matrix))) * selector.solves
 
@@ -151,16 +146,13 @@ def predict(
     rerun = plan.blocks is NO_BLOCKS
     stages = len(collector.groups) if rerun else 1
     solve = sum(count * solving[shape] for shape, count in shapes.items())
-    streams, sums = (2, 3) if options.correct else (1, 1)  # the dense model beside the pruned one
-    seconds = {"statistics": streams * forward * stages + sums * grams, "solve": solve}
+    passes = forward_passes(options, more)
+    seconds = {"statistics": passes["statistics"] * forward * stages + gram_sums(options) * grams, "solve": solve}
     if not rerun:
-        seconds["propagate"] = streams * forward * _LATER_PASSES
+        seconds["propagate"] = (passes["capture"] + passes["propagate"]) * forward
     if options.statistics.select:
         seconds["select"] = _selecting(trial, collector, parts)
-    if options.tune:
-        seconds["tune"] = forward * (_TUNING_PASSES + options.tune * _EPOCH_PASSES)
-    if options.refine:
-        seconds["refine"] = (1 + more) * forward * (_REFINING_PASSES + options.refine * _REFINE_PASSES)
+    seconds |= {stage: passes[stage] * forward for stage in ("tune", "refine") if stage in passes}
     return Prediction(seconds, memory)
 
 
@@ -173,17 +165,11 @@ def _selecting(trial: Trial, collector: LayerListener, parts: Parts) -> float:
     return sum(count * trial.selection(firsts[shapes], parts) for shapes, count in counts.items())
 
 
-def _made_up(cols: int) -> Tensor:
-    """Return a Gram for trials, (cols, cols)."""
-    mix = torch.randn(cols, _RANK, generator=torch.Generator().manual_seed(cols))
-    return mix @ mix.T / _RANK + torch.eye(cols)
-
-
 def predicted_bytes(plan: Plan) -> int:
     """Return the largest resident size of the process, the interpreter and the model included."""
     store = store_of(plan.model)
-    weights = store.held_bytes(plan.model_bytes) - store.present_bytes(plan.model_bytes)
-    return max(peak_memory_bytes() or 0, (resident_bytes() or 0) + weights + plan.working_bytes)
+    present = (resident_bytes() or 0) - store.present_bytes(plan.model_bytes)
+    return max(peak_memory_bytes() or 0, present + store.room_bytes + plan.estimated_bytes)
 
 
 def _rows(rows: int, cols: int) -> int:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .residency import PLACES, Residency, parse_bytes
+from .residency import PLACES, Residency
 
-__all__ = ["PLACES", "Residency", "parse_bytes"]
+__all__ = ["PLACES", "Residency"]

@@ -39,7 +39,6 @@ class BlockStore(Whole):
     """Brings the blocks of a model to the device, in turn; the block after is read by one thread meanwhile.
 
     Attributes:
-        room_bytes: how much blocks that nobody needs may take before they leave.
         as_stored: bring tensors in the dtypes that they are stored in; set by ``restored``.
 
     Args:
@@ -63,6 +62,7 @@ class BlockStore(Whole):
         *,
         asleep: bool = False,
     ) -> None:
+        self.place = source.place
         self.room_bytes = 0
         self.as_stored = False
         self._source, self._device, self._checkpoint = source, device, checkpoint
@@ -85,11 +85,6 @@ class BlockStore(Whole):
     def present_bytes(self, whole: int) -> int:
         """Return what the device holds now."""
         return sum(self._units[index].size for index in (REST, *self._here))
-
-    def held_bytes(self, whole: int) -> int:
-        """Return what the device holds: everything outside of the blocks, a block, and the one after it."""
-        blocks = sorted((unit.size for index, unit in self._units.items() if index != REST), reverse=True)
-        return self._units[REST].size + sum(blocks[:2]) + self.room_bytes
 
     @contextmanager
     def resident(self, index: int) -> Iterator[None]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from relaxprune.problems.checks import one_of, whole_number
-from relaxprune.problems.errors import RelaxPruneError
 
 PLACES = ("device", "cpu", "disk")
-_UNITS = {"": 1, "B": 1} | {f"{letter}iB": 2 ** (10 * power) for power, letter in enumerate("KMGT", 1)}
-_UNITS |= {f"{letter}B": 10 ** (3 * power) for power, letter in enumerate("KMGT", 1)}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 @dataclass(frozen=True)
@@ -47,17 +42,3 @@ class Residency:
         """Say it in one line."""
         words = {"device": "on the device", "cpu": "in memory", "disk": "on disk"}
         return f"weights {words[self.weights]}, hidden states {words[self.states]}"
-
-
-def parse_bytes(name: str, text: str) -> int:
-    """Return the bytes that a size means, such as "24GiB", "500MB" or a number alone.
-
-    Raises:
-        RelaxPruneError: it is no size above 0.
-    """
-    found = _SIZE.fullmatch(text)
-    factor = None if found is None else _UNITS.get(found[2])
-    size = 0 if found is None or factor is None else int(float(found[1]) * factor)
-    if size < 1:
-        raise RelaxPruneError(f"{name} must be a size such as 24GiB or 500MB, got {text!r}")
-    return size

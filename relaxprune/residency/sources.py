@@ -16,6 +16,10 @@ from relaxprune.support.tensor_header import DTYPES, TensorEntry, read_header
 class Source(Protocol):
     """Gives tensors by name."""
 
+    @property
+    def place(self) -> str:
+        """Where they are, "cpu" or "disk"."""
+
     def read(self, name: str) -> Tensor:
         """Return a tensor, on the CPU, that nobody else holds."""
 
@@ -42,6 +46,8 @@ class Shards:
     Raises:
         RelaxPruneError: a file is damaged, or two hold a tensor of one name.
     """
+
+    place = "disk"
 
     def __init__(self, paths: list[Path]) -> None:
         self.entries: dict[str, TensorEntry] = {}
@@ -100,6 +106,8 @@ class InMemory:
     Args:
         tensors: name -> tensor.
     """
+
+    place = "cpu"
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors

@@ -17,15 +17,15 @@ class Whole:
 
     Attributes:
         travels: whether blocks come and go.
+        place: where blocks are while nobody works on them, as ``Residency.weights`` says it.
+        room_bytes: how much blocks that nobody needs may take before they leave.
         loads: how often a block has come.
     """
 
     travels = False
+    place = "device"
+    room_bytes = 0
     loads = 0
-
-    def held_bytes(self, whole: int) -> int:
-        """Return how much of a model of ``whole`` bytes the device holds at any time."""
-        return whole
 
     def present_bytes(self, whole: int) -> int:
         """Return how much of a model of ``whole`` bytes the device holds now."""

@@ -28,7 +28,7 @@ def refuse_full_disk(path: Path, plan: Plan, model_bytes: int, tokens: int) -> N
     Raises:
         RelaxPruneError: naming the folder, what is needed and what is free.
     """
-    states = plan.states_bytes if plan.residency.states == "disk" else 0
+    states = plan.memory.states if plan.residency.states == "disk" else 0
     needed = states + model_bytes + _TOKEN_BYTES * tokens + _RUN_RECORD_BYTES + sum(_layer_bytes(plan))
     refuse_full(path, needed - sum(item.stat().st_size for item in (path / WORK_NAME).rglob("*") if item.is_file()))
 

@@ -40,8 +40,10 @@ FLOORS = (
     ("text",),
     ("evaluation",),
     ("inputs",),
+    ("costs",),
     ("pruning.channels", "pruning.sharing", "pruning.tuning"),
     ("pruning",),
+    ("forecast",),
     ("runs",),
     ("masks", "layer_files"),
     ("adapters.one_weight",),  # what the plugs share

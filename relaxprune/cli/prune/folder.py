@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from relaxprune import RelaxPruneError, apply_masks
+from relaxprune.costs.memory import parameter_bytes
 from relaxprune.models import FLOAT_DTYPES, LoadedModel
 from relaxprune.pruning import Plan, PruneReport, apply_permutations
-from relaxprune.pruning.memory_estimate import model_bytes
 from relaxprune.residency.store import store_of
 from relaxprune.runs import Fingerprint, RunFolder, RunNotes, plain_values, software_versions, weights_sha256
 from relaxprune.runs.disk_space import refuse_full_disk
@@ -103,7 +103,7 @@ def open_folder(
 def saved_bytes(job: PruneJob, loaded: LoadedModel) -> int:
     """Return the size of the model in the dtype that it is saved in: with ``--dtype`` that is not the one in memory."""
     if job.load.dtype == "auto":
-        return model_bytes(loaded.model)
+        return parameter_bytes(loaded.model)
     stored = [FLOAT_DTYPES[name].itemsize for name in loaded.description["checkpoint_dtypes"] if name in FLOAT_DTYPES]
     return max(stored, default=4) * sum(parameter.numel() for parameter in loaded.model.parameters())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from relaxprune import RelaxPruneError
+from relaxprune.costs.memory import TokenCounts
 from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
 from relaxprune.problems.checks import number
@@ -76,9 +77,12 @@ class PruneJob:
         return sum(part.windows or 0 for part in self.sources)
 
     @property
-    def tokens(self) -> int:
-        """Number of calibration tokens."""
-        return self.count * self.calibration.length
+    def tokens(self) -> TokenCounts:
+        """How much calibration text there is."""
+        length = self.calibration.length
+        at_once = min(self.count, self.windows_at_once) * length
+        refining = self.refine_samples * length
+        return TokenCounts(all=self.count * length, at_once=at_once, kinds=len(self.sources), refining=refining)
 
     @property
     def windows_at_once(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from relaxprune import RelaxPruneError
 from relaxprune.models import FLOAT_DTYPES, LoadedModel, LoadOptions
 from relaxprune.pruning import Plan, make_plan
-from relaxprune.pruning.placement import placed
+from relaxprune.pruning.placement import placed, whole_passes
 from relaxprune.residency import Residency
 from relaxprune.residency.store import store_of
 from relaxprune.runs.run_progress import states_folder
@@ -36,9 +36,11 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
 
 def _placed(job: PruneJob, memory_bytes: int) -> tuple[Plan, LoadedModel]:
     """Load the model to where so much memory has room for it."""
-    plan, loaded = _planned(job, replace(job.load, offload=job.load.offload or "disk"))
-    residency = placed(plan, memory_bytes, job.load.offload)
-    if residency.weights != (job.load.offload or "disk"):
+    asked = job.load.offload
+    first = asked or (None if whole_passes(job.request) else "disk")
+    plan, loaded = _planned(job, replace(job.load, offload=first))
+    residency = placed(plan, memory_bytes, asked)
+    if residency.weights != plan.residency.weights:
         del plan, loaded
         whole = residency.weights == "device"
         plan, loaded = _planned(job, replace(job.load, offload=None if whole else residency.weights))
@@ -52,9 +54,7 @@ def _planned(job: PruneJob, options: LoadOptions) -> tuple[Plan, LoadedModel]:
     with door():
         loaded = load_model(job.model, options)
     refuse_rounding(job, loaded)
-    refine_tokens = job.refine_samples * job.calibration.length
-    plan = make_plan(loaded.model, job.request, job.tokens, len(job.sources), refine_tokens)
-    return replace(plan, residency=Residency(options.offload or "device")), loaded
+    return make_plan(loaded.model, job.request, job.tokens), loaded
 
 
 def refuse_rounding(job: PruneJob, loaded: LoadedModel) -> None:

@@ -241,7 +241,7 @@ class MemoryGroup:
         return self._size("--shard-size", self.shard_size)
 
     def _size(self, name: str, text: str | None) -> int | None:
-        from relaxprune.residency import parse_bytes
+        from relaxprune.support.sizes import parse_bytes
 
         return None if text is None else parse_bytes(name, text)
 

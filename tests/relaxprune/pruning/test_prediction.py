@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from relaxprune import KSparse, MaskProblem, solve
+from relaxprune.costs.memory import TokenCounts
 from relaxprune.inputs.batches import read_batches
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.target import Target
@@ -24,7 +25,9 @@ UNKNOWN = ("ils",)
 
 
 def planned(model, options, tokens=0, solver="fw", **target):
-    return make_plan(model, PruneRequest.of(Target(**(target or {"sparsity": 0.5})), solver, options), tokens)
+    return make_plan(
+        model, PruneRequest.of(Target(**(target or {"sparsity": 0.5})), solver, options), TokenCounts(all=tokens)
+    )
 
 
 def predicted(model=None, solver="fw", batches=None, options=None, **target):

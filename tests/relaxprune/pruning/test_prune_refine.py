@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from relaxprune.cli import main
 from relaxprune.cli.prune import run
+from relaxprune.costs import TokenCounts
 from relaxprune.inputs.batches import read_batches, split_windows
 from relaxprune.models.layers import find_layers
 from relaxprune.options.prune_options import PruneOptions
@@ -369,7 +370,7 @@ def test_the_plan_counts_it():
     assert refined.prediction.seconds["refine"] > 0 and "refine" not in plain.prediction.seconds
     assert refined.added_bytes > plain.added_bytes
     request = PruneRequest.of(Target(sparsity=0.5), "wanda", PruneOptions(refine=3))
-    less, more = (make_plan(model, request, 10**7, 1, tokens) for tokens in (0, 10**7))
+    less, more = (make_plan(model, request, TokenCounts(all=10**7, refining=tokens)) for tokens in (0, 10**7))
     assert more.added_bytes > less.added_bytes
     times = [with_prediction(less, BATCHES, None, more).prediction.seconds["refine"] for more in ((), BATCHES * 8)]
     assert times[1] > 2 * times[0]

@@ -1,0 +1,177 @@
+"""The memory of a pruning run, estimated from the shapes of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from relaxprune.inputs.parts import most_parts
+from relaxprune.models.blocks import BlockList
+from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.statistics_options import AUTO
+from relaxprune.problems.checks import whole_number
+from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
+
+from .planned_layer import PlannedLayer
+
+_LOGITS_BYTES = 2**29  # of the tokens whose logits are held at once, several times in float32
+_TRAVELLING_BLOCKS = 2  # the one that is pruned, and the next one, which is read meanwhile
+_SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBytes:
+    """The bytes of what a run holds, without the interpreter and its libraries.
+
+    Attributes:
+        model: all parameters.
+        travelling: parameters outside of the blocks, the largest block, and the one after it.
+        states: twice the hidden states of all tokens, as wide as the first layer's inputs.
+        working: sums of one block, and what solving the layer that needs most takes.
+        masks: one byte for every entry of a pruned layer.
+        block_masks: the same of the block with the most.
+        batch_states: the part of ``states`` of the tokens that go through the model at once.
+        refining: weights, Adam's moments and logits while the whole model is refined; 0 if it is not.
+        predictions: of the dense model, which are held until then.
+        whole: whether something needs the weights of all blocks on the device at once.
+    """
+
+    model: int
+    travelling: int
+    states: int
+    working: int
+    masks: int = 0
+    block_masks: int = 0
+    batch_states: int = 0
+    refining: int = 0
+    predictions: int = 0
+    whole: bool = False
+
+    @property
+    def added(self) -> int:
+        """What a run holds in addition to the model, if all of it is in one memory."""
+        if not self.refining:
+            return self.masks + self.working + self.states
+        return self.masks + max(self.working + self.states, self.refining) + self.predictions
+
+    def beside(self, held: int) -> RunBytes:
+        """Return the same for a process that holds so many bytes in addition all the time."""
+        return replace(self, working=self.working + held, refining=self.refining + held if self.refining else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return {**vars(self), "added": self.added}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts:
+    """How much calibration text a run reads.
+
+    Attributes:
+        all: its tokens.
+        at_once: of those that go through the model together.
+        kinds: of text among them.
+        refining: further tokens, of text that only ``refine`` reads.
+    """
+
+    all: int = 0
+    at_once: int = 0
+    kinds: int = 1
+    refining: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of tokens.
+
+        Raises:
+            RelaxPruneError: naming it.
+        """
+        whole_number("tokens", self.all, 0)
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Return the size of a module's parameters, tied ones once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def run_bytes(
+    model: nn.Module,
+    blocks: BlockList,
+    layers: Sequence[PlannedLayer],
+    options: PruneOptions,
+    tokens: TokenCounts,
+    matrices: float = _SOLVER_MATRICES,
+) -> RunBytes:
+    """Estimate the bytes of a run from shapes; values of the model's tensors are not looked at.
+
+    ``working`` is the sum of: float64 Gram sums of the block with the most (as if no layers shared one), for each part
+    of the text if the shrinkage is estimated or chosen; for the layer that needs most its Gram in float32 and twice in
+    float64 (the proof of its curvature), its weight in float32 and float64 (for a certificate, six times more in
+    float64: the points of its candidates), and what the solver holds within its memory budget. Attention masks and
+    activations inside one block are not counted. Refining comes after all that, and counts where it takes more: each
+    weight in float32 four times (Adam's two moments and the gradient besides the weight) and three times in the
+    model's own dtype, and the dense model's predictions.
+
+    Args:
+        model: the model.
+        blocks: its blocks.
+        layers: what is pruned.
+        options: how.
+        tokens: of the calibration text.
+        matrices: float64 tensors of a layer's shape that the solver holds, as it counts them itself; else the most that
+            any solver does.
+    """
+    sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
+    per_weight = 12 if options.certify is None else 60
+    solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
+    item = max(parameter.element_size() for parameter in model.parameters())
+    temporaries = max(int(8 * matrices * layer.rows * layer.cols) for layer in layers)
+    solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
+    whole = parameter_bytes(model)
+    inside = [parameter_bytes(block) for block in blocks.modules]
+    refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
+    return RunBytes(
+        model=whole,
+        travelling=min(whole, whole - sum(inside) + _TRAVELLING_BLOCKS * max(inside, default=0)),
+        masks=sum(layer.rows * layer.cols for layer in layers),
+        block_masks=_largest_block(layers, lambda layer: layer.rows * layer.cols),
+        states=2 * tokens.all * layers[0].cols * item,
+        batch_states=2 * tokens.at_once * layers[0].cols * item,
+        working=sums
+        + _apart_bytes(layers, options, sums, tokens.kinds)
+        + solving
+        + solver
+        + _moving_bytes(layers, options, tokens.all, sums),
+        refining=refining if options.refine else 0,
+        predictions=(tokens.all + tokens.refining) * layers[0].cols * item if options.refine else 0,
+    )
+
+
+def _apart_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, sums: int, kinds: int) -> int:
+    """Return the bytes of the sums of single parts, and of the Grams that candidates for the shrinkage are tried on."""
+    if not options.statistics.select:
+        return sums if options.statistics.shrinkage == AUTO else 0
+    tried = max(8 * (3 + kinds) * layer.cols**2 for layer in layers)
+    return (most_parts(kinds) - 1) * sums + tried
+
+
+def _moving_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, tokens: int, sums: int) -> int:
+    """Return the bytes that ``correct`` and ``tune`` add: two more sums for each Gram, and a block's weights again.
+
+    The dense stream has the block's dense weights and hidden states of its own; tuning has the weights, Adam's two
+    moments and the best so far, in float32.
+    """
+    weights = _largest_block(layers, lambda layer: 4 * layer.rows * layer.cols)
+    copies = 4 * bool(options.tune) + bool(options.correct or options.tune)
+    beside = 2 * sums + 8 * tokens * layers[0].cols if options.correct else 0
+    return copies * weights + beside
+
+
+def _largest_block(layers: Sequence[PlannedLayer], size: Callable[[PlannedLayer], int]) -> int:
+    """Return the largest sum of sizes over the layers of one block."""
+    blocks: dict[int | None, int] = {}
+    for layer in layers:
+        blocks[layer.block] = blocks.get(layer.block, 0) + size(layer)
+    return max(blocks.values())
