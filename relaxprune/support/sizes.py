@@ -29,5 +29,5 @@ def parse_bytes(name: str, text: str) -> int:
     found = _AMOUNT.fullmatch(text.strip())
     unit = None if found is None else _UNITS.get(found[2].upper().replace("IB", "iB"))
     if found is None or unit is None or not (size := int(float(found[1]) * unit)):
-        raise RelaxPruneError(f"{name} must be an amount of memory such as 24GiB or 500MiB, got {text!r}")
+        raise RelaxPruneError(f"{name} must be a size such as 24GiB or 500MiB, got {text!r}")
     return size

@@ -104,6 +104,13 @@ def test_a_run_goes_on_wherever_its_weights_live(
     assert_same(tmp_path / "plain", tmp_path / "out")
 
 
+@pytest.mark.parametrize("more", [["--refine", "1"], ["--allocation", "model"]], ids=["refine", "allocation"])
+def test_what_needs_the_whole_model_gets_it_where_memory_has_room(place: Path, tmp_path: Path, more: list[str]) -> None:
+    assert main(arguments(place, tmp_path / "plain", *more)) == 0
+    assert main(arguments(place, tmp_path / "out", *more, "--memory", "1TiB")) == 0
+    assert_same(tmp_path / "plain", tmp_path / "out")
+
+
 def test_a_reordered_run_is_verified_block_by_block(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +125,7 @@ def test_a_reordered_run_is_verified_block_by_block(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--memory", "lots"], "--memory must be a size such as 24GiB or 500MB, got 'lots'"),
+        (["--memory", "lots"], "--memory must be a size such as 24GiB or 500MiB, got 'lots'"),
         (["--shard-size", "0"], "--shard-size must be a size"),
         (["--memory", "1MiB"], "memory must hold a block, the next one and what solving takes"),
         (["--offload", "disk", "--refine", "1"], "refine moves the weights of all blocks together"),

@@ -71,7 +71,7 @@ def test_one_file_of_many_has_the_same_folder(tmp_path: Path, capsys: pytest.Cap
     [
         (["--jobs", "2"], "--out must name a folder"),
         (["--jobs", "0", "--out", "new"], "jobs must be a whole number of at least 1"),
-        (["--jobs", "2", "--out", "new", "--memory", "much"], "--memory must be an amount of memory such as 24GiB"),
+        (["--jobs", "2", "--out", "new", "--memory", "much"], "--memory must be a size such as 24GiB"),
         (["--jobs", "2", "--out", "new", "--weight-out", "w"], "--weight-out is 'w'"),
         (["--jobs", "2", "--out", "new", "--certificate", "c"], "--certificate is 'c'"),
         (["--jobs", "2", "--out", "new", "--certify-rows", "2"], "there is no --certify"),
