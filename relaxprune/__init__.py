@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from .pruning import PruneReport as PruneReport
     from .pruning import plan_model as plan_model
     from .pruning import prune_model as prune_model
+    from .ranks import RankError as RankError
+    from .ranks import Ranks as Ranks
+    from .ranks import joined as joined
     from .report.writing import write_report as write_report
     from .runs import read_masks as read_masks
     from .runs import write_masks as write_masks
@@ -97,6 +100,8 @@ __getattr__, __dir__, _NAMES = lazy(
         "PruneOptions": ".options",
         "PruneReport": ".pruning",
         "QuadraticProblem": ".problems",
+        "RankError": ".ranks",
+        "Ranks": ".ranks",
         "ReconstructionProblem": ".problems",
         "Refit": ".solving",
         "RelaxPruneError": ".problems",
@@ -116,6 +121,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "compare": ".solving",
         "divergence": ".evaluation.divergence",
         "evaluation_windows": ".text",
+        "joined": ".ranks",
         "load_certificate": ".certificates",
         "load_model": ".models",
         "perplexity": ".evaluation.perplexity",

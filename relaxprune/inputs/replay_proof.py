@@ -26,6 +26,7 @@ from .tree import flatten
 
 BYPASS = "a block reads something that is computed between the blocks or handed past them"
 UNEQUAL = "replayed blocks do not give the model's own values bit for bit"
+UNLIKE = "batches reach different blocks"
 IN_PLACE = "a block changes its inputs in place"
 NOT_FINITE = "values are not finite once weights are disturbed"
 
@@ -59,7 +60,7 @@ def record_all(
         with places.listening():
             tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1])
         if tapes[number].order != first.order:
-            return [], "batches reach different blocks"
+            return [], UNLIKE
         share_constants(tapes[number], tapes.get(number - 1, first))
         if number == other and (reason := _why_not(model, blocks, layers, batches, tapes)):
             return [], reason

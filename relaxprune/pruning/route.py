@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.dense_stream import DenseStream
+from relaxprune.inputs.portion import Portion
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
 
@@ -40,7 +40,7 @@ class Route:
 
     Args:
         plan: what is pruned, and with which options.
-        batches: calibration batches.
+        portion: calibration batches.
         agenda: the stages.
         timed: adds the time of a ``with`` block to one of the report's stages.
     """
@@ -48,26 +48,26 @@ class Route:
     def __init__(
         self,
         plan: Plan,
-        batches: Sequence[Batch],
+        portion: Portion,
         agenda: Agenda,
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.method = "rerun"
-        self._plan, self._batches, self._agenda, self._timed = plan, batches, agenda, timed
+        self._plan, self._portion, self._agenda, self._timed = plan, portion, agenda, timed
         self._options = plan.request.options
         self._streams: list[DenseStream] = []
         if self._options.tune and agenda.before:  # refused before anything is pruned
-            check_replayed(self._options.tune, self._blocks(batches[:1])[0])
+            check_replayed(self._options.tune, self._blocks(portion.head(1))[0])
 
     def steps(self) -> Iterator[Step]:
         """Yield the layers before the blocks, the blocks, and the layers after them; each is to be pruned at once."""
-        agenda, rerun = self._agenda, Rerun(self._plan.model, self._batches)
+        agenda, rerun = self._agenda, Rerun(self._plan.model, self._portion)
         outside = self._dense(rerun) if agenda.before or agenda.after else None
         yield from (self._begun(Step(stage, rerun, outside)) for stage in agenda.before)
         if any(stage.layers for stage in agenda.blocks):
             # Only now: the blocks' inputs come through the layers before them, which are pruned by now.
             with self._timed("capture"):
-                pruned, self.method = self._blocks(self._batches)
+                pruned, self.method = self._blocks(self._portion)
                 inside = self._dense(pruned, outside if agenda.before else None)
             check_replayed(self._options.tune, pruned)
             for stage in pruned.ordered(agenda.blocks):
@@ -80,9 +80,9 @@ class Route:
             step.dense.advance(step.stage)
         step.pruned.advance(step.stage)
 
-    def _blocks(self, batches: Sequence[Batch]) -> tuple[Propagation, str]:
+    def _blocks(self, portion: Portion) -> tuple[Propagation, str]:
         """Return what makes the blocks' inputs, and how."""
-        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches)
+        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, portion)
 
     def _begun(self, step: Step) -> Step:
         """Keep a stage's dense weights, before anything is written to them."""
@@ -102,7 +102,7 @@ class Route:
                 dense = pruned.fork()
             else:
                 with before.dense():
-                    dense, _ = self._blocks(self._batches)
+                    dense, _ = self._blocks(self._portion)
                 if isinstance(dense, Rerun):
                     return before  # it runs the same, and keeps the dense weights of the layers before too
         elif self._options.tune and not isinstance(pruned, Rerun):

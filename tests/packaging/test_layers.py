@@ -30,6 +30,7 @@ FLOORS = (
     ("solvers.registry",),
     ("solvers.__init__",),
     ("support",),
+    ("ranks",),
     ("options",),
     ("certificates.verify",),
     ("certificates.sdp",),

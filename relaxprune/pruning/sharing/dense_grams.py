@@ -9,6 +9,7 @@ from torch import nn
 
 from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.layer_grams import GramMaker
+from relaxprune.inputs.portion import Portion
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.models.blocks import BlockList
@@ -26,7 +27,8 @@ class DenseModel:
         model: in evaluation mode; unchanged.
         blocks: its blocks.
         layers: what will be pruned.
-        batches: calibration batches.
+        batches: all calibration batches.
+        portion: those that this process puts through the model.
         agenda: the run's stages.
         gram_maker: makes the Grams of the run.
     """
@@ -35,6 +37,7 @@ class DenseModel:
     blocks: BlockList
     layers: Sequence[PrunableLayer]
     batches: Sequence[Batch]
+    portion: Portion
     agenda: Agenda
     gram_maker: GramMaker
 
@@ -45,11 +48,11 @@ class DenseModel:
             Layers that read the same inputs, and their Gram. The sums of one block are held at a time. Layers that no
             batch reaches are left out.
         """
-        rerun = Rerun(self.model, self.batches)
+        rerun = Rerun(self.model, self.portion)
         for stage in (*self.agenda.before, *self.agenda.after):
             yield from self._stage(stage, rerun)
         if any(stage.layers for stage in self.agenda.blocks):
-            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches)
+            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.portion)
             for stage in propagation.ordered(self.agenda.blocks):
                 yield from self._stage(stage, propagation)
                 propagation.advance(stage)
