@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from .pruning import PruneReport as PruneReport
     from .pruning import plan_model as plan_model
     from .pruning import prune_model as prune_model
+    from .ranks import RankError as RankError
+    from .ranks import Ranks as Ranks
+    from .ranks import joined as joined
     from .report.writing import write_report as write_report
     from .residency import Residency as Residency
     from .runs import read_masks as read_masks
@@ -105,6 +108,8 @@ __getattr__, __dir__, _NAMES = lazy(
         "PruneOptions": ".options",
         "PruneReport": ".pruning",
         "QuadraticProblem": ".problems",
+        "RankError": ".ranks",
+        "Ranks": ".ranks",
         "ReconstructionProblem": ".problems",
         "Refit": ".solving",
         "RelaxPruneError": ".problems",
@@ -125,6 +130,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "compare": ".solving",
         "divergence": ".evaluation.divergence",
         "evaluation_windows": ".text",
+        "joined": ".ranks",
         "load_certificate": ".certificates",
         "load_model": ".models",
         "perplexity": ".evaluation.perplexity",

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from relaxprune.problems import MaskProblem, Problem, RelaxPruneError
 
+from .crew import Crew
+
 CHECK_EVERY = 10  # iterations between looks at the state: the only times the host waits for a device
 DEFAULT_MEMORY_BYTES = 2**30
 DTYPES = ("float32", "float64")  # the choices of solvers that have one
@@ -137,6 +139,7 @@ class Run:
         memory_bytes: bound on temporaries; rows are solved in bands that fit.
         callback: called with a ``Progress`` now and then; it may raise to stop the solve.
         tightening: (cols,) float64, proven by ``Gram.proven_tightening``; None for the Gram's own.
+        crew: processes that solve the same problem together, which share its bands of rows; None for this one alone.
     """
 
     start: Tensor
@@ -147,6 +150,7 @@ class Run:
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     callback: Callable[[Progress], None] | None = None
     tightening: Tensor | None = None
+    crew: Crew | None = None
 
     def expired(self) -> bool:
         """Return whether the deadline has passed."""
@@ -264,6 +268,10 @@ class Solver(ABC):
     def least_bytes(self, problem: Problem) -> int:
         """Return the smallest memory budget for this solver's temporaries: those of one coupled block."""
         return block_bytes(problem, JUDGED_MATRICES)
+
+    def bands(self, problem: Problem, run: Run) -> int:
+        """Return in how many bands a crew may divide the rows; 1 if it would not pay."""
+        return 1
 
     def planned_iterations(self, max_iterations: int | None) -> int | None:
         """Return how many iterations a band of rows will take, for predictions of time.

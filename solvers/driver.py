@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from relaxprune.problems import Problem
 
-from .base import Answer, Progress, Run, Status, worse
+from .base import Answer, Counts, Progress, Run, Status, worse
 
 P = TypeVar("P", bound=Problem)
-Q = TypeVar("Q", bound=Problem)
 Rows = slice | Tensor  # of a band: a slice, or (R,) indices
 
 
@@ -109,14 +109,26 @@ class Driver(Generic[P]):
         bands = self.sweeps.pop(0)
         if begun is None:
             begun = Answer(self.run.start, status=Status.OPTIMAL)  # the best: what the bands end with is no better
-        whole = _Whole(begun)
+        whole, crew = _Whole(begun), self.run.crew
+        mine = None if crew is None else crew.shares([problem.shape[0] for _, problem in bands])[crew.rank]
+        places: list[tuple[Rows, int]] = []
+        told: dict[str, dict[str, Any]] = {}
         bands.reverse()
         while bands:  # what a band has cached goes with it
             rows, problem = bands.pop()
             band = self._band(rows, problem, begun.point[rows])
-            answer = solve(band)
-            band.close(answer)
-            whole.put(band, answer)
+            if mine is None or len(places) in mine:
+                answer = solve(band)
+                band.close(answer)
+                if mine is None:
+                    whole.put(rows, problem.shape[0], answer)
+                else:
+                    told[str(len(places))] = _told(answer)
+            places.append((rows, problem.shape[0]))
+        if crew is not None:
+            facts = {number: found for rank in crew.exchange(told) for number, found in rank.items()}
+            for number, (rows, height) in enumerate(places):
+                whole.put(rows, height, _heard(facts[str(number)], begun.point.device))
         return whole.answer()
 
     def _band(self, rows: Rows, problem: P, start: Tensor) -> Band[P]:
@@ -138,6 +150,19 @@ class Driver(Generic[P]):
         return band
 
 
+def _told(answer: Answer) -> dict[str, Any]:
+    """Return everything that a band answers, as a crew exchanges it."""
+    own = {"point": answer.point, "relaxed": answer.relaxed, "weight": answer.weight}
+    return {**own, "status": answer.status.name, "counts": answer.counts.to_dict()}
+
+
+def _heard(facts: dict[str, Any], device: torch.device) -> Answer:
+    """Undo ``_told``, with tensors on a device."""
+    relaxed, weight = (None if facts[name] is None else facts[name].to(device) for name in ("relaxed", "weight"))
+    status, counts = Status[facts["status"]], Counts(**facts["counts"])
+    return Answer(facts["point"].to(device), relaxed, status, counts, weight=weight)
+
+
 class _Whole:
     """The growing answer of all rows; the first band that has a tensor decides its dtype."""
 
@@ -147,15 +172,15 @@ class _Whole:
         self.relaxed: Tensor | None = None
         self.weight: Tensor | None = None
 
-    def put(self, band: Band[Q], answer: Answer) -> None:
-        """Take in the answer of one band."""
+    def put(self, rows: Rows, height: int, answer: Answer) -> None:
+        """Take in the answer of one band, of ``height`` rows."""
         if not answer.status.failed:
-            self.point = self._with(self.point, band, answer.point)
+            self.point = self._with(self.point, rows, answer.point)
         if answer.relaxed is not None:
-            self.relaxed = self._with(self.relaxed, band, answer.relaxed)
+            self.relaxed = self._with(self.relaxed, rows, answer.relaxed)
         if answer.weight is not None:
-            self.weight = self._with(self.weight, band, answer.weight)
-        self.counts.add(answer.counts, band.problem.shape[0] / self.begun.point.shape[0])
+            self.weight = self._with(self.weight, rows, answer.weight)
+        self.counts.add(answer.counts, height / self.begun.point.shape[0])
         self.status = worse(self.status, answer.status)
 
     def answer(self) -> Answer:
@@ -163,9 +188,9 @@ class _Whole:
         point = self.begun.point.clone() if self.point is None else self.point
         return Answer(point, self.relaxed, self.status, self.counts, self.begun.tightening, self.weight)
 
-    def _with(self, whole: Tensor | None, band: Band[Q], part: Tensor) -> Tensor:
+    def _with(self, whole: Tensor | None, rows: Rows, part: Tensor) -> Tensor:
         """Put the rows of a band into a tensor of all rows, whose other rows hold what the sweep began with."""
         if whole is None:
             whole = self.begun.point.to(part.dtype, copy=True)
-        whole[band.rows] = part
+        whole[rows] = part
         return whole

@@ -163,6 +163,10 @@ class IterativeSolver(Solver, Generic[S]):
         """Return how many bytes the ``wide`` tensors of a band of rows may take."""
         return run.memory_bytes
 
+    def bands(self, problem: Problem, run: Run) -> int:
+        """Return the number of bands that fit the memory budget."""
+        return len(list(problem.split(self.wide(), self.row_budget(problem, run))))
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Iterate on bands of rows, so that temporaries stay within the memory budget."""
         shared = Shared()

@@ -108,6 +108,11 @@ def check() -> None:
         raise Interrupted
 
 
+def forget() -> None:
+    """Forget a signal that came in: the command ends for another reason."""
+    _SIGNALS.reset()
+
+
 def begin_to_end() -> None:
     """Let no further signal disturb the end of the command."""
     _SIGNALS.ending = True

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.ranks.ranks import Ranks
 
 # Tokens per matrix product. Bounds the float32 rounding of one product; the products are summed in float64.
 CHUNK_TOKENS = 1024
@@ -70,6 +72,7 @@ class GramAccumulator:
         self._sum = torch.zeros(features, features, dtype=torch.float64, device=device)
         self._apart = [torch.zeros_like(self._sum) for _ in range(parts - 1)]
         self._apart_weights = [0.0] * (parts - 1)
+        self._weights: list[tuple[float, int]] = []  # of every product, with its part
         self._dtype = torch.float32
         self._largest = 0.0
 
@@ -134,9 +137,15 @@ class GramAccumulator:
     def _count(self, product: Tensor, weight: float, part: int) -> None:
         """Add the (features, features) sum of some tokens of a part, with their weights' sum."""
         self._sum += product
-        self.weight += weight
         if part:
             self._apart[part - 1] += product
+        self._weigh(weight, part)
+
+    def _weigh(self, weight: float, part: int) -> None:
+        """Add the sum of the weights of some tokens of a part."""
+        self._weights.append((weight, part))
+        self.weight += weight
+        if part:
             self._apart_weights[part - 1] += weight
 
     @property
@@ -197,11 +206,41 @@ class GramAccumulator:
                 total += self._apart[part - 1]
         return total.div_(self.part_weight(parts))
 
+    def counts(self) -> dict[str, Any]:
+        """Return everything but the sums, to tell other ranks."""
+        return {
+            "tokens": self.tokens,
+            "weights": self._weights,
+            "float64": self._dtype == torch.float64,
+            "largest": self._largest,
+        }
+
+    def unite(self, told: Sequence[dict[str, Any]], ranks: Ranks) -> None:
+        """Become the sum of what all ranks have counted.
+
+        Partial sums are added in float64, in the order of the ranks. Products of float32 activations have 24 bits, so
+        the sum of n of them is exact in float64, in whatever order they are added, unless one of them is below
+        n / 2²⁹ of the largest: such a sum may differ in the 53rd bit from the one that a process alone adds up.
+
+        Args:
+            told: ``counts`` of each rank that has counted tokens, in the order of the ranks.
+            ranks: all of them, each with an accumulator of the same width and parts, perhaps of no tokens.
+        """
+        self.tokens = sum(counts["tokens"] for counts in told)
+        self.weight, self._weights = 0.0, []
+        self._apart_weights = [0.0] * len(self._apart)
+        for weight, part in (pair for counts in told for pair in counts["weights"]):
+            self._weigh(weight, part)
+        self._dtype = torch.float64 if any(counts["float64"] for counts in told) else torch.float32
+        self._largest = max(counts["largest"] for counts in told)
+        ranks.all_sum_(self._sum, *self._apart)
+
     def clone(self) -> GramAccumulator:
         """Return an independent copy."""
         twin = copy.copy(self)
         twin._sum = self._sum.clone()
         twin._apart, twin._apart_weights = [apart.clone() for apart in self._apart], list(self._apart_weights)
+        twin._weights = list(self._weights)
         return twin
 
 

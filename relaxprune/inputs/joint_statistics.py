@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.ranks.ranks import Ranks
 
 from .dense_stream import DenseStream
 from .gram_accumulator import (
@@ -83,6 +85,17 @@ class JointAccumulator(GramAccumulator):
         both = (1 - share) ** 2 * own + share * (1 - share) * (cross + cross.T) + share**2 * dense
         mixed[:, self._dead(own)] = 0
         return mixed.to(self.dtype), ((both + both.T) / 2).to(self.dtype)
+
+    def counts(self) -> dict[str, Any]:
+        """Return everything but the sums, to tell other ranks."""
+        return {**super().counts(), "aligned": self.aligned}
+
+    def unite(self, told: Sequence[dict[str, Any]], ranks: Ranks) -> None:
+        """Become the sum of what all ranks have counted."""
+        super().unite(told, ranks)
+        self.aligned = all(counts["aligned"] for counts in told)
+        if self.aligned:
+            ranks.all_sum_(self._cross, self._dense)
 
     def clone(self) -> JointAccumulator:
         """Return an independent copy."""

@@ -73,7 +73,10 @@ class GramMaker:
         scout = LayerListener(stage.layers)
         observe(propagation, stage, scout, batches=1)
         reached, missed = scout.in_order()
-        return [Stage(stage.index, layers) for layers in (*reached, missed) if layers]
+        # The first rank has the first batch.
+        names = propagation.portion.ranks.broadcast([[layer.name for layer in layers] for layers in (*reached, missed)])
+        by_name = {layer.name: layer for layer in stage.layers}
+        return [Stage(stage.index, tuple(by_name[name] for name in members)) for members in names if members]
 
     def without_selection(self) -> GramMaker:
         """Return one that takes the middle candidate for the shrinkage, of this where one is chosen."""
@@ -82,17 +85,22 @@ class GramMaker:
         return replace(self, options=self.options.without_selection(), parts=ONE_PART)
 
     def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
-        """Put every batch through a stage and return the sums of its layers' inputs, joint with ``dense`` if given."""
+        """Put every batch through a stage and return the sums of its layers' inputs, joint with ``dense`` if given.
+
+        The sums are over the batches of all ranks.
+        """
         kind = StatisticsCollector if dense is None else JointCollector
         collector = kind(stage.layers, streams=self.streams, parts=self.parts)
         if self.options.token_cap is not None:
             norms = NormCollector(stage.layers, streams=self.streams)
             observe(propagation, stage, norms)
+            norms.unite(propagation.portion)
             collector.limit(norms, self.options.token_cap)
         if dense is not None and isinstance(collector, JointCollector):
             collector.observe(stage, propagation, dense)
         else:
             observe(propagation, stage, collector)
+        collector.unite(propagation.portion)
         return collector
 
     def made(self, sums: GramAccumulator, choice: ShrinkageChoice | None = None) -> LayerGram:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from relaxprune.problems.errors import RelaxPruneError
 
 from .experts import ExpertListener
 from .gram_accumulator import GramAccumulator
+from .portion import Portion
 from .streams import ONE_STREAM, Streams
 
 
@@ -108,6 +109,42 @@ class LayerListener:
         reached.sort(key=lambda members: min(place[layer.name] for layer in members))
         return reached, tuple(layer for layer in self._layers if layer.name not in place)
 
+    def unite(self, portion: Portion) -> None:
+        """Take in what the listeners of all ranks have heard, each of its portion of the batches.
+
+        Layers share a group if they do on all ranks.
+        """
+        if portion.ranks.alone:
+            return
+        here = [self._told(group) if portion.counted else None for group in self.groups]
+        names = [[layer.name for layer in group.layers] for group in self.groups]
+        told = portion.ranks.exchange({"calls": self.calls, "groups": names, "counts": here})
+        self.calls = {name: max(rank["calls"][name] for rank in told) for name in self.calls}
+        own = {layer.name: group for group in self.groups for layer in group.layers}
+        layers = {layer.name: layer for layer in self._layers}
+        self.groups = []
+        for members in _common([rank["groups"] for rank in told]):
+            counts = [_of(members[0], rank) for rank in told]
+            united = tuple(layers[name] for name in members)
+            self.groups.append(self._united(united, own[members[0]], counts, portion))
+
+    def _told(self, group: GramGroup) -> Any:
+        """Return what the other ranks have to know about a group, None for nothing."""
+        return None
+
+    def _united(
+        self, layers: tuple[PrunableLayer, ...], own: GramGroup, told: Sequence[Any], portion: Portion
+    ) -> GramGroup:
+        """Return layers that share a group on all ranks, with what these know of it.
+
+        Args:
+            layers: the layers.
+            own: their group on this rank, which may have been others' too.
+            told: what every rank tells about its own group of theirs, in the order of the ranks.
+            portion: this rank's.
+        """
+        return GramGroup(layers, None)
+
     def _hook(self, layer: PrunableLayer) -> Any:
         """Return the hook that notes what one layer is called with."""
 
@@ -172,3 +209,23 @@ class LayerListener:
                     f"set inplace=False in the modules beside it, or exclude the layer"
                 )
             yield layer.columns(reading.tensor)
+
+
+def _common(partitions: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
+    """Return the coarsest partition that all of several refine to, split in their order as groups split one by one."""
+    parts = [list(group) for group in partitions[0]]
+    for partition in partitions[1:]:
+        group_of = {name: number for number, group in enumerate(partition) for name in group}
+        split: list[list[str]] = []
+        for part in parts:
+            pieces: dict[int, list[str]] = defaultdict(list)
+            for name in part:
+                pieces[group_of[name]].append(name)
+            split += pieces.values()
+        parts = split
+    return parts
+
+
+def _of(name: str, told: Mapping[str, Any]) -> Any:
+    """Return what a rank tells about the group that a layer is in."""
+    return next(counts for names, counts in zip(told["groups"], told["counts"], strict=True) if name in names)

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from relaxprune.models.layer_kinds import is_plain
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.ranks.ranks import Ranks
 from relaxprune.residency.homes import is_away
 from relaxprune.residency.store import Whole, store_of
 
@@ -52,6 +53,7 @@ class OutputCheck:
         self.failed: dict[str, str] = {}
         self._layers = [layer for layer in layers if layer.expert is None]
         self._called: set[str] = set()
+        self._known: set[str] = set()  # of those called, by all ranks
         self._handles: dict[str, RemovableHandle] = {}
         self._first_pass = False
 
@@ -78,6 +80,21 @@ class OutputCheck:
             self._handles[name].remove()
         for name in uses.elsewhere:
             self.failed[name] = USED_BESIDES if name in self._called else NEVER_CALLED
+
+    def unite(self, ranks: Ranks) -> None:
+        """Take in what other ranks have found on their batches; of several, what the first of them found."""
+        if ranks.alone:
+            return
+        for told in ranks.exchange({name: self.failed.get(name) for name in sorted(self._called)}):
+            for name, reason in told.items():
+                if name not in self._known:
+                    self._known.add(name)
+                    self._called.add(name)
+                    self._handles[name].remove()
+                    if reason is None:
+                        self.failed.pop(name, None)
+                    else:
+                        self.failed[name] = reason
 
     def _check(
         self, layer: PrunableLayer, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
-from relaxprune.residency.states import HERE, Shelf
 
 from .batches import Batch, run_model
 from .layer_listener import LayerListener
+from .portion import Portion
 from .replay import Tape
-from .replay_proof import record_all
+from .replay_proof import UNLIKE, record_all
 from .stages import Stage
 from .tree import flatten
 
@@ -40,7 +40,15 @@ class Pass:
 
 
 class Propagation(Protocol):
-    """Gives the layers of a stage their inputs once all earlier stages are pruned."""
+    """Gives the layers of a stage their inputs once all earlier stages are pruned.
+
+    Attributes:
+        portion: the batches that it puts through them.
+    """
+
+    @property
+    def portion(self) -> Portion:
+        """The batches that it puts through them."""
 
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         """Put the blocks' stages in the order in which they have to be pruned."""
@@ -73,7 +81,7 @@ class Rerun:
     """Runs the whole model for every stage: right for every model, slow for deep ones."""
 
     model: nn.Module
-    batches: Sequence[Batch]
+    portion: Portion
 
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         """Keep the order of the model; any order works."""
@@ -81,7 +89,7 @@ class Rerun:
 
     def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
         """Run the whole model on every batch."""
-        for number, batch in enumerate(self.batches[:batches]):
+        for number, batch in self.portion.head(batches).numbered():
             yield Pass(number, batch, partial(self._run, batch))
 
     def _run(self, batch: Batch) -> list[Tensor]:
@@ -101,7 +109,7 @@ class Replay:
     """Runs one block after the other on recorded arguments."""
 
     blocks: Sequence[nn.Module]
-    batches: Sequence[Batch]
+    portion: Portion
     tapes: Sequence[Tape]
 
     def ordered(self, stages: Sequence[Stage]) -> list[Stage]:
@@ -111,14 +119,13 @@ class Replay:
 
     def passes(self, stage: Stage, batches: int | None = None) -> Iterator[Pass]:
         """Run the block on every batch that reaches it."""
-        pairs = zip(self.batches[:batches], self.tapes[:batches], strict=True)
-        for number, (batch, tape) in enumerate(pairs):
+        for (number, batch), tape in zip(self.portion.head(batches).numbered(), self.tapes[:batches], strict=True):
             if stage.index in tape.calls:
                 yield Pass(number, batch, partial(tape.run, stage.index, self.blocks[stage.index]))
 
     def advance(self, stage: Stage) -> None:
         """Put every batch through the pruned block and keep what it puts out."""
-        for tape in self.tapes:
+        for _, tape in zip(self.portion.numbered(), self.tapes, strict=True):
             if stage.index in tape.calls:
                 tape.advance(stage.index, self.blocks[stage.index])
 
@@ -133,33 +140,34 @@ def _numbers(batch: Batch) -> int:
 
 
 def block_propagation(
-    model: nn.Module,
-    blocks: BlockList,
-    layers: Sequence[PrunableLayer],
-    batches: Sequence[Batch],
-    shelf: Shelf = HERE,
+    model: nn.Module, blocks: BlockList, layers: Sequence[PrunableLayer], portion: Portion
 ) -> tuple[Propagation, str]:
     """Replay the blocks where that gives the model's own values, else run the whole model for each block.
+
+    All ranks that have a portion of the batches do the same.
 
     Args:
         model: in evaluation mode; its weights are others for a while, and then as they were.
         blocks: its blocks.
         layers: the layers whose weights will change.
-        batches: calibration batches.
-        shelf: where hidden states are kept between two blocks.
+        portion: calibration batches.
 
     Returns:
         The propagation, and its description: "replay", "rerun" or "rerun: REASON".
     """
     if not blocks.modules:
-        return Rerun(model, batches), "rerun"
+        return Rerun(model, portion), "rerun"
     inside: list[list[PrunableLayer]] = [[] for _ in blocks.modules]
     for layer in layers:
         index = blocks.index_of(layer)
         if index is not None:
             inside[index].append(layer)
-    tapes, reason = record_all(model, blocks.modules, inside, batches, shelf)
+    tapes, reason = record_all(model, blocks.modules, inside, portion.batches, portion.shelf)
+    told = portion.ranks.exchange([reason, tapes[0].order if tapes else []])
+    reason = next((found for found, _ in told if found), "")
+    if not reason and any(order != told[0][1] for _, order in told):
+        reason = UNLIKE
     if not reason:
-        return Replay(blocks.modules, batches, tapes), "replay"
+        return Replay(blocks.modules, portion, tapes), "replay"
     _logger.info("the blocks %r are not replayed, the whole model is run for each: %s", blocks.name, reason)
-    return Rerun(model, batches), f"rerun: {reason}"
+    return Rerun(model, portion), f"rerun: {reason}"

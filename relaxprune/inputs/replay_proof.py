@@ -28,6 +28,7 @@ from .tree import flatten
 
 BYPASS = "a block reads something that is computed between the blocks or handed past them"
 UNEQUAL = "replayed blocks do not give the model's own values bit for bit"
+UNLIKE = "batches reach different blocks"
 IN_PLACE = "a block changes its inputs in place"
 NOT_FINITE = "values are not finite once weights are disturbed"
 
@@ -65,7 +66,7 @@ def record_all(
             forms = first.forms if still else None
             tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1], forms=forms)
         if tapes[number].order != first.order:
-            return [], "batches reach different blocks"
+            return [], UNLIKE
         share_constants(tapes[number], tapes.get(number - 1, first))
         if number == other and (reason := _why_not(model, blocks, layers, batches, tapes)):
             return [], reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ class ShrinkageChoice:
     candidates: tuple[float, ...]
     errors: tuple[float, ...]
     held_out: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> ShrinkageChoice:
+        """Return the choice of which these are the attributes, with lists in the place of tuples."""
+        return cls(
+            share=facts["share"],
+            candidates=tuple(facts["candidates"]),
+            errors=tuple(facts["errors"]),
+            held_out={name: tuple(errors) for name, errors in facts["held_out"].items()},
+        )
 
 
 def shrink(gram: Tensor, share: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from relaxprune.models.layers import PrunableLayer
 from .gram_accumulator import GramAccumulator, real_tokens, squared_norms
 from .layer_listener import GramGroup, LayerListener
 from .parts import ONE_PART, Parts
+from .portion import Portion
 from .streams import ONE_STREAM, Streams
 
 
@@ -69,6 +71,27 @@ class StatisticsCollector(LayerListener):
         self._add(accumulator, leader, kept, batch)
         return GramGroup(group.layers, accumulator)
 
+    def _told(self, group: GramGroup) -> Any:
+        """Return what a group's sum has counted, None if no token reached it."""
+        reached = group.accumulator is not None and group.accumulator.tokens > 0
+        return group.accumulator.counts() if reached and group.accumulator is not None else None
+
+    def _united(
+        self, layers: tuple[PrunableLayer, ...], own: GramGroup, told: Sequence[Any], portion: Portion
+    ) -> GramGroup:
+        """Return layers that share a group on all ranks, with the sum of what reached it on any."""
+        found = [counts for counts in told if counts is not None]
+        if not found:
+            return GramGroup(layers, None)
+        sums = own.accumulator
+        if sums is None or told[portion.ranks.rank] is None:
+            limit = self._limits.get(layers[0].name, math.inf)
+            sums = self._new(layers[0].shape[1], layers[0].weight.device, limit)
+        elif layers != own.layers:
+            sums = sums.clone()  # a group that was one with this one here needs its own
+        sums.unite(found, portion.ranks)
+        return GramGroup(layers, sums)
+
     def _new(self, features: int, device: torch.device, limit: float) -> GramAccumulator:
         """Return the sum that a group starts with."""
         return GramAccumulator(features, device, limit=limit, parts=self._parts.count)
@@ -101,6 +124,19 @@ class NormCollector(LayerListener):
         norms = torch.cat(seen) if seen else torch.zeros(0)
         norms = norms[norms != 0]
         return float(norms.median()) if norms.numel() else math.inf
+
+    def _told(self, group: GramGroup) -> Any:
+        """Return the norms of a group's tokens, None if no token reached it."""
+        seen = self._norms[group.layers[0].name]
+        return torch.cat(seen) if seen else None
+
+    def _united(
+        self, layers: tuple[PrunableLayer, ...], own: GramGroup, told: Sequence[Any], portion: Portion
+    ) -> GramGroup:
+        """Return layers that share a group on all ranks; their norms become those of all ranks."""
+        for layer in layers:
+            self._norms[layer.name] = [norms.to(layer.weight.device) for norms in told if norms is not None]
+        return GramGroup(layers, None)
 
     def _count(self, group: GramGroup, batch: int, kept: Tensor | None) -> GramGroup:
         """Note this pass's norms for every layer of a group, which may split later."""

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from relaxprune.models.checkpoint import checked_weights, weight_file
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.runs.mask_file import pack_mask, unpack_mask
 from relaxprune.support.container import (
     TensorFormat,
     metadata_json,
@@ -35,6 +34,7 @@ from relaxprune.support.container import (
 )
 from relaxprune.support.durable import file_sha256
 from relaxprune.support.json_files import Values, misfit
+from relaxprune.support.mask_bits import pack_mask, unpack_mask
 from relaxprune.support.new_folder import copy_others, new_folder
 from relaxprune.support.sentences import damaged
 from relaxprune.support.tensor_bits import as_integers, checksum

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from .channels.permutation import Permutation
+from .layer_report import LayerReport
+from .tuning.gains import BlockTuning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,9 +16,7 @@ if TYPE_CHECKING:
     from relaxprune.problems import MaskProblem
 
     from ..certificates import Certificate
-    from .channels.permutation import Permutation
-    from .layer_report import LayerReport
-    from .tuning.gains import BlockTuning, Refinement
+    from .tuning.gains import Refinement
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,28 @@ class BlockRecord:
     permutations: list[Permutation] = dataclasses.field(default_factory=list)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the tensors, as JSON values."""
+        return {
+            "layers": [layer.to_dict() for layer in self.layers],
+            "permutations": [item.to_dict() for item in self.permutations],
+            "seconds": self.seconds,
+            "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
+        }
+
+    @classmethod
+    def of(cls, facts: dict[str, Any], masks: dict[str, Tensor], weights: dict[str, Tensor]) -> BlockRecord:
+        """Undo ``facts``, with the tensors beside them.
+
+        Raises:
+            RelaxPruneError: a report or a permutation is not whole.
+            TypeError: a tuning is not.
+        """
+        layers = [LayerReport.from_dict(layer) for layer in facts["layers"]]
+        permutations = [Permutation.from_dict(item) for item in facts["permutations"]]
+        tunings = [BlockTuning(**tuning) for tuning in facts["tunings"]]
+        return cls(masks, layers, facts["seconds"], permutations, weights, tunings)
 
 
 @dataclass(frozen=True)

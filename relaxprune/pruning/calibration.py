@@ -1,4 +1,4 @@
-"""The calibration text of a run as it is given, read and checked."""
+"""The calibration text of a run as it is given, read, checked and divided among ranks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from typing import Any
 from relaxprune.inputs.batches import Batch, count_windows, read_batches, without_first
 from relaxprune.inputs.layer_grams import summed_parts
 from relaxprune.inputs.parts import Parts
+from relaxprune.inputs.portion import Portion
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.ranks.ranks import ALONE, Ranks
+from relaxprune.residency.states import HERE, Shelf
 
 from .request import PruneRequest
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Calibration text.
+    """Calibration text, and how it goes through the model.
 
     Attributes:
         batches: as ``prune_model`` takes them, read once.
         kinds: the kind of each window, in the order of the batches; None if all are of one.
         refine_batches: what only a refinement of the whole model reads, besides the others; read once.
+        ranks: put a part of it through the model each.
+        shelf: where hidden states are kept between two blocks.
     """
 
     batches: Iterable[Any]
     kinds: Sequence[str] | None = None
     refine_batches: Iterable[Any] = ()
+    ranks: Ranks = ALONE
+    shelf: Shelf = HERE
 
     def read(self, request: PruneRequest) -> tuple[list[Batch], Parts, list[Batch]]:
         """Return the batches, the parts in which their Grams are summed, and what only a refinement reads.
@@ -40,6 +47,12 @@ class Calibration:
         request.check_batches(len(read), count_windows([*read, *more]))
         parts = summed_parts(statistics, read, self.kinds)
         return parts.marked(read), parts, more
+
+    def portion(self, read: Sequence[Batch], request: PruneRequest) -> Portion:
+        """Return what this process puts through the model: all, for tuning takes one step after the other."""
+        if request.options.tune:
+            return Portion(read, shelf=self.shelf)
+        return Portion.of(read, self.ranks, self.shelf)
 
     def _read_more(self, request: PruneRequest) -> list[Batch]:
         """Return the batches that only a refinement reads."""

@@ -17,7 +17,8 @@ from relaxprune.options.target import Decided
 from relaxprune.problems import Gram, MaskProblem, ReconstructionProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
-from relaxprune.solvers import Solver
+from relaxprune.ranks.ranks import ALONE, Ranks
+from relaxprune.solvers import Run, Solver
 from relaxprune.solving.solution import Solution
 from relaxprune.solving.solving import solve, start_mask
 
@@ -84,11 +85,33 @@ class SolvedLayer:
 
 @dataclass(frozen=True, eq=False)
 class MaskSolver:
-    """Solves layers with one solver and one set of options, each over its own set of masks."""
+    """Solves layers with one solver and one set of options, each over its own set of masks.
+
+    Attributes:
+        decided: how much of each layer is pruned.
+        solver: finds the masks.
+        options: of the run.
+        ranks: others that share the run; a solve ends if one of them has failed.
+        shared: whether all of them solve each layer together.
+    """
 
     decided: Decided
     solver: Solver
     options: PruneOptions
+    ranks: Ranks = ALONE
+    shared: bool = False
+
+    def together(self) -> MaskSolver:
+        """Return a solver that all ranks call at once: they share the bands of a layer's rows."""
+        return replace(self, shared=True)
+
+    def bands(self, layer: PrunableLayer, inputs: LayerInputs) -> int:
+        """Return in how many bands ranks may divide the rows of a layer."""
+        problem = self.problem(layer, inputs)
+        run = Run(
+            start=problem.weight, max_iterations=self.options.max_iterations, memory_bytes=self.options.memory_bytes
+        )
+        return self.solver.bands(problem, run)
 
     def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> SolvedLayer:
         """Find the mask of one layer, and the objective of Wanda's mask on the same Gram.
@@ -135,10 +158,18 @@ class MaskSolver:
             return None
         return source_zeros(layer.matrix().cpu())
 
+    def problem(self, layer: PrunableLayer, inputs: LayerInputs) -> MaskProblem:
+        """Return the problem of a layer whose kept weights stay as they are."""
+        return self._mask_problem(layer, inputs, self.decided.polytope_of(layer.name, layer.shape))
+
+    def _mask_problem(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> MaskProblem:
+        """Return the problem of a layer over some masks."""
+        matrix = inputs.gram.matrix
+        return MaskProblem(layer.matrix().to(device=matrix.device, dtype=matrix.dtype), inputs.gram, polytope)
+
     def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
         """Solve a layer whose kept weights stay as they are."""
-        matrix = inputs.gram.matrix
-        problem = MaskProblem(layer.matrix().to(device=matrix.device, dtype=matrix.dtype), inputs.gram, polytope)
+        problem = self._mask_problem(layer, inputs, polytope)
         solution = self._solution(problem)
         certificate = certificate_of(problem, solution, self.options)
         wanda = wanda_objective(problem, solution, self.options.memory_bytes)
@@ -183,7 +214,9 @@ class MaskSolver:
 
     def _solution(self, problem: MaskProblem | ReconstructionProblem) -> Solution:
         """Solve with the options of the run."""
-        return solve(problem, self.solver, options=self.options, throw=False)
+        callback = None if self.ranks.alone else self.ranks.check
+        crew = self.ranks if self.shared else None
+        return solve(problem, self.solver, options=self.options, callback=callback, crew=crew, throw=False)
 
 
 def _selected(choice: ShrinkageChoice | None) -> dict[str, Any]:

@@ -9,18 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from relaxprune.inputs.batches import check_fit
-from relaxprune.inputs.layer_grams import GramMaker, LayerGram
+from relaxprune.inputs.layer_grams import GramMaker
 from relaxprune.inputs.output_check import OutputCheck
 from relaxprune.inputs.stages import Stage, make_agenda
 from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.adopted import adopted
 from relaxprune.models.forward import borrowed
-from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
-from relaxprune.problems import Gram
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.states import Shelf, shelf_of
+from relaxprune.ranks.ranks import ALONE, Ranks
+from relaxprune.residency.states import shelf_of
 from relaxprune.residency.store import store_of
 
 from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
@@ -28,8 +27,9 @@ from .calibration import Calibration
 from .channels.channel_permuter import ChannelPermuter
 from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
+from .common_facts import common_facts
 from .kept_records import KeptRecords, write_record
-from .mask_solver import LayerInputs, MaskSolver, SolvedLayer
+from .mask_solver import MaskSolver, SolvedLayer
 from .outcome import Outcome
 from .plan import Plan
 from .planner import plan_model
@@ -37,8 +37,10 @@ from .prune_report import PruneEvent, PruneReport
 from .refining import Refining
 from .route import Route, Step
 from .selecting import ShrinkageSelector
+from .shared_recorder import shared
 from .sharing.counts import decide
 from .sharing.dense_grams import DenseModel
+from .stage_solver import StageSolver
 from .tuning.block_tuner import BlockTuner, tunable
 from .tuning.parts import Part, parts_of
 from .tuning.recipes import TUNE_RECIPES
@@ -53,6 +55,7 @@ def prune_model(
     refine_batches: Iterable[Any] = (),
     recorder: BlockRecorder | None = None,
     on_event: Callable[[PruneEvent], None] | None = None,
+    ranks: Ranks = ALONE,
     **words: Any,
 ) -> PruneReport:
     """Prune a model in place: statistics, Gram, solve, write, propagate, block after block.
@@ -80,6 +83,9 @@ def prune_model(
             also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates, a ``RefinementRecorder``
             the refinement of the whole model.
         on_event: called when blocks and layers start and end; its exceptions end the run.
+        ranks: processes that call this together, each with the same model, batches and plan, as ``ranks.joined`` gives
+            them: each puts some of the batches through the model and solves some of the layers. All return the masks
+            and weights that one process finds alone. The leader's ``recorder`` counts.
         **words: as for ``plan_model``: ``sparsity``, ``pattern`` or ``polytope``, ``allocation``, ``solver``,
             ``options``, and the solver's own options.
 
@@ -89,6 +95,7 @@ def prune_model(
     Raises:
         RelaxPruneError: input that cannot be right, before any work, activations that are not finite, or no layer that
             could be pruned.
+        RankError: another rank has died, hangs or has failed.
     """
     if plan is None:
         plan = plan_model(model, **words)
@@ -98,9 +105,11 @@ def prune_model(
         raise RelaxPruneError(f"plan must be a Plan, as plan_model returns, got {type(plan).__name__}")
     with adopted(model):
         plan.check_model(model)
-        outcome = Outcome(len(plan.layers), on_event, kept=KeptRecords.of(recorder, store_of(model).travels))
-        with borrowed(model), shelf_of(plan.residency) as shelf, OutputCheck(plan.weights) as check:
-            run = _Run.prepare(plan, Calibration(batches, kinds, refine_batches), recorder, outcome, check, shelf)
+        kept = KeptRecords.of(recorder if ranks.leader else None, store_of(model).travels)
+        outcome = Outcome(len(plan.layers), on_event, kept=kept)
+        with borrowed(model), shelf_of(plan.residency, ranks.rank) as shelf, OutputCheck(plan.weights) as check:
+            text = Calibration(batches, kinds, refine_batches, ranks, shelf)
+            run = _Run.prepare(plan, text, shared(recorder, ranks), outcome, check)
             run.prune()
     return outcome.report(run.plan, run.route.method)
 
@@ -113,12 +122,12 @@ class _Run:
     route: Route
     gram_maker: GramMaker
     permuter: ChannelPermuter | None
-    mask_solver: MaskSolver
-    selector: ShrinkageSelector | None
+    stage_solver: StageSolver
     recorder: BlockRecorder | None
     outcome: Outcome
     check: OutputCheck
     refining: Refining | None
+    ranks: Ranks
     supports: dict[str, Tensor] = field(default_factory=dict)  # parameter name -> (rows, cols) bool
 
     @classmethod
@@ -129,12 +138,14 @@ class _Run:
         recorder: BlockRecorder | None,
         outcome: Outcome,
         check: OutputCheck,
-        shelf: Shelf,
     ) -> _Run:
         """Read the batches, look at how the model runs on them, and decide how much of each layer is pruned."""
-        request, model, blocks = plan.request, plan.model, plan.blocks
+        request, model, blocks, ranks = plan.request, plan.model, plan.blocks, text.ranks
         read, parts, further = text.read(request)
         check_fit(model, [*read, *further])
+        if not ranks.alone:
+            ranks.agree(common_facts(plan, [*read, *further], parts))
+        portion = text.portion(read, request)
         with outcome.timed("capture"):
             check.run(model, read[0])
             plan = plan.without(check.failed)
@@ -145,11 +156,18 @@ class _Run:
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         refining = Refining.prepare(plan, [*read, *further], recorder, outcome)
-        dense = DenseModel(model, blocks, plan.weights, read, agenda, gram_maker.without_selection(), shelf)
-        mask_solver = MaskSolver(_decided(plan, dense, recorder, outcome), request.solver, request.options)
-        route = Route(plan, read, agenda, outcome.timed, shelf)
+        dense = DenseModel(model, blocks, plan.weights, read, portion, agenda, gram_maker.without_selection())
+        decided = _decided(plan, dense, recorder, outcome)
+        mask_solver = MaskSolver(decided, request.solver, request.options, ranks)
+        route = Route(plan, portion, agenda, outcome.timed)
         selector = ShrinkageSelector.of(mask_solver, parts)
-        return cls(plan, route, gram_maker, permuter, mask_solver, selector, recorder, outcome, check, refining)
+        stage_solver = StageSolver(gram_maker, mask_solver, selector, check, outcome, ranks)
+        return cls(plan, route, gram_maker, permuter, stage_solver, recorder, outcome, check, refining, ranks)
+
+    @property
+    def mask_solver(self) -> MaskSolver:
+        """What solves a layer."""
+        return self.stage_solver.mask_solver
 
     def prune(self) -> None:
         """Go through all stages: observe, solve, apply, record, propagate; then refine."""
@@ -159,7 +177,7 @@ class _Run:
             if block is None and step.stage.layers:
                 block = BlockRecord(permutations=self.permute(step))
                 for sums in self.observe(step):
-                    for solved in self.solve(sums, step.stage):
+                    for solved in self.stage_solver.solve(sums, step.stage):
                         self.apply(solved, block, step.stage)
                 block = self.record(self.tune(block, step), step.stage)
             self.propagate(step)
@@ -204,7 +222,9 @@ class _Run:
         if self.permuter is None:
             return []
         with self.outcome.timed("permute"):
-            return self.permuter.permute_stage(step.stage, step.pruned)
+            found = self.permuter.permute_stage(step.stage, step.pruned)
+            self.ranks.agree({"orders of channels": [item.to_dict() for item in found]})
+            return found
 
     def observe(self, step: Step) -> Iterator[StatisticsCollector]:
         """Yield the sums of a stage's inputs, all at once or part by part, each once the parts before are pruned."""
@@ -214,37 +234,8 @@ class _Run:
         for part in parts:
             with self.outcome.timed("statistics"):
                 sums = self.gram_maker.gather(part, step.pruned, joint)
+                self.check.unite(self.ranks)
             yield sums
-
-    def solve(self, sums: StatisticsCollector, stage: Stage) -> Iterator[SolvedLayer]:
-        """Yield the layers of all groups that read one Gram, solved."""
-        while sums.groups:
-            yield from self._solve_group(sums, stage)  # its Gram is freed before the next one is made
-
-    def _solve_group(self, sums: StatisticsCollector, stage: Stage) -> Iterator[SolvedLayer]:
-        """Solve the layers of the next group."""
-        layers, read = self._take(sums)  # the float64 sums are gone before anything is solved
-        if read is None:
-            return
-        gram = Gram(read.gram)
-        for layer in (layer for layer in layers if layer.name not in self.check.failed):
-            self.outcome.announce("layer_start", stage, layer.name)
-            inputs = LayerInputs(gram, read, sums.calls[layer.name], layers[0].name)
-            with self.outcome.timed("solve"):
-                solved = self.mask_solver.solve(layer, inputs, stage.index)
-            yield solved
-
-    def _take(self, sums: StatisticsCollector) -> tuple[tuple[PrunableLayer, ...], LayerGram | None]:
-        """Return the layers of the next group and their Gram, None if no token that counts reached them."""
-        layers, own = sums.take()
-        if own is None:
-            return layers, None
-        choice = None
-        if self.selector is not None:
-            with self.outcome.timed("select"):
-                choice = self.selector.choose([item for item in layers if item.name not in self.check.failed], own)
-        with self.outcome.timed("statistics"):
-            return layers, self.gram_maker.made(own, choice)
 
     def apply(self, solved: SolvedLayer, block: BlockRecord, stage: Stage) -> None:
         """Write a layer's mask, and its new weights if they move, into the model; add it to its block's record."""

@@ -28,10 +28,10 @@ def placed(plan: Plan, memory_bytes: int, weights: str | None = None) -> Residen
         RelaxPruneError: the memory is too small for any choice.
     """
     store = store_of(plan.model)
-    sizes, host_memory = plan.memory, free_bytes() or 0
+    sizes = plan.memory
     if plan.on_cpu:
-        apart = (resident_bytes() or 0) - store.present_bytes(plan.model_bytes)
-        sizes, host_memory = sizes.beside(max(0, apart)), None
+        sizes = sizes.beside(max(0, (resident_bytes() or 0) - store.present_bytes(plan.model_bytes)))
+    host_memory = None if plan.on_cpu else free_bytes() or 0
     choices = needs(sizes, memory_bytes, one_memory=plan.on_cpu)
     found = choose([one for one in choices if weights in (None, one.residency.weights)], memory_bytes, host_memory)
     if store.travels and found.residency.weights != "device":

@@ -67,8 +67,8 @@ class PruneReport:
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
             layers' shares, if any), permute, select, tune and refine (if asked for), statistics, solve (and judge, with
-            Wanda's mask for comparison), propagate, record, total. A continued run counts the earlier sessions,
-            each until its last finished block.
+            Wanda's mask for comparison), exchange (of what ranks have solved), propagate, record, total. A continued
+            run counts the earlier sessions, each until its last finished block.
         polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
         options: all of ``PruneOptions``, and the effective options of the solver as "solver_options".

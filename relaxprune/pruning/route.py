@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.dense_stream import DenseStream
+from relaxprune.inputs.portion import Portion
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.states import HERE, Shelf
 from relaxprune.residency.store import store_of
 
 from .plan import Plan
@@ -43,38 +42,36 @@ class Route:
 
     Args:
         plan: what is pruned, and with which options.
-        batches: calibration batches.
+        portion: calibration batches.
         agenda: the stages.
         timed: adds the time of a ``with`` block to one of the report's stages.
-        shelf: where hidden states are kept between two blocks.
     """
 
     def __init__(
         self,
         plan: Plan,
-        batches: Sequence[Batch],
+        portion: Portion,
         agenda: Agenda,
         timed: Callable[[str], AbstractContextManager[None]],
-        shelf: Shelf = HERE,
     ) -> None:
         self.method = "rerun"
-        self._plan, self._batches, self._agenda, self._timed = plan, batches, agenda, timed
-        self._options, self._shelf = plan.request.options, shelf
+        self._plan, self._portion, self._agenda, self._timed = plan, portion, agenda, timed
+        self._options = plan.request.options
         self._streams: list[DenseStream] = []
         if self._options.tune and agenda.before:  # refused before anything is pruned
-            check_replayed(self._options.tune, self._blocks(batches[:1])[0])
+            check_replayed(self._options.tune, self._blocks(portion.head(1))[0])
         if agenda.before or agenda.after:
             self._refuse_dense_stream("layers outside of the blocks")
 
     def steps(self) -> Iterator[Step]:
         """Yield the layers before the blocks, the blocks, and the layers after them; each is to be pruned at once."""
-        agenda, rerun = self._agenda, Rerun(self._plan.model, self._batches)
+        agenda, rerun = self._agenda, Rerun(self._plan.model, self._portion)
         outside = self._dense(rerun) if agenda.before or agenda.after else None
         yield from self._begun([Step(stage, rerun, outside) for stage in agenda.before])
         if any(stage.layers for stage in agenda.blocks):
             # Only now: the blocks' inputs come through the layers before them, which are pruned by now.
             with self._timed("capture"):
-                pruned, self.method = self._blocks(self._batches)
+                pruned, self.method = self._blocks(self._portion)
                 inside = self._dense(pruned, outside if agenda.before else None)
             check_replayed(self._options.tune, pruned)
             if isinstance(pruned, Rerun):
@@ -97,9 +94,9 @@ class Route:
                 "blocks travel: leave out correct, or load the model whole"
             )
 
-    def _blocks(self, batches: Sequence[Batch]) -> tuple[Propagation, str]:
+    def _blocks(self, portion: Portion) -> tuple[Propagation, str]:
         """Return what makes the blocks' inputs, and how."""
-        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, batches, self._shelf)
+        return block_propagation(self._plan.model, self._plan.blocks, self._plan.weights, portion)
 
     def _begun(self, steps: Sequence[Step]) -> Iterator[Step]:
         """Yield steps, each while its block is there, its dense weights kept before anything is written to them."""
@@ -122,7 +119,7 @@ class Route:
                 dense = pruned.fork()
             else:
                 with before.dense():
-                    dense, _ = self._blocks(self._batches)
+                    dense, _ = self._blocks(self._portion)
                 if isinstance(dense, Rerun):
                     return before  # it runs the same, and keeps the dense weights of the layers before too
         elif self._options.tune and not isinstance(pruned, Rerun):

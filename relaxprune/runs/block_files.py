@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
-from relaxprune.pruning.channels.permutation import Permutation
-from relaxprune.pruning.layer_report import LayerReport
-from relaxprune.pruning.tuning.gains import BlockTuning
 from relaxprune.support.json_files import Values, misfit
 
 from .mask_file import read_mask_file, write_masks
@@ -54,13 +51,7 @@ class BlockFiles:
 
     def save(self, block: int, record: BlockRecord) -> list[Path]:
         """Write a finished block durably, masks and reports in one file; returns all its files."""
-        extra: dict[str, Any] = {
-            "block": block,
-            "layers": [layer.to_dict() for layer in record.layers],
-            "permutations": [item.to_dict() for item in record.permutations],
-            "seconds": record.seconds,
-            "tunings": [asdict(tuning) for tuning in record.tunings],
-        }
+        extra: dict[str, Any] = {"block": block, **record.facts()}
         moved = [] if self._weights is None else [self._weights.save(block, record.weights)]
         write_masks(self.path(block), record.masks, extra)
         return [self.path(block), *moved]
@@ -75,13 +66,10 @@ class BlockFiles:
         try:
             if misfit(extra, _SHAPE) or set(extra) != set(_SHAPE) or extra["block"] != block:
                 raise ValueError("another record")
-            layers = [LayerReport.from_dict(layer) for layer in extra["layers"]]
-            permutations = [Permutation.from_dict(item) for item in extra["permutations"]]
-            tunings = [BlockTuning(**tuning) for tuning in extra["tunings"]]
+            record = BlockRecord.of(extra, masks, {})
         except (ValueError, TypeError, KeyError) as error:
             path = str(self.path(block))
             raise RelaxPruneError(
                 f"{path!r} is not the record of block {block}; delete it to solve it again"
             ) from error
-        weights = {} if self._weights is None else self._weights.load(block, masks)
-        return BlockRecord(masks, layers, extra["seconds"], permutations, weights, tunings)
+        return record if self._weights is None else replace(record, weights=self._weights.load(block, masks))

@@ -10,17 +10,16 @@ To read it without relaxprune: ``numpy.unpackbits(packed, axis=-1, count=cols, b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.container import TensorFormat, metadata_json, read_container, write_container
-from relaxprune.support.json_files import is_kind
+from relaxprune.support.mask_bits import fits, pack_mask, unpack_mask
 
 MASKS_NAME = "masks.safetensors"  # in a run folder
 MASK_FILE = TensorFormat(
@@ -29,26 +28,6 @@ MASK_FILE = TensorFormat(
     keys=("shapes", "extra"),
     hint=" (bool tensors that `masks export` wrote are for other programs)",
 )
-
-
-def pack_mask(mask: Tensor) -> Tensor:
-    """Pack a bool mask ``(..., cols)`` into uint8 ``(..., ceil(cols / 8))`` on the CPU, little bit order."""
-    packed = np.packbits(mask.detach().cpu().numpy(), axis=-1, bitorder="little")
-    return torch.from_numpy(packed)
-
-
-def unpack_mask(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Unpack uint8 ``(..., ceil(cols / 8))`` into a bool mask of ``shape`` ``(..., cols)`` on the CPU.
-
-    Raises:
-        RelaxPruneError: ``packed`` is not what ``pack_mask`` makes of a mask of this shape.
-    """
-    if not _fits(packed, shape):
-        raise RelaxPruneError(
-            f"a packed mask of {packed.dtype} and shape {tuple(packed.shape)} does not fit a mask of shape {shape}"
-        )
-    bits = np.unpackbits(packed.cpu().numpy(), axis=-1, count=shape[-1], bitorder="little")
-    return torch.from_numpy(bits.astype(np.bool_))
 
 
 def write_masks(path: str | Path, masks: Mapping[str, Tensor], extra: Any = None) -> str:
@@ -130,13 +109,6 @@ def open_mask_file(path: str | Path) -> tuple[PackedMasks, Any]:
     if not isinstance(shapes, dict) or set(shapes) != set(packed):
         raise RelaxPruneError(f"{MASK_FILE.describe(file)} is damaged: it does not state the shapes of its masks")
     for name, shape in shapes.items():
-        if not isinstance(shape, list) or not _fits(packed[name], shape):
+        if not isinstance(shape, list) or not fits(packed[name], shape):
             raise RelaxPruneError(f"{MASK_FILE.describe(file)} is damaged: mask {name!r} is not of the shape it states")
     return PackedMasks(packed, {name: tuple(shape) for name, shape in shapes.items()}), extra
-
-
-def _fits(packed: Tensor, shape: Sequence[Any]) -> bool:
-    """Return whether a packed mask fits a mask of ``shape``."""
-    if not shape or not all(is_kind(size, int) and size >= 0 for size in shape):
-        return False
-    return packed.dtype == torch.uint8 and tuple(packed.shape) == (*shape[:-1], -(-shape[-1] // 8))

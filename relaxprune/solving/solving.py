@@ -14,6 +14,7 @@ from relaxprune.options.solve_options import AUTO, SolveOptions, default_solver,
 from relaxprune.problems import BaseProblem, Problem, ReconstructionProblem, RelaxPruneError, SolveError
 from relaxprune.solvers import Progress, Run, Solver, Status, make_solver, solver_class, solver_names
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, Answer, worse
+from relaxprune.solvers.crew import Crew
 
 from .ending import Chosen, finished
 from .solution import Solution
@@ -25,6 +26,7 @@ def solve(
     *,
     options: SolveOptions | None = None,
     callback: Callable[[Progress], None] | None = None,
+    crew: Crew | None = None,
     throw: bool = True,
     **words: Any,
 ) -> Solution:
@@ -44,6 +46,8 @@ def solve(
         options: what is asked of any solver: start, polish, budgets, seed, memory.
         callback: called with a ``Progress`` every 10 iterations and at the end of every band of rows, by the solver and
             then by its polish; an exception ends the solve.
+        crew: processes that solve the same problem together, such as the ranks of ``joined``: they share the bands of
+            rows, and all return the same; None for this process alone.
         throw: raise when the solver breaks down; False returns a Solution whose status says so.
         **words: fields of ``SolveOptions``, which override ``options``, as in ``solve(problem, seed=3)``; and options
             of the solver named, as in ``solve(problem, "fw", effort="best")``.
@@ -76,6 +80,7 @@ def solve(
         seed=asked.seed,
         memory_bytes=asked.memory_bytes,
         callback=callback,
+        crew=crew,
     )
     with torch.autocast(layer.device.type, enabled=False):
         answer = chosen.run(layer, run)

@@ -75,6 +75,10 @@ class SparseGPT(Solver):
         """Return 0: every column is visited once."""
         return 0
 
+    def bands(self, problem: Problem, run: Run) -> int:
+        """Return the number of bands that fit the memory budget."""
+        return len(list(problem.split(_MATRICES, run.memory_bytes)))
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Go through the columns of all rows of a band, and return the weights too."""
         layer = needs_weights(self.name, problem)

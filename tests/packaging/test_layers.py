@@ -30,7 +30,7 @@ FLOORS = (
     ("solvers.registry",),
     ("solvers.__init__",),
     ("support",),
-    ("residency",),
+    ("residency", "ranks"),
     ("options",),
     ("certificates.verify",),
     ("certificates.sdp",),

@@ -19,6 +19,7 @@ def prune(
     """Prune a model block by block and write a folder that transformers loads."""
     from .job import resolve
     from .run import left_behind, run_prune
+    from .together import together
 
-    with ending(lambda: left_behind(words.run.out)):
-        return run_prune(resolve(model, words))
+    with ending(lambda: left_behind(words.run.out)), together() as ranks:
+        return run_prune(resolve(model, words), ranks)

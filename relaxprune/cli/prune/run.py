@@ -12,6 +12,7 @@ from relaxprune import prune_model
 from relaxprune.models import LoadedModel
 from relaxprune.models.token_limits import check_tokenizer, try_window
 from relaxprune.pruning import Plan, PruneEvent, PruneReport, with_prediction
+from relaxprune.ranks import ALONE, Ranks
 from relaxprune.runs import RunFolder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
@@ -23,19 +24,23 @@ from ..endings import door, tell
 from ..interrupts import check
 from .folder import abandoning, earlier_sampler, finish_folder, open_folder, refuse_small_disk
 from .job import PruneJob
+from .output import Output
 from .placing import prepare
+from .together import shared_windows
 
 _OTHER_SEED = 2**31  # so that what the model writes for the refinement is not what it writes for the Grams
 
 
-def run_prune(job: PruneJob) -> int:
-    """Carry out a job and return the exit code.
+def run_prune(job: PruneJob, ranks: Ranks = ALONE) -> int:
+    """Carry out a job, alone or with other ranks, and return the exit code.
 
     Everything that can be checked with the model is checked before the first block is solved.
 
     Raises:
         RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
     """
+    if not ranks.leader:
+        return 0 if job.run.plan else follow(job, ranks)
     if job.run.plan:
         plan, loaded = prepare(job)
         windows = calibration_tokens(job, loaded, random_windows)
@@ -44,18 +49,29 @@ def run_prune(job: PruneJob) -> int:
         return 0
     with RunFolder.hold(job.folder):
         RunFolder.refuse_occupied(job.folder, job.run.resume)
-        return write_run(job)
+        return write_run(job, ranks)
 
 
-def write_run(job: PruneJob) -> int:
+def follow(job: PruneJob, ranks: Ranks) -> int:
+    """Do this rank's part of a run that the leader writes; returns the exit code."""
+    job = replace(job, output=Output(quiet=True))
+    plan, loaded = prepare(job)
+    windows = shared_windows(ranks, lambda: calibration_tokens(job, loaded))
+    more = tuple(ranks.from_leader(lambda: refine_batches(job, loaded)))
+    if not ranks.broadcast(None):
+        prune_loaded(job, windows, plan, None, more, ranks=ranks)
+    return 0
+
+
+def write_run(job: PruneJob, ranks: Ranks = ALONE) -> int:
     """Prune into the folder, which this process holds; returns the exit code."""
     plan, loaded = prepare(job)
     refuse_small_disk(job, loaded, plan)
-    windows = calibration_tokens(job, loaded, earlier_sampler(job))
-    finished = RunFolder(job.folder, {}).finished  # it keeps no samples, and they are not compared
-    more = refine_batches(job, loaded, random_windows if finished else None)
+    windows = shared_windows(ranks, lambda: calibration_tokens(job, loaded, earlier_sampler(job)))
+    sampler = random_windows if RunFolder(job.folder, {}).finished else None  # it keeps none, and none are compared
+    more = tuple(ranks.from_leader(lambda: refine_batches(job, loaded, sampler)))
     folder = open_folder(job, loaded, windows, more)
-    if folder.finished:
+    if ranks.broadcast(folder.finished):
         files = folder.verify_files()
         job.output.result(f"{folder.path} holds this run, finished; its {files} files are as they were written")
         return tell(folder.notices)
@@ -64,7 +80,7 @@ def write_run(job: PruneJob) -> int:
     with abandoning(folder):
         plan = with_prediction(plan, batches(job, windows), windows.kinds, more)
         announce(job, plan, windows)
-        report = prune_loaded(job, windows, plan, folder, more)
+        report = prune_loaded(job, windows, plan, folder, more, ranks=ranks)
     job.output.say(report)
     notices = finish_folder(job, folder, loaded, report)
     job.output.say(f"{machine_line()}; {memory_line()}")
@@ -140,6 +156,7 @@ def prune_loaded(
     folder: RunFolder | None,
     more: Sequence[torch.Tensor] = (),
     title: str = "pruning",
+    ranks: Ranks = ALONE,
 ) -> PruneReport:
     """Prune the plan's model in place, with progress on stdout and finished blocks recorded in ``folder``."""
     with abandoning(folder), job.output.progress(plan.layers, title) as progress:
@@ -148,13 +165,13 @@ def prune_loaded(
             check()  # a library may have swallowed the interruption
             progress(event)
 
-        text = batches(job, windows)
         return prune_model(
             plan.model,
-            text,
+            batches(job, windows),
             plan=plan,
             kinds=windows.kinds,
             refine_batches=more,
             recorder=folder,
             on_event=listen,
+            ranks=ranks,
         )

@@ -124,6 +124,7 @@ class ChannelPermuter:
             return {}
         collector = StatisticsCollector(layers, streams=self.streams)
         observe(propagation, stage, collector)
+        collector.unite(propagation.portion)
         energies: dict[str, Tensor] = {}
         while collector.groups:
             members, taken = collector.take()

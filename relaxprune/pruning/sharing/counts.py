@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes.ksparse import pruned_count
 from relaxprune.problems.problem import relative_error
 from relaxprune.problems.saliency import saliency
+from relaxprune.ranks.ranks import ALONE, Ranks
+from relaxprune.ranks.sharing import Loads, layer_cost
 from relaxprune.solvers.frank_wolfe.fw import FrankWolfe
 from relaxprune.solving.solving import solve
 
@@ -39,9 +41,10 @@ def decide(allocation: Allocation, sparsity: float, dense: DenseModel, seed: int
         As ``allocate``.
     """
     blocks = {layer.name: dense.blocks.index_of(layer) for layer in dense.layers}
-    measured = allocation.kind == "model"
-    weights = sensitivities(dense.model, dense.layers, dense.batches, seed) if measured else {}
-    return allocate(allocation, sparsity, dense.grams(), blocks, weights)
+    ranks, weights = dense.portion.ranks, {}
+    if allocation.kind == "model":
+        weights = ranks.from_leader(lambda: sensitivities(dense.model, dense.layers, dense.batches, seed))
+    return allocate(allocation, sparsity, dense.grams(), blocks, weights, ranks)
 
 
 def allocate(
@@ -50,6 +53,7 @@ def allocate(
     shown: Iterable[Shown],
     blocks: Mapping[str, int | None],
     sensitivity: Mapping[str, float],
+    ranks: Ranks = ALONE,
 ) -> dict[str, int]:
     """Decide how many entries of every row each layer loses.
 
@@ -59,6 +63,7 @@ def allocate(
         shown: the layers with their Grams, as ``DenseModel.grams`` shows them; read once.
         blocks: layer name -> index of its block, None outside of the blocks.
         sensitivity: for "model", layer name -> the weight of its error, from ``sensitivities``.
+        ranks: are shown the same, and measure some of the layers each.
 
     Returns:
         layer name -> entries pruned of every row, for every layer that was shown (for "model": and has a
@@ -67,14 +72,21 @@ def allocate(
     """
     if allocation.kind == "owl":
         return _owl_counts(allocation, sparsity, shown, blocks)
-    curves = {
-        layer.name: error_curve(layer, gram, sensitivity[layer.name])
-        for layers, gram in shown
-        for layer in layers
-        if layer.name in sensitivity
-    }
+    curves = _curves(shown, sensitivity, ranks)
     total = pruned_count(sum(curve.rows * curve.cols for curve in curves.values()), sparsity)
     return equal_marginal_counts(curves, total, allocation.cap(sparsity))
+
+
+def _curves(shown: Iterable[Shown], sensitivity: Mapping[str, float], ranks: Ranks) -> dict[str, ErrorCurve]:
+    """Return the error curve of every layer that has a sensitivity, each measured on one rank."""
+    loads, names, own = Loads([0.0] * ranks.world), [], {}
+    for layers, gram in shown:
+        for layer in (layer for layer in layers if layer.name in sensitivity):
+            names.append(layer.name)
+            if loads.give(layer_cost(layer.shape)) == ranks.rank:
+                own[layer.name] = asdict(error_curve(layer, gram, sensitivity[layer.name]))
+    told = {name: facts for rank in ranks.exchange(own) for name, facts in rank.items()}
+    return {name: ErrorCurve(**told[name]) for name in names}
 
 
 def error_curve(layer: PrunableLayer, gram: Gram, sensitivity: float) -> ErrorCurve:

@@ -9,12 +9,12 @@ from torch import nn
 
 from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.layer_grams import GramMaker
+from relaxprune.inputs.portion import Portion
 from relaxprune.inputs.propagation import Propagation, Rerun, block_propagation
 from relaxprune.inputs.stages import Agenda, Stage
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems import Gram
-from relaxprune.residency.states import HERE, Shelf
 from relaxprune.residency.store import store_of
 
 Shown = tuple[tuple[PrunableLayer, ...], Gram]
@@ -28,19 +28,19 @@ class DenseModel:
         model: in evaluation mode; unchanged.
         blocks: its blocks.
         layers: what will be pruned.
-        batches: calibration batches.
+        batches: all calibration batches.
+        portion: those that this process puts through the model.
         agenda: the run's stages.
         gram_maker: makes the Grams of the run.
-        shelf: where hidden states are kept between two blocks.
     """
 
     model: nn.Module
     blocks: BlockList
     layers: Sequence[PrunableLayer]
     batches: Sequence[Batch]
+    portion: Portion
     agenda: Agenda
     gram_maker: GramMaker
-    shelf: Shelf = HERE
 
     def grams(self) -> Iterator[Shown]:
         """Go through the stages of a run without pruning anything.
@@ -49,11 +49,11 @@ class DenseModel:
             Layers that read the same inputs, and their Gram. The sums of one block are held at a time. Layers that no
             batch reaches are left out.
         """
-        rerun = Rerun(self.model, self.batches)
+        rerun = Rerun(self.model, self.portion)
         for stage in (*self.agenda.before, *self.agenda.after):
             yield from self._stage(stage, rerun)
         if any(stage.layers for stage in self.agenda.blocks):
-            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.batches, self.shelf)
+            propagation, _ = block_propagation(self.model, self.blocks, self.layers, self.portion)
             for stage in propagation.ordered(self.agenda.blocks):
                 with store_of(self.model).resident(stage.index):
                     yield from self._stage(stage, propagation)

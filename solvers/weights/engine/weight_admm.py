@@ -177,6 +177,10 @@ class WeightAdmmSolver(Solver):
         """Return the share of the mean diagonal to add to a problem while iterating."""
         return self.damping
 
+    def bands(self, problem: Problem, run: Run) -> int:
+        """Return the number of bands that fit the memory budget."""
+        return len(list(problem.split(_MATRICES, run.memory_bytes)))
+
     def run(self, problem: Problem, run: Run) -> Answer:
         """Solve band by band of rows; a band that broke down keeps its start and its weights."""
         layer = needs_weights(self.name, problem)
