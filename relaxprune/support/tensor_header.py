@@ -135,11 +135,12 @@ def read_header(path: Path, what: str, advice: str = "") -> TensorHeader:
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
     """Return the header of a file with these tensors, and the names in the order in which their bytes follow it.
 
-    Equal tensors and metadata give equal bytes; the library itself writes metadata in no fixed order.
+    Equal tensors and metadata give equal bytes, which are those that the library writes; that has metadata of several
+    keys in no fixed order.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     start = 0
     for name in order:
         tensor = tensors[name]
@@ -148,7 +149,7 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         end = start + tensor.numel() * tensor.element_size()
         entries[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
-    header = json.dumps(entries, sort_keys=bool(metadata), separators=(",", ":")).encode()
+    header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header, order
 

@@ -45,10 +45,12 @@ def finished(place: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_the_folder_is_that_of_one_process(world: int, place: Path, finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "more"), [(2, []), (4, ["--offload", "disk"])], ids=["2", "4, offloaded"])
+def test_the_folder_is_that_of_one_process(
+    world: int, more: list[str], place: Path, finished: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    ended = ranks_of(world, arguments(place, out, *MORE), tmp_path / "ranks")
+    ended = ranks_of(world, arguments(place, out, *MORE, *more), tmp_path / "ranks")
     assert [rank.code for rank in ended] == [0] * world, ended
     assert content(out) == content(finished)
     records = [read_record(folder) for folder in (out, finished)]

@@ -19,6 +19,7 @@ from relaxprune.pruning.mask_solver import MaskSolver
 from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.prune_report import PruneReport
 from relaxprune.ranks import ALONE, Ranks, joined
+from relaxprune.residency import Residency
 
 from ..forks import forked, told
 from ..recorders import RunMemory
@@ -56,6 +57,7 @@ CASES = {
     "experts": Case("qwen3_moe", 3),
     "groups, capped tokens": Case("gpt2", 3, options=statistics(collect="groups", token_cap=2.0)),
     "tuned": Case(words=REFIT, options={**MOVING, "tune": 1}),
+    "states on disk": Case(words={"sparsity": 0.5, "residency": Residency(states="disk")}),
 }
 LONG = {
     "reconstruct": Case(words=REFIT, options=MOVING),
