@@ -36,7 +36,7 @@ class RunBytes:
         batch_states: the part of ``states`` of the tokens that go through the model at once.
         refining: weights, Adam's moments and logits while the whole model is refined; 0 if it is not.
         predictions: of the dense model, which are held until then.
-        whole: whether something needs the weights of all blocks on the device at once.
+        allocating: what all layers put out for some tokens, and its gradients, before anything is pruned.
     """
 
     model: int
@@ -48,18 +48,17 @@ class RunBytes:
     batch_states: int = 0
     refining: int = 0
     predictions: int = 0
-    whole: bool = False
+    allocating: int = 0
 
     @property
     def added(self) -> int:
         """What a run holds in addition to the model, if all of it is in one memory."""
-        if not self.refining:
-            return self.masks + self.working + self.states
-        return self.masks + max(self.working + self.states, self.refining) + self.predictions
+        return self.masks + max(self.working + self.states, self.refining, self.allocating) + self.predictions
 
     def beside(self, held: int) -> RunBytes:
         """Return the same for a process that holds so many bytes in addition all the time."""
-        return replace(self, working=self.working + held, refining=self.refining + held if self.refining else 0)
+        parts = {name: getattr(self, name) for name in ("working", "refining", "allocating")}
+        return replace(self, **{name: size + held for name, size in parts.items() if size})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers."""
@@ -75,12 +74,14 @@ class TokenCounts:
         at_once: of those that go through the model together.
         kinds: of text among them.
         refining: further tokens, of text that only ``refine`` reads.
+        backward: of those that gradients go back through at once, to share the sparsity; 0 for none.
     """
 
     all: int = 0
     at_once: int = 0
     kinds: int = 1
     refining: int = 0
+    backward: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens.
@@ -145,6 +146,7 @@ def run_bytes(
         + solver
         + _moving_bytes(layers, options, tokens.all, sums),
         refining=refining if options.refine else 0,
+        allocating=2 * item * tokens.backward * sum(layer.rows for layer in layers),
         predictions=(tokens.all + tokens.refining) * layers[0].cols * item if options.refine else 0,
     )
 

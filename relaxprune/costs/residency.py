@@ -53,7 +53,7 @@ def needs(sizes: RunBytes, device_memory: int | None = None, *, one_memory: bool
         need(sizes, residency, one_memory=one_memory)
         for residency in choices
         if not (one_memory and CPU in (residency.weights, residency.states))
-        and (residency.weights == DEVICE or not sizes.whole)
+        and (residency.weights == DEVICE or not sizes.refining)
     ]
 
 
@@ -66,14 +66,12 @@ def need(sizes: RunBytes, residency: Residency, *, one_memory: bool = False) -> 
 
     Args:
         sizes: of the parts.
-        device_memory: the bound that residencies name.
         residency: where weights and hidden states live.
         one_memory: whether the device computes in the host's memory.
     """
     weights, states = residency.weights, residency.states
     working = sizes.working + (sizes.states if states == DEVICE else min(sizes.states, sizes.batch_states))
-    if sizes.refining:
-        working = max(working, sizes.refining) + (sizes.predictions if states == DEVICE else 0)
+    working = max(working, sizes.refining, sizes.allocating) + (sizes.predictions if states == DEVICE else 0)
     on_device = working + (sizes.model if weights == DEVICE else sizes.travelling)
     on_host = sizes.block_masks if weights == DISK else sizes.masks
     on_host += (sizes.model if weights == CPU else 0) + (sizes.states if states == CPU else 0)

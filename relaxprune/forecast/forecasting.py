@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from relaxprune.costs.calibration import measured_rates
 from relaxprune.costs.formula import GramShape, RunShape, TextPass
@@ -123,8 +123,8 @@ def forecast_run(
 def _memory(plan: Plan, text: TextShape, solver: SolverWork) -> RunBytes:
     """Return the bytes of the run's parts, with what its solver holds."""
     held = {"matrices": JUDGED_MATRICES + solver.whole.matrices} if solver.known else {}
-    sizes = run_bytes(plan.model, plan.blocks, plan.layers, plan.request.options, text.tokens, **held)
-    return replace(sizes, whole=plan.memory.whole)
+    tokens = plan.request.counted(text.tokens)
+    return run_bytes(plan.model, plan.blocks, plan.layers, plan.request.options, tokens, **held)
 
 
 def _chosen(residencies: list[Need], machine: Machine) -> tuple[Need | None, tuple[str, ...]]:

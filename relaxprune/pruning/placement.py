@@ -39,24 +39,14 @@ def placed(plan: Plan, memory_bytes: int, weights: str | None = None) -> Residen
     return found.residency
 
 
-def whole_passes(request: PruneRequest) -> str:
-    """Return what of a request needs the weights of all blocks at once, and and what to do without; "" for nothing."""
-    if request.options.refine:
-        return (
-            "refine moves the weights of all blocks together; leave out refine (tune moves them block by block), or "
-            "load the model whole"
-        )
-    if request.target.sharing.kind == "model":
-        return "allocation 'model' takes gradients through all blocks; give 'owl' or 'uniform', or load the model whole"
-    return ""
-
-
 def refuse_whole_passes(model: nn.Module, request: PruneRequest) -> None:
-    """Refuse what needs all weights of a model at once, if its blocks travel.
+    """Refuse what moves the weights of all blocks at once, if they travel.
 
     Raises:
-        RelaxPruneError: naming the option.
+        RelaxPruneError: ``refine`` is asked for.
     """
-    reason = whole_passes(request)
-    if reason and store_of(model).travels:
-        raise RelaxPruneError(f"model must be whole, got one whose blocks travel: {reason}")
+    if request.options.refine and store_of(model).travels:
+        raise RelaxPruneError(
+            "refine moves the weights of all blocks together, so that they must be on the device at once, got a model "
+            "whose blocks travel: leave out refine (tune moves them block by block), or load the model whole"
+        )

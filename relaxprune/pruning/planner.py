@@ -30,7 +30,7 @@ from relaxprune.solvers import Solver
 
 from .coverage import count_matrices
 from .layer_choice import EXCLUDED, NOT_INCLUDED, find_misfits, select_layers
-from .placement import refuse_whole_passes, whole_passes
+from .placement import refuse_whole_passes
 from .plan import Plan
 from .prediction import predict
 from .prune_report import MISFIT
@@ -139,7 +139,6 @@ def make_plan(
         rows, cols = layer.shape
         keep = request.target.polytope_of(layer.name, (rows, cols)).kept((rows, cols))
         layers.append(PlannedLayer(layer.name, layer.kind, rows, cols, keep, blocks.index_of(layer)))
-    memory = run_bytes(model, blocks, layers, request.options, tokens or TokenCounts())
     return Plan(
         request=request,
         model=model,
@@ -148,7 +147,7 @@ def make_plan(
         layers=layers,
         skipped=[*skipped, *left, *misfits],
         matrices=count_matrices(model, weights, [layer for layer in found if layer.name in unasked]),
-        memory=replace(memory, whole=bool(whole_passes(request))),
+        memory=run_bytes(model, blocks, layers, request.options, request.counted(tokens or TokenCounts())),
         residency=Residency(store_of(model).place),
     )
 

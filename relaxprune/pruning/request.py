@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from relaxprune.costs.memory import TokenCounts
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.solve_options import default_solver, solver_of
 from relaxprune.options.target import Target
@@ -80,6 +81,10 @@ class PruneRequest:
         """The installed packages that the solver computes with, and the one that it comes from."""
         owner = solver_distribution(self.solver.name)
         return (*self.solver.distributions(), *(() if owner is None else (owner,)))
+
+    def counted(self, tokens: TokenCounts) -> TokenCounts:
+        """Return the tokens of a run, with those that its allocation takes gradients of."""
+        return replace(tokens, backward=tokens.at_once if self.target.sharing.kind == "model" else 0)
 
     def check_batches(self, count: int, windows: int) -> None:
         """Raise RelaxPruneError if ``count`` batches are too few for the Grams, or ``windows`` for a refinement."""

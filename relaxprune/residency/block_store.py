@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -70,6 +72,7 @@ class BlockStore(Whole):
         pairs = [(index, one) for index, found in units.items() for one in found]
         self._travellers = {id(one.parameter): (index, one) for index, one in pairs}
         self._by_name = {one.name: (index, one) for index, one in pairs}
+        self._blocks = blocks
         self._here: list[int] = []  # blocks that are there, the one used last at the end
         self._last, self._still = REST, asleep
         self._ahead: Ahead[list[Tensor]] = Ahead()
@@ -106,6 +109,29 @@ class BlockStore(Whole):
             yield
         finally:
             self._still = False
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Have blocks that left since a forward pass come again, and compute again, for its backward pass, inside."""
+        own = [vars(block).get("forward") for block in self._blocks]
+        try:
+            for index, block in enumerate(self._blocks):
+                vars(block)["forward"] = partial(self._checkpointed, index, block.forward)
+            yield
+        finally:
+            for block, forward in zip(self._blocks, own, strict=True):
+                vars(block).pop("forward", None)
+                if forward is not None:
+                    vars(block)["forward"] = forward
+
+    def _checkpointed(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a block, whose tensors are not kept for the backward pass, but made again."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.resident(index):
+                return forward(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     def wake(self) -> None:
         """Bring blocks when they are called, and what lies outside of them now."""

@@ -35,6 +35,10 @@ class Whole:
         """Have the block of a stage on the device, inside."""
         return nullcontext()
 
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Have blocks that left since a forward pass come again, and compute again, for its backward pass, inside."""
+        return nullcontext()
+
     def still(self) -> AbstractContextManager[None]:
         """Have no block come when it is called, inside."""
         return nullcontext()

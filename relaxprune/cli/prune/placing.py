@@ -9,7 +9,7 @@ import torch
 from relaxprune import RelaxPruneError
 from relaxprune.models import FLOAT_DTYPES, LoadedModel, LoadOptions
 from relaxprune.pruning import Plan, make_plan
-from relaxprune.pruning.placement import placed, whole_passes
+from relaxprune.pruning.placement import placed
 from relaxprune.residency import Residency
 from relaxprune.residency.store import store_of
 from relaxprune.runs.run_progress import states_folder
@@ -37,7 +37,7 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
 def _placed(job: PruneJob, memory_bytes: int) -> tuple[Plan, LoadedModel]:
     """Load the model to where so much memory has room for it."""
     asked = job.load.offload
-    first = asked or (None if whole_passes(job.request) else "disk")
+    first = asked or (None if job.request.options.refine else "disk")
     plan, loaded = _planned(job, replace(job.load, offload=first))
     residency = placed(plan, memory_bytes, asked)
     if residency.weights != plan.residency.weights:

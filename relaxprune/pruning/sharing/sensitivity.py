@@ -14,6 +14,7 @@ from relaxprune.inputs.batches import Batch, run_model
 from relaxprune.inputs.tree import flatten
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.store import store_of
 
 TOKENS = 2048
 
@@ -46,7 +47,7 @@ def sensitivities(
     found: dict[str, float] = {}
     tokens = 0
     for batch in batches:
-        with _outputs(model, layers) as seen:
+        with _outputs(model, layers) as seen, store_of(model).recomputing():
             loss, count = _loss(run_model(model, batch), batch, generator)
             pairs = [(layer, output) for layer in layers for output in seen.get(layer.name, [])]
             gradients = torch.autograd.grad(loss, [output for _, output in pairs], allow_unused=True)

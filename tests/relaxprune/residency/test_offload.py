@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "correct": {"sparsity": 0.5, "options": PruneOptions(weights="refit", correct=1.0, max_iterations=FEW)},
     "tune": {"sparsity": 0.5, "options": PruneOptions(tune=2, max_iterations=FEW)},
     "owl": {"sparsity": 0.5, "allocation": "owl", "options": PruneOptions(max_iterations=FEW)},
+    "model": {"sparsity": 0.5, "allocation": "model", "options": PruneOptions(max_iterations=FEW)},
     "certify": {"sparsity": 0.5, "options": PruneOptions(certify="diagonal", max_iterations=FEW)},
     "permute": {"pattern": "2:4", "options": PruneOptions(permute=True, max_iterations=FEW)},
 }
@@ -99,7 +100,8 @@ def test_models_that_are_run_as_a_whole_travel_too(folder: Path, monkeypatch: py
     assert_same(whole, pruned(folder, "disk", **KINDS["masks"]))
 
 
-def test_at_most_two_blocks_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["masks", "model"])
+def test_at_most_two_blocks_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     seen: list[int] = []
     model = load_model(str(folder), LoadOptions(offload="disk")).model
     store = store_of(model)
@@ -111,7 +113,7 @@ def test_at_most_two_blocks_are_there(folder: Path, monkeypatch: pytest.MonkeyPa
         seen.append(len(store._here) + 1)
 
     monkeypatch.setattr(store, "_fill", counting)
-    prune_model(model, batches(), **KINDS["masks"])
+    prune_model(model, batches(), **KINDS[kind])
     assert max(seen) == 1
 
 
@@ -134,17 +136,10 @@ def test_a_recorded_run_goes_on(folder: Path) -> None:
     assert recorder.solved == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ({"options": PruneOptions(refine=1)}, "refine moves the weights of all blocks together"),
-        ({"allocation": "model"}, "allocation 'model' takes gradients through all blocks"),
-    ],
-)
-def test_passes_through_all_weights_are_refused(folder: Path, words: dict[str, Any], sentence: str) -> None:
+def test_refining_is_refused(folder: Path) -> None:
     model = load_model(str(folder), LoadOptions(offload="disk")).model
-    with pytest.raises(RelaxPruneError, match=sentence):
-        plan_model(model, sparsity=0.5, **words)
+    with pytest.raises(RelaxPruneError, match="refine moves the weights of all blocks together"):
+        plan_model(model, sparsity=0.5, options=PruneOptions(refine=1))
 
 
 def test_correcting_needs_blocks_that_are_replayed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
