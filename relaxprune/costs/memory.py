@@ -19,7 +19,10 @@ from .planned_layer import PlannedLayer
 
 _LOGITS_BYTES = 2**29  # of the tokens whose logits are held at once, several times in float32
 _TRAVELLING_BLOCKS = 2  # the one that is pruned, and the next one, which is read meanwhile
-_SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
+SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
+GRAM_BYTES = 20  # the Gram in float32, and twice in float64 for the proof of its curvature
+WEIGHT_BYTES = 12  # of an answer, for each weight, in float32 and float64
+CERTIFIED_BYTES = 60  # the same with a certificate: the points of its candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ def run_bytes(
     layers: Sequence[PlannedLayer],
     options: PruneOptions,
     tokens: TokenCounts,
-    matrices: float = _SOLVER_MATRICES,
+    matrices: float = SOLVER_MATRICES,
 ) -> RunBytes:
     """Estimate the bytes of a run from shapes; values of the model's tensors are not looked at.
 
@@ -125,8 +128,8 @@ def run_bytes(
             any solver does.
     """
     sums = _largest_block(layers, lambda layer: 8 * layer.cols**2)
-    per_weight = 12 if options.certify is None else 60
-    solving = max(20 * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
+    per_weight = WEIGHT_BYTES if options.certify is None else CERTIFIED_BYTES
+    solving = max(GRAM_BYTES * layer.cols**2 + per_weight * layer.rows * layer.cols for layer in layers)
     item = max(parameter.element_size() for parameter in model.parameters())
     temporaries = max(int(8 * matrices * layer.rows * layer.cols) for layer in layers)
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)

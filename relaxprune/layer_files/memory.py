@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from relaxprune.costs.memory import CERTIFIED_BYTES, GRAM_BYTES, SOLVER_MATRICES, WEIGHT_BYTES
 from relaxprune.options.solve_options import SolveOptions
 from relaxprune.support.tensor_header import DTYPES, TensorHeader
 
 PROCESS_BYTES = 320 * 2**20  # the interpreter and its libraries, before any layer
-_SOLVER_MATRICES = 26  # float64 tensors of a layer's shape that solvers hold at most
-_MATRIX_BYTES = 12  # of the answer, for each weight, in float32 and float64
-_CERTIFIED_BYTES = 60  # the points of a certificate's candidates
-_GRAM_BYTES = 20  # the Gram in float32, and twice in float64 for the proof of its curvature
 
 
 def solving_bytes(header: TensorHeader, options: SolveOptions, certify: str | None) -> int:
@@ -33,6 +30,6 @@ def solving_bytes(header: TensorHeader, options: SolveOptions, certify: str | No
     moments = (len(entries) - 1) * cols**2
     weights = rows * cols
     budget = options.memory_bytes
-    temporaries = budget if certify == "sdp" else min(budget, 8 * _SOLVER_MATRICES * weights)
-    per_weight = _MATRIX_BYTES if certify is None else _CERTIFIED_BYTES
-    return stored + _GRAM_BYTES * moments + per_weight * weights + temporaries
+    temporaries = budget if certify == "sdp" else min(budget, 8 * SOLVER_MATRICES * weights)
+    per_weight = WEIGHT_BYTES if certify is None else CERTIFIED_BYTES
+    return stored + GRAM_BYTES * moments + per_weight * weights + temporaries
