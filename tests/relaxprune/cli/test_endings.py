@@ -54,8 +54,14 @@ def wait_for_handlers(process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.6, 1.2, 2.0])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+MOMENTS = [(0.0, signal.SIGTERM), (0.2, signal.SIGINT), (0.6, signal.SIGTERM), (1.2, signal.SIGINT)]
+OTHERS = [(delay, number) for delay in (0.0, 0.05, 0.2, 0.6, 1.2, 2.0) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("delay", "number"),
+    [*MOMENTS, *(pytest.param(*one, marks=pytest.mark.long) for one in OTHERS if one not in MOMENTS)],
+)
 def test_a_signal_in_the_first_moments(place: Path, tmp_path: Path, delay: float, number: int) -> None:
     process = start(arguments(place, tmp_path / "out"), tmp_path)
     wait_for_handlers(process)

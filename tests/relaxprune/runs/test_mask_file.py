@@ -43,12 +43,12 @@ def test_layout_is_readable_without_relaxprune(tmp_path: Path) -> None:
     assert np.array_equal(np.unpackbits(packed, axis=-1, count=19, bitorder="little").astype(bool), mask.numpy())
 
 
-def test_every_single_flipped_bit_is_detected(tmp_path: Path) -> None:
+def test_every_single_flipped_bit_is_detected(tmp_path: Path, long_run: bool) -> None:
     path = tmp_path / "masks.safetensors"
     write_masks(path, {"a": random_mask(3, 11), "b": random_mask(2, 8)}, extra={"block": 3})
     good = path.read_bytes()
     for position in range(len(good)):
-        for bit in range(8):
+        for bit in range(8) if long_run else [3 * position % 8]:
             bad = bytearray(good)
             bad[position] ^= 1 << bit
             path.write_bytes(bad)
