@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from relaxprune.costs.counting import WorkCounter
 from relaxprune.costs.work import NOTHING, Work
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.support.forwards import replaced_forwards
 
 _EXPERT_LAUNCHES = 12  # of one expert: its tokens are taken, multiplied twice, gated and added
 _EXPERT_PASSES = 8  # over what its two matrices read and write
@@ -20,18 +21,6 @@ _EXPERT_PASSES = 8  # over what its two matrices read and write
 def products(flops: float, dtype: torch.dtype) -> Work:
     """Return the work of products in a dtype."""
     return Work(half_flops=flops) if dtype.itemsize == 2 else Work(flops=flops)
-
-
-@contextmanager
-def _replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Have modules call something else, inside."""
-    try:
-        for module, forward in forwards.items():
-            vars(module)["forward"] = forward
-        yield
-    finally:
-        for module in forwards:
-            vars(module).pop("forward", None)
 
 
 class BlockStandIns:
@@ -70,7 +59,7 @@ class BlockStandIns:
                     stack.callback(block.register_forward_pre_hook(self._enter).remove)
                     stack.callback(block.register_forward_hook(self._leave(index)).remove)
             away = {self._blocks[index]: self._repeat(first) for index, first in self.firsts.items()}
-            stack.enter_context(_replaced(away))
+            stack.enter_context(replaced_forwards(away))
             yield
 
     def _enter(self, _module: nn.Module, _args: Any) -> None:
@@ -118,7 +107,7 @@ class ExpertStandIns:
     @contextmanager
     def standing(self) -> Iterator[None]:
         """Have these modules return their first input, and count what they would do."""
-        with _replaced({module: self._counting(matrices) for module, matrices in self._modules.items()}):
+        with replaced_forwards({module: self._counting(matrices) for module, matrices in self._modules.items()}):
             yield
 
     def tokens(self, layer: PrunableLayer, every: int) -> int:

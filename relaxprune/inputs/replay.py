@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.residency.states import HERE, Kept, Shelf
+from relaxprune.support.forwards import replaced_forwards
 
 from .batches import Batch, run_model
+from .taint import Taint
 from .tree import flatten, rebuild
 
 
@@ -58,7 +60,7 @@ class Form:
         return cls(skeleton, [leaf.new_zeros(()).expand(leaf.shape) for leaf in leaves])
 
     def made(self) -> Any:
-        """Return an output of this form, of zeros."""
+        """Return an output of this form, of made-up values."""
         return rebuild(self.skeleton, [leaf.clone() for leaf in self.leaves])
 
 
@@ -196,7 +198,6 @@ def record(
     stop_at: int | None = None,
     stop_after: int | None = None,
     hearing: Hearing | None = None,
-    forms: Mapping[int, Form] | None = None,
 ) -> Tape:
     """Put one batch through the model and write down the calls of its blocks.
 
@@ -207,32 +208,44 @@ def record(
         stop_at: leave the pass when this block is called, which saves the output head.
         stop_after: leave the pass when this block has put out its outputs.
         hearing: hears what the blocks read and put out.
-        forms: block -> the form of what it puts out, if blocks are not to be run: zeros are put out instead.
     """
     recorder = _Recorder(stop_at, stop_after, hearing or Hearing())
-    with _hooked(blocks, recorder), _replaced(blocks, forms or {}), recorder.running, suppress(_StopForward):
+    with _hooked(blocks, recorder), recorder.running, suppress(_StopForward):
         run_model(model, batch)
     return recorder.tape
 
 
-@contextmanager
-def _replaced(blocks: Sequence[nn.Module], forms: Mapping[int, Form]) -> Iterator[None]:
-    """Have blocks put out zeros of these forms, inside."""
-    own = {index: vars(blocks[index]).get("forward") for index in forms}
+def record_still(
+    model: nn.Module, blocks: Sequence[nn.Module], batch: Batch, *, stop_at: int, forms: Mapping[int, Form]
+) -> Tape | None:
+    """Write down what blocks are called with in one pass, without running them: made-up tensors are put out instead.
+
+    Args:
+        model: as for ``record``.
+        blocks: the modules to listen to.
+        batch: what to call the model with.
+        stop_at: leave the pass when this block is called.
+        forms: block -> the form of what it puts out.
+
+    Returns:
+        The tape; None if the model did, or might do, something with values of these tensors outside of the blocks.
+    """
+    taint = Taint()
+
+    def made(form: Form, *_args: Any, **_kwargs: Any) -> Any:
+        output = form.made()
+        for leaf in flatten(output)[0]:
+            taint.mark(leaf)
+        return output
+
+    stills = {blocks[index]: partial(made, form) for index, form in forms.items()}
     try:
-        for index, form in forms.items():
-            vars(blocks[index])["forward"] = partial(_made, form)
-        yield
-    finally:
-        for index, forward in own.items():
-            vars(blocks[index]).pop("forward", None)
-            if forward is not None:
-                vars(blocks[index])["forward"] = forward
-
-
-def _made(form: Form, *_args: Any, **_kwargs: Any) -> Any:
-    """Return an output of a form, whatever a block is called with."""
-    return form.made()
+        with replaced_forwards(stills), taint:
+            tape = record(model, blocks, batch, stop_at=stop_at)
+    except Exception:  # values that no block would put out; without them it runs, or raises again
+        return None
+    constants = [leaf for call in tape.calls.values() for leaf in call.leaves if isinstance(leaf, Tensor)]
+    return None if taint.read or any(map(taint.holds, constants)) else tape
 
 
 @contextmanager

@@ -10,7 +10,7 @@ put out the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from relaxprune.residency.store import Whole, store_of
 from relaxprune.support.tensor_bits import checksum
 
 from .batches import Batch
-from .replay import Hearing, Tape, equal_leaves, record, share_constants
+from .replay import Hearing, Tape, equal_leaves, record, record_still, share_constants
 from .tree import flatten
 
 BYPASS = "a block reads something that is computed between the blocks or handed past them"
@@ -60,11 +60,15 @@ def record_all(
     tapes = {0: first}
     other, store, look = _unlike_first(batches), store_of(model), _look(batches[0])
     for number in dict.fromkeys([*([other] if other else []), *range(1, len(batches))]):
-        # What blocks are called with is proven by now not to depend on what they compute: none has to come for it.
-        still = store.travels and number != other and _look(batches[number]) == look
-        with places.listening(), store.still() if still else nullcontext():
-            forms = first.forms if still else None
-            tapes[number] = record(model, blocks, batches[number], stop_at=first.order[-1], forms=forms)
+        tape = None
+        if store.travels and number != other and _look(batches[number]) == look:
+            # Unless the model itself looks at what blocks put out, none has to come for what they are called with.
+            with store.still():
+                tape = record_still(model, blocks, batches[number], stop_at=first.order[-1], forms=first.forms)
+        if tape is None:
+            with places.listening():
+                tape = record(model, blocks, batches[number], stop_at=first.order[-1])
+        tapes[number] = tape
         if tapes[number].order != first.order:
             return [], UNLIKE
         share_constants(tapes[number], tapes.get(number - 1, first))

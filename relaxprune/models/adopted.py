@@ -45,8 +45,8 @@ def adopted(model: nn.Module) -> Iterator[None]:
     if not isinstance(adoption, _Adoption) or not adoption.holds:
         adoption = _Adoption(model)
         setattr(model, _ADOPTION, adoption)
-    adoption.begin()
     try:
+        adoption.begin()
         yield
     finally:
         adoption.end()
@@ -85,22 +85,31 @@ class _Adoption:
 
     def begin(self) -> None:
         """Have accelerate's hooks rest, and the store bring the blocks."""
-        self._forwards = [module.forward for module in self._hooked]
+        self._forwards = []
         for module in self._hooked:
+            self._forwards.append(module.forward)
             vars(module)["forward"] = getattr(module, _FORWARD)
             delattr(module, _HOOK)
         self._exchange(to_ours=True)
         attach(self._model, self._store)
         self._store.wake()
 
+    def __deepcopy__(self, memo: object) -> None:
+        """Leave a copied model without: it is adopted by itself."""
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Leave a stored model without."""
+        return type(None), ()
+
     def end(self) -> None:
         """Give the model back to accelerate."""
         self._store.sleep()
         detach(self._model)
         self._exchange(to_ours=False)
-        for module, hook, forward in zip(self._hooked, self._hooks, self._forwards, strict=True):
+        for module, hook, forward in zip(self._hooked, self._hooks, self._forwards, strict=False):
             vars(module)["forward"] = forward
             setattr(module, _HOOK, hook)
+        self._forwards = []
 
     def _exchange(self, to_ours: bool) -> None:
         """Put the store's parameters into the modules, or accelerate's."""

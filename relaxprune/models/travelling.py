@@ -11,7 +11,7 @@ from torch import nn
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.block_store import BlockStore
-from relaxprune.residency.homes import empty_like
+from relaxprune.residency.homes import empty_like, home_of, values_of
 from relaxprune.residency.sources import InMemory, Shards, Source
 from relaxprune.residency.store import attach
 from relaxprune.residency.travellers import Traveller, units_of
@@ -70,8 +70,26 @@ def load_travelling(
     units = units_of(travellers, blocks.places(model), len(blocks.modules))
     origin: Source = InMemory({name: shards.read(name) for name in shards}) if in_memory else shards
     attach(model, BlockStore(list(blocks.modules), units, origin, place, shards))
+    model.register_state_dict_post_hook(_bring_values)
+    vars(model)["_apply"] = _refuse_conversion
     _compute_as_loaded(model, computed, skeleton.dtypes)
     return model, info
+
+
+def _bring_values(model: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Put the values of blocks that are away into a state dict, which holds the whole model then; parameters stay."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        key = f"{prefix}{name}"
+        if home_of(parameter) is not None and not isinstance(state[key], nn.Parameter):
+            state[key] = values_of(parameter)
+
+
+def _refuse_conversion(*_arguments: object, **_words: object) -> None:
+    """Raise RelaxPruneError: what is away cannot be moved or converted."""
+    raise RelaxPruneError(
+        "model must stay on its device and in its dtype while its blocks travel, got a call that would change them: "
+        "load it with that device or dtype instead"
+    )
 
 
 def _stored_names(source: str, model: PreTrainedModel, shards: Shards) -> dict[str, str]:

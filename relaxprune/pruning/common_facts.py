@@ -10,6 +10,7 @@ import torch
 from relaxprune.inputs.batches import Batch
 from relaxprune.inputs.parts import Parts
 from relaxprune.inputs.tree import flatten
+from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import checksum
 
 from .plan import Plan
@@ -24,9 +25,9 @@ def common_facts(plan: Plan, batches: Sequence[Batch], parts: Parts) -> dict[str
         parts: which tokens are summed apart.
     """
     read = flatten([(batch.args, batch.kwargs, batch.kept, batch.decoder_kept) for batch in batches])[0]
-    weights = {name: weight for name, weight in plan.model.named_parameters() if not weight.is_meta}
+    store = store_of(plan.model)
     return {
-        "model": checksum(weights.items()),
+        "model": checksum((name, store.values(weight)) for name, weight in plan.model.named_parameters()),
         "calibration text": [checksum((str(number), tensor) for number, tensor in enumerate(read)), repr(parts)],
         "options": repr(plan.request),
         "layers to prune": [layer.name for layer in plan.layers],

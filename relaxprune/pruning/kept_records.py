@@ -44,7 +44,7 @@ class KeptRecords:
 
 
 class RereadRecords(KeptRecords):
-    """The records of finished blocks, each read from its recorder when it is asked for; the last one is held."""
+    """The records of finished blocks, read from its recorder when they are asked for, if it can; the last is held."""
 
     def __init__(self, recorder: BlockRecorder) -> None:
         self._recorder = recorder
@@ -54,9 +54,11 @@ class RereadRecords(KeptRecords):
         super().__init__(_Reread(self, self._blocks, "masks"), _Reread(self, self._moved, "weights"))
 
     def add(self, index: int, record: BlockRecord) -> None:
-        """Note which block has the records of which parameters."""
+        """Note which block has the records of which parameters; hold a record that the recorder does not give back."""
         self._blocks |= dict.fromkeys(record.masks, index)
         self._moved |= dict.fromkeys(record.weights, index)
+        if self._recorder.load(index) is None:
+            self._records[index] = record
 
     def record(self, index: int) -> BlockRecord:
         """Return the record of a block.
@@ -64,6 +66,8 @@ class RereadRecords(KeptRecords):
         Raises:
             RelaxPruneError: the recorder does not have it any more.
         """
+        if index in self._records:
+            return self._records[index]
         if self._last is None or self._last[0] != index:
             self._last = None
             found = self._recorder.load(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.adopted import adopted
 from relaxprune.models.forward import borrowed
+from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.target import Decided
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.ranks.ranks import ALONE, Ranks
@@ -107,7 +108,7 @@ def prune_model(
         plan.check_model(model)
         kept = KeptRecords.of(recorder if ranks.leader else None, store_of(model).travels)
         outcome = Outcome(len(plan.layers), on_event, kept=kept)
-        with borrowed(model), shelf_of(plan.residency, ranks.rank) as shelf, OutputCheck(plan.weights) as check:
+        with borrowed(model), shelf_of(plan.residency) as shelf, OutputCheck(plan.weights) as check:
             text = Calibration(batches, kinds, refine_batches, ranks, shelf)
             run = _Run.prepare(plan, text, shared(recorder, ranks), outcome, check)
             run.prune()
@@ -186,6 +187,8 @@ class _Run:
                 self.leave(step.stage)
         if self.refining is not None:
             self.refining.finish(self.supports)
+            refined = [layer for layer in self.plan.weights if layer.parameter in self.supports]
+            self.follow_leader(refined, self.outcome.kept.masks)
 
     def leave(self, stage: Stage) -> None:
         """Let go of a finished block: should it be needed again, its record makes it what it is."""
@@ -270,12 +273,20 @@ class _Run:
             self.refining.refuse_new_block(stage.index)
         moves = self.mask_solver.options.block_values
         moved = [layer for layer in stage.layers if moves and layer.parameter in block.masks]
+        if self.mask_solver.options.tune:
+            self.follow_leader(moved, block.masks)
         weights = {layer.parameter: layer.matrix().cpu().clone() for layer in moved}
         block = replace(block, weights=weights, seconds=self.outcome.spent())
         if self.recorder:
             with self.outcome.timed("record"):
                 self.recorder.save(stage.index, block)
         return block
+
+    def follow_leader(self, layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]) -> None:
+        """Take the leader's values of weights that every rank has moved by itself, which rounding may tell apart."""
+        for layer in () if self.ranks.alone else layers:
+            values = self.ranks.from_leader(layer.matrix().cpu)
+            layer.write(masks[layer.parameter], values)
 
     def propagate(self, step: Step) -> None:
         """Make the inputs of the next stage from this one, now that it is pruned."""

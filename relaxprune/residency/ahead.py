@@ -40,6 +40,13 @@ class Ahead(Generic[T]):
         found, self._key, self._found = self._found, None, None
         return found.result()
 
+    def close(self) -> None:
+        """Forget what is being read, and let the thread end."""
+        self.drop()
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._thread = None
+
     def drop(self) -> None:
         """Forget what is being read."""
         if self._found is not None and not self._found.cancel():

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -72,7 +71,6 @@ class BlockStore(Whole):
         pairs = [(index, one) for index, found in units.items() for one in found]
         self._travellers = {id(one.parameter): (index, one) for index, one in pairs}
         self._by_name = {one.name: (index, one) for index, one in pairs}
-        self._blocks = blocks
         self._here: list[int] = []  # blocks that are there, the one used last at the end
         self._last, self._still = REST, asleep
         self._ahead: Ahead[list[Tensor]] = Ahead()
@@ -80,10 +78,9 @@ class BlockStore(Whole):
             for one in unit.travellers:
                 self._settle(index, one)
                 unit.size += one.parameter.numel() * one.parameter.element_size()
-        for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(self._arriving(index))
+        self._blocks, self._hooks = blocks, list[RemovableHandle]()
         if not asleep:
-            self._fill(REST)
+            self.wake()
 
     def present_bytes(self, whole: int) -> int:
         """Return what the device holds now."""
@@ -110,38 +107,19 @@ class BlockStore(Whole):
         finally:
             self._still = False
 
-    @contextmanager
-    def recomputing(self) -> Iterator[None]:
-        """Have blocks that left since a forward pass come again, and compute again, for its backward pass, inside."""
-        own = [vars(block).get("forward") for block in self._blocks]
-        try:
-            for index, block in enumerate(self._blocks):
-                vars(block)["forward"] = partial(self._checkpointed, index, block.forward)
-            yield
-        finally:
-            for block, forward in zip(self._blocks, own, strict=True):
-                vars(block).pop("forward", None)
-                if forward is not None:
-                    vars(block)["forward"] = forward
-
-    def _checkpointed(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a block, whose tensors are not kept for the backward pass, but made again."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self.resident(index):
-                return forward(*args, **kwargs)
-
-        return checkpoint(run, *args, use_reentrant=False, **kwargs)
-
     def wake(self) -> None:
         """Bring blocks when they are called, and what lies outside of them now."""
         self._still = False
+        for index, block in enumerate(self._blocks):
+            self._hooks.append(block.register_forward_pre_hook(self._arriving(index)))
         self._fill(REST)
 
     def sleep(self) -> None:
         """Take everything off the device, and bring nothing any more."""
         self._still = True
-        self._ahead.drop()
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._ahead.close()
         for index in list(self._here):
             self._dismiss(index)
         self._clear(REST)

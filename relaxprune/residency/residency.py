@@ -19,7 +19,8 @@ class Residency:
             where each block is read when its turn comes.
         states: hidden states between two blocks: "device", "cpu" in memory beside an accelerator, or "disk".
         memory_bytes: most that the run may take on the device it works on; None for no limit.
-        folder: for ``states`` on disk; None for the system's folder of temporary files.
+        folder: for ``states`` on disk, which get a folder of their own in it; None for the system's folder of temporary
+            files.
     """
 
     weights: str = "device"

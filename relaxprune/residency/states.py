@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -114,24 +113,14 @@ class _Filed:
 
 
 @contextmanager
-def shelf_of(residency: Residency, rank: int = 0) -> Iterator[Shelf]:
-    """Return what keeps the hidden states of a run, inside; files are gone afterwards.
-
-    Args:
-        residency: says where.
-        rank: of this process, which has files of its own.
-    """
+def shelf_of(residency: Residency) -> Iterator[Shelf]:
+    """Return what keeps the hidden states of a run, inside; files have a folder of their own, and are gone then."""
     if residency.states == "device":
         yield HERE
     elif residency.states == "cpu":
         yield _InMemory()
     else:
-        folder = (residency.folder or Path(tempfile.mkdtemp(prefix="relaxprune-states-"))) / str(rank)
-        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
-        folder.mkdir(parents=True)
-        try:
-            yield _OnDisk(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # other ranks may still have theirs
-                folder.parent.rmdir()
+        if residency.folder is not None:
+            residency.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="relaxprune-states-", dir=residency.folder) as folder:
+            yield _OnDisk(Path(folder))

@@ -35,10 +35,6 @@ class Whole:
         """Have the block of a stage on the device, inside."""
         return nullcontext()
 
-    def recomputing(self) -> AbstractContextManager[None]:
-        """Have blocks that left since a forward pass come again, and compute again, for its backward pass, inside."""
-        return nullcontext()
-
     def still(self) -> AbstractContextManager[None]:
         """Have no block come when it is called, inside."""
         return nullcontext()
@@ -61,7 +57,7 @@ def attach(model: nn.Module, store: Whole) -> None:
 
 def detach(model: nn.Module) -> None:
     """Have a model's blocks brought by nothing any more."""
-    delattr(model, _STORE)
+    vars(model).pop(_STORE, None)
 
 
 def store_of(model: nn.Module) -> Whole:

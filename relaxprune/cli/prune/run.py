@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from relaxprune.models.token_limits import check_tokenizer, try_window
 from relaxprune.pruning import Plan, PruneEvent, PruneReport, with_prediction
 from relaxprune.ranks import ALONE, Ranks
 from relaxprune.runs import RunFolder
+from relaxprune.runs.run_progress import states_folder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
 from relaxprune.text.mixture import SELF, source_parts
@@ -66,6 +68,7 @@ def follow(job: PruneJob, ranks: Ranks) -> int:
 def write_run(job: PruneJob, ranks: Ranks = ALONE) -> int:
     """Prune into the folder, which this process holds; returns the exit code."""
     plan, loaded = prepare(job)
+    shutil.rmtree(states_folder(job.folder), ignore_errors=True)  # left by a run that was killed
     refuse_small_disk(job, loaded, plan)
     windows = shared_windows(ranks, lambda: calibration_tokens(job, loaded, earlier_sampler(job)))
     sampler = random_windows if RunFolder(job.folder, {}).finished else None  # it keeps none, and none are compared

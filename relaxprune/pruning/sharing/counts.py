@@ -43,7 +43,7 @@ def decide(allocation: Allocation, sparsity: float, dense: DenseModel, seed: int
     blocks = {layer.name: dense.blocks.index_of(layer) for layer in dense.layers}
     ranks, weights = dense.portion.ranks, {}
     if allocation.kind == "model":
-        weights = ranks.from_leader(lambda: sensitivities(dense.model, dense.layers, dense.batches, seed))
+        weights = ranks.from_leader(lambda: sensitivities(dense.model, dense.blocks, dense.layers, dense.batches, seed))
     return allocate(allocation, sparsity, dense.grams(), blocks, weights, ranks)
 
 

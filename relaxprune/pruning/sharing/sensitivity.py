@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from relaxprune.inputs.batches import Batch, run_model
+from relaxprune.inputs.checkpointing import checkpointed
 from relaxprune.inputs.tree import flatten
+from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.store import store_of
 
 TOKENS = 2048
 
 
 def sensitivities(
-    model: nn.Module, layers: Sequence[PrunableLayer], batches: Sequence[Batch], seed: int = 0
+    model: nn.Module, blocks: BlockList, layers: Sequence[PrunableLayer], batches: Sequence[Batch], seed: int = 0
 ) -> dict[str, float]:
     """Return the squared gradient of the model's loss at each layer's output, per output and summed over tokens.
 
@@ -31,6 +32,7 @@ def sensitivities(
 
     Args:
         model: in evaluation mode; gradients are asked for and dropped again, parameters stay as they are.
+        blocks: its blocks, whose activations are held one block at a time.
         layers: the layers.
         batches: calibration batches; the first are used, up to 2048 tokens and until all layers are reached.
         seed: of the labels or signs.
@@ -47,8 +49,9 @@ def sensitivities(
     found: dict[str, float] = {}
     tokens = 0
     for batch in batches:
-        with _outputs(model, layers) as seen, store_of(model).recomputing():
-            loss, count = _loss(run_model(model, batch), batch, generator)
+        with _flowing(model), checkpointed(model, blocks):
+            with _heard(layers) as seen:
+                loss, count = _loss(run_model(model, batch), batch, generator)
             pairs = [(layer, output) for layer in layers for output in seen.get(layer.name, [])]
             gradients = torch.autograd.grad(loss, [output for _, output in pairs], allow_unused=True)
         for (layer, _), gradient in zip(pairs, gradients, strict=True):
@@ -63,9 +66,22 @@ def sensitivities(
 
 
 @contextmanager
-def _outputs(model: nn.Module, layers: Sequence[PrunableLayer]) -> Iterator[dict[str, list[Tensor]]]:
-    """Let gradients flow, and collect what the layers put out in the forward passes of a ``with`` block."""
+def _flowing(model: nn.Module) -> Iterator[None]:
+    """Let gradients flow, inside."""
     frozen = [item for item in model.parameters() if item.is_floating_point() and not item.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def _heard(layers: Sequence[PrunableLayer]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what the layers put out in the forward passes of a ``with`` block."""
     seen: dict[str, list[Tensor]] = {}
 
     def listen(name: str) -> Any:
@@ -73,15 +89,10 @@ def _outputs(model: nn.Module, layers: Sequence[PrunableLayer]) -> Iterator[dict
 
     handles = [layer.module.register_forward_hook(listen(layer.name)) for layer in layers]
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            yield seen
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 def _loss(output: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from relaxprune.inputs.checkpointing import checkpointed
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
 
-from .checkpointing import checkpointed
 from .gains import Refinement, RefiningState
 from .kept_weights import KeptWeights
 from .predictions import DensePredictions

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from relaxprune.certificates import load_certificate
@@ -18,6 +19,7 @@ from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.pruning.mask_solver import MaskSolver
 from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.prune_report import PruneReport
+from relaxprune.pruning.tuning.block_tuner import BlockTuner
 from relaxprune.ranks import ALONE, Ranks, joined
 from relaxprune.residency import Residency
 
@@ -222,6 +224,26 @@ def test_what_the_leader_has_kept_is_not_done_again(tmp_path: Path) -> None:
         assert (first, second) == (([0, 1, 2], [2]) if rank == 0 else ([], []))
 
 
+def test_all_ranks_end_with_the_leader_s_tuned_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on processors that round otherwise."""
+
+    def work(rank: int) -> object:
+        run = BlockTuner.run
+
+        def rounded(self: BlockTuner, epochs: int) -> object:
+            found = run(self, epochs)
+            for layer in self.part.layers:
+                layer.weight.data.mul_(1 + rank * 1e-3)
+            return found
+
+        monkeypatch.setattr(BlockTuner, "run", rounded)
+        with joined() as ranks:
+            return dict(pruned(CASES["tuned"], ranks)[0].state_dict())
+
+    one, other = told(2, work, tmp_path)
+    assert same(one, other) == []
+
+
 @pytest.mark.parametrize("what", ["model", "calibration text", "options"])
 def test_ranks_that_were_given_other_things_are_refused(what: str, tmp_path: Path) -> None:
     def work(rank: int) -> object:
@@ -230,6 +252,8 @@ def test_ranks_that_were_given_other_things_are_refused(what: str, tmp_path: Pat
         if odd and what == "model":
             with torch.no_grad():
                 find_layers(model)[0][0].weight[0, 0] += 1
+        if what == "model":
+            cpu_offload(model, execution_device=torch.device("cpu"))
         if odd and what == "calibration text":
             batches[2]["input_ids"][0, 0] += 1
         try:

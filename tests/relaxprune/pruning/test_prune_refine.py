@@ -149,7 +149,7 @@ def test_blocks_run_again_give_the_same_weights(monkeypatch):
     found = []
     for again in (True, False):
         if not again:
-            monkeypatch.setattr("relaxprune.pruning.tuning.checkpointing._again", lambda forward: forward)
+            monkeypatch.setattr("relaxprune.inputs.checkpointing._again", lambda forward: forward)
         model = tiny_model("llama").double()
         prune_model(model, BATCHES, sparsity=0.5, options=REFINED)
         found.append(state_of(model))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from relaxprune import PruneOptions, PruneReport, RelaxPruneError, plan_model, prune_model
 from relaxprune.inputs import replay_proof
@@ -87,10 +88,12 @@ def test_hidden_states_change_no_bit_wherever_they_live(
 ) -> None:
     words = KINDS["correct"]
     model = load_model(str(folder), LoadOptions(offload=offload)).model
+    other = tmp_path / "states" / "0" / "not of this run"
+    other.mkdir(parents=True)
     residency = Residency(offload or "device", states, folder=tmp_path / "states")
     plan = plan_model(model, residency=residency, **words)
     assert_same(pruned(folder, None, **words), (prune_model(model, batches(), plan=plan), model))
-    assert not (tmp_path / "states").exists()
+    assert [*(tmp_path / "states").rglob("*")] == [other.parent, other]
 
 
 def test_models_that_are_run_as_a_whole_travel_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +137,18 @@ def test_a_recorded_run_goes_on(folder: Path) -> None:
     recorder.solved.clear()
     assert_same(whole, pruned(folder, "disk", recorder, **words))
     assert recorder.solved == [1, 2]
+
+
+def test_what_travels_is_saved_whole(folder: Path, tmp_path: Path) -> None:
+    whole, away = pruned(folder, None, **KINDS["masks"]), pruned(folder, "disk", **KINDS["masks"])
+    state = away[1].state_dict()
+    assert all(same_bits(tensor, state[name]) for name, tensor in whole[1].state_dict().items())
+    away[1].save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
+    assert all(same_bits(tensor, again[name]) for name, tensor in whole[1].state_dict().items())
+    for convert in (away[1].double, lambda: away[1].to("meta")):
+        with pytest.raises(RelaxPruneError, match="model must stay on its device and in its dtype"):
+            convert()
 
 
 def test_refining_is_refused(folder: Path) -> None:

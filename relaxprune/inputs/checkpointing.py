@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from relaxprune.models.blocks import BlockList
+from relaxprune.residency.store import Whole, store_of
+from relaxprune.support.forwards import replaced_forwards
 
 
 @contextmanager
@@ -18,24 +20,30 @@ def checkpointed(model: nn.Module, blocks: BlockList) -> Iterator[None]:
     """Keep of each block's forward pass its inputs only; then every block is as before.
 
     Args:
-        model: holds the blocks; in evaluation mode, where passes draw no random numbers.
+        model: holds the blocks; in evaluation mode, where passes draw no random numbers. Blocks that travel come again
+            when a gradient goes back through them.
         blocks: those that are pruned; the other lists of blocks beside them are taken too.
     """
+    store = store_of(model)
     others = [block for name in blocks.others for block in model.get_submodule(name).children()]
-    changed: list[tuple[nn.Module, Any]] = []
-    try:
-        for block in dict.fromkeys((*blocks.modules, *others)):
-            changed.append((block, vars(block).get("forward")))
-            vars(block)["forward"] = _again(block.forward)
+    again = {block: _again(block.forward) for block in others}
+    again |= {block: _again(_resident(store, index, block.forward)) for index, block in enumerate(blocks.modules)}
+    with replaced_forwards(again):
         yield
-    finally:
-        for block, forward in changed:
-            del vars(block)["forward"]
-            if forward is not None:
-                vars(block)["forward"] = forward
 
 
-def _again(forward: Any) -> Any:
+def _resident(store: Whole, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward pass that has its block on the device."""
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with store.resident(index):
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return a forward pass that is run again for its gradients."""
 
     @functools.wraps(forward)
