@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.residency.homes import is_away
 
 # (layer, inputs, rows): rows are the tokens that the inputs belong to, None if that is not known.
 Heard = Callable[[PrunableLayer, Tensor, Tensor | None], None]
@@ -30,8 +31,12 @@ class ExpertListener(TorchFunctionMode):
     def __init__(self, layers: Sequence[PrunableLayer], heard: Heard) -> None:
         """Prepare for the experts among some layers."""
         super().__init__()
-        experts = [layer for layer in layers if layer.expert is not None]
-        self._by_place = {layer.stored.data_ptr(): layer for layer in experts}
+        self._experts: dict[nn.Parameter, list[PrunableLayer]] = {}
+        for layer in layers:
+            if layer.expert is not None:
+                self._experts.setdefault(layer.weight, []).append(layer)
+        self._there: set[tuple[nn.Parameter, int]] = set()
+        self._by_place: dict[int, PrunableLayer] = {}
         self._heard = heard
         self._taken: tuple[Tensor, Tensor] | None = None  # the tokens last taken by an index, and that index
         self._rows: Tensor | None = None
@@ -49,11 +54,19 @@ class ExpertListener(TorchFunctionMode):
         elif func in _PRODUCTS:
             matrix = next(iter((*args[1:2], *(named[name] for name in _SECOND if name in named))), None)
             if isinstance(matrix, Tensor) and matrix.dim() == 2:
-                layer = self._by_place.get(matrix.data_ptr())
+                layer = self._places().get(matrix.data_ptr())
                 if layer is not None:
                     self._refuse_other_products(layer, matrix.T if func is functional.linear else matrix)
                     self._tell(layer, args[0] if args else named["input"])
         return result
+
+    def _places(self) -> dict[int, PrunableLayer]:
+        """Return where the matrices of experts begin; blocks that travel bring theirs to other places."""
+        there = {(weight, weight.data_ptr()) for weight in self._experts if not is_away(weight)}
+        if there != self._there:
+            present = (layer for weight, _ in there for layer in self._experts[weight])
+            self._there, self._by_place = there, {layer.stored.data_ptr(): layer for layer in present}
+        return self._by_place
 
     def _refuse_other_products(self, layer: PrunableLayer, matrix: Tensor) -> None:
         """Raise RelaxPruneError unless inputs are multiplied with the layer's (cols, rows) from the right."""

@@ -64,6 +64,7 @@ def make_skeleton(folder: str, entries: Mapping[str, TensorEntry], arguments: Ma
         **how,
     )
     twin, info = loaded
+    vars(model)["_weight_conversions"] = getattr(twin, "_weight_conversions", None)  # as of a model that was loaded
     if model.can_generate():
         model.adjust_generation_fn(
             None,

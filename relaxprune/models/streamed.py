@@ -15,7 +15,6 @@ from torch import Tensor
 
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.block_store import BlockStore
-from relaxprune.residency.sources import Shards
 from relaxprune.support.container import write_data
 from relaxprune.support.durable import durable_path, write_json
 from relaxprune.support.tensor_bits import same_bits
@@ -66,7 +65,7 @@ def check_shards(model: PreTrainedModel, store: BlockStore, folder: Path) -> Non
     Raises:
         RelaxPruneError: naming the first tensor that is missing or differs.
     """
-    written = Shards([folder / name for name in weight_files(folder)])
+    written = store.shards.like([folder / name for name in weight_files(folder)])
     missing = missing_of(model, written.entries)
     if missing is None or missing:
         lacking = "tensors" if missing is None else repr(min(missing))
@@ -80,12 +79,15 @@ def written_matrices(
     model: PreTrainedModel, store: BlockStore, folder: Path, parameters: Mapping[str, object]
 ) -> Iterator[tuple[str, Tensor | None]]:
     """Yield parameters of a model, each with its matrix (rows, cols) in the files, None for none."""
-    written = Shards([folder / name for name in weight_files(folder)])
+    written = store.shards.like([folder / name for name in weight_files(folder)])
     layers = {layer.parameter: layer for layer in find_layers(model)[0]}
+    held, stored = "", torch.empty(0)  # experts of one parameter come one after the other
     for name in parameters:
         layer = layers.get(name)
         if layer is None:
             yield name, None
             continue
-        stored = written.read(store.name_of(layer.weight))
+        if store.name_of(layer.weight) != held:
+            held = store.name_of(layer.weight)
+            stored = written.read(held)
         yield name, layer.as_matrix(stored if layer.expert is None else stored[layer.expert])

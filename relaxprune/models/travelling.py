@@ -17,15 +17,14 @@ from relaxprune.residency.store import attach
 from relaxprune.residency.travellers import Traveller, units_of
 from relaxprune.support.sentences import some
 from relaxprune.support.tensor_bits import same_bits
-from relaxprune.support.tensor_header import DTYPES
 
 from .blocks import find_blocks
 from .checkpoint import weight_files
 from .layers import find_layers
 from .loaders import loader
+from .merged import Conversions, MergedShards
 from .skeleton import make_skeleton
 from .stored_dtypes import lend
-from .unused_tensors import forms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +49,8 @@ def load_travelling(
     Raises:
         RelaxPruneError: it has no blocks, or its checkpoint stores tensors in another form than the model holds.
     """
-    shards = Shards([folder / name for name in weight_files(folder)])
+    paths = [folder / name for name in weight_files(folder)]
+    shards = Shards(paths)
     with loader(f"model {source!r}", arguments["trust_remote_code"]):
         skeleton = make_skeleton(str(folder), shards.entries, arguments)
     model, info = skeleton.model, skeleton.info
@@ -60,15 +60,18 @@ def load_travelling(
     if not blocks.modules:
         raise RelaxPruneError(f"model {source!r} has no list of blocks that could travel: leave out --offload")
     place = torch.device(device or "cpu")
-    stored = _stored_names(source, model, shards)
+    conversions = Conversions(model, list(shards))
+    if conversions.parts:
+        shards = MergedShards(paths, conversions)
+    stored = _stored_names(source, model, shards, conversions)
     computed = dict(skeleton.dtypes)
     if auto:
-        computed = {name: DTYPES[shards.entries[stored[name]].dtype] for name in computed}
+        computed = {name: shards.dtype(stored[name]) for name in computed}
     _fill_buffers(model, stored, shards, computed, place)
     emptied = _emptied(model, computed, place)
     travellers = [Traveller(one, stored[name], None if auto else computed[name]) for name, one in emptied.items()]
     units = units_of(travellers, blocks.places(model), len(blocks.modules))
-    origin: Source = InMemory({name: shards.read(name) for name in shards}) if in_memory else shards
+    origin: Source = InMemory({name: shards.read(name) for name in {*stored.values()}}) if in_memory else shards
     attach(model, BlockStore(list(blocks.modules), units, origin, place, shards))
     model.register_state_dict_post_hook(_bring_values)
     vars(model)["_apply"] = _refuse_conversion
@@ -92,18 +95,19 @@ def _refuse_conversion(*_arguments: object, **_words: object) -> None:
     )
 
 
-def _stored_names(source: str, model: PreTrainedModel, shards: Shards) -> dict[str, str]:
+def _stored_names(source: str, model: PreTrainedModel, shards: Shards, conversions: Conversions) -> dict[str, str]:
     """Return the name under which the checkpoint has each tensor of the model; tied names share one.
+
+    Those that are merged of several stored tensors have their own.
 
     Raises:
         RelaxPruneError: it has some in another form, such as experts one by one that the model has as one tensor; or
             other values for each of two names that the model ties.
     """
     state = model.state_dict(keep_vars=True)
-    places: dict[int, str] = {}
-    for stored in shards:
-        name = next((form for form in forms(model, stored) if form in state), None)
-        if name is None or shards.entries[stored].shape != tuple(state[name].shape):
+    places = {id(state[name]): name for name in conversions.parts}
+    for stored, name in conversions.names.items():
+        if name not in state or shards.entries[stored].shape != tuple(state[name].shape):
             continue
         first = places.setdefault(id(state[name]), stored)
         if first != stored and not same_bits(shards.read(first), shards.read(stored)):

@@ -162,10 +162,10 @@ class BlockStore(Whole):
 
     def current(self, name: str) -> Tensor:
         """Return a tensor of the files that the model is from, as it is now: pruned, if its block is."""
-        index, one = self._by_name.get(name, (REST, None))
+        index, one = self._by_name.get(self.shards.whole(name), (REST, None))
         if one is None or not self._units[index].redo:
             return self.shards.read(name)
-        return self.values(one.parameter)
+        return self.shards.part(name, self.values(one.parameter))
 
     @contextmanager
     def restored(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -49,7 +49,7 @@ class Shards:
 
     place = "disk"
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         self.entries: dict[str, TensorEntry] = {}
         self._places: dict[str, tuple[Path, int]] = {}
         self._states = {path: _state(path) for path in paths}
@@ -65,6 +65,22 @@ class Shards:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, file by file."""
         return iter(self.entries)
+
+    def like(self, paths: Sequence[Path]) -> Shards:
+        """Return other files of the same tensors."""
+        return Shards(paths)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that a tensor is stored in."""
+        return DTYPES[self.entries[name].dtype]
+
+    def whole(self, name: str) -> str:
+        """Return the name of the model's tensor that a stored one is part of: here its own."""
+        return name
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what is stored under a name, of the model's tensor that it is part of: here all of it."""
+        return tensor
 
     def read(self, name: str) -> Tensor:
         """Return a tensor as it is stored, on the CPU.

@@ -15,7 +15,8 @@ from relaxprune.cli import main
 from relaxprune.support.tensor_bits import same_bits
 
 from ..command_line import arguments, interrupt, only_sentence
-from ..tiny_llama import save_tiny_llama, write_text
+from ..tiny_llama import save_tiny_llama, tiny_tokenizer, write_text
+from ..tiny_models import config_of
 
 OFFLOAD = ["--offload", "disk"]
 
@@ -65,6 +66,19 @@ def assert_same(one: Path, other: Path) -> None:
 def test_the_result_is_that_of_a_run_without(place: Path, plain: Path, tmp_path: Path, words: list[str]) -> None:
     assert main(arguments(place, tmp_path / "out", *words)) == 0
     assert_same(plain, tmp_path / "out")
+
+
+def test_a_mixture_comes_out_as_its_experts_are_stored(place: Path, tmp_path: Path) -> None:
+    config = config_of("qwen3_moe")
+    config.vocab_size = 122
+    torch.manual_seed(0)
+    (tmp_path / "text.txt").write_bytes((place / "text.txt").read_bytes())
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    for name, more in (("plain", []), ("out", OFFLOAD)):
+        assert main(arguments(tmp_path, tmp_path / name, *more)) == 0
+    assert_same(tmp_path / "plain", tmp_path / "out")
+    assert main(["verify", str(tmp_path / "out"), *OFFLOAD]) == 0
 
 
 def test_shards_are_no_larger_than_asked(
