@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -31,11 +31,11 @@ class ExpertListener(TorchFunctionMode):
     def __init__(self, layers: Sequence[PrunableLayer], heard: Heard) -> None:
         """Prepare for the experts among some layers."""
         super().__init__()
-        self._experts: dict[nn.Parameter, list[PrunableLayer]] = {}
+        self._experts: dict[Tensor, list[PrunableLayer]] = {}
         for layer in layers:
             if layer.expert is not None:
                 self._experts.setdefault(layer.weight, []).append(layer)
-        self._there: set[tuple[nn.Parameter, int]] = set()
+        self._there: set[tuple[Tensor, int]] = set()
         self._by_place: dict[int, PrunableLayer] = {}
         self._heard = heard
         self._taken: tuple[Tensor, Tensor] | None = None  # the tokens last taken by an index, and that index
