@@ -78,7 +78,7 @@ def export(
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model (off).")
     ] = False,
 ) -> None:
-    """Write a package without weights: masks, certificates and record, which `apply` puts on the dense model."""
+    """Write masks, certificates and record, without any weight; ``apply`` puts them on the dense model."""
     from transformers.utils import logging
 
     from relaxprune.masks import export_package

@@ -1,4 +1,4 @@
-"""The benchopt benchmark "layer mask selection": ``benchopt run`` and ``benchopt test``, and what a rival's file needs."""
+"""The benchopt benchmark "layer mask selection": its own commands run it, and a rival's solver joins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relaxprune.runs import read_problem_file
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "docs/benchmarks/benchopt"
 BENCHOPT = [sys.executable, "-m", "benchopt"]
-RIVAL = '''
+RIVAL = """
 from benchopt import BaseSolver
 import numpy as np
 
@@ -40,7 +40,7 @@ class Solver(BaseSolver):
 
     def get_result(self):
         return {"mask": self.mask}
-'''
+"""
 
 
 @pytest.fixture
@@ -89,8 +89,9 @@ def test_solvers_are_judged_on_a_file_by_one_bound(benchmark: Path) -> None:
     assert np.isnan(value["Rival[kept=25]"])  # its mask is not in the set
     curve = found[found["solver_name"] == "relaxprune[polish=auto,solver=fw]"]
     assert sorted(curve["stop_val"]) == [0, 10, 20, 40]
-    assert curve["objective_value"].max() == pytest.approx(value["Wanda"]) and curve["objective_value"].min() < 0.8 * (
-        value["Wanda"]
+    assert (
+        curve["objective_value"].max() == pytest.approx(value["Wanda"])
+        and curve["objective_value"].min() < 0.8 * (value["Wanda"])
     )
     judged = found[found["objective_value"].notna()]
     (bound,) = set(judged["objective_lower_bound"])

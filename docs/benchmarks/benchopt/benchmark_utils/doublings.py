@@ -10,8 +10,8 @@ from benchopt.stopping_criterion import StoppingCriterion
 class Doublings(StoppingCriterion):
     """A fixed number of runs, each with twice the iterations of the last.
 
-    The host's own criteria end a solver that makes no progress for a few runs. Frank-Wolfe methods leave their start and
-    come back below it, so that they would be ended where they are worst.
+    The host's own criteria end a solver that makes no progress for a few runs. Frank-Wolfe methods leave their start
+    and come back below it, so that they would be ended where they are worst.
 
     Args:
         runs: number of runs after the one with 0 iterations; 9 are up to 2560.
