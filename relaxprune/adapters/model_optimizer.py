@@ -33,7 +33,7 @@ from .one_weight import Choice, InputGram, choice, figures_of, weight_of
 
 _PATTERN = re.compile(r"(\d+):(\d+) sparsity")
 
-RelaxPruneConfig = create_model(
+RelaxPruneConfig: type[ModeloptBaseConfig] = create_model(
     "RelaxPruneConfig",
     **get_kwargs_for_create_model_with_rules(
         registry=SpDMRegistry,

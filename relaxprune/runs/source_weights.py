@@ -20,5 +20,5 @@ def is_source(record: Mapping[str, Any], loaded: LoadedModel, load: Callable[[st
             stored one unless ``--dtype`` was given.
     """
     facts = record["fingerprint"]["model"]
-    wanted = facts["weights_sha256"]
+    wanted: str = facts["weights_sha256"]
     return weights_sha256(loaded.model) == wanted or weights_sha256(load(facts.get("dtype") or "auto").model) == wanted
