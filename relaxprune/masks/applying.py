@@ -10,7 +10,7 @@ from typing import Any
 
 from relaxprune.models.layers import apply_masks
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
-from relaxprune.models.saved_model import ReloadCheck, save_settings, verify_saved_model
+from relaxprune.models.saved_model import ReloadCheck, save_settings, save_weights, verify_saved_model
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
 from relaxprune.pruning.channels.reorder import apply_permutations
@@ -44,7 +44,14 @@ class ApplyResult:
     identical: int
 
 
-def apply_package(package: str | Path, model: str, out: str | Path, options: LoadOptions | None = None) -> ApplyResult:
+def apply_package(
+    package: str | Path,
+    model: str,
+    out: str | Path,
+    options: LoadOptions | None = None,
+    *,
+    shard_bytes: int | None = None,
+) -> ApplyResult:
     """Write the pruned model that a mask package and its dense model make.
 
     Args:
@@ -52,18 +59,18 @@ def apply_package(package: str | Path, model: str, out: str | Path, options: Loa
         model: the dense model, as ``load_model`` takes it; for the hub model that the run pruned, without a revision,
             the run's own commit is taken.
         out: new folder, outside ``package``; it appears when it is complete. It is a run folder like the run's.
-        options: how to load the model; its dtype must be "auto".
+        options: how to load the model: the device, the revision, the cache and ``trust_remote_code`` are taken.
+        shard_bytes: most that a weight file holds, unless a single tensor is larger; None for 50 GB.
 
     Raises:
         RelaxPruneError: the package is damaged, the model is another one than was pruned, or ``out`` cannot be written.
     """
     goods = read_package(package)
     with new_folder(Path(out), goods.folder) as staging:
-        loaded = _dense(goods, model, options or LoadOptions())
+        loaded = _dense(goods, model, replace(options or LoadOptions(), dtype="auto", offload=None))
         save_settings(loaded.model, loaded.tokenizer, staging)
         _prune(goods, loaded)
-        loaded.model.save_pretrained(staging)
-        loaded.surplus.tensors.append_to(staging)
+        save_weights(loaded.model, staging, loaded.surplus, shard_bytes)
         loaded.surplus.copy_files(staging)
         for name in (MASKS_NAME, *goods.certificates):
             (staging / name).parent.mkdir(exist_ok=True)
