@@ -66,7 +66,7 @@ class RelaxPruneSearcher(BaseSparseSearcher):
             given.setdefault("pattern", None)
         if unknown := sorted(given.keys() - self.default_search_config.keys()):
             raise RelaxPruneError(f"config has no entry {unknown[0]!r}; it has {', '.join(self.default_search_config)}")
-        found: dict[str, Any] = BaseSearcher.sanitize_search_config(self, given)
+        found: dict[str, Any] = BaseSearcher.sanitize_search_config(self, given)  # the class between takes 2:4 alone
         if found["data_loader"] is None and found["forward_loop"] is None:
             raise RelaxPruneError("config must have a data_loader or a forward_loop, which the masks are chosen on")
         _chosen(found)

@@ -9,9 +9,9 @@ has, that is the pruned model (``applying``).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
@@ -23,7 +23,7 @@ from relaxprune.runs.fingerprint import weights_sha256
 from relaxprune.runs.finished_run import FinishedRun, read_finished_run
 from relaxprune.runs.mask_file import MASKS_NAME
 from relaxprune.runs.model_card import CARD_NAME, CARD_SHAPE, package_card
-from relaxprune.runs.run_record import RECORD_NAME, UNSEALED, RunNotes, list_files, now, verify_files
+from relaxprune.runs.run_record import RECORD_NAME, UNSEALED, RunNotes, is_inside, list_files, now, verify_files
 from relaxprune.support.durable import is_unchanged, write_json, write_text
 from relaxprune.support.json_files import JsonFormat, Values, is_sealed, misfit, read_document, sealed
 from relaxprune.support.new_folder import new_folder
@@ -61,7 +61,7 @@ class MaskPackage:
     @property
     def certificates(self) -> list[str]:
         """Its certificate files, as paths in its folder."""
-        return [name for name in self.files if PurePath(name).parts[0] == CERTIFICATES]
+        return _certificates(self.files)
 
     @property
     def weights(self) -> int:
@@ -91,11 +91,10 @@ def export_package(
     folder, target = Path(run), Path(out)
     found = read_finished_run(folder)
     _refuse_new_weights(found)
-    verify_files(folder)
-    result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
-    names = [MASKS_NAME, RECORD_NAME]
-    names += sorted(name for name in found.record["files"] if certificates and PurePath(name).parts[0] == CERTIFICATES)
     with new_folder(target, folder) as staging:
+        verify_files(folder)
+        result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
+        names = [MASKS_NAME, RECORD_NAME, *(_certificates(found.record["files"]) if certificates else ())]
         for name in names:
             (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, staging / name)
@@ -126,7 +125,7 @@ def read_package(folder: str | Path) -> MaskPackage:
     if not is_sealed(content):
         raise damaged(repr(str(folder / PACKAGE_NAME)), "its checksum does not match its content", _FORM.advice)
     for name, facts in files.items():
-        if not _is_inside(name) or not is_unchanged(folder / name, facts):
+        if not is_inside(name) or not is_unchanged(folder / name, facts):
             raise RelaxPruneError(
                 f"{str(folder / name)!r} is missing or is not the file that the mask package was given"
             )
@@ -138,6 +137,7 @@ def read_package(folder: str | Path) -> MaskPackage:
     if wrong := misfit(run.record, CARD_SHAPE):
         raise damaged(repr(str(folder / RECORD_NAME)), f"{wrong!r} is missing or has the wrong type", _FORM.advice)
     Target.from_dict(run.settings["polytope"])  # refused unless it is one
+    _refuse_new_weights(run)
     return MaskPackage(run, content["pruned"], files)
 
 
@@ -174,7 +174,6 @@ def _refuse_new_weights(run: FinishedRun) -> None:
         )
 
 
-def _is_inside(name: str) -> bool:
-    """Say whether a listed path stays in the folder that lists it."""
-    path = PurePath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+def _certificates(names: Iterable[str]) -> list[str]:
+    """Return those of some listed files that are certificates, sorted."""
+    return sorted(name for name in names if name.startswith(f"{CERTIFICATES}/"))
