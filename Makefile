@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install package format types lint test check-long test-llm-compressor demo demo-full comparison docs benchmarks clean
+.PHONY: help install package format types lint test check-long test-llm-compressor test-guests demo demo-full comparison docs benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 22
@@ -51,23 +51,41 @@ lint: format types  ## ruff and mypy
 test: lint  ## ruff, mypy and the tests, on the installed package
 	RELAXPRUNE_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# llm-compressor wants another transformers, so its adapter is tested in an environment of its own.
+# Hosts that the common environment is better without have environments of their own: $(call environment,FILES,EXTRAS)
+# makes one, with the versions of these files, and $(call guests,ENVIRONMENT,TESTS) runs the tests of its adapters there.
+COMMA := ,
+define environment
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install $(addprefix -c ,$(1)) torch
+	$(@D)/bin/python -m pip --disable-pip-version-check install $(addprefix -c ,$(1)) setuptools
+	rm -rf build *.egg-info
+	$(@D)/bin/python -m pip --disable-pip-version-check install $(addprefix -c ,$(1)) \
+		--no-build-isolation '.[$(2)]' pytest
+	touch $@
+endef
+define guests
+	rm -rf build *.egg-info
+	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
+	rm -rf build *.egg-info
+	$(1)/bin/pytest --noconftest $(2)
+endef
+
+# llm-compressor wants another transformers.
 LLM_COMPRESSOR := .venv-llm-compressor
 $(LLM_COMPRESSOR)/.installed: pyproject.toml constraints-llm-compressor.txt
-	rm -rf $(LLM_COMPRESSOR)
-	$(PYTHON) -m venv $(LLM_COMPRESSOR)
-	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install -c constraints-llm-compressor.txt torch
-	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install -c constraints-llm-compressor.txt setuptools
-	rm -rf build *.egg-info
-	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install -c constraints-llm-compressor.txt \
-		--no-build-isolation '.[llm-compressor]' pytest
-	touch $@
+	$(call environment,constraints-llm-compressor.txt,llm-compressor)
 
 test-llm-compressor: $(LLM_COMPRESSOR)/.installed  ## the adapter for llm-compressor, in an environment of its own
-	rm -rf build *.egg-info
-	$(LLM_COMPRESSOR)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
-	rm -rf build *.egg-info
-	$(LLM_COMPRESSOR)/bin/pytest --noconftest tests/llm_compressor
+	$(call guests,$(LLM_COMPRESSOR),tests/llm_compressor)
+
+# Model-Optimizer and benchopt bring a dozen libraries that nothing else here needs.
+GUESTS := .venv-guests
+$(GUESTS)/.installed: pyproject.toml constraints.txt constraints-guests.txt
+	$(call environment,constraints.txt constraints-guests.txt,model-optimizer$(COMMA)benchopt)
+
+test-guests: $(GUESTS)/.installed  ## the mode for Model-Optimizer and the benchopt benchmark, in an environment of their own
+	$(call guests,$(GUESTS),tests/guests)
 
 check-long: package  ## the tests at full counts: hours, not minutes
 	RELAXPRUNE_LONG=1 $(BIN)/pytest
@@ -88,4 +106,4 @@ benchmarks: package  ## run the benchmarks and put their tables and plots into d
 	$(BIN)/python docs/benchmarks/all.py
 
 clean:  ## remove everything that the other targets make
-	rm -rf $(VENV) $(LLM_COMPRESSOR) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov runs site
+	rm -rf $(VENV) $(LLM_COMPRESSOR) $(GUESTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov runs site

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 import relaxprune
 
+from .apply import apply_masks
 from .compare import compare_solvers
 from .demo import demo
 from .endings import ending
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.command("prune")(prune)
 app.command("plan")(plan_run)
 app.command("eval")(evaluate)
+app.command("apply")(apply_masks)
 app.command("report")(report)
 app.command("solve")(solve_layers)
 app.command("verify")(verify_file)

@@ -44,7 +44,7 @@ def compare_solvers(
 
     from .solve import read_problem
 
-    target = how_much.target
+    target = how_much.target_for(file)
     draw = plot and out is not None
     if draw:
         require_matplotlib()

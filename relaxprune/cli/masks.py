@@ -68,7 +68,35 @@ def diff(first: Source, second: Source) -> int:
 
 
 @masks_app.command("export")
-def export(source: Source, out: Annotated[Path, typer.Argument(help="safetensors file to write.")]) -> None:
+def export(
+    folder: Folder,
+    out: NewFolder,
+    certificates: Annotated[
+        bool, typer.Option("--certificates/--no-certificates", help="Take the run's certificates along (on).")
+    ] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model (off).")
+    ] = False,
+) -> None:
+    """Write masks, certificates and record, without any weight; ``apply`` puts them on the dense model."""
+    from transformers.utils import logging
+
+    from relaxprune.masks import export_package
+
+    logging.disable_progress_bar()
+    with door():
+        found = export_package(folder, out, certificates=certificates, trust_remote_code=trust_remote_code)
+    masks = found.size(["masks.safetensors"])
+    print(f"{out}: masks of {found.weights} weights in {masks} bytes, {8 * masks / found.weights:.3f} bits each")
+    if found.certificates:
+        print(f"{len(found.certificates)} certificates: {found.size(found.certificates)} bytes")
+    print(
+        f"{found.size()} bytes in all, without any weight; `relaxprune apply {out} MODEL` puts them on the dense model"
+    )
+
+
+@masks_app.command("unpack")
+def unpack(source: Source, out: Annotated[Path, typer.Argument(help="safetensors file to write.")]) -> None:
     """Write the masks as bool tensors, True = kept."""
     from relaxprune.runs import read_masks
     from relaxprune.support import refuse_output_file, write_tensors

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from .endings import bad_input
+from .endings import bad_input, door
 
 if TYPE_CHECKING:
     from relaxprune.options import SolveOptions, Target
@@ -145,6 +145,18 @@ class PatternGroup:
             given = "neither" if self.sparsity is None else "both"
             raise bad_input(f"give either --sparsity or --pattern, got {given}")
         return Target(None if self.sparsity is None else _fraction(self.sparsity), self.pattern)
+
+    def target_for(self, file: Path) -> Target:
+        """What is asked for of a layer: by the options, or without them by its problem file; raises as ``target``."""
+        from relaxprune.options import Target
+        from relaxprune.runs.problem_file import stated_polytope
+
+        if self.sparsity is None and self.pattern is None:
+            with door():
+                polytope = stated_polytope(file)
+            if polytope is not None:
+                return Target(polytope=polytope)
+        return self.target
 
 
 def _fraction(text: str) -> float:

@@ -53,7 +53,7 @@ def _solve_file(file: Path, how_much: PatternGroup, how: SolverGroup, wanted: Wa
 
     moving, result, proof = wanted.moving, wanted.result, wanted.proof
     asked = how.options(result.seed)
-    request = _request(how_much, how, moving)
+    request = _request(how_much.target_for(file), how, moving)
     _check_files({"--out": result.out, "--certificate": proof.certificate, "--weight-out": moving.weight_out})
     proof.check()
     with door():
@@ -73,7 +73,7 @@ def _solve_file(file: Path, how_much: PatternGroup, how: SolverGroup, wanted: Wa
     return tell([*left_out_notices(solution.solver, request.left_out), *([notice] if notice else [])])
 
 
-def _request(how_much: PatternGroup, how: SolverGroup, moving: MovingGroup) -> PruneRequest:
+def _request(target: Target, how: SolverGroup, moving: MovingGroup) -> PruneRequest:
     """Return what is asked of one layer, where the solver's name decides what is left open."""
     from relaxprune.options import PruneOptions
     from relaxprune.pruning import PruneRequest
@@ -82,7 +82,7 @@ def _request(how_much: PatternGroup, how: SolverGroup, moving: MovingGroup) -> P
 
     name = how.named(bool(moving.refit))
     options = PruneOptions(weights=moving.weights)
-    request = PruneRequest.of(how_much.target, name, options, parse_options(name, how.words))
+    request = PruneRequest.of(target, name, options, parse_options(name, how.words))
     moving.check(request.options.moves)
     if moving.damping is None:
         return request

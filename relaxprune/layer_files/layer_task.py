@@ -40,7 +40,7 @@ def problem_of(layer: LayerProblem, request: PruneRequest) -> LayerAsked:
 
 def mask_problem_of(layer: LayerProblem, target: Target) -> MaskProblem:
     """Return the problem of a layer whose weights stay; raises as ``problem_of`` does."""
-    return MaskProblem(layer.weight, layer.gram, _polytope(layer, target))
+    return layer.mask_problem(_polytope(layer, target))
 
 
 def _polytope(layer: LayerProblem, target: Target) -> Polytope:

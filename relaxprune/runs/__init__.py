@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .mask_file import open_mask_file as open_mask_file
     from .mask_file import read_masks as read_masks
     from .mask_file import write_masks as write_masks
+    from .problem_file import LayerProblem as LayerProblem
     from .problem_file import read_problem_file as read_problem_file
+    from .problem_file import write_problem_file as write_problem_file
     from .run_folder import RunFolder as RunFolder
     from .run_record import RunNotes as RunNotes
 
@@ -27,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "Fingerprint": ".fingerprint",
         "KeptDivergence": ".evaluation_file",
+        "LayerProblem": ".problem_file",
         "RunFolder": ".run_folder",
         "RunNotes": ".run_record",
         "evaluation_of": ".evaluation_file",
@@ -39,5 +42,6 @@ __getattr__, __dir__, __all__ = lazy(
         "software_versions": ".fingerprint",
         "weights_sha256": ".fingerprint",
         "write_masks": ".mask_file",
+        "write_problem_file": ".problem_file",
     },
 )

@@ -26,7 +26,7 @@ MASK_FILE = TensorFormat(
     kind="mask file",
     name="relaxprune.masks",
     keys=("shapes", "extra"),
-    hint=" (bool tensors that `masks export` wrote are for other programs)",
+    hint=" (bool tensors that `masks unpack` wrote are for other programs)",
 )
 
 

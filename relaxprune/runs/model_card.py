@@ -11,27 +11,74 @@ from relaxprune.options.prune_options import new_values
 from .run_record import RunNotes
 
 CARD_NAME = "README.md"
+# What a card takes from a run's record, beside what every reader of a record checks.
+CARD_SHAPE: Mapping[str, Any] = {
+    "fingerprint": {
+        "settings": {"polytope": dict, "solver": str},
+        "calibration": {"source": str, "windows": int, "length": int},
+        "software": {"relaxprune": str},
+    }
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
+def model_card(
+    notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], certificates: bool = True
+) -> str:
     """Return the text of a model card.
 
     Args:
         notes: command, base model, licence, notices.
         fingerprint: the run's fingerprint as plain JSON values.
         layers: each pruned layer's report as plain JSON values.
+        certificates: whether those that the run made are in the folder.
 
     Returns:
         Markdown with a YAML header (``base_model`` only if it is the id of a hub model, ``license`` only if known).
     """
-    settings, calibration = fingerprint["settings"], fingerprint["calibration"]
+    settings = fingerprint["settings"]
     lines = [*_header(notes), f"# {notes.base_model}, pruned by relaxprune", ""]
     lines += [
         f"{len(layers)} layers of `{notes.base_model}` are pruned to {_pattern(settings['polytope'])} by relaxprune "
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
         f"{_kept(settings)}{_order(settings)}. Zeros alone do not make a model faster.",
         "",
+        *_facts(notes, fingerprint, layers),
+        "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
+        "error, the proven lower bound and the gap.",
+    ]
+    if certificates and settings.get("certify") is not None:
+        lines += ["`certificates/` holds the proof of every layer's bound."]
+    return "\n".join([*lines, *_notices(notes)]) + "\n"
+
+
+def package_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the card of a mask package: what the masks are, and how a dense model gets them; as ``model_card``."""
+    settings, model = fingerprint["settings"], fingerprint["model"]
+    lines = [
+        *_header(notes),
+        f"# Masks for {notes.base_model}, by relaxprune",
+        "",
+        f"One bit for each weight of {len(layers)} layers of `{notes.base_model}`, pruned to "
+        f"{_pattern(settings['polytope'])} by relaxprune {fingerprint['software']['relaxprune']} (solver "
+        f"`{settings['solver']}`){_order(settings)}. There are no weights here: they come from the base model, whose "
+        f"SHA-256 (`{model['weights_sha256']}`) is compared first. What comes out is the pruned model, bit for bit:",
+        "",
+        "```console",
+        f"$ relaxprune apply . {notes.base_model} --out pruned",
+        "```",
+        "",
+        *_facts(notes, fingerprint, layers),
+        "`masks.safetensors` holds the masks, `relaxprune.json` every setting and, per layer, the error, the proven",
+        "lower bound and the gap, `relaxprune-masks.json` the checksums.",
+    ]
+    return "\n".join([*lines, *_notices(notes)]) + "\n"
+
+
+def _facts(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of a run's facts, and its command."""
+    calibration = fingerprint["calibration"]
+    return [
         "| | |",
         "| --- | --- |",
         f"| base model | {notes.base_model}{_commit(fingerprint)} |",
@@ -46,13 +93,12 @@ def model_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence
         f"$ {notes.command}",
         "```",
         "",
-        "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
-        "error, the proven lower bound and the gap.",
     ]
-    if settings.get("certify") is not None:
-        lines += ["`certificates/` holds the proof of every layer's bound."]
-    lines += ["", "## Notices", "", *(f"- {notice}" for notice in notes.notices)] if notes.notices else []
-    return "\n".join(lines) + "\n"
+
+
+def _notices(notes: RunNotes) -> list[str]:
+    """Return the section of what the user must see."""
+    return ["", "## Notices", "", *(f"- {notice}" for notice in notes.notices)] if notes.notices else []
 
 
 def _kept(settings: Mapping[str, Any]) -> str:

@@ -102,7 +102,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     file = path / RECORD_NAME if path.is_dir() else path
     record = read_document(file, RECORD)
     for name in record["files"]:
-        if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
+        if not is_inside(name):
             raise damaged(repr(str(file)), f"it lists {name!r}, which is not in its folder")
     return record
 
@@ -113,6 +113,11 @@ def read_sealed_record(folder: Path) -> dict[str, Any]:
     if not is_sealed(record):
         raise damaged(repr(str(folder / RECORD_NAME)), UNSEALED)
     return record
+
+
+def is_inside(name: str) -> bool:
+    """Tell whether a path that a folder's record lists stays in that folder."""
+    return not PurePath(name).is_absolute() and ".." not in PurePath(name).parts and "\0" not in name
 
 
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

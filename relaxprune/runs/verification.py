@@ -30,9 +30,9 @@ from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
 
 from .evaluation_file import EVALUATION_NAME
-from .fingerprint import weights_sha256
 from .finished_run import FinishedRun, read_finished_run
 from .run_record import RECORD_NAME, UNSEALED, read_record
+from .source_weights import is_source
 
 # Written into a run's folder after it is finished.
 _LATER = (RECORD_NAME, EVALUATION_NAME, "report.html", "report.json")
@@ -151,13 +151,8 @@ def _other_weights(
     record: Mapping[str, Any], source: str | None, options: LoadOptions, dense: LoadedModel
 ) -> Iterator[str]:
     """Yield that the source has other weights than were pruned: the result may hold nothing of those that changed."""
-    facts = record["fingerprint"]["model"]
-    wanted, dtype = facts["weights_sha256"], facts.get("dtype")
-    if weights_sha256(dense.model) == wanted:
-        return
-    # The run computed in this dtype; unless --dtype was given, it is the source's.
-    cast = _load_source(record, source, replace(options, dtype=str(dtype or "auto")))
-    if weights_sha256(cast.model) != wanted:
+    if not is_source(record, dense, lambda dtype: _load_source(record, source, replace(options, dtype=dtype))):
+        wanted = record["fingerprint"]["model"]["weights_sha256"]
         yield f"the source's weights are not those of SHA-256 {wanted}, which were pruned"
 
 

@@ -30,8 +30,9 @@ OPTION = re.compile(r"--[a-z][a-z-]+")
 FOREIGN = {
     *("AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "FLOORS", "FOLDER", "ModuleList", "OUT"),
     *("Qwen3MoeTopKRouter", "SwitchTransformersTop1Router", "acc_norm", "c_attn", "classifier", "down_proj", "dt_proj"),
-    *("flock", "gate", "gate_up_proj", "long_run", "mask_structure", "nohup", "out_proj", "packages", "router"),
-    *("shared_expert_gate", "torchrun", "up_proj", "weight_mask", "weight_orig", "wg"),
+    *("benchmark_utils", "doublings", "flock", "gate", "gate_up_proj", "long_run", "mask_structure", "nohup"),
+    *("out_proj", "packages", "router", "shared_expert_gate", "sparse_magnitude", "torchrun", "up_proj"),
+    *("weight_mask", "weight_orig", "wg"),
 }
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Modules for hosts that are not in this environment; their tests run in their own (``make test-llm-compressor``).
-GUESTS = ("relaxprune.adapters.llm_compressor",)
+# Modules for hosts that are not in this environment; their tests run in their own (``make test-llm-compressor``,
+# ``make test-guests``).
+GUESTS = ("relaxprune.adapters.llm_compressor", "relaxprune.adapters.model_optimizer")
 
 
 @functools.cache

@@ -74,8 +74,11 @@ CASES = (
          judges.counted, MASK_FILE, 110),
     Case("masks diff", "mask", ["masks", "diff", "first.safetensors", "masks.safetensors"],
          ["first.safetensors", "masks.safetensors"], ["masks.safetensors"], judges.compared, MASK_FILE, 60),
-    Case("masks export", "mask", ["masks", "export", "masks.safetensors", "out.safetensors"],
-         ["first.safetensors", "masks.safetensors"], ["masks.safetensors"], judges.exported, MASK_FILE, 60),
+    Case("masks unpack", "mask", ["masks", "unpack", "masks.safetensors", "out.safetensors"],
+         ["first.safetensors", "masks.safetensors"], ["masks.safetensors"], judges.exported, MASK_FILE, 40),
+    Case("apply", "mask package", ["apply", "goods", "source", "--out", "out"], ["goods", "source", "plain"],
+         ["goods", "goods/relaxprune-masks.json", "goods/relaxprune.json", "source/model.safetensors"],
+         judges.applied, MASK_FILE, 20),
     Case("masks compact", "run folder", ["masks", "compact", "run", "out"], ["run"], ["run"],
          judges.compacted, share=30),
     Case("masks restore", "compact", ["masks", "restore", "small", "out"], ["small", "model.safetensors"],
@@ -145,6 +148,9 @@ def make_runs(root: Path) -> None:
         assert main([*words, "--resume"]) == 0
         shutil.copytree(root / "run", root / "finished")
         assert main(["eval", "run", "--text", "text.txt", *TEXT]) == 0
+        kept = [word for word in words[:-1] if word != "--refit"]  # of a run that moves weights there is no package
+        assert main([*kept, "plain"]) == 0
+        assert main(["masks", "export", "plain", "goods"]) == 0
     assert main(["masks", "compact", str(root / "run"), str(root / "small")]) == 0
     shutil.copy(root / "run/model.safetensors", root / "model.safetensors")
 

@@ -221,9 +221,13 @@ def sparse(path: Path, start: bytes) -> None:
     os.truncate(path, FULL)
 
 
+# Files of ours that have the checksums of others.
+LISTS = ("manifest.json", "relaxprune.json", "relaxprune-masks.json")
+
+
 def list_again(path: Path) -> bool:
     """Have the list of a run's files say that a changed file is the right one; returns whether one does."""
-    lists = {above / name for above in path.parents for name in ("manifest.json", "relaxprune.json")} - {path}
+    lists = {above / name for above in path.parents for name in LISTS} - {path}
     for file in filter(Path.is_file, lists):
         content = json.loads(file.read_text())
         entry = content["files"].get(path.relative_to(file.parent).as_posix())

@@ -116,6 +116,14 @@ def exported(place: Path, seen: Seen, good: Seen, change: str) -> str | None:
     return None if equal else "other masks"
 
 
+def applied(place: Path, seen: Seen, good: Seen, change: str) -> str | None:
+    """The very weights of the run; also its masks, unless their checksum was made right (they may hold notes)."""
+    made, meant = files(place / "out"), files(place / "plain")
+    names = ["model.safetensors", *([] if change == "listed" else ["masks.safetensors"])]
+    differ = [name for name in names if made.get(name) != meant[name]]
+    return f"other bytes of {differ}" if differ else None
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Return the bytes of a folder's files; links are followed."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -127,9 +127,9 @@ def test_statistics_and_differences(tmp_path: Path, capsys: pytest.CaptureFixtur
     files = [str(tmp_path / f"{name}.safetensors") for name in ("a", "b")]
     assert main(["masks", "stats", files[0]]) == 0 and "2:4" in capsys.readouterr().out
     assert main(["masks", "diff", *files]) == 0 and "0.8462" in capsys.readouterr().out
-    assert main(["masks", "export", files[0], str(tmp_path / "bools.safetensors")]) == 0
+    assert main(["masks", "unpack", files[0], str(tmp_path / "bools.safetensors")]) == 0
     assert torch.equal(load_file(tmp_path / "bools.safetensors")["w"], first)
-    assert main(["masks", "export", files[0], str(tmp_path / "bools.safetensors")]) == 2
+    assert main(["masks", "unpack", files[0], str(tmp_path / "bools.safetensors")]) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
