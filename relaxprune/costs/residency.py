@@ -40,20 +40,18 @@ class Need:
         return {**kept, "device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
 
 
-def needs(sizes: RunBytes, device_memory: int | None = None, *, one_memory: bool = False) -> list[Need]:
-    """Return what every residency needs, from the fastest to the slowest.
+def needs(sizes: RunBytes, *, one_memory: bool = False, whole: bool = False) -> list[Need]:
+    """Return what every possible residency needs, from the fastest to the slowest.
 
     Args:
         sizes: of the parts.
-        device_memory: the bound that residencies name.
         one_memory: whether the device computes in the host's memory; then nothing is kept "cpu".
+        whole: whether weights must stay on the device, as they must where the whole model is refined.
     """
-    choices = (Residency(weights, states, device_memory) for weights, states in _CHOICES)
     return [
-        need(sizes, residency, one_memory=one_memory)
-        for residency in choices
-        if not (one_memory and CPU in (residency.weights, residency.states))
-        and (residency.weights == DEVICE or not sizes.refining)
+        need(sizes, Residency(weights, states), one_memory=one_memory)
+        for weights, states in _CHOICES
+        if not (one_memory and CPU in (weights, states)) and (weights == DEVICE or not (whole or sizes.refining))
     ]
 
 
@@ -91,7 +89,7 @@ def choose_residency(sizes: RunBytes, device_memory: int | None, host_memory: in
     Raises:
         RelaxPruneError: none fits.
     """
-    return choose(needs(sizes, device_memory, one_memory=host_memory is None), device_memory, host_memory).residency
+    return choose(needs(sizes, one_memory=host_memory is None), device_memory, host_memory).residency
 
 
 def choose(choices: list[Need], device_memory: int | None, host_memory: int | None) -> Need:
@@ -104,9 +102,10 @@ def choose(choices: list[Need], device_memory: int | None, host_memory: int | No
         if need.fits(device_memory, host_memory):
             return need
     least = min(choices, key=lambda need: need.device_bytes)
+    held = "the whole model" if least.residency.weights == DEVICE else "a block and the next one"
     host = "" if host_memory is None else f", and {least.host_bytes:,} of the host"
     given = "" if host_memory is None else f" and {host_memory:,}"
     raise RelaxPruneError(
-        f"memory must hold a block, the next one and what solving takes, {least.device_bytes:,} bytes{host}, got "
-        f"{device_memory or 0:,}{given}: give more, fewer calibration windows, or memory_budget_bytes"
+        f"memory must hold {held} and what the run takes beside, {least.device_bytes:,} bytes{host}, got "
+        f"{device_memory or 0:,}{given}: give more, or shorter calibration windows, or fewer"
     )

@@ -101,7 +101,7 @@ def forecast_run(
         rates = measured_rates(run.text.dtype, clock)
         slowness = {"solve": _slowness(run, solver, rates)} if solver.known else {}
     memory = _memory(plan, text, solver)
-    residencies = needs(memory, machine.device_memory, one_memory=machine.host_memory is None)
+    residencies = needs(memory, one_memory=machine.host_memory is None)
     chosen, misfit = _chosen(residencies, machine)
     return Forecast(
         plan=plan,

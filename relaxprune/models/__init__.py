@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from .loading import load_model as load_model
     from .loading import load_tokenizer as load_tokenizer
     from .stored_dtypes import FLOAT_DTYPES as FLOAT_DTYPES
+    from .travelling import CannotTravel as CannotTravel
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "CannotTravel": ".travelling",
         "FLOAT_DTYPES": ".stored_dtypes",
         "LoadOptions": ".loading",
         "LoadedModel": ".loading",

@@ -25,7 +25,7 @@ from .size_limit import limited
 from .sources import Checkpoint, resolve_source
 from .stored_dtypes import FLOAT_DTYPES, keep_stored_dtypes
 from .surplus import Surplus
-from .travelling import load_travelling
+from .travelling import CannotTravel, load_travelling
 from .unused_tensors import check_values
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     Raises:
         FileNotFoundError: ``source`` looks like a path and does not exist.
         RelaxPruneError: the model is missing, unreachable, incomplete, corrupt, quantised, pickled, holds what a pruned
-            copy could not, or needs its own code while ``trust_remote_code`` is off.
+            copy could not, or needs its own code while ``trust_remote_code`` is off; a ``CannotTravel`` if only
+            ``offload`` is in the way.
     """
     options = options or LoadOptions()
     checkpoint = _checkpoint(source, options)
@@ -244,9 +245,9 @@ def _load_travelling(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a model whose blocks travel, as ``_load`` loads a whole one."""
     if checkpoint.gguf_file is not None:
-        raise RelaxPruneError(
+        raise CannotTravel(
             f"model {source!r} is a .gguf file, which is dequantised as a whole, and blocks travel from safetensors: "
-            "leave out --offload, or save the model with save_pretrained first"
+            "leave out offload, or save the model with save_pretrained first"
         )
     return load_travelling(
         source,

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class CannotTravel(RelaxPruneError):
+    """A model that can only be loaded whole; its text says why."""
+
+
 def load_travelling(
     source: str, folder: Path, arguments: Mapping[str, Any], *, device: str | None, auto: bool, in_memory: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -47,7 +51,8 @@ def load_travelling(
         The model, and what loading says of it, as ``from_pretrained`` does.
 
     Raises:
-        RelaxPruneError: it has no blocks, or its checkpoint stores tensors in another form than the model holds.
+        CannotTravel: it has no blocks, or its checkpoint stores tensors in another form than the model holds.
+        RelaxPruneError: its checkpoint stores tied tensors with different values.
     """
     paths = [folder / name for name in weight_files(folder)]
     shards = Shards(paths)
@@ -58,7 +63,7 @@ def load_travelling(
         return model, info  # refused by whoever loads it
     blocks = find_blocks(model, find_layers(model)[0])
     if not blocks.modules:
-        raise RelaxPruneError(f"model {source!r} has no list of blocks that could travel: leave out --offload")
+        raise CannotTravel(f"model {source!r} has no list of blocks that could travel: leave out offload")
     place = torch.device(device or "cpu")
     conversions = Conversions(model, list(shards))
     if conversions.parts:
@@ -101,8 +106,8 @@ def _stored_names(source: str, model: PreTrainedModel, shards: Shards, conversio
     Those that are merged of several stored tensors have their own.
 
     Raises:
-        RelaxPruneError: it has some in another form, such as experts one by one that the model has as one tensor; or
-            other values for each of two names that the model ties.
+        CannotTravel: it has some in another form.
+        RelaxPruneError: it has other values for each of two names that the model ties.
     """
     state = model.state_dict(keep_vars=True)
     places = {id(state[name]): name for name in conversions.parts}
@@ -117,9 +122,9 @@ def _stored_names(source: str, model: PreTrainedModel, shards: Shards, conversio
             )
     other = [name for name, tensor in state.items() if id(tensor) not in places]
     if other:
-        raise RelaxPruneError(
+        raise CannotTravel(
             f"model {source!r} holds tensors in another form than its checkpoint ({some(other)}), and blocks that "
-            "travel are read as they are stored: leave out --offload, or save the model in its own form first"
+            "travel are read as they are stored: leave out offload"
         )
     return {name: places[id(tensor)] for name, tensor in state.items()}
 

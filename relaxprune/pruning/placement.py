@@ -32,7 +32,7 @@ def placed(plan: Plan, memory_bytes: int, weights: str | None = None) -> Residen
     if plan.on_cpu:
         sizes = sizes.beside(max(0, (resident_bytes() or 0) - store.present_bytes(plan.model_bytes)))
     host_memory = None if plan.on_cpu else free_bytes() or 0
-    choices = needs(sizes, memory_bytes, one_memory=plan.on_cpu)
+    choices = needs(sizes, one_memory=plan.on_cpu)
     found = choose([one for one in choices if weights in (None, one.residency.weights)], memory_bytes, host_memory)
     if store.travels and found.residency.weights != "device":
         store.room_bytes = int(_CACHED * (memory_bytes - found.device_bytes))

@@ -75,7 +75,7 @@ def plan_model(
             seconds of trials, without the pass of an allocation. None to predict nothing.
         kinds: the kind of text of each window, as ``prune_model`` takes them, for both estimates.
         residency: where hidden states live between two blocks; None to leave them on the device. No answer depends on
-            it. Where weights live is up to how the model was loaded.
+            it. Where weights live is up to how the model was loaded, so its ``weights`` says that, or "device".
         **solver_options: options of the solver, as for ``solve``. With ``options.certify`` "diagonal" or "sdp", fw's
             ``tighten`` is "diagonal" unless it is given here: certificates start from there. An instance's "none"
             counts as not given.
@@ -85,7 +85,8 @@ def plan_model(
 
     Raises:
         RelaxPruneError: a model that cannot be pruned, a target that does not fit a layer, a pattern that matches
-            nothing, nothing left to prune, or a solver that ignores an option or cannot take a layer.
+            nothing, nothing left to prune, a solver that ignores an option or cannot take a layer, or a residency
+            whose weights live elsewhere than the model's.
     """
     target = Target(sparsity, pattern, polytope, None if allocation is None else Allocation.of(allocation))
     request = PruneRequest.of(target, solver, options, solver_options)
@@ -93,8 +94,22 @@ def plan_model(
     with adopted(model):
         plan = make_plan(model, request, counts)
         if residency is not None:
-            plan = replace(plan, residency=replace(residency, weights=plan.residency.weights))
+            plan = replace(plan, residency=_where(residency, plan.residency.weights))
         return plan if batches is None else with_prediction(plan, batches, kinds)
+
+
+def _where(residency: Residency, weights: str) -> Residency:
+    """Return a residency with the place where a model's weights are, which it must not contradict.
+
+    Raises:
+        RelaxPruneError: it does.
+    """
+    if residency.weights not in (Residency.weights, weights):
+        raise RelaxPruneError(
+            f"residency must say weights={weights!r} for a model that was loaded so, got {residency.weights!r}: load "
+            f"it with LoadOptions(offload={residency.weights!r})"
+        )
+    return replace(residency, weights=weights)
 
 
 def make_plan(

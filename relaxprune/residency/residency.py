@@ -1,11 +1,11 @@
-"""What a run is told about memory: where weights and hidden states live, and how much there is."""
+"""What a run is told about memory: where weights and hidden states live."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from relaxprune.problems.checks import one_of, whole_number
+from relaxprune.problems.checks import one_of
 
 PLACES = ("device", "cpu", "disk")
 
@@ -18,14 +18,12 @@ class Residency:
         weights: of the blocks: "device" for a whole model, "cpu" in memory beside an accelerator, or "disk", from
             where each block is read when its turn comes.
         states: hidden states between two blocks: "device", "cpu" in memory beside an accelerator, or "disk".
-        memory_bytes: most that the run may take on the device it works on; None for no limit.
         folder: for ``states`` on disk, which get a folder of their own in it; None for the system's folder of temporary
             files.
     """
 
     weights: str = "device"
     states: str = "device"
-    memory_bytes: int | None = None
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -36,8 +34,6 @@ class Residency:
         """
         one_of("weights", self.weights, PLACES)
         one_of("states", self.states, PLACES)
-        if self.memory_bytes is not None:
-            whole_number("memory_bytes", self.memory_bytes, 1)
 
     def __str__(self) -> str:
         """Say it in one line."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from relaxprune import RelaxPruneError
-from relaxprune.models import FLOAT_DTYPES, LoadedModel, LoadOptions
+from relaxprune.models import FLOAT_DTYPES, CannotTravel, LoadedModel, LoadOptions
 from relaxprune.pruning import Plan, make_plan
 from relaxprune.pruning.placement import placed
 from relaxprune.residency import Residency
@@ -35,10 +35,16 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
 
 
 def _placed(job: PruneJob, memory_bytes: int) -> tuple[Plan, LoadedModel]:
-    """Load the model to where so much memory has room for it."""
+    """Load the model to where so much memory has room for it; whole, unless told otherwise, if it cannot travel."""
     asked = job.load.offload
     first = asked or (None if job.request.options.refine else "disk")
-    plan, loaded = _planned(job, replace(job.load, offload=first))
+    try:
+        plan, loaded = _planned(job, replace(job.load, offload=first))
+    except CannotTravel:
+        if asked:
+            raise
+        asked = "device"
+        plan, loaded = _planned(job, job.load)
     residency = placed(plan, memory_bytes, asked)
     if residency.weights != plan.residency.weights:
         del plan, loaded

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from relaxprune.cli import main
+from relaxprune.models import travelling
+from relaxprune.models.blocks import NO_BLOCKS
 from relaxprune.support.tensor_bits import same_bits
 
 from ..command_line import arguments, interrupt, only_sentence
@@ -140,7 +142,7 @@ def test_a_reordered_run_is_verified_block_by_block(
     [
         (["--memory", "lots"], "--memory must be a size such as 24GiB or 500MiB, got 'lots'"),
         (["--shard-size", "0"], "--shard-size must be a size"),
-        (["--memory", "1MiB"], "memory must hold a block, the next one and what solving takes"),
+        (["--memory", "1MiB"], "memory must hold a block and the next one and what the run takes beside"),
         (["--offload", "disk", "--refine", "1"], "refine moves the weights of all blocks together"),
         (["--offload", "cpu"], "offload 'cpu' keeps blocks in memory beside an accelerator"),
     ],
@@ -151,3 +153,18 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert main(arguments(place, tmp_path / "out", "--quiet", *words)) == 2
     assert sentence in only_sentence(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_travel_is_loaded_whole_unless_it_was_told_to(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(travelling, "find_blocks", lambda *_arguments: NO_BLOCKS)
+    quick = ["--quiet", "--solver", "wanda"]
+    words = [word for word in arguments(place, tmp_path / "out", *quick) if word not in ("--max-iterations", "12")]
+    for more, sentence in (
+        (["--memory", "1MiB"], "memory must hold the whole model and what the run takes beside"),
+        (["--memory", "8GiB", *OFFLOAD], "has no list of blocks that could travel: leave out offload"),
+    ):
+        assert main([*words, *more]) == 2
+        assert sentence in only_sentence(capsys)
+    assert main([*words, "--memory", "8GiB"]) == 0

@@ -23,7 +23,7 @@ def places(device, host, sizes=SIZES):
 
 
 def test_nothing_travels_that_need_not():
-    assert choose_residency(SIZES, BIG, BIG) == Residency("device", "device", BIG)
+    assert choose_residency(SIZES, BIG, BIG) == Residency("device", "device")
     assert places(1000 + 70 + 300, 40) == ("device", "device")
     assert places(None, None) == ("device", "device")
 
@@ -48,9 +48,16 @@ def test_in_one_memory_nothing_is_kept_beside_the_device():
 def test_what_never_fits_is_refused_with_the_least():
     with pytest.raises(
         RelaxPruneError,
-        match="memory must hold a block, the next one and what solving takes, 334 bytes, got 333: give more",
+        match="memory must hold a block and the next one and what the run takes beside, 334 bytes, got 333: give more",
     ):
         choose_residency(SIZES, 250 + 70 + 10 + 3, None)
+
+
+def test_weights_that_cannot_travel_stay_on_the_device():
+    for sizes, whole in ((SIZES, True), (replace(SIZES, refining=500), False)):
+        assert {need.residency.weights for need in needs(sizes, whole=whole)} == {"device"}
+    with pytest.raises(RelaxPruneError, match=r"memory must hold the whole model and what the run takes beside, 1,"):
+        choose_residency(replace(SIZES, refining=500), 1000, BIG)
 
 
 @pytest.mark.parametrize("refining", [0, 500])

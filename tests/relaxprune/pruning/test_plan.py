@@ -12,6 +12,7 @@ from relaxprune.options.target import Target
 from relaxprune.problems import NM, KSparse, RelaxPruneError
 from relaxprune.pruning.pipeline import prune_model
 from relaxprune.pruning.planner import plan_model
+from relaxprune.residency import Residency
 
 from ..tiny_models import padded_batches, tiny_model
 
@@ -175,3 +176,11 @@ def test_a_plan_is_for_its_model_as_it_was():
     gate.weight = nn.Parameter(gate.weight.detach().clone())
     with pytest.raises(RelaxPruneError, match=r"earlier weight of layer 'model.layers.1.mlp.gate_proj': plan again"):
         prune_model(model, padded_batches(1), plan=plan)
+
+
+def test_where_weights_live_is_not_up_to_the_plan():
+    tiny = tiny_model("llama")
+    plan = plan_model(tiny, sparsity=0.5, residency=Residency(states="disk"))
+    assert plan.residency == Residency("device", "disk")
+    with pytest.raises(RelaxPruneError, match=r"residency must say weights='device' .* got 'disk': load it with"):
+        plan_model(tiny, sparsity=0.5, residency=Residency("disk"))
