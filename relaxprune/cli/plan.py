@@ -138,7 +138,7 @@ def plan_run(
         made = model_from_config(model, job.load)
     text = _text(job)
     plan = make_plan(made.model, job.request, text.tokens, values=False)
-    found = forecast_run(plan, text, machine)
+    found = forecast_run(plan, text, machine, whole=made.whole)
     if words.json:
         print(json_format.dumps({"model": model, **found.to_dict()}))
     else:

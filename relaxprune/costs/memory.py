@@ -34,8 +34,8 @@ class RunBytes:
         travelling: parameters outside of the blocks, the largest block, and the one after it.
         states: twice the hidden states of all tokens, as wide as the first layer's inputs.
         working: sums of one block, and what solving the layer that needs most takes.
-        masks: one byte for every entry of a pruned layer.
-        block_masks: the same of the block with the most.
+        records: of all finished blocks: masks, a byte for every entry, and the new values of weights that move.
+        block_records: the same of the block with the most.
         batch_states: the part of ``states`` of the tokens that go through the model at once.
         refining: weights, Adam's moments and logits while the whole model is refined; 0 if it is not.
         predictions: of the dense model, which are held until then.
@@ -46,8 +46,8 @@ class RunBytes:
     travelling: int
     states: int
     working: int
-    masks: int = 0
-    block_masks: int = 0
+    records: int = 0
+    block_records: int = 0
     batch_states: int = 0
     refining: int = 0
     predictions: int = 0
@@ -56,12 +56,31 @@ class RunBytes:
     @property
     def added(self) -> int:
         """What a run holds in addition to the model, if all of it is in one memory."""
-        return self.masks + max(self.working + self.states, self.refining, self.allocating) + self.predictions
+        return self.records + max(self.working + self.states, self.refining, self.allocating) + self.predictions
 
     def beside(self, held: int) -> RunBytes:
         """Return the same for a process that holds so many bytes in addition all the time."""
         parts = {name: getattr(self, name) for name in ("working", "refining", "allocating")}
         return replace(self, **{name: size + held for name, size in parts.items() if size})
+
+    def of_rank(self, world: int, *, every_batch: bool = False) -> RunBytes:
+        """Return the same for one of the ranks that share the run, the one that holds most.
+
+        Each has its part of the batches, at least one. The leader alone has files of finished blocks; the others hold
+        the records of all blocks wherever weights live. That ranks make all Grams of a block before they solve adds
+        nothing: two float32 matrices of each, with damping, take the place of its float64 sums.
+
+        Args:
+            world: how many ranks there are.
+            every_batch: whether each has all batches, as ``tune`` needs them.
+        """
+        if world == 1:
+            return self
+        states = self.states
+        if self.batch_states and not every_batch:
+            batches = -(-self.states // self.batch_states)
+            states = min(self.states, -(-batches // world) * self.batch_states)
+        return replace(self, states=states, block_records=self.records)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers."""
@@ -135,12 +154,13 @@ def run_bytes(
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
     whole = parameter_bytes(model)
     inside = [parameter_bytes(block) for block in blocks.modules]
+    kept = 1 + (item if options.block_values else 0)
     refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
     return RunBytes(
         model=whole,
         travelling=min(whole, whole - sum(inside) + _TRAVELLING_BLOCKS * max(inside, default=0)),
-        masks=sum(layer.rows * layer.cols for layer in layers),
-        block_masks=_largest_block(layers, lambda layer: layer.rows * layer.cols),
+        records=sum(kept * layer.rows * layer.cols for layer in layers),
+        block_records=_largest_block(layers, lambda layer: kept * layer.rows * layer.cols),
         states=2 * tokens.all * layers[0].cols * item,
         batch_states=2 * tokens.at_once * layers[0].cols * item,
         working=sums

@@ -60,7 +60,7 @@ def need(sizes: RunBytes, residency: Residency, *, one_memory: bool = False) -> 
 
     On the device: what solving takes; the model, or two blocks of it and what lies outside of the blocks; the hidden
     states of all tokens, or of those that go through the model at once. In the host's memory: what is kept there, and
-    the masks, of one block if weights are on disk.
+    the records of finished blocks, of one if weights are on disk.
 
     Args:
         sizes: of the parts.
@@ -71,7 +71,7 @@ def need(sizes: RunBytes, residency: Residency, *, one_memory: bool = False) -> 
     working = sizes.working + (sizes.states if states == DEVICE else min(sizes.states, sizes.batch_states))
     working = max(working, sizes.refining, sizes.allocating) + (sizes.predictions if states == DEVICE else 0)
     on_device = working + (sizes.model if weights == DEVICE else sizes.travelling)
-    on_host = sizes.block_masks if weights == DISK else sizes.masks
+    on_host = sizes.block_records if weights == DISK else sizes.records
     on_host += (sizes.model if weights == CPU else 0) + (sizes.states if states == CPU else 0)
     return Need(residency, on_device + on_host, 0) if one_memory else Need(residency, on_device, on_host)
 

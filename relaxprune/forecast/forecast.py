@@ -30,11 +30,11 @@ class Forecast:
         products: stage -> its operations, in products of all weights with their Grams.
         seconds: stage -> seconds.
         sent: stage -> bytes that all devices together receive from each other.
-        memory: bytes of the run's parts, with what this solver holds.
+        memory: bytes of the run's parts on the device that holds most, with what this solver holds.
         residencies: what each needs, from the fastest to the slowest.
         chosen: the one that is taken, None if none fits.
         process_bytes: of a process before it holds any of this: the interpreter and its libraries.
-        notes: what is not in these numbers.
+        notes: what is not in these numbers, and why weights stay on the device if they cannot travel.
     """
 
     plan: Plan

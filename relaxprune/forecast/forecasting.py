@@ -77,7 +77,11 @@ class TextShape:
 
 
 def forecast_run(
-    plan: Plan, text: TextShape, machine: Machine | None = None, clock: Clock = time.perf_counter
+    plan: Plan,
+    text: TextShape,
+    machine: Machine | None = None,
+    clock: Clock = time.perf_counter,
+    whole: str | None = None,
 ) -> Forecast:
     """Predict what a run takes: operations, bytes and seconds by stage, and the memory of every residency.
 
@@ -86,6 +90,7 @@ def forecast_run(
         text: the shape of its calibration text.
         machine: what it runs on; this process's processor if None.
         clock: seconds, for what is measured.
+        whole: why blocks cannot travel, so that weights stay on the device; None if nothing is known against it.
 
     Raises:
         RelaxPruneError: a number out of range.
@@ -100,8 +105,10 @@ def forecast_run(
     if rates is None:
         rates = measured_rates(run.text.dtype, clock)
         slowness = {"solve": _slowness(run, solver, rates)} if solver.known else {}
-    memory = _memory(plan, text, solver)
-    residencies = needs(memory, one_memory=machine.host_memory is None)
+    memory = _memory(plan, text, solver).of_rank(machine.devices, every_batch=plan.request.options.tune > 0)
+    if not plan.blocks.modules:
+        whole = "the model has no list of blocks"
+    residencies = needs(memory, one_memory=machine.host_memory is None, whole=whole is not None)
     chosen, misfit = _chosen(residencies, machine)
     return Forecast(
         plan=plan,
@@ -116,7 +123,7 @@ def forecast_run(
         residencies=residencies,
         chosen=chosen,
         process_bytes=process,
-        notes=(*_notes(plan, found), *misfit),
+        notes=(*_notes(plan, found, whole), *misfit),
     )
 
 
@@ -205,10 +212,10 @@ def _products(work: Mapping[str, Work], run: RunShape) -> dict[str, float]:
     return {stage: (done.flops + done.half_flops) / one for stage, done in work.items()}
 
 
-def _notes(plan: Plan, found: MetaPass) -> tuple[str, ...]:
-    """Return what is not in the numbers."""
+def _notes(plan: Plan, found: MetaPass, whole: str | None) -> tuple[str, ...]:
+    """Return what is not in the numbers, and why weights stay on the device if they cannot travel."""
     options, solver = plan.request.options, plan.request.solver
-    notes = []
+    notes = [] if whole is None else [f"weights stay on the device: {whole}"]
     if found.unknown:
         notes.append(
             f"the model could not be gone through without values ({found.unknown}): two operations are "

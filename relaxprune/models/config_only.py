@@ -31,10 +31,12 @@ class ConfiguredModel:
     Attributes:
         model: its tensors are on the meta device.
         source: what ``model_from_config`` was given.
+        whole: why its blocks could not travel; None if nothing is known against it.
     """
 
     model: PreTrainedModel
     source: str
+    whole: str | None = None
 
 
 def model_from_config(source: str, options: LoadOptions | None = None) -> ConfiguredModel:
@@ -59,7 +61,8 @@ def model_from_config(source: str, options: LoadOptions | None = None) -> Config
     if checkpoint.gguf_file is None:
         check_config(checkpoint.folder)
     with loader(f"model {source!r}", options.trust_remote_code), limited(_MOST_WEIGHTS, _MOST_TENSORS):
-        return ConfiguredModel(_made(checkpoint, options), source)
+        whole = None if checkpoint.gguf_file is None else "a .gguf file is dequantised as a whole"
+        return ConfiguredModel(_made(checkpoint, options), source, whole)
 
 
 def _made(checkpoint: Checkpoint, options: LoadOptions) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from relaxprune.costs import Machine, Rates
 from relaxprune.costs.counting import counted
 from relaxprune.forecast import TextShape, forecast_run
 from relaxprune.forecast.solver_work import SolverWork
+from relaxprune.models.blocks import NO_BLOCKS
 from relaxprune.options import Target
 from relaxprune.options.target import Decided
 from relaxprune.pruning import PruneRequest, make_plan
@@ -86,6 +88,32 @@ def test_devices_divide_what_can_be_divided():
     sent = 2 * 7 * 8 * 3 * (3 * 32**2 + 48**2)
     assert eight.sent["statistics"] == sent
     assert eight.seconds["statistics"] == pytest.approx(one.seconds["statistics"] / 3 + sent / 8 / 1e9)
+
+
+def test_the_memory_is_that_of_one_of_the_devices():
+    moves = {"solver": "reconstruct", "options": {"weights": "refit"}}
+    kept, one, eight = (
+        found_for(machine=Machine(rates=RATES, devices=count), **words).memory
+        for count, words in ((1, {}), (1, moves), (8, moves))
+    )
+    assert one.records == 5 * kept.records == 3 * one.block_records  # a byte of a mask, and four of a new value
+    assert one.states == 3 * one.batch_states
+    assert eight == replace(one, states=one.batch_states, block_records=one.records)
+    tuned = found_for(machine=Machine(rates=RATES, devices=8), options={"tune": 1}).memory
+    assert tuned.states == one.states
+
+
+def test_weights_that_cannot_travel_stay_on_the_device():
+    plan = found_for().plan
+    found = (
+        forecast_run(plan, TEXT, Machine(rates=RATES)),
+        forecast_run(plan, TEXT, Machine(rates=RATES), whole="a .gguf file is dequantised as a whole"),
+        forecast_run(replace(plan, blocks=NO_BLOCKS), TEXT, Machine(rates=RATES)),
+    )
+    places = [{need.residency.weights for need in one.residencies} for one in found]
+    assert places == [{"device", "disk"}, {"device"}, {"device"}]
+    reasons = [note for one in found for note in one.notes if note.startswith("weights stay on the device: ")]
+    assert ["gguf" in reason for reason in reasons] == [True, False] and "no list of blocks" in reasons[1]
 
 
 def test_windows_that_the_model_writes_count():
