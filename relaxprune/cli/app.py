@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Tokenizers warn about their threads when a data loader forks; only a program may decide that, not a library.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "RANK" in os.environ:  # Where one of several processes dies, relaxprune says so, not every layer below.
+    # Where one of several processes dies, relaxprune says so, not every layer below.
+    if os.environ.keys() & {"RANK", "SLURM_STEP_NUM_TASKS"}:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.stderr.isatty():  # Bars of the libraries below are for people: a log file gets our lines only.
         os.environ.setdefault("TQDM_DISABLE", "1")

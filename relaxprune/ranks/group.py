@@ -115,8 +115,9 @@ class Group(Ranks):
 
         Raises:
             RankError: one has failed.
+            RuntimeError: torch.distributed cannot do it.
         """
-        started, nap = time.monotonic(), _FIRST_NAP_S
+        started, nap, work = time.monotonic(), _FIRST_NAP_S, None
         try:
             with self._watch.waiting():
                 work = begin()
@@ -125,7 +126,10 @@ class Group(Ranks):
                     time.sleep(nap)
                     nap = min(2 * nap, _LONGEST_NAP_S)
                 work.wait()
-        except RuntimeError as error:  # a connection is gone: who was it?
+        except RuntimeError as error:
+            if work is None and not isinstance(error, dist.DistError):
+                raise  # it was refused before anything was sent
+            # A connection is gone: who was it?
             raise self._watch.explained(error) from error
         finally:
             self.traffic.seconds += time.monotonic() - started

@@ -83,6 +83,29 @@ def test_a_process_group_that_is_there_is_left_alone(tmp_path: Path) -> None:
     assert told(2, work, tmp_path) == [[[0, 1], 2.0]] * 2
 
 
+def test_a_process_group_that_sends_nothing_on_cpus_is_no_obstacle(tmp_path: Path) -> None:
+    def work(rank: int) -> object:
+        dist.Backend.register_backend("deaf", lambda *_arguments: dist.ProcessGroup(rank, 2), devices=["cpu"])
+        dist.init_process_group("deaf")
+        with joined() as ranks:
+            return ranks.exchange(rank)
+
+    assert told(2, work, tmp_path) == [[0, 1]] * 2
+
+
+def test_what_cannot_be_sent_is_no_lost_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_words: object) -> None:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    def work(_rank: int) -> object:
+        with pytest.raises(RuntimeError, match=r"^No backend type associated"), joined() as ranks:
+            monkeypatch.setattr(dist, "all_gather", refuse)
+            ranks.exchange(1)
+        return None
+
+    assert told(2, work, tmp_path) == [None, None]
+
+
 def test_ranks_may_join_again(tmp_path: Path) -> None:
     def work(rank: int) -> object:
         heard = []
