@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from relaxprune.certificates import Certificate, certify, certify_weights
 from relaxprune.certificates.limits import check_enumerable, check_limits
 from relaxprune.options.target import Target
@@ -118,6 +120,7 @@ def facts_of(problem: LayerAsked, solution: Solution, proven: Certificate, seed:
         "solver": solution.solver,
         "options": solution.options,
         "seed": seed,
+        "threads": torch.get_num_threads(),
         "seconds": solution.stats.seconds,
         "stats": solution.stats.to_dict(),
     }

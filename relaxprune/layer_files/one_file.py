@@ -20,7 +20,7 @@ from .answers import CERTIFICATE, MASKS, WEIGHT, clear, write_record
 from .layer_task import Proof, facts_of, problem_of
 from .outcomes import FAILED, SOLVED, FileOutcome
 
-_NUMBERS = ("status", "sparsity", "objective", "relative_error", "lower_bound", "relative_gap")
+_NUMBERS = ("threads", "status", "sparsity", "objective", "relative_error", "lower_bound", "relative_gap")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ STORED: Mapping[str, Any] = {
     "final": bool,
     "traceback": Maybe(str),
     "seconds": float,
+    "threads": Maybe(int),
     "status": Maybe(str),
     "sparsity": Maybe(float),
     "objective": Maybe(float),
@@ -40,7 +41,9 @@ class FileOutcome:
         traceback: where an error inside relaxprune came from; None for every other end.
         attempts: how many processes have tried in this call; 0 where the outcome was known without one.
         seconds: that the last of them took, reading and writing included.
-        status: of the answer, as in ``Solution``; None without one, and so are the others.
+        threads: that torch used for the answer, whose last bits may depend on them; None without one, and so are the
+            others.
+        status: as in ``Solution``.
         sparsity: fraction of weights that are pruned.
         objective, relative_error, lower_bound, relative_gap: as in ``Solution``, the bound that of the certificate.
     """
@@ -53,6 +56,7 @@ class FileOutcome:
     traceback: str | None = None
     attempts: int = 0
     seconds: float = 0.0
+    threads: int | None = None
     status: str | None = None
     sparsity: float | None = None
     objective: float | None = None

@@ -218,5 +218,5 @@ def _limits(options: FileOptions, count: int) -> Limits:
     """Return what the processes for so many files may take."""
     jobs = min(options.jobs, count)
     memory = free_bytes() if options.total_memory_bytes is None else options.total_memory_bytes
-    threads = max(1, torch.get_num_threads() // options.jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     return Limits(jobs=jobs, retries=options.retries, memory_bytes=memory, process_bytes=PROCESS_BYTES, threads=threads)

@@ -20,6 +20,7 @@ from relaxprune import (
     solve,
     solve_files,
 )
+from relaxprune.layer_files import solving_files
 from relaxprune.layer_files.memory import PROCESS_BYTES, solving_bytes
 from relaxprune.runs.mask_file import read_mask_file
 from relaxprune.support.tensor_header import read_header
@@ -48,7 +49,14 @@ def test_every_answer_is_that_of_the_layer_by_itself(tmp_path: Path) -> None:
     masks, facts = read_mask_file(summary.out / "layers" / solved.name)
     assert torch.equal(masks["weight"], alone.mask) and facts["objective"] == alone.objective == solved.objective
     assert facts["lower_bound"] == alone.lower_bound == solved.lower_bound and solved.status == alone.status.name
+    assert solved.threads == facts["threads"] == max(1, torch.get_num_threads() // 2)
     assert json.loads((summary.out / "summary.json").read_text()) == json.loads(json.dumps(summary.to_dict()))
+
+
+def test_processes_that_are_started_share_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    shared = {(jobs, files): solving_files._limits(FileOptions(jobs=jobs), files) for jobs, files in ((3, 9), (8, 2))}
+    assert {key: (limits.jobs, limits.threads) for key, limits in shared.items()} == {(3, 9): (3, 2), (8, 2): (2, 3)}
 
 
 def test_only_what_has_changed_is_solved_again(tmp_path: Path) -> None:
