@@ -19,6 +19,8 @@ from .launch import Launch
 from .ranks import ALONE, RankError, Ranks
 
 if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
     from .group import Group
 
 _TO_COME = timedelta(minutes=5)  # for all ranks to be started
@@ -76,8 +78,8 @@ def _join(launch: Launch) -> Group:
         torch.accelerator.set_device_index(launch.local % torch.accelerator.device_count())
     hosts = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = _store(launch, hosts)
-        beside = _store(launch, hosts)  # a connection of its own: who waits for a key keeps the other one busy
+        store = _store(launch)
+        beside = _store(launch)  # a connection of its own: who waits for a key keeps the other one busy
         prefix = f"relaxprune/{next(_JOINED)}"  # the store outlives what is done in it
         watch = Watch(PrefixStore(prefix, beside), launch.rank, launch.world, hosts=hosts)
         watch.start(_TO_COME.total_seconds())
@@ -87,17 +89,22 @@ def _join(launch: Launch) -> Group:
     return Group(watch, group)
 
 
-def _store(launch: Launch, hosts: bool) -> dist.Store:
+def _store(launch: Launch) -> Store:
     """Return a connection to what the ranks share, which rank 0 has unless its launcher does."""
-    where = (launch.host, launch.port, launch.world)
-    return dist.TCPStore(*where, is_master=hosts, timeout=_TO_COME, multi_tenant=True)
+    from torch.distributed.rendezvous import rendezvous
+
+    host = f"[{launch.host}]" if ":" in launch.host else launch.host
+    where = f"tcp://{host}:{launch.port}?rank={launch.rank}&world_size={launch.world}"
+    store: Store = next(rendezvous(where, timeout=_TO_COME))[0]
+    return store
 
 
-def _group(launch: Launch, store: dist.Store) -> dist.ProcessGroup | None:
+def _group(launch: Launch, store: Store) -> dist.ProcessGroup | None:
     """Return a group that sends tensors of any device; None for the default one, if there was none before."""
     if not dist.is_initialized():
         dist.init_process_group(store=store, rank=launch.rank, world_size=launch.world, timeout=_FOR_EVER)
         return None
     # A group without a backend of its own has that of the default one, which may be for GPUs only.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    return dist.new_group(backend=backend, timeout=_FOR_EVER)
+    beside: dist.ProcessGroup = dist.new_group(backend=backend, timeout=_FOR_EVER)
+    return beside
