@@ -10,8 +10,8 @@ _PASSES = 512  # columns whose product takes as long as the passes over a layer'
 
 def layer_cost(shape: tuple[int, int]) -> float:
     """Return what solving a layer of (rows, cols) is thought to cost: one iteration's product and selection."""
-    # Only proportions count, the same on all ranks. ``relaxprune.costs`` predicts seconds: from trials of the solver and
-    # from rates of the machine, in which ranks differ.
+    # Only proportions count, the same on all ranks. ``relaxprune.costs`` predicts seconds: from trials of the solver
+    # and from rates of the machine, in which ranks differ.
     rows, cols = shape
     return float(rows) * cols * (cols + _PASSES)
 
