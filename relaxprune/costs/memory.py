@@ -36,6 +36,7 @@ class RunBytes:
         working: sums of one block, and what solving the layer that needs most takes.
         records: of all finished blocks: masks, a byte for every entry, and the new values of weights that move.
         block_records: the same of the block with the most.
+        packed_records: the same of all blocks, masks as bits.
         batch_states: the part of ``states`` of the tokens that go through the model at once.
         refining: weights, Adam's moments and logits while the whole model is refined; 0 if it is not.
         predictions: of the dense model, which are held until then.
@@ -48,6 +49,7 @@ class RunBytes:
     working: int
     records: int = 0
     block_records: int = 0
+    packed_records: int = 0
     batch_states: int = 0
     refining: int = 0
     predictions: int = 0
@@ -67,8 +69,8 @@ class RunBytes:
         """Return the same for one of the ranks that share the run, the one that holds most.
 
         Each has its part of the batches, at least one. The leader alone has files of finished blocks; the others hold
-        the records of all blocks wherever weights live. That ranks make all Grams of a block before they solve adds
-        nothing: two float32 matrices of each, with damping, take the place of its float64 sums.
+        the records of all blocks, masks as bits where weights travel. That ranks make all Grams of a block before they
+        solve adds nothing: two float32 matrices of each, with damping, take the place of its float64 sums.
 
         Args:
             world: how many ranks there are.
@@ -80,7 +82,7 @@ class RunBytes:
         if self.batch_states and not every_batch:
             batches = -(-self.states // self.batch_states)
             states = min(self.states, -(-batches // world) * self.batch_states)
-        return replace(self, states=states, block_records=self.records)
+        return replace(self, states=states, block_records=self.packed_records + self.block_records)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers."""
@@ -160,6 +162,7 @@ def run_bytes(
         model=whole,
         travelling=min(whole, whole - sum(inside) + _TRAVELLING_BLOCKS * max(inside, default=0)),
         records=sum(kept * layer.rows * layer.cols for layer in layers),
+        packed_records=sum(layer.rows * (-(-layer.cols // 8) + (kept - 1) * layer.cols) for layer in layers),
         block_records=_largest_block(layers, lambda layer: kept * layer.rows * layer.cols),
         states=2 * tokens.all * layers[0].cols * item,
         batch_states=2 * tokens.at_once * layers[0].cols * item,

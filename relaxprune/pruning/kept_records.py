@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.mask_bits import pack_mask, unpack_mask
 
 from .block_record import BlockRecord, BlockRecorder
 from .channels.reorder import apply_permutations
@@ -29,8 +30,8 @@ class KeptRecords:
 
     @classmethod
     def of(cls, recorder: BlockRecorder | None, travels: bool) -> KeptRecords:
-        """Return what keeps the records of a run; those of a model that is not in memory are read from its recorder."""
-        return RereadRecords(recorder) if travels and recorder is not None else cls()
+        """Return what keeps the records of a run, in little memory if its model is not in memory either."""
+        return RereadRecords(recorder) if travels else cls()
 
     def add(self, index: int, record: BlockRecord) -> None:
         """Keep the record of a block."""
@@ -44,21 +45,27 @@ class KeptRecords:
 
 
 class RereadRecords(KeptRecords):
-    """The records of finished blocks, read from its recorder when they are asked for, if it can; the last is held."""
+    """The records of finished blocks, read from a recorder when they are asked for.
 
-    def __init__(self, recorder: BlockRecorder) -> None:
+    Those that it does not give back are held, masks as bits; so are all of a run without one.
+    """
+
+    def __init__(self, recorder: BlockRecorder | None) -> None:
         self._recorder = recorder
+        self._packed: dict[int, tuple[BlockRecord, dict[str, tuple[int, ...]]]] = {}
         self._blocks: dict[str, int] = {}
         self._moved: dict[str, int] = {}
         self._last: tuple[int, BlockRecord] | None = None
         super().__init__(_Reread(self, self._blocks, "masks"), _Reread(self, self._moved, "weights"))
 
     def add(self, index: int, record: BlockRecord) -> None:
-        """Note which block has the records of which parameters; hold a record that the recorder does not give back."""
+        """Note which block has the records of which parameters."""
         self._blocks |= dict.fromkeys(record.masks, index)
         self._moved |= dict.fromkeys(record.weights, index)
-        if self._recorder.load(index) is None:
-            self._records[index] = record
+        if self._recorder is None or self._recorder.load(index) is None:
+            bits = {name: pack_mask(mask) for name, mask in record.masks.items()}
+            shapes = {name: tuple(mask.shape) for name, mask in record.masks.items()}
+            self._packed[index] = (replace(record, masks=bits), shapes)
 
     def record(self, index: int) -> BlockRecord:
         """Return the record of a block.
@@ -66,15 +73,20 @@ class RereadRecords(KeptRecords):
         Raises:
             RelaxPruneError: the recorder does not have it any more.
         """
-        if index in self._records:
-            return self._records[index]
         if self._last is None or self._last[0] != index:
             self._last = None
-            found = self._recorder.load(index)
-            if found is None:
-                raise RelaxPruneError(f"the recorder must give back the record of block {index}, got none")
-            self._last = (index, found)
+            self._last = (index, self._found(index))
         return self._last[1]
+
+    def _found(self, index: int) -> BlockRecord:
+        """Unpack or read the record of a block."""
+        if index in self._packed:
+            record, shapes = self._packed[index]
+            return replace(record, masks={name: unpack_mask(record.masks[name], shapes[name]) for name in shapes})
+        found = None if self._recorder is None else self._recorder.load(index)
+        if found is None:
+            raise RelaxPruneError(f"the recorder must give back the record of block {index}, got none")
+        return found
 
 
 class _Reread(Mapping[str, Tensor]):

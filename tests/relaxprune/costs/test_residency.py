@@ -13,7 +13,16 @@ from relaxprune.costs.network import network_bytes
 from relaxprune.costs.residency import need, needs
 from relaxprune.residency import Residency
 
-SIZES = RunBytes(model=1000, travelling=250, records=40, block_records=4, states=300, batch_states=10, working=70)
+SIZES = RunBytes(
+    model=1000,
+    travelling=250,
+    records=40,
+    block_records=4,
+    packed_records=5,
+    states=300,
+    batch_states=10,
+    working=70,
+)
 BIG = 10**6
 
 
@@ -77,7 +86,7 @@ def test_the_whole_model_on_the_device_is_what_a_plan_estimates():
 @pytest.mark.parametrize(("world", "states"), [(1, 300), (2, 150), (7, 50), (30, 10), (64, 10)])
 def test_a_rank_holds_its_batches_and_the_records_of_all_blocks(world, states):
     rank = SIZES.of_rank(world)
-    assert rank == replace(SIZES, states=states, block_records=4 if world == 1 else 40)
+    assert rank == replace(SIZES, states=states, block_records=4 if world == 1 else 5 + 4)
     assert SIZES.of_rank(world, every_batch=True).states == 300
     assert replace(SIZES, batch_states=0).of_rank(world).states == 300
     assert need(rank, Residency("disk", "disk")).host_bytes == rank.block_records

@@ -98,7 +98,7 @@ def test_the_memory_is_that_of_one_of_the_devices():
     )
     assert one.records == 5 * kept.records == 3 * one.block_records  # a byte of a mask, and four of a new value
     assert one.states == 3 * one.batch_states
-    assert eight == replace(one, states=one.batch_states, block_records=one.records)
+    assert eight == replace(one, states=one.batch_states, block_records=one.packed_records + one.block_records)
     tuned = found_for(machine=Machine(rates=RATES, devices=8), options={"tune": 1}).memory
     assert tuned.states == one.states
 
