@@ -46,6 +46,7 @@ FLOORS = (
     ("forecast",),
     ("runs",),
     ("masks", "layer_files"),
+    ("conversion",),
     ("adapters.one_weight",),  # what the plugs share
     ("adapters",),  # other libraries' plugs
     ("report",),

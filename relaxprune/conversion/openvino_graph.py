@@ -1,0 +1,106 @@
+"""A model as a graph of openvino: traced, its constants found, and some of them replaced by 8-bit integers."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.sentences import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOST = 127  # of a symmetric 8-bit integer
+
+
+class _Logits(nn.Module):
+    """A model as a function from token ids to logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+def traced(model: PreTrainedModel) -> Any:
+    """Return openvino's graph of a model, for any number of windows of any length."""
+    import openvino
+
+    free = torch.export.Dim.DYNAMIC
+    example = torch.arange(24).reshape(2, 12) % 7
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                _Logits(model), (example,), dynamic_shapes=({0: free, 1: free},), strict=False
+            )
+            return openvino.convert_model(program)
+    except Exception as error:  # tracing raises whatever the model's code and two libraries raise
+        raise RelaxPruneError(f"openvino cannot take this model: {first_line(error)}") from error
+
+
+def float_constants(graph: Any, shapes: set[tuple[int, ...]]) -> Iterator[Any]:
+    """Yield the float32 constants of a graph that have one of these shapes."""
+    for node in list(graph.get_ops()):
+        if _element(node) == "f32" and tuple(node.get_output_shape(0)) in shapes:
+            yield node
+
+
+def quantised(values: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """Return 8-bit integers and the float32 scale of each output; ``inputs`` is the dimension that a scale spans."""
+    scale = values.abs().amax(dim=inputs, keepdim=True) / MOST
+    scale = torch.where(scale > 0, scale, 1.0)
+    return torch.round(values / scale).to(torch.int8), scale
+
+
+def replace(node: Any, name: str, integers: Tensor, scale: Tensor) -> None:
+    """Put integers times a scale in the place of a constant; the integers get the weight's name."""
+    from openvino import opset13 as operations
+
+    constant = operations.constant(integers.numpy())
+    constant.set_friendly_name(name)
+    users = list(node.output(0).get_target_inputs())
+    product = operations.multiply(operations.convert(constant, "f32"), operations.constant(scale.numpy()))
+    for user in users:
+        user.replace_source_output(product.output(0))
+
+
+def integer_constants(graph: Any) -> dict[str, Any]:
+    """Return the 8-bit constants of a graph by the names of their weights."""
+    return {node.get_friendly_name(): node for node in graph.get_ops() if _element(node) == "i8"}
+
+
+def constant_bytes(graph: Any) -> int:
+    """Return the bytes of all constants of a graph."""
+    return sum(node.data.nbytes for node in graph.get_ops() if _element(node))
+
+
+def _element(node: Any) -> str:
+    """Return the element type of a constant; "" for any other node."""
+    return str(node.get_output_element_type(0).get_type_name()) if node.get_type_name() == "Constant" else ""
+
+
+def dense(graph: Any, name: str) -> Tensor:
+    """Return what an 8-bit constant and its scale stand for, (rows, cols) float32."""
+    node = integer_constants(graph)[name]
+    convert = next(iter(node.output(0).get_target_inputs())).get_node()
+    product = next(iter(convert.output(0).get_target_inputs())).get_node()
+    scale = product.input_value(1).get_node()
+    while scale.get_type_name() != "Constant":  # kept in float16, and converted
+        scale = scale.input_value(0).get_node()
+    integers, scales = torch.from_numpy(node.data.copy()), torch.from_numpy(scale.data.copy())
+    weight = integers.float() * scales.float()
+    return weight if scales.shape[0] == weight.shape[0] else weight.T  # a scale for each output
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Return a hash of a float32 tensor's values."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).digest()
