@@ -48,11 +48,13 @@ def conversion_table(found: Conversion) -> str:
         ("weights in memory, MiB", found.dense_memory_bytes, found.memory_bytes),
     ):
         lines.append((name, f"{before / _MIB:.1f}", f"{after / _MIB:.1f}", f"{after / before:.1%}"))
-    difference = found.difference
+    stored, dense = found.difference, found.from_dense
     return "\n".join(
         [
             *table(lines),
-            f"logits differ by {difference.relative:.2g} of their size (accepted: {found.tolerance:g}); the likeliest "
-            f"token is the same at {difference.same_choice:.0%} of positions",
+            f"logits: {dense.relative:.2g} of their size from those of the same weights in dense form "
+            f"(accepted: {found.tolerance:g})",
+            f"rounding to the form: {stored.relative:.2g} of their size from those of the run, KL "
+            f"{stored.divergence:.2g} nats, the same likeliest token at {stored.same_choice:.0%} of positions",
         ]
     )

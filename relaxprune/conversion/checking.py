@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _WINDOWS, _LENGTH, _SEED = 2, 32, 20
+_UNPACKED = 1e-6  # where the same dense weights are multiplied by the same code
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,33 @@ class LogitDifference:
     """How far logits are from others on the same tokens.
 
     Attributes:
-        relative: Frobenius norm of the difference over that of the reference, both less their mean over the vocabulary,
-            which softmax ignores.
+        relative: median over positions of the norm of the difference over that of the reference, both less their mean
+            over the vocabulary, which softmax ignores.
+        divergence: mean over positions of KL(reference ‖ other), in nats.
         same_choice: share of positions whose likeliest token is the same.
     """
 
     relative: float
+    divergence: float
     same_choice: float
 
-    def refuse(self, tolerance: float, what: str, explains: str) -> None:
-        """Refuse a difference that is larger than the format explains.
 
-        Raises:
-            RelaxPruneError: naming both.
-        """
-        if not self.relative <= tolerance:  # NaN is refused too
-            raise RelaxPruneError(
-                f"{what} changes the logits by {self.relative:.2g} of their size, and {explains} should change them by "
-                f"at most {tolerance:g}: this is no conversion of that run, or its values do not suit the form"
-            )
+def refuse_difference(target: Target, converted: ConvertedModel, found: LogitDifference) -> float:
+    """Refuse logits that are farther from those of the same weights, dense, than the way of multiplying explains.
+
+    Returns:
+        The largest difference that is accepted.
+
+    Raises:
+        RelaxPruneError: naming both.
+    """
+    tolerance, explains = (target.tolerance, target.explains) if converted.kernel else (_UNPACKED, "unpacking")
+    if not found.relative <= tolerance:  # NaN is refused too
+        raise RelaxPruneError(
+            f"logits of target {target.name!r} are {found.relative:.2g} of their size from those of the same weights "
+            f"in a dense model, and {explains} explains {tolerance:g} at most"
+        )
+    return tolerance
 
 
 def logit_difference(
@@ -58,9 +67,12 @@ def logit_difference(
     one, other = first(tokens).double().cpu(), reference(tokens).double().cpu()
     if one.shape != other.shape:
         raise RelaxPruneError(f"logits of shapes {tuple(one.shape)} and {tuple(other.shape)} are of different models")
-    one, other = one - one.mean(-1, keepdim=True), other - other.mean(-1, keepdim=True)
+    one, other = one - one.mean(-1, keepdim=True), other - other.mean(-1, keepdim=True)  # (windows, length, tokens)
+    relative = ((one - other).norm(dim=-1) / other.norm(dim=-1)).median()
+    log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
+    divergence = (log_other.exp() * (log_other - log_one)).sum(-1).mean()
     same = (one.argmax(-1) == other.argmax(-1)).double().mean()
-    return LogitDifference(float((one - other).norm() / other.norm()), float(same))
+    return LogitDifference(float(relative), float(divergence), float(same))
 
 
 def check_tokens(model: PreTrainedModel) -> Tensor:

@@ -21,7 +21,7 @@ class CompactForm(Target):
     name = "compact"
     summary = "values without zeros and one bit per entry, to store and send"
     tolerance = 0.0
-    explains = "nothing: every bit comes back"
+    explains = "nothing"
 
     def write(self, job: Job, folder: Path) -> None:
         """Write the compact form of the run's folder."""

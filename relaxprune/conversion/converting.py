@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from relaxprune.runs.finished_run import FinishedRun, read_finished_run
 from relaxprune.support.new_folder import new_folder
 from relaxprune.support.tensor_bits import as_integers
 
-from .checking import LogitDifference, check_weights, logit_difference
+from .checking import LogitDifference, check_weights, logit_difference, refuse_difference
 from .packed import own_tensors, torch_logits
 from .record import masks_sha256, write_conversion
 from .registry import make_target
@@ -40,8 +41,9 @@ class Conversion:
         left: pruned weights that are stored as before, cast to ``dtype``, each with its reason.
         disk_bytes, dense_disk_bytes: of the weight files, converted and of the run.
         memory_bytes, dense_memory_bytes: of the weights in memory; converted where a kernel takes them as they are.
-        difference: of the logits from those of the model as the run stores it.
-        tolerance: the largest relative difference that is accepted.
+        difference: of the logits from those of the model as the run stores it: what the form's rounding costs.
+        from_dense: of the logits from those of the same rounded weights in a dense model of ``dtype``.
+        tolerance: the largest relative one of ``from_dense`` that is accepted.
         kernel: what multiplied in the check; "" if the weights were unpacked.
     """
 
@@ -57,6 +59,7 @@ class Conversion:
     memory_bytes: int
     dense_memory_bytes: int
     difference: LogitDifference
+    from_dense: LogitDifference
     tolerance: float
     kernel: str
 
@@ -65,7 +68,8 @@ def convert_run(run: str | Path, target: str, out: str | Path) -> Conversion:
     """Write a run's model in a target's form, and check it from the files.
 
     The converted folder is read back; every converted weight has to lie within the rounding of the form from what the
-    run stores, every weight that a mask prunes has to be 0, and the logits on fixed tokens have to agree.
+    run stores, every weight that a mask prunes has to be 0, and the logits on fixed random tokens have to be those of
+    the same weights in a dense model.
 
     Args:
         run: a folder that ``relaxprune prune`` wrote.
@@ -126,8 +130,11 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
         pruned = check_weights(target, converted, {name: (dense[name], job.run.masks[name]) for name in names})
     else:  # the form is the same bits, which reading has checked
         pruned = _zeros(dense, job.run.masks)
-    difference = logit_difference(converted.logits, lambda tokens: torch_logits(stored.model, tokens), stored.model)
-    difference.refuse(target.tolerance, f"target {target.name!r}", target.explains)
+    with_stored = partial(torch_logits, stored.model)
+    difference = logit_difference(converted.logits, with_stored, stored.model)
+    for layer in job.layers if converted.weights else ():
+        layer.stored.copy_(layer.as_stored(converted.weights[layer.parameter]()))
+    from_dense = logit_difference(converted.logits, partial(torch_logits, job.model), job.model)
     return Conversion(
         target=target.name,
         run=str(job.run.path),
@@ -141,7 +148,8 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
         memory_bytes=converted.memory_bytes,
         dense_memory_bytes=sum(tensor.nbytes for tensor in own_tensors(stored.model).values()),
         difference=difference,
-        tolerance=target.tolerance,
+        from_dense=from_dense,
+        tolerance=refuse_difference(target, converted, from_dense),
         kernel=converted.kernel,
     )
 

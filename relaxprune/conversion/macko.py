@@ -28,8 +28,8 @@ class Macko(PackedTarget):
 
     name = "macko"
     summary = "MACKO-SpMV, float16, any zeros, batch 1 on consumer NVIDIA cards; the kernels are its authors'"
-    tolerance = 0.01
-    explains = "float16 in place of the dtype of the run"
+    tolerance = 0.02
+    explains = "16-bit sums in another order"
 
     def dtype(self, stored: torch.dtype) -> torch.dtype:
         """Return float16, which is what the kernel multiplies."""

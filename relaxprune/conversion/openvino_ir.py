@@ -46,8 +46,8 @@ class OpenVino(Target):
     package = "openvino"
     extra = "openvino"
     kinds: ClassVar[Mapping[str, str]] = {"Linear": "nn.Linear", "Conv1D": "Conv1D"}
-    tolerance = 0.15
-    explains = "weights of 8-bit integers, other tensors in float16"
+    tolerance = 0.05
+    explains = "other tensors in float16"
 
     def dtype(self, stored: torch.dtype) -> torch.dtype:
         """Return float32, in which the graph is traced."""

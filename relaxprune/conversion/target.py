@@ -82,7 +82,7 @@ class Target(ABC):
         package: what has to be importable; "" if nothing besides relaxprune's own dependencies.
         extra: of relaxprune, which installs it.
         kinds: the kinds of layers whose weights it takes, as in ``PrunableLayer.kind``; {} takes everything as it is.
-        tolerance: largest relative difference of logits from the model as the run stores it.
+        tolerance: largest relative difference between the logits of a kernel and of the same weights in a dense model.
         explains: where that difference comes from.
     """
 
