@@ -88,9 +88,13 @@ def _element(node: Any) -> str:
     return str(node.get_output_element_type(0).get_type_name()) if node.get_type_name() == "Constant" else ""
 
 
-def dense(graph: Any, name: str) -> Tensor:
-    """Return what an 8-bit constant and its scale stand for, (rows, cols) float32."""
-    node = integer_constants(graph)[name]
+def dense(_graph: Any, node: Any) -> Tensor:
+    """Return what an 8-bit constant and its scale stand for, (rows, cols) float32.
+
+    Args:
+        _graph: what the constant is in; a node knows what uses it only as long as its graph is there.
+        node: the constant.
+    """
     convert = next(iter(node.output(0).get_target_inputs())).get_node()
     product = next(iter(convert.output(0).get_target_inputs())).get_node()
     scale = product.input_value(1).get_node()

@@ -50,6 +50,7 @@ FLOORS = (
     ("adapters.one_weight",),  # what the plugs share
     ("adapters",),  # other libraries' plugs
     ("report",),
+    ("timing",),
     ("__init__",),  # the public names, which load lazily from every room
     ("cli",),
     ("__main__",),
