@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relaxprune.masks.compact import compact, restored_tensors
+from relaxprune.masks.compact import compact, compact_files, restored_tensors
 
 from .packed import own_tensors, rebuilt, torch_logits
 from .target import ConvertedModel, Job, Target
@@ -26,6 +26,10 @@ class CompactForm(Target):
     def write(self, job: Job, folder: Path) -> None:
         """Write the compact form of the run's folder."""
         compact(job.run.path, folder)
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the compact files."""
+        return compact_files(folder)
 
     def read(self, folder: Path, device: torch.device) -> ConvertedModel:
         """Rebuild the dense model; the tensors are checked against the checksum of what was compacted."""

@@ -24,8 +24,6 @@ from .record import masks_sha256, write_conversion
 from .registry import make_target
 from .target import Job, LeftAsItIs, Target
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".xml")
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -105,12 +103,8 @@ def _job(target: Target, run: FinishedRun, stored: LoadedModel) -> tuple[Job, li
     taken = tuple(layer for layer in pruned if not reasons[layer.parameter])
     left = [LeftAsItIs(parameter, reason) for parameter, reason in reasons.items() if reason]
     if not taken:
-        raise RelaxPruneError(
-            f"target {target.name!r} takes none of the {len(pruned)} pruned weights; of {left[0].parameter!r}: "
-            f"{left[0].reason}"
-            if left
-            else f"run {str(run.path)!r} has no pruned weights"
-        )
+        first = f"; of {left[0].parameter!r}: {left[0].reason}" if left else ""
+        raise RelaxPruneError(f"target {target.name!r} takes none of the {len(pruned)} pruned weights{first}")
     return Job(run, model, taken), left
 
 
@@ -143,7 +137,7 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
         layers=len(names),
         pruned=pruned,
         left=tuple(left),
-        disk_bytes=sum(path.stat().st_size for path in _converted_files(folder)),
+        disk_bytes=sum(path.stat().st_size for path in target.files(folder)),
         dense_disk_bytes=sum((job.run.path / name).stat().st_size for name in weight_files(job.run.path)),
         memory_bytes=converted.memory_bytes,
         dense_memory_bytes=sum(tensor.nbytes for tensor in own_tensors(stored.model).values()),
@@ -152,11 +146,6 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
         tolerance=refuse_difference(target, converted, from_dense),
         kernel=converted.kernel,
     )
-
-
-def _converted_files(folder: Path) -> list[Path]:
-    """Return the files of a converted folder that hold weights; a run's masks are none."""
-    return [path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and path.name != "masks.safetensors"]
 
 
 def _zeros(dense: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> int:

@@ -98,8 +98,6 @@ def dense(_graph: Any, node: Any) -> Tensor:
     convert = next(iter(node.output(0).get_target_inputs())).get_node()
     product = next(iter(convert.output(0).get_target_inputs())).get_node()
     scale = product.input_value(1).get_node()
-    while scale.get_type_name() != "Constant":  # kept in float16, and converted
-        scale = scale.input_value(0).get_node()
     integers, scales = torch.from_numpy(node.data.copy()), torch.from_numpy(scale.data.copy())
     weight = integers.float() * scales.float()
     return weight if scales.shape[0] == weight.shape[0] else weight.T  # a scale for each output

@@ -76,16 +76,16 @@ class PackedTarget(Target):
             "dtype": str(job.model.dtype).removeprefix("torch."),
             "packed": json.dumps(packed, sort_keys=True),
         }
-        write_container(folder / self.file_name, _FORM, tensors, metadata)
+        (path,) = self.files(folder)
+        write_container(path, _FORM, tensors, metadata)
 
-    @property
-    def file_name(self) -> str:
-        """The file in the converted folder."""
-        return f"model.{self.name}.safetensors"
+    def files(self, folder: Path) -> list[Path]:
+        """Return the one file."""
+        return [folder / f"model.{self.name}.safetensors"]
 
     def read(self, folder: Path, device: torch.device) -> ConvertedModel:
         """Rebuild the model with unpacked weights, then put the parts in their place where the device can use them."""
-        path = folder / self.file_name
+        (path,) = self.files(folder)
         tensors, metadata = read_container(path, _FORM)
         packed = metadata_json(metadata, "packed", path, _FORM)
         if metadata["target"] != self.name or misfit(packed, _SHAPE) or metadata["dtype"] not in _DTYPES:

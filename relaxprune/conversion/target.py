@@ -107,6 +107,10 @@ class Target(ABC):
         """Write the converted model into an empty folder."""
 
     @abstractmethod
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files with weights that ``write`` made."""
+
+    @abstractmethod
     def read(self, folder: Path, device: torch.device) -> ConvertedModel:
         """Read a folder that ``write`` made, and put the model on a device.
 

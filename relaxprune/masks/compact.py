@@ -102,7 +102,7 @@ def restore(folder: Path, out: Path) -> RestoreResult:
     Raises:
         RelaxPruneError: compact files are missing or damaged, or ``out`` cannot be written.
     """
-    files = _compact_files(folder)
+    files = compact_files(folder)
     count = 0
     exact: list[str] = []
     tensors_only: list[str] = []
@@ -125,12 +125,12 @@ def restored_tensors(folder: Path) -> dict[str, Tensor]:
         RelaxPruneError: compact files are missing or damaged.
     """
     tensors: dict[str, Tensor] = {}
-    for file in _compact_files(folder):
+    for file in compact_files(folder):
         tensors |= _read_compact(file)[0]
     return tensors
 
 
-def _compact_files(folder: Path) -> list[Path]:
+def compact_files(folder: Path) -> list[Path]:
     """Return the compact files of a folder.
 
     Raises:
