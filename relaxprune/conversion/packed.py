@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from relaxprune.models.forward import model_device
 from relaxprune.models.loaders import loader
-from relaxprune.models.loading import FLOAT_DTYPES
+from relaxprune.models.stored_dtypes import FLOAT_DTYPES
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.container import TensorFormat, metadata_json, read_container, write_container
 from relaxprune.support.json_files import Values, misfit

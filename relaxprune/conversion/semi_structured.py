@@ -2,7 +2,7 @@
 
 Each weight is stored as ``NAME.packed`` (rows, cols / 2), the two kept values of every four in order, and ``NAME.meta``
 (rows, cols / 16) int16, their places in the layout of CUTLASS, as ``torch.sparse.SparseSemiStructuredTensorCUTLASS``
-has them: 9 bits of 16 in bfloat16 and float16.
+has them: 9 bits of 16 in bfloat16 and float16. Where a device has other kernels, torch makes their layout on loading.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.sparse import SparseSemiStructuredTensorCUTLASS
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_from_dense_cutlass as from_dense,
 )
@@ -25,7 +25,7 @@ from relaxprune.models.layers import PrunableLayer
 from .packed import PackedTarget
 from .rounding import half_unit
 
-_FIRST_GENERATION = (8, 0)  # of NVIDIA's that multiplies 2:4
+_CUTLASS_GENERATION = 8  # of NVIDIA's: torch's CUTLASS kernels run on this one only, cuSPARSELt's on later ones too
 
 
 class SemiStructured(PackedTarget):
@@ -60,22 +60,28 @@ class SemiStructured(PackedTarget):
         return dense.reshape(shape).to(dtype)
 
     def place(self, module: nn.Module, parts: list[Tensor], device: torch.device) -> str:
-        """Give a module the packed weight, on a device of the right generation."""
-        if device.type == "cpu" or torch.version.cuda is None:
+        """Give a module torch's tensor for the kernels of its device, made from the dense weight that it has."""
+        kind = _kernels(device)
+        if kind is None:
             return ""
-        if torch.get_device_module(device).get_device_capability(device) < _FIRST_GENERATION:
-            return ""
-        packed, meta = (part.to(device) for part in parts)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="The PyTorch API of SparseSemiStructuredTensor", category=UserWarning
-            )
-            weight = SparseSemiStructuredTensorCUTLASS(
-                torch.Size((packed.shape[0], 2 * packed.shape[1])), packed, meta, None, None, None
-            )
+            warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+            weight = kind.from_dense(module.get_parameter("weight").detach())
         module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
-        return "torch semi-structured (CUTLASS)"
+        return f"torch semi-structured ({kind.BACKEND})"
 
     def rounding(self, weight: Tensor) -> Tensor:
         """Return half a unit of the last place of the 16-bit dtype."""
         return half_unit(weight, self.dtype(weight.dtype))
+
+
+def _kernels(
+    device: torch.device,
+) -> type[SparseSemiStructuredTensorCUSPARSELT | SparseSemiStructuredTensorCUTLASS] | None:
+    """Return the class of the kernels that a device has; None if it has none."""
+    if device.type == "cpu" or torch.version.cuda is None:
+        return None
+    generation = torch.get_device_module(device).get_device_capability(device)[0]
+    if generation >= _CUTLASS_GENERATION and torch.backends.cusparselt.is_available():
+        return SparseSemiStructuredTensorCUSPARSELT
+    return SparseSemiStructuredTensorCUTLASS if generation == _CUTLASS_GENERATION else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from relaxprune.conversion.checking import LogitDifference, check_weights, logit_difference, refuse_difference
 from relaxprune.conversion.converting import convert_run
@@ -19,7 +20,7 @@ from relaxprune.conversion.record import masks_sha256, read_conversion
 from relaxprune.conversion.registry import make_target
 from relaxprune.conversion.target import ConvertedModel, Target
 from relaxprune.masks import describe
-from relaxprune.models.layers import PrunableLayer, find_layers
+from relaxprune.models.layers import find_layers
 from relaxprune.models.loading import LoadOptions, load_model
 from relaxprune.models.token_limits import positions, vocabulary
 from relaxprune.problems.errors import RelaxPruneError
@@ -94,11 +95,37 @@ def measure_speed(
         raise RelaxPruneError(f"give a target or a converted folder, got {to!r} and {str(converted)!r}")
     read = read_finished_run(run)
     target = make_target(to if to is not None else _fitting(read)) if converted is None else None
+    stored = load_model(str(read.path)).model
+    tokens = _prompt(stored, wanted)  # refuses a prompt that is too long before anything is converted
     with _folder(read, target, converted) as folder:
-        record = read_conversion(folder)
-        if record["masks_sha256"] != masks_sha256(read.path):
-            raise RelaxPruneError(f"converted folder {str(folder)!r} was made of another run than {str(run)!r}")
-        return _measured(read, make_target(record["target"]), folder, record["dtype"], wanted)
+        return _measured(read, folder, stored, tokens, wanted)
+
+
+def _measured(run: FinishedRun, folder: Path, stored: PreTrainedModel, tokens: Tensor, options: SpeedOptions) -> Speed:
+    """Load both models, hold them against each other, and measure them."""
+    record = read_conversion(folder)
+    if record["masks_sha256"] != masks_sha256(run.path):
+        raise RelaxPruneError(f"converted folder {str(folder)!r} was made of another run than {str(run.path)!r}")
+    target, clock = make_target(record["target"]), Clock(torch.device(options.device), options.repeats)
+    dense = load_model(str(run.path), LoadOptions(dtype=record["dtype"], device=options.device)).model
+    form = target.read(folder, clock.device)
+    _hold_against(run, target, form, stored, dense)
+    difference = logit_difference(form.logits, partial(torch_logits, dense), dense)
+    refuse_difference(target, form, difference)
+    layers = tuple(layer_times(dense, form, options.tokens, clock))
+    dense_time, form_time = model_times(_subjects(dense, form), tokens, options.new_tokens, clock)
+    return Speed(
+        run=str(run.path),
+        target=target.name,
+        dtype=record["dtype"],
+        machine=machine_line(),
+        options=options,
+        kernel=form.kernel,
+        difference=difference,
+        layers=layers,
+        dense=dense_time,
+        converted=form_time,
+    )
 
 
 def _fitting(run: FinishedRun) -> str:
@@ -120,53 +147,29 @@ def _folder(run: FinishedRun, target: Target | None, converted: str | Path | Non
         yield out
 
 
-def _measured(run: FinishedRun, target: Target, folder: Path, dtype: str, options: SpeedOptions) -> Speed:
-    """Load both models, hold them against each other, and measure them."""
-    device = torch.device(options.device)
-    stored = load_model(str(run.path)).model
-    dense = load_model(str(run.path), LoadOptions(dtype=dtype, device=options.device)).model
-    converted = target.read(folder, device)
-    own = {layer.parameter: layer for layer in find_layers(dense)[0]}
-    _hold_against(run, target, converted, stored, own)
-    difference = logit_difference(converted.logits, partial(torch_logits, dense), dense)
-    refuse_difference(target, converted, difference)
-    del stored
-    clock = Clock(device, options.repeats)
+def _subjects(dense: PreTrainedModel, form: ConvertedModel) -> tuple[Subject, Subject]:
+    """Return the two models as they are measured; a form that was unpacked takes the room of the dense model."""
     dense_bytes = sum(tensor.nbytes for tensor in own_tensors(dense).values())
-    subjects = (
+    return (
         Subject(partial(torch_logits, dense), dense, dense_bytes),
-        Subject(converted.logits, converted.model, converted.memory_bytes if converted.kernel else dense_bytes),
-    )
-    layers = tuple(layer_times(dense, converted, options.tokens, clock))
-    dense_time, converted_time = model_times(subjects, _prompt(dense, options), options.new_tokens, clock)
-    return Speed(
-        run=str(run.path),
-        target=target.name,
-        dtype=dtype,
-        machine=machine_line(),
-        options=options,
-        kernel=converted.kernel,
-        difference=difference,
-        layers=layers,
-        dense=dense_time,
-        converted=converted_time,
+        Subject(form.logits, form.model, form.memory_bytes if form.kernel else dense_bytes),
     )
 
 
 def _hold_against(
-    run: FinishedRun, target: Target, converted: ConvertedModel, stored: PreTrainedModel, own: dict[str, PrunableLayer]
+    run: FinishedRun, target: Target, form: ConvertedModel, stored: PreTrainedModel, dense: PreTrainedModel
 ) -> None:
     """Refuse converted weights that are not the run's, and give the dense model their rounded values."""
-    if not converted.weights:  # the same bits, as reading has checked
+    if not form.weights:  # the same bits, as reading has checked
         return
     weights = {layer.parameter: layer.matrix() for layer in find_layers(stored)[0] if layer.parameter in run.masks}
-    taken = {name: (weights[name], run.masks[name]) for name in converted.weights if name in weights}
-    check_weights(target, converted, taken)
-    for name in taken:
-        own[name].stored.copy_(own[name].as_stored(converted.weights[name]()))
+    check_weights(target, form, {name: (weights[name], run.masks[name]) for name in form.weights if name in weights})
+    for layer in find_layers(dense)[0]:
+        if layer.parameter in form.weights:
+            layer.stored.copy_(layer.as_stored(form.weights[layer.parameter]()))
 
 
-def _prompt(model: PreTrainedModel, options: SpeedOptions) -> torch.Tensor:
+def _prompt(model: PreTrainedModel, options: SpeedOptions) -> Tensor:
     """Return the tokens of the prompt, (1, prompt), which the model can read with those that follow.
 
     Raises:
