@@ -148,3 +148,9 @@ def test_a_damaged_folder_is_refused(runs: Path, tmp_path: Path) -> None:
         load_converted(out)
     with pytest.raises(RelaxPruneError, match="is not a converted folder"):
         load_converted(runs / "half")
+
+
+def test_the_page_lists_every_target() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "convert.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in page.split("## What is checked")[0].splitlines() if "|" in line]
+    assert rows[2:] == [f"`{name}`" for name in target_names()]
