@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,18 @@ def convert_run_folder(
         found = convert_run(run, to, out)
     print(conversion_table(found))
     print(f"written to {out}, and read back: {found.layers} weights within rounding, {found.pruned} pruned entries 0")
-    return tell(f"{item.parameter} is stored as before: {item.reason}" for item in found.left)
+    return tell(_left(found))
+
+
+def _left(found: Conversion) -> Iterator[str]:
+    """Say what is stored as before, once for each reason."""
+    from relaxprune.support.sentences import some
+
+    reasons: dict[str, list[str]] = {}
+    for item in found.left:
+        reasons.setdefault(item.reason, []).append(item.parameter)
+    for reason, names in reasons.items():
+        yield f"stored as before, since {reason}: {some(names, 2)}"
 
 
 def conversion_table(found: Conversion) -> str:

@@ -47,16 +47,16 @@ def traced(model: PreTrainedModel) -> Any:
         raise RelaxPruneError(f"openvino cannot take this model: {first_line(error)}") from error
 
 
-def float_constants(graph: Any, shapes: set[tuple[int, ...]]) -> Iterator[Any]:
+def float_constants(graph: Any, shapes: set[tuple[int, int]]) -> Iterator[Any]:
     """Yield the float32 constants of a graph that have one of these shapes."""
     for node in list(graph.get_ops()):
         if _element(node) == "f32" and tuple(node.get_output_shape(0)) in shapes:
             yield node
 
 
-def quantised(values: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
-    """Return 8-bit integers and the float32 scale of each output; ``inputs`` is the dimension that a scale spans."""
-    scale = values.abs().amax(dim=inputs, keepdim=True) / MOST
+def quantised(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a weight (rows, cols) as 8-bit integers and a float32 scale for each row."""
+    scale = values.abs().amax(dim=1, keepdim=True) / MOST
     scale = torch.where(scale > 0, scale, 1.0)
     return torch.round(values / scale).to(torch.int8), scale
 
@@ -99,8 +99,7 @@ def dense(_graph: Any, node: Any) -> Tensor:
     product = next(iter(convert.output(0).get_target_inputs())).get_node()
     scale = product.input_value(1).get_node()
     integers, scales = torch.from_numpy(node.data.copy()), torch.from_numpy(scale.data.copy())
-    weight = integers.float() * scales.float()
-    return weight if scales.shape[0] == weight.shape[0] else weight.T  # a scale for each output
+    return integers.float() * scales
 
 
 def digest(tensor: Tensor) -> bytes:

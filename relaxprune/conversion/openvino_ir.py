@@ -62,12 +62,12 @@ class OpenVino(Target):
         copy_description(job.run.path, folder)
         graph = traced(job.model)
         shares = []
-        wanted = {digest(layer.stored): layer for layer in job.layers}
-        for node in float_constants(graph, {tuple(layer.stored.shape) for layer in job.layers}):
+        wanted = {digest(layer.matrix()): layer for layer in job.layers}  # openvino turns stored transposes around
+        for node in float_constants(graph, {layer.shape for layer in job.layers}):
             values = torch.from_numpy(node.data.copy())
             layer = wanted.get(digest(values))
             if layer is not None:
-                integers, scale = quantised(values, 0 if layer.transposed else 1)
+                integers, scale = quantised(values)
                 replace(node, layer.parameter, integers, scale)
                 shares.append(float((integers == 0).double().mean()))
         found = {node.get_friendly_name() for node in graph.get_ops()}
