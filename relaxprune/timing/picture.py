@@ -23,14 +23,17 @@ def speed_picture(found: Speed) -> str:
                 label=f"{rows} x {cols}",
             )
         layers.set_xscale("log", base=2)
+        tokens = sorted({item.tokens for item in found.layers})
+        layers.set_xticks(tokens, [str(count) for count in tokens])  # powers of two would be formulas
+        layers.minorticks_off()
         layers.set_xlabel("tokens at once")
         if shapes:
-            layers.legend(frameon=False, ncols=2)
+            figure.legend(loc="outside upper center", ncols=2, frameon=False)
         names, ratios = ["prefill"], [found.converted.prefill_s / found.dense.prefill_s]
         if found.dense.decode_s and found.converted.decode_s:
             names, ratios = [*names, "decode"], [*ratios, found.converted.decode_s / found.dense.decode_s]
         names, ratios = [*names, "bytes"], [*ratios, found.converted.weight_bytes / found.dense.weight_bytes]
-        whole.barh(names, ratios, color=SERIES[1])
+        whole.barh(names, ratios, height=0.5, color=SERIES[1])
         whole.invert_yaxis()
         whole.set_xlabel("whole model, over the dense one")
         layers.set_ylabel("over the dense layer")
