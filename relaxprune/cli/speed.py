@@ -22,7 +22,9 @@ _MIB = 2**20
 class SpeedGroup:
     """What is measured; fields are named as in ``SpeedOptions``."""
 
-    device: Annotated[str, typer.Option(help="Device to measure on, such as cpu or cuda:0.")] = "cpu"
+    device: Annotated[
+        str | None, typer.Option(help="Device to measure on; the accelerator that is there by default, else cpu.")
+    ] = None
     tokens: Annotated[str, typer.Option(metavar="N,…", help="Tokens that a layer is given at once.")] = (
         "1,16,128,512,2048"
     )
@@ -129,11 +131,11 @@ def _notices(found: Speed) -> list[str]:
     """Say what the numbers are worth."""
     if not found.kernel:
         return [
-            f"nothing on {found.options.device} multiplies with {found.target}: its weights were unpacked, and both "
+            f"nothing on {found.device} multiplies with {found.target}: its weights were unpacked, and both "
             "columns measure a dense model; the zeros are worth nothing here"
         ]
     if found.converted.prefill_s >= found.dense.prefill_s and (found.converted.decode_s or 0) >= (
         found.dense.decode_s or 0
     ):
-        return [f"{found.target} is not faster than the dense model on {found.options.device}"]
+        return [f"{found.target} is not faster than the dense model on {found.device}"]
     return []

@@ -23,7 +23,7 @@ from relaxprune.models.stored_dtypes import FLOAT_DTYPES
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.container import TensorFormat, metadata_json, read_container, write_container
 from relaxprune.support.json_files import Values, misfit
-from relaxprune.support.sentences import damaged
+from relaxprune.support.sentences import damaged, first_line
 
 from .target import ConvertedModel, Job, Target, copy_description
 
@@ -100,7 +100,10 @@ class PackedTarget(Target):
         model = rebuilt(folder, tensors | dense, dtype)
         torch.nn.Module.to(model, device)
         modules = {name: model.get_submodule(name.removesuffix(".weight")) for name in packed}
-        kernels = {self.place(modules[name], parts[name], device) for name in packed}
+        try:
+            kernels = {self.place(modules[name], parts[name], device) for name in packed}
+        except (RuntimeError, AssertionError) as error:  # what kernels say of a device that they are not made for
+            raise RelaxPruneError(f"target {self.name!r} cannot run on {device}: {first_line(error)}") from error
         kernel = kernels.pop() if len(kernels) == 1 else ""
         others = sum(tensor.nbytes for name, tensor in own_tensors(model).items() if name not in packed)
         return ConvertedModel(

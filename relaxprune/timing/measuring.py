@@ -46,7 +46,8 @@ class Speed:
         run: the run's folder.
         target: the form's name.
         dtype: of the dense model.
-        machine: the processor, device and versions.
+        device: that both models were on.
+        machine: its name if it has one, the processor, and versions.
         options: what was asked for.
         kernel: what multiplied with the converted weights; "" if the device has nothing for them, and they were
             unpacked: the converted model is a dense one then.
@@ -58,6 +59,7 @@ class Speed:
     run: str
     target: str
     dtype: str
+    device: str
     machine: str
     options: SpeedOptions
     kernel: str
@@ -106,8 +108,8 @@ def _measured(run: FinishedRun, folder: Path, stored: PreTrainedModel, tokens: T
     record = read_conversion(folder)
     if record["masks_sha256"] != masks_sha256(run.path):
         raise RelaxPruneError(f"converted folder {str(folder)!r} was made of another run than {str(run.path)!r}")
-    target, clock = make_target(record["target"]), Clock(torch.device(options.device), options.repeats)
-    dense = load_model(str(run.path), LoadOptions(dtype=record["dtype"], device=options.device)).model
+    target, clock = make_target(record["target"]), Clock(options.place, options.repeats)
+    dense = load_model(str(run.path), LoadOptions(dtype=record["dtype"], device=str(options.place))).model
     form = target.read(folder, clock.device)
     _hold_against(run, target, form, stored, dense)
     difference = logit_difference(form.logits, partial(torch_logits, dense), dense)
@@ -118,7 +120,8 @@ def _measured(run: FinishedRun, folder: Path, stored: PreTrainedModel, tokens: T
         run=str(run.path),
         target=target.name,
         dtype=record["dtype"],
-        machine=machine_line(),
+        device=str(clock.device),
+        machine=_machine(clock.device),
         options=options,
         kernel=form.kernel,
         difference=difference,
@@ -126,6 +129,14 @@ def _measured(run: FinishedRun, folder: Path, stored: PreTrainedModel, tokens: T
         dense=dense_time,
         converted=form_time,
     )
+
+
+def _machine(device: torch.device) -> str:
+    """Return what timings depend on, the accelerator's own name first."""
+    if device.type == "cpu":
+        return machine_line()
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return machine_line() if name is None else f"{name(device)}, {machine_line()}"
 
 
 def _fitting(run: FinishedRun) -> str:

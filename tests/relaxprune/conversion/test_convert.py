@@ -173,3 +173,14 @@ def test_experts_are_left_and_come_back(tmp_path: Path, tiny_tokenizer: PreTrain
     run = load_model(str(tmp_path / "half"), LoadOptions(dtype="float16")).model.state_dict()
     experts = [name for name in back if "experts" in name]
     assert experts and all(torch.equal(back[name], run[name]) for name in experts)
+
+
+def test_a_device_that_the_kernels_refuse_is_told(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert_run(runs / "two_of_four", "semi-structured", tmp_path / "out")
+
+    def refuse(*_: object) -> str:
+        raise RuntimeError("architecture mismatch\nand more")
+
+    monkeypatch.setattr(SemiStructured, "place", refuse)
+    with pytest.raises(RelaxPruneError, match="'semi-structured' cannot run on cpu: architecture mismatch$"):
+        load_converted(tmp_path / "out")

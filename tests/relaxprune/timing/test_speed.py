@@ -29,6 +29,7 @@ def test_a_table_numbers_and_a_picture(runs: Path, tmp_path: Path, capsys: pytes
     content = json.loads(out.read_text())
     assert [(item["rows"], item["tokens"]) for item in content["layers"]] == [(32, 1), (32, 4)]
     assert all(item["dense_s"] > 0 and item["converted_s"] > 0 for item in content["layers"])
+    assert content["device"] == str(SpeedOptions().place)
     assert content["kernel"] == "" and content["difference"]["relative"] == 0
     assert content["dense"]["weight_bytes"] == content["converted"]["weight_bytes"] > 0
     assert content["dense"]["decode_s"] > 0
