@@ -182,5 +182,5 @@ def test_a_device_that_the_kernels_refuse_is_told(runs: Path, tmp_path: Path, mo
         raise RuntimeError("architecture mismatch\nand more")
 
     monkeypatch.setattr(SemiStructured, "place", refuse)
-    with pytest.raises(RelaxPruneError, match="'semi-structured' cannot run on cpu: architecture mismatch$"):
+    with pytest.raises(RelaxPruneError, match=r"'semi-structured' cannot run on cpu: architecture mismatch$"):
         load_converted(tmp_path / "out")
