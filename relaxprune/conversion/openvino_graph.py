@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST = 127  # of a symmetric 8-bit integer
+_TELEMETRY = "openvino_telemetry"
+
+
+def silent_openvino() -> Any:
+    """Import openvino and return it, without its telemetry.
+
+    Importing it sends statistics to its makers without asking; where ``openvino_telemetry`` cannot be imported, it has
+    stand-ins that send nothing.
+    """
+    modules: dict[str, Any] = sys.modules  # None in it: cannot be imported
+    if "openvino" not in modules and _TELEMETRY not in modules:
+        modules[_TELEMETRY] = None
+        try:
+            import_module("openvino")
+        finally:
+            del modules[_TELEMETRY]
+    return import_module("openvino")
 
 
 class _Logits(nn.Module):
@@ -31,8 +50,13 @@ class _Logits(nn.Module):
 
 
 def traced(model: PreTrainedModel) -> Any:
-    """Return openvino's graph of a model, for any number of windows of any length."""
-    import openvino
+    """Return openvino's graph of a model, for any number of windows of any length.
+
+    By its front end: ``openvino.convert_model`` also sends statistics to its makers.
+    """
+    silent_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
     free = torch.export.Dim.DYNAMIC
     example = torch.arange(24).reshape(2, 12) % 7
@@ -42,7 +66,9 @@ def traced(model: PreTrainedModel) -> Any:
             program = torch.export.export(
                 _Logits(model), (example,), dynamic_shapes=({0: free, 1: free},), strict=False
             )
-            return openvino.convert_model(program)
+            front = FrontEndManager().load_by_framework("pytorch")
+            decoder = TorchFXPythonDecoder.from_exported_program(program)  # has to be there until the graph is
+            return front.convert(front.load(decoder))
     except Exception as error:  # tracing raises whatever the model's code and two libraries raise
         raise RelaxPruneError(f"openvino cannot take this model: {first_line(error)}") from error
 

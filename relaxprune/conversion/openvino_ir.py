@@ -31,6 +31,7 @@ from .openvino_graph import (
     integer_constants,
     quantised,
     replace,
+    silent_openvino,
     traced,
 )
 from .target import ConvertedModel, Job, Target, copy_description
@@ -57,8 +58,6 @@ class OpenVino(Target):
 
     def write(self, job: Job, folder: Path) -> None:
         """Trace the model, quantise its pruned weights in the graph, and save it."""
-        import openvino
-
         copy_description(job.run.path, folder)
         graph = traced(job.model)
         shares = []
@@ -76,7 +75,7 @@ class OpenVino(Target):
             raise RelaxPruneError(
                 f"openvino's graph does not hold {lost[0]!r} as it is: exclude it, or report this model"
             )
-        openvino.save_model(graph, folder / _MODEL, compress_to_fp16=False)
+        silent_openvino().save_model(graph, folder / _MODEL, compress_to_fp16=False)
         rate = f"{math.floor(100 * min(shares)) / 100:.2f}"
         write_json(folder / _CONFIG, {"CPU": {_RATE: rate, _INPUT_GROUP: "0"}})
 
@@ -86,13 +85,12 @@ class OpenVino(Target):
 
     def read(self, folder: Path, device: torch.device) -> ConvertedModel:
         """Read the IR and compile it for the CPU."""
-        import openvino
-
         if device.type != "cpu":
             raise RelaxPruneError(f"target openvino runs on its CPU plugin, got device {device}: give cpu")
         config = read_json(folder / _CONFIG).get("CPU")
         if misfit(config, Values(str)):
             raise damaged(repr(str(folder / _CONFIG)), "it holds no properties of the CPU plugin")
+        openvino = silent_openvino()
         try:
             graph = openvino.Core().read_model(folder / _MODEL)
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
