@@ -55,6 +55,7 @@ def traced(model: PreTrainedModel) -> Any:
     By its front end: ``openvino.convert_model`` also sends statistics to its makers.
     """
     silent_openvino()
+    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -68,7 +69,9 @@ def traced(model: PreTrainedModel) -> Any:
             )
             front = FrontEndManager().load_by_framework("pytorch")
             decoder = TorchFXPythonDecoder.from_exported_program(program)  # has to be there until the graph is
-            return front.convert(front.load(decoder))
+            graph = front.convert(front.load(decoder))
+            apply_moc_transformations(graph, cf=False, smart_reshape=True)  # as convert_model does
+            return graph
     except Exception as error:  # tracing raises whatever the model's code and two libraries raise
         raise RelaxPruneError(f"openvino cannot take this model: {first_line(error)}") from error
 
