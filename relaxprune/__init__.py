@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .certificates import certify as certify
     from .certificates import certify_weights as certify_weights
     from .certificates import load_certificate as load_certificate
+    from .conversion import convert_run as convert_run
+    from .conversion import load_converted as load_converted
     from .evaluation import DivergenceResult as DivergenceResult
     from .evaluation import PairedDifference as PairedDifference
     from .evaluation.divergence import divergence as divergence
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from .text import CalibrationOptions as CalibrationOptions
     from .text import calibration_windows as calibration_windows
     from .text import evaluation_windows as evaluation_windows
+    from .timing import SpeedOptions as SpeedOptions
+    from .timing import measure_speed as measure_speed
 
 __getattr__, __dir__, _NAMES = lazy(
     __name__,
@@ -118,6 +122,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "SolveError": ".problems",
         "SolveOptions": ".options",
         "Solver": ".solvers",
+        "SpeedOptions": ".timing",
         "StatisticsOptions": ".options",
         "Status": ".solving",
         "TransposableNM": ".problems",
@@ -128,11 +133,14 @@ __getattr__, __dir__, _NAMES = lazy(
         "certify": ".certificates",
         "certify_weights": ".certificates",
         "compare": ".solving",
+        "convert_run": ".conversion",
         "divergence": ".evaluation.divergence",
         "evaluation_windows": ".text",
         "joined": ".ranks",
         "load_certificate": ".certificates",
+        "load_converted": ".conversion",
         "load_model": ".models",
+        "measure_speed": ".timing",
         "perplexity": ".evaluation.perplexity",
         "plan_model": ".pruning",
         "prune_model": ".pruning",

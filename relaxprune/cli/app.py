@@ -35,6 +35,7 @@ from .prune.command import prune
 from .report import report
 from .solve import solve_layers
 from .solvers import solvers
+from .speed import speed
 from .verify import verify_file
 
 
@@ -66,6 +67,7 @@ app.command("solve")(solve_layers)
 app.command("verify")(verify_file)
 app.command("compare")(compare_solvers)
 app.command("solvers")(solvers)
+app.command("speed")(speed)
 app.command("demo")(demo)
 app.add_typer(masks_app)
 

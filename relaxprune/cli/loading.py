@@ -29,12 +29,17 @@ def load_model(source: str, options: LoadOptions) -> LoadedModel:
     Raises:
         RelaxPruneError: as ``relaxprune.load_model`` does, or the model cannot be run.
     """
-    from transformers.utils import logging
-
     from relaxprune.models.loading import check_running
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    silence()
     loaded = load(source, options)
     check_running(loaded)
     return loaded
+
+
+def silence() -> None:
+    """Keep transformers' bars and warnings off the terminal from now on."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

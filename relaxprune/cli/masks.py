@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from .convert import convert_run_folder
 from .endings import door, tell
 from .option_groups import with_groups
 
 masks_app = typer.Typer(
     name="masks", help="Look at masks, compare them, and convert them.", no_args_is_help=True, rich_markup_mode=None
 )
+
+masks_app.command("convert")(convert_run_folder)
 
 Source = Annotated[Path, typer.Argument(help="A folder that `prune` wrote, or a mask file.")]
 Folder = Annotated[Path, typer.Argument(help="A folder that `prune` wrote.")]

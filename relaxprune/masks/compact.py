@@ -102,9 +102,7 @@ def restore(folder: Path, out: Path) -> RestoreResult:
     Raises:
         RelaxPruneError: compact files are missing or damaged, or ``out`` cannot be written.
     """
-    files = sorted(folder.rglob(f"*{SUFFIX}"))
-    if not files:
-        raise RelaxPruneError(f"folder {str(folder)!r} has no *{SUFFIX}: give one that `masks compact` wrote")
+    files = compact_files(folder)
     count = 0
     exact: list[str] = []
     tensors_only: list[str] = []
@@ -118,6 +116,30 @@ def restore(folder: Path, out: Path) -> RestoreResult:
             written.append(name.as_posix())
             count += len(tensors)
     return RestoreResult(count, exact, tensors_only)
+
+
+def restored_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of all compact files of a folder as they were before ``compact``, by their stored names.
+
+    Raises:
+        RelaxPruneError: compact files are missing or damaged.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in compact_files(folder):
+        tensors |= _read_compact(file)[0]
+    return tensors
+
+
+def compact_files(folder: Path) -> list[Path]:
+    """Return the compact files of a folder.
+
+    Raises:
+        RelaxPruneError: there are none.
+    """
+    files = sorted(folder.rglob(f"*{SUFFIX}"))
+    if not files:
+        raise RelaxPruneError(f"folder {str(folder)!r} has no *{SUFFIX}: give one that `masks compact` wrote")
+    return files
 
 
 def _compact_name(name: str) -> str:

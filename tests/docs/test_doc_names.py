@@ -33,6 +33,7 @@ FOREIGN = {
     *("benchmark_utils", "doublings", "flock", "gate", "gate_up_proj", "long_run", "mask_structure", "nohup"),
     *("out_proj", "packages", "router", "shared_expert_gate", "sparse_magnitude", "torchrun", "up_proj"),
     *("weight_mask", "weight_orig", "wg"),
+    *("c_0", "c_4", "convert_model", "sparsity_config"),  # of MACKO, openvino and vLLM
 }
 
 

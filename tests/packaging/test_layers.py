@@ -46,9 +46,11 @@ FLOORS = (
     ("forecast",),
     ("runs",),
     ("masks", "layer_files"),
+    ("conversion",),
     ("adapters.one_weight",),  # what the plugs share
     ("adapters",),  # other libraries' plugs
     ("report",),
+    ("timing",),
     ("__init__",),  # the public names, which load lazily from every room
     ("cli",),
     ("__main__",),

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from relaxprune.cli import main
 from relaxprune.models.loading import LoadedModel, load_model
 
 from .tiny_llama import save_tiny_llama, write_text
@@ -73,4 +74,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     save_tiny_llama(folder / "tiny")
     write_text(folder / "text.txt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs "half" and "two_of_four" of a llama of one block, for what is made of runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    save_tiny_llama(folder / "tiny", blocks=1)
+    text = write_text(folder / "text.txt", words=400)
+    quick = ["--windows", "2", "--length", "16", "--solver", "wanda", "--threads", "1"]
+    for name, amount in (("half", ["--sparsity", "0.5"]), ("two_of_four", ["--pattern", "2:4"])):
+        words = ["prune", str(folder / "tiny"), "--out", str(folder / name), "--calibration", str(text)]
+        assert main([*words, *quick, *amount]) == 0
     return folder
