@@ -90,10 +90,10 @@ test-guests: $(GUESTS)/.installed  ## the mode for Model-Optimizer and the bench
 check-long: package  ## the tests at full counts: hours, not minutes
 	RELAXPRUNE_LONG=1 $(BIN)/pytest
 
-demo: package  ## prune SmolLM2-135M at 50 % and 2:4 and print one table (about 15 minutes on 2 cores)
+demo: package  ## prune ten blocks of SmolLM2-135M: a table and a page in 2 minutes, Wanda beside it in 5
 	$(BIN)/relaxprune demo
 
-demo-full: package  ## the same at full effort (about 40 minutes)
+demo-full: package  ## all of it, at 50 % and 2:4, on more text (about 15 minutes on 2 cores)
 	$(BIN)/relaxprune demo --full
 
 comparison: package  ## every method on SmolLM2-135M at 50 % and 2:4, as a page for each (hours; goes on where it was stopped)

@@ -1,87 +1,71 @@
-"""The runs behind ``relaxprune demo``: one model, loaded once, pruned four times from the same dense weights.
+"""The runs behind ``relaxprune demo``: one model, loaded once, pruned again and again from the same dense weights.
 
-The finished blocks of each are kept, so that all four can be resumed: those of the 50 % model in its folder, those of
-the others in a folder beside it, which goes when the demo is done.
+The first run's model is kept, and shown as soon as it is there. The finished blocks of all runs are kept, so that each
+can be resumed: those of the others in a folder beside the model's, which goes when the demo is done.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from relaxprune import apply_masks, perplexity, read_masks
+from relaxprune import RelaxPruneError, apply_masks, perplexity, read_masks, write_report
+from relaxprune.evaluation.perplexity import PerplexityResult
 from relaxprune.models import LoadedModel
-from relaxprune.options.statistics_options import MASK_SHRINKAGE
 from relaxprune.pruning import make_plan
-from relaxprune.runs import RunFolder
+from relaxprune.runs import RunFolder, evaluation_of, record_evaluation, weights_sha256
+from relaxprune.runs.evaluation_file import DENSE
 from relaxprune.runs.run_record import read_record
-from relaxprune.support import machine_line, memory_line, table
+from relaxprune.support import machine_line, memory_line
+from relaxprune.support.folder_lock import refuse_held_folder
 from relaxprune.text import CalibrationOptions, TokenWindows, evaluation_windows
 
-from .endings import door, tell
+from .demo_settings import DemoSettings, first_blocks, parts_of
+from .demo_table import OURS, WANDA, DemoRow, comparison, demo_table, long_runs
+from .endings import bad_input, door, tell
 from .eval_texts import perplexity_line
 from .loading import load_model, load_options
-from .option_groups import ModelGroup, PatternGroup, SolverGroup
+from .option_groups import ModelGroup
 from .prune.folder import finish_folder, open_folder, refuse_small_disk
-from .prune.job import PruneJob, resolve
+from .prune.job import PruneJob
 from .prune.progress import duration
 from .prune.run import calibration_tokens, prune_loaded
-from .prune.words import CalibrationGroup, PruneWords, RunGroup, StatisticsGroup
 
-PARTS = ".parts"
-_AMOUNTS = (PatternGroup(sparsity="50%"), PatternGroup(pattern="2:4"))
+_UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """What the demo does.
+class _Shared:
+    """What all runs of a demo share: the model, whose weights change, and the windows."""
 
-    Attributes:
-        model: what ``load_model`` takes.
-        out: folder for relaxprune's 50 % model.
-        resume: whether the demo that was interrupted there is continued.
-        effort: how long to look for masks, as ``fw`` takes it.
-        max_iterations: Frank-Wolfe iterations per layer, None for those of the effort.
-        windows: calibration windows.
-        held_out: windows of held-out text.
-        length: tokens per window.
-    """
+    settings: DemoSettings
+    loaded: LoadedModel
+    windows: TokenWindows
+    held_out: TokenWindows
+    dense_sha256: str
 
-    model: str
-    out: Path
-    resume: bool
-    effort: str
-    max_iterations: int | None
-    windows: int
-    held_out: int
-    length: int
+    def measure(self) -> PerplexityResult:
+        """Measure and print the perplexity of the model as it is now."""
+        result = perplexity(self.loaded.model, self.held_out.tokens)
+        print(perplexity_line(result.perplexity, result.windows, result.length, self.held_out.source), flush=True)
+        return result
 
-    @property
-    def parts(self) -> Path:
-        """The folder of the runs whose models are not kept."""
-        return parts_of(self.out)
-
-
-@dataclass(frozen=True)
-class DemoRow:
-    """One line of the table; ``report`` is that of ``relaxprune.json``, None for the dense model."""
-
-    method: str
-    amount: str
-    perplexity: float
-    report: Mapping[str, Any] | None
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the line as text."""
-        head = (self.method, self.amount, f"{self.perplexity:.2f}")
-        if self.report is None:
-            return (*head, "-", "-", "-", "-")
-        means = (self.report[f"mean_{name}"] for name in ("relative_error", "wanda_ratio", "relative_gap"))
-        return (*head, *(f"{mean:.4f}" for mean in means), f"{self.report['seconds']['total']:.0f}")
+    def keep(self, results: Mapping[str, PerplexityResult]) -> None:
+        """Keep perplexities, by method, in the folder of the model that is kept, and write its page."""
+        out, source = self.settings.out, self.settings.model
+        names = {DENSE: source, OURS: str(out), WANDA: f"{source}, {WANDA}"}
+        for method, result in results.items():
+            found = evaluation_of(names[method], out, result, self.held_out, self.dense_sha256)
+            record_evaluation(out, replace(found, method="wanda") if method == WANDA else found)
+        try:
+            print(f"its page, with pictures: {write_report([out])}", flush=True)
+        except RelaxPruneError as error:
+            print(f"its page is not written: {error}", flush=True)
 
 
 def run_demo(settings: DemoSettings) -> int:
@@ -90,88 +74,76 @@ def run_demo(settings: DemoSettings) -> int:
     Returns:
         0; or 3 if relaxprune's masks were not better than Wanda's, or a run has notices.
     """
-    jobs = _jobs(settings)
-    with RunFolder.hold(settings.out):
+    jobs = settings.jobs()
+    with _under_way(settings):
         for job in jobs:
             RunFolder.refuse_occupied(job.folder, settings.resume)
-        return _compare(settings, jobs)
+        code = _compare(settings, jobs)
+    shutil.rmtree(settings.parts, ignore_errors=True)
+    return code
+
+
+@contextmanager
+def _under_way(settings: DemoSettings) -> Iterator[None]:
+    """Hold the folder of the parts, which stays for ``--resume`` to find if the demo ends with something to go on from.
+
+    Raises:
+        RelaxPruneError: a demo was interrupted there and is not to be resumed, or another process is at work there.
+    """
+    refuse_held_folder(settings.out)
+    stopped = settings.parts.is_dir()
+    with RunFolder.hold(settings.parts):
+        if stopped and not settings.resume and _begun(settings.out):
+            raise bad_input(
+                f"the demo in {str(settings.out)!r} was interrupted: add --resume to continue it, or name another --out"
+            )
+        try:
+            yield
+        except BaseException:
+            if _begun(settings.out):
+                (settings.parts / _UNFINISHED).touch()
+            raise
 
 
 def _compare(settings: DemoSettings, jobs: list[PruneJob]) -> int:
     """Carry out the runs and print their table; returns the exit code."""
-    started = time.perf_counter()
-    evaluation = CalibrationOptions(windows=settings.held_out, length=settings.length)
+    started, extent = time.perf_counter(), settings.extent
+    evaluation = CalibrationOptions(windows=extent.held_out, length=extent.length)
     print(f"machine: {machine_line()}", flush=True)
     with door():
         loaded = load_model(settings.model, load_options(ModelGroup()))
-    windows = calibration_tokens(jobs[-1], loaded)  # relaxprune's, for Wanda too: errors are on the same Grams
+    windows = calibration_tokens(jobs[0], loaded)  # relaxprune's, for Wanda too: errors are on the same Grams
     held_out = evaluation_windows("builtin", loaded.tokenizer, evaluation)
-    print(f"calibration: {len(windows)} windows of {settings.length} tokens, {windows.source}", flush=True)
+    print(f"calibration: {len(windows)} windows of {extent.length} tokens, {windows.source}", flush=True)
+    shared = _Shared(settings, loaded, windows, held_out, weights_sha256(loaded.model))
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    rows = [DemoRow("dense", "-", _perplexity(loaded, held_out), None)]
-    notices: list[str] = []
-    for job in jobs:
+    measured = {DENSE: shared.measure()}
+    rows, notices = [DemoRow(DENSE, "-", measured[DENSE].perplexity, None)], list[str]()
+    for number, whole in enumerate(jobs):
         loaded.model.load_state_dict(dense)
-        rows.append(_run(job, loaded, windows, held_out, notices))
-    shutil.rmtree(settings.parts, ignore_errors=True)
-    print(demo_table(rows, settings))
-    print(f"effort: {settings.effort}; total {_total(started)}; {memory_line()}")
-    return tell([*notices, *_comparison(rows)])
+        job = first_blocks(whole, loaded.model, extent.blocks)
+        if number == 0 and job is not whole:
+            print(f"pruned are the first {extent.blocks} blocks; --full prunes all", flush=True)
+        with RunFolder.hold(job.folder):
+            facts = _run(job, shared, notices)
+        method, result = _method(job), shared.measure()
+        row = DemoRow(method, _amount(job), result.perplexity, facts)
+        rows.insert(len(rows) - (method == WANDA), row)  # above relaxprune's, which was run before
+        if job.request.target == jobs[0].request.target:
+            measured[method] = result
+            shared.keep(measured)
+        if number == 0:
+            print(demo_table(rows, extent))
+            print(f"\nfirst result after {_total(started)}; Wanda's own run follows, for its perplexity", flush=True)
+    print(demo_table(rows, extent))
+    print(long_runs(settings), end="")
+    print(f"effort: {extent.effort}; total {_total(started)}; {memory_line()}")
+    return tell([*notices, *comparison(rows)])
 
 
-def parts_of(out: Path) -> Path:
-    """Return the folder beside a demo's where the runs lie whose models are not kept."""
-    return out.with_name(f"{out.name}{PARTS}")
-
-
-def left_behind(out: Path) -> str:
-    """Say what a demo that could not go on leaves."""
-    parts = parts_of(out)
-    folders = [RunFolder(path, {}) for path in (out, *(parts.iterdir() if parts.is_dir() else ()))]
-    if not any(folder.begun for folder in folders):
-        return "nothing is written"
-    blocks = sum(len(folder.solved_blocks) for folder in folders)
-    finished = f"the finished 50 % model is in {out}, and " if folders[0].finished else ""
-    return f"{finished}{blocks} finished blocks are kept: --resume with --out {out} continues from them"
-
-
-def demo_table(rows: Iterable[DemoRow], settings: DemoSettings) -> str:
-    """Return the table with the conventions of its columns stated."""
-    head = ("method", "pattern", "perplexity", "mean error", "of Wanda's", "certified gap", "seconds")
-    lines = "\n".join(table([head, *(row.cells() for row in rows)]))
-    return (
-        f"\n{lines}\n\n"
-        f"perplexity: {settings.held_out} held-out windows of {settings.length} tokens. mean error: mean over "
-        "layers of objective / dense energy.\n"
-        "of Wanda's: mean over layers of objective / objective of Wanda's mask on the same Gram. certified gap: mean "
-        "over layers of\n(objective - proven lower bound) / objective. seconds: pruning, all blocks."
-    )
-
-
-def _jobs(settings: DemoSettings) -> list[PruneJob]:
-    """Return the four pruning runs: two amounts, each by Wanda and by relaxprune."""
-    calibration = CalibrationGroup("builtin", settings.windows, settings.length)
-    wanda = SolverGroup(solver="wanda")
-    statistics = StatisticsGroup(shrinkage=f"{MASK_SHRINKAGE:g}")  # Wanda's masks are the same without
-    primary = SolverGroup(solver="fw", effort=settings.effort, max_iterations=settings.max_iterations)
-    jobs = []
-    for amount in _AMOUNTS:
-        for how in (wanda, primary):
-            kept = how is primary and amount.sparsity is not None
-            name = f"{how.solver}-{'half' if amount.pattern is None else '2-4'}"
-            run = RunGroup(out=settings.out if kept else settings.parts / name, resume=settings.resume)
-            words = PruneWords(how_much=amount, how=how, calibration=calibration, run=run, statistics=statistics)
-            jobs.append(resolve(settings.model, words))
-    return jobs
-
-
-def _run(
-    job: PruneJob, loaded: LoadedModel, windows: TokenWindows, held_out: TokenWindows, notices: list[str]
-) -> DemoRow:
-    """Prune once, write the model that is kept, and measure."""
-    target = job.request.target
-    amount = target.pattern or f"{target.sparsity:.0%}"
-    method = "Wanda" if job.request.solver.name == "wanda" else "relaxprune"
+def _run(job: PruneJob, shared: _Shared, notices: list[str]) -> Mapping[str, Any]:
+    """Prune once, or take what an earlier demo has pruned; returns the report of ``relaxprune.json``."""
+    loaded, windows = shared.loaded, shared.windows
     plan = make_plan(loaded.model, job.request, job.tokens)
     refuse_small_disk(job, loaded, plan)
     folder = open_folder(job, loaded, windows)
@@ -180,29 +152,41 @@ def _run(
         apply_masks(loaded.model, read_masks(folder.path))
         notices += folder.notices
         facts: Mapping[str, Any] = read_record(folder.path)["report"]
-    else:
-        report = prune_loaded(job, windows, plan, folder, title=f"{method} {amount}")
-        if method == "relaxprune" and target.pattern is None:
-            notices += finish_folder(job, folder, loaded, report)
-        facts = report.to_dict()
-    return DemoRow(method, amount, _perplexity(loaded, held_out), facts)
+        return facts
+    report = prune_loaded(job, windows, plan, folder, title=f"{_method(job)} {_amount(job)}")
+    if job.folder == shared.settings.out:
+        notices += finish_folder(job, folder, loaded, report)
+    return report.to_dict()
 
 
-def _perplexity(loaded: LoadedModel, held_out: TokenWindows) -> float:
-    """Measure and print the model's perplexity."""
-    result = perplexity(loaded.model, held_out.tokens)
-    print(perplexity_line(result.perplexity, result.windows, result.length, held_out.source), flush=True)
-    return result.perplexity
+def left_behind(out: Path) -> str:
+    """Say what a demo that could not go on leaves."""
+    folders = _folders(out)
+    if not _begun(out):
+        return "nothing is written"
+    blocks = sum(len(folder.solved_blocks) for folder in folders)
+    finished = f"the finished 50 % model is in {out}, and " if folders[0].finished else ""
+    return f"{finished}{blocks} finished blocks are kept: --resume with --out {out} continues from them"
 
 
-def _comparison(rows: list[DemoRow]) -> list[str]:
-    """Return a notice for every pattern in which relaxprune was not better than Wanda."""
-    wanda = {row.amount: row.perplexity for row in rows if row.method == "Wanda"}
-    return [
-        f"at {row.amount} relaxprune's perplexity {row.perplexity:.2f} is not below Wanda's {wanda[row.amount]:.2f}"
-        for row in rows
-        if row.method == "relaxprune" and not row.perplexity < wanda[row.amount]
-    ]
+def _folders(out: Path) -> list[RunFolder]:
+    """Return the folders of a demo's runs, that of the model first."""
+    parts = parts_of(out)
+    others = (path for path in parts.iterdir() if path.is_dir()) if parts.is_dir() else ()
+    return [RunFolder(path, {}) for path in (out, *others)]
+
+
+def _begun(out: Path) -> bool:
+    return any(folder.begun for folder in _folders(out))
+
+
+def _method(job: PruneJob) -> str:
+    return WANDA if job.request.solver.name == "wanda" else OURS
+
+
+def _amount(job: PruneJob) -> str:
+    target = job.request.target
+    return target.pattern or f"{target.sparsity:.0%}"
 
 
 def _total(started: float) -> str:

@@ -6,12 +6,17 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (little-endian, versio
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +27,7 @@ from relaxprune.support.tensor_header import check_not_empty
 _STRING, _ARRAY = 8, 9
 _MOST_ENTRIES = 2**20
 _MAX_DIMENSIONS = 4  # ggml's limit
+_PARSING = threading.Lock()
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -88,6 +94,27 @@ def check_gguf(path: Path) -> tuple[Counter[str], str | None]:
     if size < expected:
         raise RelaxPruneError(f"{what} is truncated: {size} bytes of {expected}; fetch it again")
     return counts, licence
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Let ``gguf`` parse each file once while this is open, and make each architecture's table of names once.
+
+    Loading a model asks four times for the file, vocabulary included, and once a module for the table: together they
+    take longer than everything else.
+    """
+    import gguf
+
+    module: Any = gguf  # whose names are not meant to be assigned
+    with _PARSING:
+        plain = module.GGUFReader, module.get_tensor_name_map
+        read, named = functools.cache(plain[0]), functools.cache(plain[1])
+        try:
+            module.GGUFReader = lambda path, *mode: read(str(path), *mode)
+            module.get_tensor_name_map = named
+            yield
+        finally:
+            module.GGUFReader, module.get_tensor_name_map = plain
 
 
 def gguf_tensors(path: Path) -> tuple[str, dict[str, int]]:

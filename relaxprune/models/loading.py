@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from relaxprune.residency import PLACES
 from relaxprune.support.sentences import some
 
 from .checkpoint import check_config, check_counts, count_elements, count_pieces, weight_files, weight_headers
-from .gguf_file import check_gguf
+from .gguf_file import check_gguf, parsed_once
 from .loaders import loader
 from .size_limit import limited
 from .sources import Checkpoint, resolve_source
@@ -120,6 +121,11 @@ def load_model(source: str, options: LoadOptions | None = None) -> LoadedModel:
     """
     options = options or LoadOptions()
     checkpoint = _checkpoint(source, options)
+    with nullcontext() if checkpoint.gguf_file is None else parsed_once():
+        return _loaded(source, checkpoint, options)
+
+
+def _loaded(source: str, checkpoint: Checkpoint, options: LoadOptions) -> LoadedModel:
     counts, pieces, licence = _check_files(checkpoint)
     # A GGUF file is dequantised to float32 whatever it stores.
     dtype = _choose_dtype(source, options.dtype, counts if checkpoint.gguf_file is None else Counter({"F32": 1}))

@@ -9,13 +9,19 @@ from types import ModuleType
 
 import pytest
 
+from relaxprune.cli.demo_table import LONG_DIVERGENCES, LONG_PERPLEXITIES
+
 from .blocks import ROOT
 
 FOLDER = ROOT / "docs" / "benchmarks"
 
 
 def _runner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_all", FOLDER / "all.py")
+    return _script("all")
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -39,6 +45,24 @@ def test_every_benchmark_has_a_script_and_a_place() -> None:
     for name, benchmark in _runner().BENCHMARKS.items():
         assert (FOLDER / benchmark.command[0]).is_file()
         assert pages.count(f"<!-- results: {name} -->\n") == 1
+
+
+def test_the_picture_shows_what_the_pages_say() -> None:
+    found = _script("at_a_glance").figures()
+    assert found.error["SparseGPT"] == pytest.approx((0.6436 + 0.3958 + 0.5286 + 0.6390) / 4)
+    assert found.perplexity["ALPS"] == 15.15 and found.dense == 11.89
+    assert found.divergence["Wanda"] == [0.6863, 0.8355, 1.0731]
+
+
+def test_the_demo_quotes_what_the_pages_say() -> None:
+    overview, judge = ((FOLDER / name).read_text(encoding="utf-8") for name in ("README.md", "judge.md"))
+    for amount, values in LONG_PERPLEXITIES.items():
+        for method, perplexity in values.items():
+            assert f"| {method} | {amount.replace('%', ' %')} | {perplexity} |" in overview
+    recipes = ("wanda", "alps", "reconstruct+robust+refined")
+    for recipe, kl in zip(recipes, LONG_DIVERGENCES.values(), strict=True):
+        line = next(line for line in judge.splitlines() if line.startswith(f"| 50% | {recipe} |"))
+        assert f"{float(line.split('|')[3].split()[0]):.2f}" == kl
 
 
 @pytest.mark.long

@@ -46,6 +46,7 @@ class PruneJob:
         run: the output folder, and how to run.
         memory: where weights and hidden states live.
         output: prints messages and events.
+        batch_tokens: about how many tokens go through the model at once.
     """
 
     model: str
@@ -59,6 +60,7 @@ class PruneJob:
     run: RunGroup
     output: Output
     memory: MemoryGroup = field(default_factory=MemoryGroup)
+    batch_tokens: int = _BATCH_TOKENS
 
     @property
     def folder(self) -> Path:
@@ -87,7 +89,7 @@ class PruneJob:
     @property
     def windows_at_once(self) -> int:
         """How many windows go through the model at once."""
-        return max(1, _BATCH_TOKENS // self.calibration.length)
+        return max(1, self.batch_tokens // self.calibration.length)
 
 
 def resolve(model: str, words: PruneWords) -> PruneJob:

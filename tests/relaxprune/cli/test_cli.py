@@ -23,12 +23,10 @@ from relaxprune.models.layers import SkippedLayer
 from relaxprune.pruning.plan import PlannedLayer
 from relaxprune.pruning.prune_report import UNREACHED
 from relaxprune.runs.mask_file import read_mask_file
-from relaxprune.runs.run_folder import RunFolder
 from relaxprune.solvers import Solver, registry
 from relaxprune.solvers.reference.saliency import Wanda
 from relaxprune.solving.solution import Status
 
-from ..command_line import interrupting
 from ..reports import event, layer_report, prune_report
 from ..tiny_llama import save_tiny_llama, write_text
 
@@ -153,52 +151,6 @@ def test_eval_says_length_and_count(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "(3 windows of 16 tokens" in capsys.readouterr().out
     assert main([*words, "--windows", "5000"]) == 2
     assert "windows" in capsys.readouterr().err
-
-
-def test_demo_prints_one_table_and_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_tiny_llama(tmp_path / "tiny", blocks=1)
-    words = ["--windows", "2", "--held-out", "2", "--length", "32", "--max-iterations", "8"]
-    code = main(["demo", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"), *words])
-    text, errors = capsys.readouterr()
-    lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("method ")) + 1
-    rows = [line.split()[:2] for line in lines[start : start + 5]]
-    assert rows == [["dense", "-"], ["Wanda", "50%"], ["relaxprune", "50%"], ["Wanda", "2:4"], ["relaxprune", "2:4"]]
-    assert "2 held-out windows of 32 tokens" in text and "peak memory" in text and "effort: fast" in text
-    assert code == 0 or "is not below Wanda's" in errors, "a random model may prefer Wanda; then it is said"
-    assert (tmp_path / "out/relaxprune.json").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tiny"]
-
-
-@pytest.mark.parametrize("call", range(1, 5))
-def test_a_demo_goes_on_where_it_was_interrupted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
-    save_tiny_llama(tmp_path / "tiny", blocks=1)
-    monkeypatch.chdir(tmp_path)
-    words = ["demo", "tiny", "--windows", "2", "--held-out", "2", "--length", "32", "--max-iterations", "8"]
-    main([*words, "--out", "whole"])
-    rows = table_of(capsys.readouterr().out)
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", interrupting(RunFolder.save, call))
-        assert main([*words, "--out", "runs/demo-1"]) == 130
-    said = capsys.readouterr().err
-    assert ("nothing is written" if call == 1 else "--resume with --out runs/demo-1 continues") in said
-    if call > 1:
-        assert main([*words, "--out", "runs/demo-1"]) == 2
-        assert "add --resume" in capsys.readouterr().err
-    main([*words, "--resume", *(["--out", "runs/demo-1"] if call == 1 else [])])
-    assert table_of(capsys.readouterr().out) == rows
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo-1"]
-    assert main([*words, "--resume"]) == 2
-    assert "no demo in 'runs' was interrupted" in capsys.readouterr().err
-
-
-def table_of(text: str) -> list[list[str]]:
-    """The rows of a demo's table without the seconds."""
-    lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("method ")) + 1
-    return [line.split()[:-1] for line in lines[start : start + 5]]
 
 
 @dataclass(frozen=True)

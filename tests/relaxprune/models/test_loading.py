@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from relaxprune.evaluation.perplexity import perplexity
 from relaxprune.models.checkpoint import INDEX_FILE, SINGLE_FILE
-from relaxprune.models.gguf_file import check_gguf
+from relaxprune.models.gguf_file import check_gguf, parsed_once
 from relaxprune.models.loading import LoadOptions, load_model
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.text.windows import CalibrationOptions, evaluation_windows
@@ -247,6 +247,20 @@ def test_bad_gguf_files(tmp_path):
     refused(path, "not a GGUF file")
     path.write_bytes(b"GGUF" + b"\3\0\0\0" + b"\xff" * 16)
     refused(path, "truncated or corrupt")
+
+
+def test_gguf_parses_a_file_once_while_a_model_is_loaded(tmp_path, monkeypatch):
+    import gguf
+
+    asked = []
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, lambda *what: asked.append(what) or object())
+    plain = gguf.GGUFReader, gguf.get_tensor_name_map
+    with parsed_once():
+        assert gguf.GGUFReader(tmp_path / "a") is gguf.GGUFReader(str(tmp_path / "a"))
+        assert gguf.GGUFReader(tmp_path / "b") is not gguf.GGUFReader(tmp_path / "a")
+        assert gguf.get_tensor_name_map("llama", 2) is gguf.get_tensor_name_map("llama", 2)
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == plain and len(asked) == 3
 
 
 def test_truncated_gguf_says_the_expected_bytes(tmp_path):

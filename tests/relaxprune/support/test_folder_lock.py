@@ -76,7 +76,7 @@ def test_commands_that_write_into_a_held_folder_are_refused(
         ["report", str(out)],
         ["masks", "compact", str(run), str(out)],
         ["masks", "compact", str(out), str(tmp_path / "small")],
-        ["masks", "export", str(mine), str(out / "bools.safetensors")],
+        ["masks", "unpack", str(mine), str(out / "bools.safetensors")],
     ):
         assert main(words) == 2, words
         assert "a run is under way in" in only_sentence(capsys), words
