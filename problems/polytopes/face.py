@@ -105,6 +105,21 @@ class Face(Polytope):
         """Return the same fixed entries in the set of all masks."""
         return Face(self.base.loosened(), self.kept_entries, self.pruned_entries)
 
+    def chosen_from(self) -> Face | None:
+        """Return the same fixed entries in the set of which the base leaves rows dense."""
+        rows = self.base.chosen_from()
+        return None if rows is None else Face(rows, self.kept_entries, self.pruned_entries)
+
+    def choice(self, saved: Tensor) -> Tensor:
+        """Return the base's choice among rows without an entry that is fixed to pruned."""
+        if self.pruned_entries is not None:
+            saved = saved.masked_fill(self.pruned_entries.any(dim=1), -torch.inf)
+        return self.base.choice(saved)
+
+    def face_lmo(self, gradient: Tensor, point: Tensor, tolerance: float = 0.0) -> Tensor:
+        """Minimise over the base's face: fixed entries are at a bound in ``point`` already."""
+        return self.base.face_lmo(gradient, point, tolerance)
+
     def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
         """Return None: with columns filled evenly, one part may have more fixed entries than its count."""
         return self if (start, stop) == (0, shape[1]) else None
