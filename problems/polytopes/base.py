@@ -233,6 +233,10 @@ class Polytope(ABC):
         """Return the set over which rows are solved alone before ``choice`` leaves some dense; None if none are."""
         return None
 
+    def only_dense(self, kept: Tensor) -> Tensor:
+        """Return which rows must be left dense, (rows,) bool, if the entries ``kept`` (rows, cols) bool are kept."""
+        return torch.zeros_like(kept[:, 0])
+
     def choice(self, saved: Tensor) -> Tensor:
         """Return which rows to leave dense, exactly, if ``chosen_from`` gives a set.
 

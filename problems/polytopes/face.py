@@ -107,11 +107,19 @@ class Face(Polytope):
 
     def chosen_from(self) -> Face | None:
         """Return the same fixed entries in the set of which the base leaves rows dense."""
-        rows = self.base.chosen_from()
-        return None if rows is None else Face(rows, self.kept_entries, self.pruned_entries)
+        rows, kept = self.base.chosen_from(), self.kept_entries
+        if rows is not None and kept is not None:
+            kept = kept & ~self.base.only_dense(kept).unsqueeze(1)  # these rows are dense whatever is found for them
+        return None if rows is None else Face(rows, kept, self.pruned_entries)
+
+    def only_dense(self, kept: Tensor) -> Tensor:
+        """Return the rows that must be dense in the base, given the fixed entries, too."""
+        return self.base.only_dense(kept if self.kept_entries is None else kept | self.kept_entries)
 
     def choice(self, saved: Tensor) -> Tensor:
-        """Return the base's choice among rows without an entry that is fixed to pruned."""
+        """Return the base's choice, with the rows that must be dense and without those of an entry fixed to pruned."""
+        if self.kept_entries is not None:
+            saved = saved.masked_fill(self.base.only_dense(self.kept_entries), torch.inf)
         if self.pruned_entries is not None:
             saved = saved.masked_fill(self.pruned_entries.any(dim=1), -torch.inf)
         return self.base.choice(saved)

@@ -172,6 +172,11 @@ class Hybrid(Polytope):
         """Return the N:M set, over which every row is solved alone."""
         return self.base
 
+    def only_dense(self, kept: Tensor) -> Tensor:
+        """Return the rows of tiles in which some group has more than ``keep`` of the entries ``kept``."""
+        many = kept.view(len(kept), -1, self.group).sum(dim=2).amax(dim=1) > self.keep
+        return many.view(-1, self.tile).any(dim=1).repeat_interleave(self.tile)
+
     def choice(self, saved: Tensor) -> Tensor:
         """Return the rows that are dense where that saves most: exact, the first tiles of equal ones.
 

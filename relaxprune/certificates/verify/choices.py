@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from relaxprune.problems import NM, Face, Problem
@@ -46,9 +47,11 @@ def verify_choice(problem: Problem, claim: ChoiceClaim, exact: bool) -> Verifica
 
 
 def _apart(problem: Problem, masks: MaskSet) -> Problem:
-    """Return the problem in which no row is dense."""
+    """Return the problem in which no row is dense; rows that must be are free in it, and their bounds are not used."""
     base = NM(masks.keep, masks.width)
     kept, pruned = problem.polytope.fixed()
+    if kept is not None:
+        kept = kept & ~torch.from_numpy(masks.only_dense()).to(kept.device).unsqueeze(1)
     return problem.over(base if kept is None and pruned is None else Face(base, kept, pruned))
 
 

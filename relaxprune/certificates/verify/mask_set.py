@@ -72,9 +72,11 @@ class MaskSet:
         )
         return given._completed() if given.width and kind != "hybrid" else given
 
-    def apart(self) -> MaskSet:
-        """Return the set over which the rows of a hybrid set are looked at alone: N:M everywhere."""
-        return replace(self, kind="nm", height=1, dense=0, tile=1)._completed()
+    def only_dense(self) -> Array:
+        """Return the rows of a hybrid set's tiles that keep more fixed entries than N:M allows: (rows,) bool."""
+        many = self._lines(self.kept).sum(axis=1).reshape(len(self.kept), -1).max(axis=1) > self.keep
+        tiles_of: Array = np.repeat(many.reshape(-1, self.tile).any(axis=1), self.tile)
+        return tiles_of
 
     def _completed(self) -> MaskSet:
         """Return the same set with those entries fixed, too, that the fixed ones leave no choice for."""
@@ -162,8 +164,7 @@ class MaskSet:
 
         A tile with an entry that is fixed to pruned is not dense, one with more kept entries than N:M allows is.
         """
-        many = self._lines(self.kept).sum(axis=1).reshape(len(self.kept), -1) > self.keep
-        rank = self.pruned.any(axis=1).astype(int) - many.any(axis=1)
+        rank = self.pruned.any(axis=1).astype(int) - self.only_dense()
         ranks = rank.reshape(-1, self.tile).sum(axis=1)
         more = (whole - apart).reshape(-1, self.tile).sum(axis=1)
         order = sorted(range(len(more)), key=lambda place: (ranks[place], more[place]))
