@@ -19,8 +19,8 @@ if not (_HERE := Path(__file__).parent).joinpath("problems").is_dir():
 
 if TYPE_CHECKING:
     from relaxprune.problems import NM as NM
-    from relaxprune.problems import Hybrid as Hybrid
     from relaxprune.problems import Gram as Gram
+    from relaxprune.problems import Hybrid as Hybrid
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
     from relaxprune.problems import Polytope as Polytope

@@ -164,7 +164,7 @@ class Hybrid(Polytope):
         raise RelaxPruneError("a hybrid set couples all rows and cannot be split into rows")
 
     def with_share(self, share: float) -> Hybrid:
-        """Return the set with floor(share · keep) and floor(share · dense): each of its masks is part of one of this."""
+        """Return the set with floor(share · keep) and floor(share · dense); its masks are parts of this one's."""
         keep, dense = (int(share * count + 1e-9) for count in (self.keep, self.dense))
         return Hybrid(keep, self.group, dense, self.tile)
 

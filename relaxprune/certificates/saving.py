@@ -18,7 +18,6 @@ from .verify.claim import PROOF_TENSORS, ChoiceClaim, Claim, MaskClaim, WeightCl
 from .verify.claim_file import CHOICE, FIXED, FORMAT, MASK, WEIGHTS
 from .verify.subject import Subject
 
-
 _KINDS: dict[type[Claim], str] = {MaskClaim: MASK, WeightClaim: WEIGHTS, ChoiceClaim: CHOICE}
 
 

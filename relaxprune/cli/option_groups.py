@@ -133,7 +133,7 @@ class PatternGroup:
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="KEEP n of every m consecutive columns, such as 2:4; 2:4,dense=0.25 leaves a quarter of the rows dense."
+            help="KEEP n of every m consecutive columns, such as 2:4; 2:4,dense=0.25 leaves a quarter of rows dense."
         ),
     ] = None
 

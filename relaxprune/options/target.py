@@ -87,7 +87,9 @@ class Target:
         if self.sparsity is not None:
             return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.sharing.kind == "layer" else "row")
         if self.pattern is not None:
-            return Hybrid.from_pattern(self.pattern, shape) if _is_hybrid(self.pattern) else NM.from_pattern(self.pattern)
+            return (
+                Hybrid.from_pattern(self.pattern, shape) if _is_hybrid(self.pattern) else NM.from_pattern(self.pattern)
+            )
         assert self.polytope is not None  # by __post_init__
         return self.polytope
 

@@ -191,9 +191,7 @@ def _mask_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject
 
 
 def _choice_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject: Subject) -> ChoiceClaim:
-    objective, bound = (
-        torch.tensor([description[name]], dtype=torch.float64) for name in ("objective", "lower_bound")
-    )
+    objective, bound = (torch.tensor([description[name]], dtype=torch.float64) for name in ("objective", "lower_bound"))
     return ChoiceClaim(
         method=description["method"],
         objective=description["objective"],

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -66,9 +67,10 @@ class MaskSet:
             0 if whole else shape[1] if kind == "ksparse" else int(options["group"]),
             0 if whole or kind == "hybrid" else int(options["group"]) if kind == "transposable" else 1,
             bool(options.get("at_most", False)),
-            *entries,
-            dense=int(options.get("dense", 0)),
-            tile=int(options.get("tile", 1)),
+            next(entries),
+            next(entries),
+            int(options.get("dense", 0)),
+            int(options.get("tile", 1)),
         )
         return given._completed() if given.width and kind != "hybrid" else given
 
@@ -120,8 +122,8 @@ class MaskSet:
             columns = mask.reshape(-1, self.width, mask.shape[1]).sum(axis=1)
             return bool((counts == self.keep).all() and (columns == self.keep).all())
         if self.kind == "hybrid":
-            whole = mask.reshape(-1, self.tile * mask.shape[1]).all(axis=1)
-            sparse = (counts == self.keep).reshape(len(whole), -1).all(axis=1)
+            whole: Array = np.all(mask.reshape(-1, self.tile * mask.shape[1]), axis=1)
+            sparse: Array = np.all((counts == self.keep).reshape(len(whole), -1), axis=1)
             return bool((whole | sparse).all() and whole.sum() == self.dense)
         return bool((counts <= self.keep).all() if self.at_most else (counts == self.keep).all())
 
