@@ -99,10 +99,10 @@ def test_no_vertex_of_the_minimal_face_costs_less(seed):
 def _tight(one: Hybrid, point: Array) -> set[tuple[str, int, int]]:
     """The inequalities of the hull that hold with equality: m ≤ 1, y ≤ m, 0 ≤ y, by their place."""
     share = (point[:, : one.group].sum(axis=1) - one.keep) / (one.group - one.keep)
-    ends = {("one", i, j) for i, j in np.argwhere(point == 1)}
+    ends = {("one", int(i), int(j)) for i, j in np.argwhere(point == 1)}
     share = np.round(share, 12)
-    ends |= {("dense share", i, j) for i, j in np.argwhere(np.round(point, 12) == share[:, None])}
-    return ends | {("not dense", i, 0) for i in np.flatnonzero(share == 0)}
+    ends |= {("dense share", int(i), int(j)) for i, j in np.argwhere(np.round(point, 12) == share[:, None])}
+    return ends | {("not dense", int(i), 0) for i in np.flatnonzero(share == 0)}
 
 
 @given(seed=SEEDS)
