@@ -94,8 +94,8 @@ def _ends(sizes: ModelSizes) -> list[str]:
 
     lines = [
         "",
-        "These are figures of others, for their models, and were not measured here. Servers that load the pruned folder",
-        "as it is (vLLM, TensorRT-LLM, llama.cpp) run it dense, at the speed and size of the dense model.",
+        "These are figures of others, for their models, and were not measured here. Servers that load the pruned",
+        "folder as it is (vLLM, TensorRT-LLM, llama.cpp) run it dense, at the speed and size of the dense model.",
     ]
     if sizes.widest < MEASURED_WIDTH:
         lines.append(
