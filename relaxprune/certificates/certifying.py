@@ -18,7 +18,7 @@ from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .certificate import Certificate
-from .choice_certificate import ChoiceCertificate, choice_certificate, rows_apart
+from .choice_certificate import choice_certificate, rows_apart
 from .combining import Candidate, best_of
 from .limits import check_enumerable, check_limits
 from .mask_certificate import Estimate, MaskCertificate, assemble
@@ -101,11 +101,10 @@ def certify(
     values = mask.mask if isinstance(mask, Solved) else mask
     problem.check_mask(values, "mask", memory_budget_bytes)
     if (over := problem.polytope.chosen_from()) is not None:
+        known = None if hint is None else hint.certificate
         found = certify(
             problem.over(over),
-            hint.certificate.apart.mask
-            if hint is not None and isinstance(hint.certificate, ChoiceCertificate)
-            else rows_apart(problem, over, values, memory_budget_bytes),
+            rows_apart(problem, over, values, memory_budget_bytes, known),
             method,
             rows=rows,
             time_limit_s=time_limit_s,

@@ -12,6 +12,7 @@ from torch import Tensor
 from relaxprune.problems import Polytope, Problem
 from relaxprune.problems.precision import UNIT_ROUNDOFF
 
+from .certificate import Certificate
 from .mask_certificate import MaskCertificate
 from .verify.claim import ChoiceClaim, MaskClaim
 
@@ -63,8 +64,20 @@ def dense_values(problem: Problem) -> Tensor:
     return value - problem.rounding(ones)
 
 
-def rows_apart(problem: Problem, over: Polytope, mask: Tensor, memory_bytes: int) -> Tensor:
-    """Return a mask of ``over`` (rows, cols) that is ``mask`` in all rows but the dense ones."""
+def rows_apart(
+    problem: Problem, over: Polytope, mask: Tensor, memory_bytes: int, known: Certificate | None = None
+) -> Tensor:
+    """Return a mask of ``over`` (rows, cols) that is ``mask`` in all rows but the dense ones.
+
+    Args:
+        problem: the problem over a set that leaves rows dense.
+        over: its ``chosen_from()``.
+        mask: (rows, cols) bool, feasible.
+        memory_bytes: bound on temporaries.
+        known: a certificate of the mask, which has such rows if it is of this kind.
+    """
+    if isinstance(known, ChoiceCertificate):
+        return known.apart.mask
     score = problem.over(over).round_parts(lambda part: problem.score(problem.default_start, rows=part), memory_bytes)
     return torch.where(mask.all(dim=1, keepdim=True), score, mask)
 
