@@ -6,14 +6,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
-
 from relaxprune.models.blocks import find_blocks
-from relaxprune.models.checkpoint import check_config
+from relaxprune.models.config_only import model_from_config
 from relaxprune.models.layers import find_layers
-from relaxprune.models.loaders import loader
 from relaxprune.models.loading import LoadOptions
-from relaxprune.models.sources import resolve_source
 from relaxprune.problems.errors import RelaxPruneError
 
 
@@ -62,20 +58,8 @@ def model_sizes(source: str, options: LoadOptions | None = None) -> ModelSizes:
     Raises:
         RelaxPruneError: there is no such model, or it has no weights to prune.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    options = options or LoadOptions()
-    trusted = options.trust_remote_code
-    found = resolve_source(source, revision=options.revision, cache_dir=options.cache_dir, remote_code=trusted)
-    if found.gguf_file is None:
-        check_config(found.folder)
-    stored = {} if found.gguf_file is None else {"gguf_file": found.gguf_file}
-    with loader(f"model {source!r}", trusted), torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            str(found.folder), trust_remote_code=trusted, local_files_only=not trusted, **stored
-        )
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-        model.tie_weights()
+    model = model_from_config(source, options).model
+    model.tie_weights()
     layers, _ = find_layers(model)
     blocks = find_blocks(model, layers)
     shapes = Counter(layer.shape for layer in layers if blocks.index_of(layer) is not None)

@@ -100,6 +100,14 @@ class Target:
         return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
 
     @property
+    def apart(self) -> Target:
+        """The target over which rows are solved: N:M for a set that leaves rows dense, else the target itself."""
+        if self.pattern is not None and _is_hybrid(self.pattern):
+            return Target(pattern=Hybrid.parsed(self.pattern)[0])
+        over = None if self.polytope is None else self.polytope.chosen_from()
+        return self if over is None else Target(polytope=over)
+
+    @property
     def n_of_m(self) -> NM | None:
         """The N:M set that is asked for, or None for a set of another kind."""
         if self.pattern is not None:

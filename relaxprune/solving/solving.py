@@ -70,7 +70,7 @@ def solve(
     if (over := problem.polytope.chosen_from()) is not None:
         alone = problem.within(over) if isinstance(problem, ReconstructionProblem) else problem.over(over)
         options = options_apart(layer, over, asked)
-        apart = solve(alone, chosen, options=options, callback=callback, throw=throw)
+        apart = solve(alone, chosen, options=options, callback=callback, crew=crew, throw=throw)
         return with_choice(problem, apart, chosen, asked.memory_bytes, started)
     chosen.check_device(layer.device)
     for one in (chosen, polisher):

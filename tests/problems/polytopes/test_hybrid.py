@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor
 
-from relaxprune import Hybrid, RelaxPruneError
+from relaxprune import NM, Hybrid, RelaxPruneError
 from relaxprune.options import Target
 from relaxprune.problems import Face, polytope_from_dict
 from tests.enumeration import Array, HybridRule
@@ -127,7 +127,9 @@ def test_from_a_share_or_a_sparsity():
     assert Target(pattern=" 2:4, dense=25%, tile=4").polytope_of("q", (16, 8)) == Hybrid(2, 4, 1, tile=4)
     target = Target(pattern="2:4,dense=0.25")
     assert Target.from_dict(target.to_dict()) == target and target.n_of_m is None and target.fraction((8, 8)) == 0.375
+    assert target.apart == Target(pattern="2:4") and Target(pattern="1:2").apart == Target(pattern="1:2")
     one = Hybrid(2, 4, 1, tile=4)
+    assert Target(polytope=one).apart == Target(polytope=NM(2, 4)) and Target(0.5).apart == Target(0.5)
     assert polytope_from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
