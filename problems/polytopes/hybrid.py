@@ -25,18 +25,18 @@ _PATTERN = re.compile(r"(?P<base>[^,]*),\s*dense\s*=\s*(?P<dense>[^,\s]+)\s*(?:,
 class Hybrid(Polytope):
     """Masks that keep ``dense`` tiles of rows whole, and exactly ``keep`` of every ``group`` columns elsewhere.
 
-    A tile u is a run of ``tile`` rows. With one y_u for each, the share of it that is dense, the set is
+    A tile u is a run of ``tile`` rows. With y_u, the share of it that is dense, the set is
 
-        {m : max(y_u, 0) ≤ m_ij ≤ 1, Σ_{j in group g} m_ij = keep + (group − keep) y_u for all i in u and g, Σ_u y_u =
-        dense}.
+        {m : 0 ≤ y_u ≤ m_ij ≤ 1 and Σ_{j in group g} m_ij = keep + (group − keep) y_u for all rows i of u and groups g,
+        Σ_u y_u = dense}.
 
     It is integral: a tile's part is the hull of one point, all ones, and an N:M set, joined by y_u, and the y form a
-    hypersimplex. The oracle is exact: a tile costs (dense) − (N:M) = the sum of what N:M leaves out, and the
-    ``dense`` tiles of least difference are dense. All rows share the count of tiles and are one coupled block; but a
+    hypersimplex. The oracle is exact: dense costs more than N:M by the sum of what N:M leaves out, and the
+    ``dense`` tiles where that is least are dense. All rows share the count of tiles and are one coupled block; but a
     row's best N:M mask does not depend on which others are dense, so ``solve`` finds N:M masks for all rows, and the
     choice of tiles is then exact (``chosen_from``, ``choice``).
 
-    Tiles that are dense or 2:4: PATCH (arXiv 2509.23410); regions of each: SpenseGPT (Snowflake, 2026).
+    Tiles that are dense or 2:4: PATCH (arXiv 2509.23410); regions of each: SpenseGPT (arXiv 2606.10445).
 
     Args:
         keep: entries KEPT in a group of a row that is not dense; fewer than ``group``.

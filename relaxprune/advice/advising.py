@@ -55,14 +55,19 @@ def advise(model: ModelSizes, devices: Sequence[str] = (), batch: int = 1, token
     Raises:
         RelaxPruneError: an unknown device, or numbers below 1.
     """
+    check_use(devices, batch, tokens)
+    phases = (("decode", batch), ("prefill", batch * tokens))
+    return [_advice(model, device, phase, rows) for device in devices or DEVICES for phase, rows in phases]
+
+
+def check_use(devices: Sequence[str], batch: int, tokens: int) -> None:
+    """Raise RelaxPruneError for an unknown device, or numbers below 1."""
     whole_number("batch", batch, 1)
     whole_number("tokens", tokens, 1)
     for device in devices:
         if device not in DEVICES:
             hint = did_you_mean(device, list(DEVICES))
             raise RelaxPruneError(f"device {device!r} is unknown: use one of {', '.join(DEVICES)}{hint}")
-    phases = (("decode", batch), ("prefill", batch * tokens))
-    return [_advice(model, device, phase, rows) for device in devices or DEVICES for phase, rows in phases]
 
 
 def _advice(model: ModelSizes, device: str, phase: str, tokens: int) -> Advice:

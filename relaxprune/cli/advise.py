@@ -48,8 +48,10 @@ def advise_model(
 ) -> None:
     """Say which pattern pays where, by published measurements, and where to stay dense. No weight is read."""
     from relaxprune.advice import advise, model_sizes
+    from relaxprune.advice.advising import check_use
     from relaxprune.models import LoadOptions
 
+    check_use(use.device, use.batch, use.tokens)  # before a hub is asked
     cache = None if source.cache_dir is None else str(source.cache_dir)
     options = LoadOptions(revision=source.revision, cache_dir=cache, trust_remote_code=source.trust_remote_code)
     with door():
