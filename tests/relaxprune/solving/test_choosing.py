@@ -130,6 +130,32 @@ def test_liars_prove_nothing(seed):
                 pytest.fail(f"accepted: {what}")
 
 
+def test_no_disturbed_proof_of_rows_is_accepted_above_the_optimum(seed, long_run):
+    problem = layer(Hybrid(1, 2, 1), (3, 4), seed)
+    mask = problem.polytope.round(-solve(problem).mask.double())
+    certificates = [certify(problem, mask, method, max_iterations=3) for method in METHODS]
+    best = optimum(problem) * (1 + 1e-9)
+    rows = torch.minimum(certificates[-1].apart.block_lower_bound * (1 + 1e-8), certificates[0].apart.block_objective)
+    names = ("point", "scale", "tightening", "dense_diagonal", "dense_weight", "cut_multiplier")
+    draw = Draw(seed)
+    for number in range(2000 if long_run else 60):
+        honest = certificates[number % len(certificates)]
+        floats = {name: getattr(honest.apart.proof, name) for name in names}
+        name = draw.pick(tuple(name for name, value in floats.items() if value is not None and value.numel()))
+        value = floats[name].double()
+        size = 10 ** draw.uniform(-12, 30)
+        moved = torch.where(draw.bits(0.4, *value.shape), value + size * draw.normal(*value.shape), value)
+        apart = replace(
+            honest.apart,
+            proof=replace(honest.apart.proof, **{name: moved}),
+            block_lower_bound=rows,
+            lower_bound=float(rows.sum()) * (1 - 1e-12),
+        )
+        claim = torch.tensor([best], dtype=torch.float64)
+        with pytest.raises(CertificateError):
+            replace(honest, apart=apart, lower_bound=best, block_lower_bound=claim).verify(problem)
+
+
 def test_fixed_entries_decide_which_rows_may_be_dense():
     kept, pruned = torch.zeros(2, 4, 4, dtype=torch.bool)
     kept[3] = True  # more than 1:2 allows: dense
