@@ -13,6 +13,7 @@ from .gram import Gram as Gram
 from .mask_problem import MaskProblem as MaskProblem
 from .polytopes import NM as NM
 from .polytopes import Face as Face
+from .polytopes import Hybrid as Hybrid
 from .polytopes import KSparse as KSparse
 from .polytopes import Polytope as Polytope
 from .polytopes import TransposableNM as TransposableNM
@@ -29,6 +30,7 @@ __all__ = [
     "BaseProblem",
     "Face",
     "Gram",
+    "Hybrid",
     "KSparse",
     "MaskProblem",
     "Polytope",

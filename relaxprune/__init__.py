@@ -20,6 +20,7 @@ if not (_HERE := Path(__file__).parent).joinpath("problems").is_dir():
 if TYPE_CHECKING:
     from relaxprune.problems import NM as NM
     from relaxprune.problems import Gram as Gram
+    from relaxprune.problems import Hybrid as Hybrid
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
     from relaxprune.problems import Polytope as Polytope
@@ -98,6 +99,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "FilesSummary": ".layer_files",
         "Gram": ".problems",
         "GramAccumulator": ".inputs",
+        "Hybrid": ".problems",
         "KSparse": ".problems",
         "LayerReport": ".pruning",
         "LoadOptions": ".models",

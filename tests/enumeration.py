@@ -97,6 +97,43 @@ class Rule:
         return np.array(found, dtype=bool).reshape(-1, *self.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class HybridRule(Rule):
+    """Tiles of ``tile`` rows: ``dense`` of them kept whole, in the others ``keep`` of each ``group`` columns."""
+
+    group: int = 1
+    dense: int = 0
+    tile: int = 1
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], keep: int, group: int, dense: int, tile: int) -> HybridRule:
+        """The rule for masks of ``shape``."""
+        return cls(shape, (), keep, False, shape[0], group=group, dense=dense, tile=tile)
+
+    def feasible(self, mask: Tensor | Array) -> bool:
+        """Look at every tile: whole, or with every count right."""
+        if not super().feasible(mask):  # what is fixed, and the form
+            return False
+        bits = np.asarray(mask)
+        whole = 0
+        for top in range(0, self.shape[0], self.tile):
+            part = bits[top : top + self.tile]
+            counts = {int(line[i : i + self.group].sum()) for line in part for i in range(0, len(line), self.group)}
+            if part.all():
+                whole += 1
+            elif counts != {self.keep}:
+                return False
+        return whole == self.dense
+
+    @cached_property
+    def blocks(self) -> list[Array]:
+        """Every mask: (masks, rows, cols) bool."""
+        bits = _all_bits(self.shape[0] * self.shape[1]).reshape(-1, *self.shape)
+        counts = {self.keep * self.shape[1] // self.group, self.shape[1]}
+        likely = bits[np.isin(bits.sum(axis=2), list(counts)).all(axis=1)]
+        return [np.array([mask for mask in likely if self.feasible(mask)], dtype=bool).reshape(-1, *self.shape)]
+
+
 @lru_cache(maxsize=16)
 def _all_bits(size: int) -> Array:
     """Every bit string of this length, (2^size, size) bool."""

@@ -3,8 +3,9 @@
 from .base import Polytope as Polytope
 from .description import polytope_from_dict as polytope_from_dict
 from .face import Face as Face
+from .hybrid import Hybrid as Hybrid
 from .ksparse import KSparse as KSparse
 from .nm import NM as NM
 from .transposable import TransposableNM as TransposableNM
 
-__all__ = ["NM", "Face", "KSparse", "Polytope", "TransposableNM", "polytope_from_dict"]
+__all__ = ["NM", "Face", "Hybrid", "KSparse", "Polytope", "TransposableNM", "polytope_from_dict"]

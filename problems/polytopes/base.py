@@ -229,6 +229,25 @@ class Polytope(ABC):
         """
         return AnyMask()
 
+    def chosen_from(self) -> Polytope | None:
+        """Return the set over which rows are solved alone before ``choice`` leaves some dense; None if none are."""
+        return None
+
+    def only_dense(self, kept: Tensor) -> Tensor:
+        """Return which rows must be left dense, (rows,) bool, if the entries ``kept`` (rows, cols) bool are kept."""
+        return torch.zeros_like(kept[:, 0])
+
+    def choice(self, saved: Tensor) -> Tensor:
+        """Return which rows to leave dense, exactly, if ``chosen_from`` gives a set.
+
+        Args:
+            saved: (rows,), by how much each dense row lowers the objective.
+
+        Returns:
+            (rows,) bool, of the largest sum of ``saved``.
+        """
+        return torch.zeros_like(saved, dtype=torch.bool)
+
     def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
         """Return the set of the columns from ``start`` to ``stop`` of a (rows, cols) mask.
 

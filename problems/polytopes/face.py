@@ -105,6 +105,29 @@ class Face(Polytope):
         """Return the same fixed entries in the set of all masks."""
         return Face(self.base.loosened(), self.kept_entries, self.pruned_entries)
 
+    def chosen_from(self) -> Face | None:
+        """Return the same fixed entries in the set of which the base leaves rows dense."""
+        rows, kept = self.base.chosen_from(), self.kept_entries
+        if rows is not None and kept is not None:
+            kept = kept & ~self.base.only_dense(kept).unsqueeze(1)  # these rows are dense whatever is found for them
+        return None if rows is None else Face(rows, kept, self.pruned_entries)
+
+    def only_dense(self, kept: Tensor) -> Tensor:
+        """Return the rows that must be dense in the base, given the fixed entries, too."""
+        return self.base.only_dense(kept if self.kept_entries is None else kept | self.kept_entries)
+
+    def choice(self, saved: Tensor) -> Tensor:
+        """Return the base's choice, with the rows that must be dense and without those of an entry fixed to pruned."""
+        if self.kept_entries is not None:
+            saved = saved.masked_fill(self.base.only_dense(self.kept_entries), torch.inf)
+        if self.pruned_entries is not None:
+            saved = saved.masked_fill(self.pruned_entries.any(dim=1), -torch.inf)
+        return self.base.choice(saved)
+
+    def face_lmo(self, gradient: Tensor, point: Tensor, tolerance: float = 0.0) -> Tensor:
+        """Minimise over the base's face: fixed entries are at a bound in ``point`` already."""
+        return self.base.face_lmo(gradient, point, tolerance)
+
     def on_columns(self, start: int, stop: int, shape: Shape) -> Polytope | None:
         """Return None: with columns filled evenly, one part may have more fixed entries than its count."""
         return self if (start, stop) == (0, shape[1]) else None

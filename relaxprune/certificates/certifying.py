@@ -18,6 +18,7 @@ from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
 from .certificate import Certificate
+from .choice_certificate import choice_certificate, rows_apart
 from .combining import Candidate, best_of
 from .limits import check_enumerable, check_limits
 from .mask_certificate import Estimate, MaskCertificate, assemble
@@ -99,6 +100,19 @@ def certify(
     hint = mask if isinstance(mask, Solved) else None
     values = mask.mask if isinstance(mask, Solved) else mask
     problem.check_mask(values, "mask", memory_budget_bytes)
+    if (over := problem.polytope.chosen_from()) is not None:
+        known = None if hint is None else hint.certificate
+        found = certify(
+            problem.over(over),
+            rows_apart(problem, over, values, memory_budget_bytes, known),
+            method,
+            rows=rows,
+            time_limit_s=time_limit_s,
+            seed=seed,
+            max_iterations=max_iterations,
+            memory_budget_bytes=memory_budget_bytes,
+        )
+        return choice_certificate(problem, values, found, memory_budget_bytes)
     started = time.monotonic()
     block_objective = problem.block_objective(values, memory_budget_bytes)
     chosen = chosen_rows(problem, rows, block_objective, seed)

@@ -15,8 +15,9 @@ def check_limits(method: str, rows: object, time_limit_s: float | None) -> None:
 
 def check_enumerable(problem: Problem) -> None:
     """Raise RelaxPruneError if a coupled block has too many masks to try them all."""
+    over = problem.polytope.chosen_from()  # rows that are solved alone
     try:
-        make_solver("enumerate").check(problem)
+        make_solver("enumerate").check(problem if over is None else problem.over(over))
     except RelaxPruneError as error:
         raise RelaxPruneError(
             f"method 'exact' tries every mask of a coupled block, up to 2^20, and blocks of {problem.polytope!r} over "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from relaxprune.problems import RelaxPruneError
 
 from .certificate import Certificate
+from .choice_certificate import ChoiceCertificate
 from .mask_certificate import Estimate, MaskCertificate
 from .verify import StoredClaim, read_claim
-from .verify.claim import MaskClaim, WeightClaim
+from .verify.claim import ChoiceClaim, MaskClaim, WeightClaim
 from .weight_certificate import WeightCertificate
 
 
@@ -48,7 +50,29 @@ def _certificate(stored: StoredClaim) -> Certificate:
             point=claim.point,
             tightening=claim.tightening,
         )
+    if isinstance(claim, ChoiceClaim):
+        apart = _of_masks(claim.apart, notes["apart"])
+        return ChoiceCertificate(
+            method=claim.method,
+            objective=claim.objective,
+            lower_bound=claim.lower_bound,
+            block_objective=claim.block_objective,
+            block_lower_bound=claim.block_lower_bound,
+            seconds=notes["seconds"],
+            subject=stored.subject,
+            rows_covered=apart.rows_covered,
+            checks=apart.checks,
+            relaxed_objective=apart.relaxed_objective,
+            mask=claim.mask,
+            proof=apart.proof,
+            apart=apart,
+        )
     assert isinstance(claim, MaskClaim)
+    return _of_masks(claim, notes)
+
+
+def _of_masks(claim: MaskClaim, notes: dict[str, Any]) -> MaskCertificate:
+    """Return a certificate of masks with its numbers."""
     estimate = notes["estimate"]
     return MaskCertificate(
         method=claim.method,
@@ -57,7 +81,7 @@ def _certificate(stored: StoredClaim) -> Certificate:
         block_objective=claim.block_objective,
         block_lower_bound=claim.block_lower_bound,
         seconds=notes["seconds"],
-        subject=stored.subject,
+        subject=claim.subject,
         rows_covered=claim.rows_covered,
         checks=notes["checks"],
         relaxed_objective=notes["relaxed_objective"],

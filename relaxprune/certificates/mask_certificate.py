@@ -15,7 +15,7 @@ from relaxprune.problems.precision import UNIT_ROUNDOFF
 from .certificate import Certificate
 from .combining import Candidate
 from .underestimator import plain_proof, tangent_bound
-from .verify.claim import METHODS, MaskClaim, TangentProof
+from .verify.claim import METHODS, ChoiceClaim, MaskClaim, TangentProof
 
 _LAST_DIGITS = 1e-12
 
@@ -65,7 +65,7 @@ class MaskCertificate(Certificate):
         return bool(self.checks.get("nonnegative", True))
 
     @property
-    def claim(self) -> MaskClaim:
+    def claim(self) -> MaskClaim | ChoiceClaim:
         """What ``verify`` checks, as a plain value."""
         return MaskClaim(
             method=self.method,

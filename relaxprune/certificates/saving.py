@@ -14,9 +14,11 @@ from torch import Tensor
 from relaxprune.problems import RelaxPruneError
 from relaxprune.support.container import write_container
 
-from .verify.claim import PROOF_TENSORS, Claim, MaskClaim
-from .verify.claim_file import FIXED, FORMAT, MASK, WEIGHTS
+from .verify.claim import PROOF_TENSORS, ChoiceClaim, Claim, MaskClaim, WeightClaim
+from .verify.claim_file import CHOICE, FIXED, FORMAT, MASK, WEIGHTS
 from .verify.subject import Subject
+
+_KINDS: dict[type[Claim], str] = {MaskClaim: MASK, WeightClaim: WEIGHTS, ChoiceClaim: CHOICE}
 
 
 def save_claim(claim: Claim, subject: Subject, notes: dict[str, Any], path: str | Path) -> None:
@@ -37,7 +39,7 @@ def save_claim(claim: Claim, subject: Subject, notes: dict[str, Any], path: str 
             f"certificate must be of a finite objective and bound, got {claim.objective} and {claim.lower_bound}"
         )
     description = {
-        "kind": MASK if isinstance(claim, MaskClaim) else WEIGHTS,
+        "kind": _KINDS[type(claim)],
         "method": claim.method,
         "objective": claim.objective,
         "lower_bound": claim.lower_bound,
@@ -51,6 +53,8 @@ def save_claim(claim: Claim, subject: Subject, notes: dict[str, Any], path: str 
 
 def _tensors(claim: Claim) -> dict[str, Tensor | None]:
     """Return the tensors of a claim by name."""
+    if isinstance(claim, ChoiceClaim):
+        return {**_tensors(claim.apart), "chosen": claim.mask}
     own = {item.name: getattr(claim, item.name) for item in fields(claim)}
     found: dict[str, Tensor | None] = {name: value for name, value in own.items() if isinstance(value, Tensor)}
     if isinstance(claim, MaskClaim):

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 import relaxprune
 
+from .advise import advise_model
 from .apply import apply_masks
 from .compare import compare_solvers
 from .demo import demo
@@ -58,6 +59,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 success; 1 an error inside relaxprune; 2 bad input, or the system refuses; 3 finished, with "
     "something you must see; 130 interrupted.",
 )
+app.command("advise")(advise_model)
 app.command("prune")(prune)
 app.command("plan")(plan_run)
 app.command("eval")(evaluate)

@@ -130,7 +130,12 @@ class PatternGroup:
     sparsity: Annotated[
         str | None, typer.Option(metavar="FRACTION", help="Fraction pruned in every row, such as 0.5 or 50%.")
     ] = None
-    pattern: Annotated[str | None, typer.Option(help="KEEP n of every m consecutive columns, such as 2:4.")] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="KEEP n of every m consecutive columns, such as 2:4; 2:4,dense=0.25 leaves a quarter of rows dense."
+        ),
+    ] = None
 
     @property
     def target(self) -> Target:

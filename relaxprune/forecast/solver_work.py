@@ -150,13 +150,13 @@ class SolverWork:
 
     def _unit(self) -> int:
         """Return what the number of columns must be divisible by."""
-        pattern = self.request.target.n_of_m
+        pattern = self.request.target.apart.n_of_m
         return 1 if pattern is None else pattern.group
 
     def _solver(self, options: PruneOptions) -> MaskSolver:
         """Return what solves a layer with some options."""
         plain = replace(options, certify=None, certify_rows=None)
-        return MaskSolver(Decided(self.request.target), self.request.solver, plain)
+        return MaskSolver(Decided(self.request.target.apart), self.request.solver, plain)
 
     def _scaling(self, options: PruneOptions) -> Scaling:
         """Count one solve of a small layer."""
@@ -170,7 +170,7 @@ class SolverWork:
                 solved = solver.solve(layer, made_up_inputs(matrix, layer.name), 0)
         finally:
             torch.set_num_threads(threads)
-        polytope = self.request.target.polytope_of(layer.name, layer.shape)
+        polytope = self.request.target.apart.polytope_of(layer.name, layer.shape)
         problem = MaskProblem(layer.matrix(), matrix, polytope)
         block = 8 * polytope.rows_per_block(layer.shape) * cols
         growing, square = counter.work + (-1.0) * counter.square, counter.square

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from relaxprune.problems import NM, KSparse, polytope_from_dict
+from relaxprune.problems import NM, Hybrid, KSparse, polytope_from_dict
 from relaxprune.problems.checks import fraction
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
@@ -24,7 +24,8 @@ class Target:
 
     Attributes:
         sparsity: fraction in [0, 1] to prune: of every row, or as ``allocation`` divides it.
-        pattern: "N:M", keep N of every M consecutive columns.
+        pattern: "N:M", keep N of every M consecutive columns; "N:M,dense=0.25,tile=64" leaves a quarter of the tiles of
+            64 rows dense, those where it helps most (1 row each without ``tile``).
         polytope: the same feasible set for every layer.
         allocation: how a sparsity is shared among layers and rows; None for the solver's own way, see ``for_solver``.
     """
@@ -52,7 +53,7 @@ class Target:
                 f"polytope must be a Polytope such as KSparse or NM, got {type(self.polytope).__name__}"
             )
         if self.pattern is not None:
-            NM.from_pattern(self.pattern)
+            _check_pattern(self.pattern)
         if self.sparsity is not None:
             self.sharing.check(self.sparsity)
         elif self.sharing.kind != "uniform":
@@ -86,7 +87,9 @@ class Target:
         if self.sparsity is not None:
             return KSparse.from_sparsity(self.sparsity, shape, "layer" if self.sharing.kind == "layer" else "row")
         if self.pattern is not None:
-            return NM.from_pattern(self.pattern)
+            return (
+                Hybrid.from_pattern(self.pattern, shape) if _is_hybrid(self.pattern) else NM.from_pattern(self.pattern)
+            )
         assert self.polytope is not None  # by __post_init__
         return self.polytope
 
@@ -97,14 +100,22 @@ class Target:
         return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
 
     @property
+    def apart(self) -> Target:
+        """The target over which rows are solved: N:M for a set that leaves rows dense, else the target itself."""
+        if self.pattern is not None and _is_hybrid(self.pattern):
+            return Target(pattern=Hybrid.parsed(self.pattern)[0])
+        over = None if self.polytope is None else self.polytope.chosen_from()
+        return self if over is None else Target(polytope=over)
+
+    @property
     def n_of_m(self) -> NM | None:
         """The N:M set that is asked for, or None for a set of another kind."""
         if self.pattern is not None:
-            return NM.from_pattern(self.pattern)
+            return None if _is_hybrid(self.pattern) else NM.from_pattern(self.pattern)
         return self.polytope if isinstance(self.polytope, NM) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return {"sparsity": S} with an allocation that is not uniform, {"pattern": "N:M"} or {"polytope": …}."""
+        """Return {"sparsity": S} with an allocation that is not uniform, {"pattern": …} or {"polytope": …}."""
         if self.sparsity is not None:
             return {"sparsity": self.sparsity, **self.sharing.to_dict()}
         return {"pattern": self.pattern} if self.polytope is None else {"polytope": self.polytope.to_dict()}
@@ -120,6 +131,19 @@ class Target:
             return cls(polytope=polytope_from_dict(data["polytope"]))
         sharing = Allocation.from_dict(data) if "allocation" in data else None  # what is uniform is not written
         return cls(data.get("sparsity"), data.get("pattern"), allocation=sharing)
+
+
+def _is_hybrid(pattern: str) -> bool:
+    """Return whether a pattern leaves tiles of rows dense."""
+    return isinstance(pattern, str) and "," in pattern
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raise RelaxPruneError for a pattern that is none."""
+    if _is_hybrid(pattern):
+        Hybrid.parsed(pattern)
+    else:
+        NM.from_pattern(pattern)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _misfit(request: PruneRequest, layer: PrunableLayer) -> str | None:
         weight = torch.zeros(rows, layer.shape[1])
     gram = Gram(torch.zeros(layer.shape[1], layer.shape[1], device=weight.device))
     try:
-        problem = MaskProblem(weight, gram, polytope)
+        problem = MaskProblem(weight, gram, polytope.chosen_from() or polytope)  # what the solver will see
         solver.check(problem)
         options.check_memory(problem, solver)
     except RelaxPruneError as error:

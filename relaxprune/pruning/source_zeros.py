@@ -36,6 +36,8 @@ def pruning_zeros(polytope: Polytope, weight: Tensor, zeros: Tensor) -> Face:
         weight: (rows, cols).
         zeros: (rows, cols) bool, where it is zero.
     """
+    if polytope.chosen_from() is not None:
+        return Face(polytope)  # a dense row keeps its zeros, so none is pruned in all masks
     sizes = weight.detach().abs().to(torch.float64)
     first = polytope.round(torch.where(zeros, 0.0, 1.0 + sizes / sizes.max().clamp(min=1e-300)))
     return Face(polytope, None, zeros & ~first)

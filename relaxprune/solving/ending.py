@@ -12,7 +12,7 @@ from torch import Tensor
 from relaxprune.certificates import Certificate
 from relaxprune.certificates.mask_certificate import build
 from relaxprune.certificates.weight_certificate import build_weights
-from relaxprune.problems import Problem, ReconstructionProblem
+from relaxprune.problems import BaseProblem, Problem, ReconstructionProblem
 from relaxprune.solvers import Answer, Solver, Status
 
 from .refitting import fit
@@ -73,7 +73,7 @@ def finished(problem: Problem | ReconstructionProblem, chosen: Chosen, started: 
         relaxed_objective=judged.relaxed_objective,
         unrounded_objective=judged.unrounded_objective,
         rounded_objective=judged.rounded_objective,
-        status=_status(problem, chosen, certificate),
+        status=status_of(problem, chosen.answer.status, chosen.solver, certificate),
         stats=chosen.answer.counts,
         solver=chosen.solver.name,
         options=chosen.solver.options(),
@@ -83,15 +83,22 @@ def finished(problem: Problem | ReconstructionProblem, chosen: Chosen, started: 
     )
 
 
-def _status(problem: Problem | ReconstructionProblem, chosen: Chosen, certificate: Certificate) -> Status:
-    """Return the final status: OPTIMAL for a closed gap, or for a search of all masks if weights stay."""
-    status, objective, layer = chosen.answer.status, certificate.objective, problem.mask_problem
+def status_of(problem: BaseProblem, status: Status, solver: Solver, certificate: Certificate) -> Status:
+    """Return the final status: OPTIMAL for a closed gap, or for a search of all masks if weights stay.
+
+    Args:
+        problem: the problem.
+        status: how the solver ended.
+        solver: the solver.
+        certificate: of what was found.
+    """
+    objective, layer = certificate.objective, problem.mask_problem
     if not math.isfinite(objective):  # values that the dtype of the weights does not hold
         return Status.NOT_FINITE
     least = objective == 0 and layer.nonnegative and layer.proof.psd
     if not status.failed and (least or certificate.gap <= CLOSED * abs(objective)):
         return Status.OPTIMAL
-    proves = chosen.solver.proves and not problem.moves_weights
+    proves = solver.proves and not problem.moves_weights
     return Status.CONVERGED if status is Status.OPTIMAL and not proves else status
 
 

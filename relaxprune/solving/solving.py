@@ -16,6 +16,7 @@ from relaxprune.solvers import Progress, Run, Solver, Status, make_solver, solve
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, Answer, worse
 from relaxprune.solvers.crew import Crew
 
+from .choosing import options_apart, with_choice
 from .ending import Chosen, finished
 from .solution import Solution
 
@@ -65,13 +66,17 @@ def solve(
     chosen = solver_of(default_solver(problem.moves_weights) if solver is None else solver, own)
     asked.check_for(chosen)
     asked.check_moves(problem.moves_weights)
-    layer, polisher = problem.mask_problem, asked.polisher(chosen)
+    layer, polisher, started = problem.mask_problem, asked.polisher(chosen), time.monotonic()
+    if (over := problem.polytope.chosen_from()) is not None:
+        alone = problem.within(over) if isinstance(problem, ReconstructionProblem) else problem.over(over)
+        options = options_apart(layer, over, asked)
+        apart = solve(alone, chosen, options=options, callback=callback, crew=crew, throw=throw)
+        return with_choice(problem, apart, chosen, asked.memory_bytes, started)
     chosen.check_device(layer.device)
     for one in (chosen, polisher):
         if one is not None:
             one.check(layer)
     asked.check_memory(layer, chosen)
-    started = time.monotonic()
     run = Run(
         start=start_mask(layer, asked.start, asked.memory_bytes),
         max_iterations=asked.max_iterations,

@@ -38,6 +38,7 @@ FLOORS = (
     ("solving",),
     ("models",),
     ("text",),
+    ("advice",),
     ("evaluation",),
     ("inputs",),
     ("costs",),

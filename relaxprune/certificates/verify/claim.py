@@ -88,6 +88,19 @@ class MaskClaim(Claim):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ChoiceClaim(Claim):
+    """A mask of a hybrid set, and a bound for all of its masks from bounds on rows that are not dense.
+
+    Attributes:
+        mask: (rows, cols) bool.
+        apart: a claim on the set in which no row is dense; its row bounds, and an exact choice, give the bound.
+    """
+
+    mask: Tensor
+    apart: MaskClaim
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WeightClaim(Claim):
     """Weights that are 0 outside a mask, and a bound for all weights on all masks of the set.
 

@@ -2,7 +2,8 @@
 
 Layout, schema version 2: ``block_objective`` and ``block_lower_bound``; of a certificate of masks ``mask`` and every
 tensor of ``TangentProof``, of one of weights ``weight`` and, for method perspective, ``point`` and ``tightening``; of a
-set with fixed entries ``fixed_kept`` and ``fixed_pruned``. Masks are uint8. The metadata holds ``format``,
+set with fixed entries ``fixed_kept`` and ``fixed_pruned``; of one of hybrid masks what one of masks has, for the set in
+which no row is dense, and ``chosen``, the mask itself. Masks are uint8. The metadata holds ``format``,
 ``schema_version`` and ``description``, JSON with the certificate's numbers, written so that every float is read back as
 it was, and under ``subject`` the set of masks, the damping, and the SHA-256 of every tensor of the problem.
 
@@ -12,7 +13,7 @@ Version 1 has certificates of masks only, other names for three tensors, and no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,39 @@ from torch import Tensor
 from relaxprune.problems import RelaxPruneError
 from relaxprune.support.container import TensorFormat, metadata_json, open_tensors, read_container
 
-from .claim import PROOF_TENSORS, Claim, MaskClaim, TangentProof, WeightClaim
+from .claim import PROOF_TENSORS, ChoiceClaim, Claim, MaskClaim, TangentProof, WeightClaim
 from .subject import Subject
 
 FORMAT = TensorFormat("certificate file", "relaxprune.certificate", version=2, keys=("description",))
-MASK, WEIGHTS = "mask", "weights"  # what a certificate is of
+MASK, WEIGHTS, CHOICE = "mask", "weights", "choice"  # what a certificate is of
 FIXED = ("fixed_kept", "fixed_pruned")
 _FIRST_FORMAT = TensorFormat(FORMAT.kind, FORMAT.name, version=1, keys=("description",), sealed=False)
 _FIRST_NAMES = {"row_objective": "block_objective", "row_lower_bound": "block_lower_bound", "share": "tightening"}
 _BLOCKS = ("block_objective", "block_lower_bound")
-_TENSORS = {MASK: {*_BLOCKS, "mask", *PROOF_TENSORS}, WEIGHTS: {*_BLOCKS, "weight", "point", "tightening"}}
-_OPTIONAL = {MASK: {"tightening", *FIXED}, WEIGHTS: {"point", "tightening", *FIXED}}
+_OF_MASKS = {*_BLOCKS, "mask", *PROOF_TENSORS}
+_TENSORS = {
+    MASK: _OF_MASKS,
+    WEIGHTS: {*_BLOCKS, "weight", "point", "tightening"},
+    CHOICE: {*_OF_MASKS, "chosen"},
+}
+_OPTIONAL = {MASK: {"tightening", *FIXED}, WEIGHTS: {"point", "tightening", *FIXED}, CHOICE: {"tightening", *FIXED}}
 _NUMBER = (int, float)
 _NUMBERS: dict[str, dict[str, Any]] = {
     MASK: {"rows_covered": int, "checks": dict, "relaxed_objective": _NUMBER},
     WEIGHTS: {},
+    CHOICE: {"apart": dict},
 }
 _ALWAYS: dict[str, Any] = {"method": str, "objective": _NUMBER, "lower_bound": _NUMBER, "seconds": _NUMBER}
-_ENTRIES = {MASK: {*_ALWAYS, *_NUMBERS[MASK], "estimate"}, WEIGHTS: set(_ALWAYS)}
-_SET: dict[str, Any] = {"kind": str, "keep": int, "group": int, "per": str, "at_most": bool}
+_ENTRIES = {MASK: {*_ALWAYS, *_NUMBERS[MASK], "estimate"}, WEIGHTS: set(_ALWAYS), CHOICE: {*_ALWAYS, "apart"}}
+_SET: dict[str, Any] = {
+    "kind": str,
+    "keep": int,
+    "group": int,
+    "per": str,
+    "at_most": bool,
+    "dense": int,
+    "tile": int,
+}
 _METADATA = {"format", "schema_version", "description", "sha256"}
 
 
@@ -123,6 +138,8 @@ def _check_description(kind: str, description: dict[str, Any]) -> None:
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}")
     _refuse_more("an entry of the description", description, _ENTRIES[kind] | {"kind", "subject"})
+    if kind == CHOICE:
+        _check_description(MASK, description["apart"])
 
 
 def _check_names(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
@@ -142,7 +159,7 @@ def _subject(kind: str, stored: dict[str, Any], tensors: dict[str, Tensor], hash
     _refuse_more("an entry of the subject", stored, {"polytope", "damping", "sha256"})
     if bool(hashes) is not hashed or not all(isinstance(value, str) for value in hashes.values()):
         raise TypeError("sha256 does not hold the hashes of a problem")
-    if (kind == MASK) is not (damping is None) or not isinstance(damping, (*_NUMBER, type(None))):
+    if (kind != WEIGHTS) is not (damping is None) or not isinstance(damping, (*_NUMBER, type(None))):
         raise TypeError(f"damping is {damping!r} of a certificate of {kind!r}")
     for name, value in polytope.items():
         if name not in _SET or type(value) is not _SET[name]:
@@ -173,6 +190,20 @@ def _mask_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject
     )
 
 
+def _choice_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject: Subject) -> ChoiceClaim:
+    objective, bound = (torch.tensor([description[name]], dtype=torch.float64) for name in ("objective", "lower_bound"))
+    return ChoiceClaim(
+        method=description["method"],
+        objective=description["objective"],
+        lower_bound=description["lower_bound"],
+        block_objective=objective,
+        block_lower_bound=bound,
+        subject=subject,
+        mask=_bits("chosen", tensors["chosen"]),
+        apart=replace(_mask_claim(description["apart"], tensors, subject), subject=None),
+    )
+
+
 def _weight_claim(description: dict[str, Any], tensors: dict[str, Tensor], subject: Subject) -> WeightClaim:
     return WeightClaim(
         method=description["method"],
@@ -190,4 +221,5 @@ def _weight_claim(description: dict[str, Any], tensors: dict[str, Tensor], subje
 _CLAIMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Subject], Claim]] = {
     MASK: _mask_claim,
     WEIGHTS: _weight_claim,
+    CHOICE: _choice_claim,
 }

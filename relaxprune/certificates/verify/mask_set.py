@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,13 @@ class MaskSet:
     """A set of masks as lines of entries that share a count.
 
     Attributes:
-        kind: ``"ksparse"``, ``"nm"`` or ``"transposable"``.
+        kind: ``"ksparse"``, ``"nm"``, ``"transposable"`` or ``"hybrid"``.
         keep: entries kept in a line.
         width: entries of a line; 0 for the whole matrix.
         height: rows of a coupled block; 0 for the whole matrix.
         at_most: fewer may be kept.
         kept, pruned: (rows, cols) bool, fixed entries.
+        dense, tile: of a hybrid set, how many tiles of so many rows are kept whole.
     """
 
     kind: str
@@ -43,6 +45,8 @@ class MaskSet:
     at_most: bool
     kept: Array
     pruned: Array
+    dense: int = 0
+    tile: int = 1
 
     @classmethod
     def of(cls, polytope: Polytope, shape: tuple[int, int]) -> MaskSet:
@@ -53,19 +57,28 @@ class MaskSet:
         """
         options = polytope.to_dict()
         kind, per = str(options["kind"]), options.get("per", "row")
-        if kind not in ("ksparse", "nm", "transposable"):
-            raise RelaxPruneError(f"verification knows ksparse, nm and transposable sets, got {kind!r}")
+        if kind not in ("ksparse", "nm", "transposable", "hybrid"):
+            raise RelaxPruneError(f"verification knows ksparse, nm, transposable and hybrid sets, got {kind!r}")
         whole = kind == "ksparse" and per == "layer" and shape[0] > 1
         entries = (np.zeros(shape, bool) if item is None else item.cpu().numpy().copy() for item in polytope.fixed())
         given = cls(
             kind,
             int(options["keep"]),
             0 if whole else shape[1] if kind == "ksparse" else int(options["group"]),
-            0 if whole else int(options["group"]) if kind == "transposable" else 1,
+            0 if whole or kind == "hybrid" else int(options["group"]) if kind == "transposable" else 1,
             bool(options.get("at_most", False)),
-            *entries,
+            next(entries),
+            next(entries),
+            int(options.get("dense", 0)),
+            int(options.get("tile", 1)),
         )
-        return given._completed() if given.width else given
+        return given._completed() if given.width and kind != "hybrid" else given
+
+    def only_dense(self) -> Array:
+        """Return the rows of a hybrid set's tiles that keep more fixed entries than N:M allows: (rows,) bool."""
+        many = self._lines(self.kept).sum(axis=1).reshape(len(self.kept), -1).max(axis=1) > self.keep
+        tiles_of: Array = np.repeat(many.reshape(-1, self.tile).any(axis=1), self.tile)
+        return tiles_of
 
     def _completed(self) -> MaskSet:
         """Return the same set with those entries fixed, too, that the fixed ones leave no choice for."""
@@ -79,7 +92,7 @@ class MaskSet:
     @property
     def row_count(self) -> tuple[int, int] | None:
         """Size and count of the groups inside a row, or None if no count is a row's own."""
-        return (self.width, self.keep) if self.width else None
+        return (self.width, self.keep) if self.width and self.kind != "hybrid" else None
 
     def rows_per_block(self) -> int:
         """Return the height of a coupled block."""
@@ -108,6 +121,10 @@ class MaskSet:
         if self.kind == "transposable":
             columns = mask.reshape(-1, self.width, mask.shape[1]).sum(axis=1)
             return bool((counts == self.keep).all() and (columns == self.keep).all())
+        if self.kind == "hybrid":
+            whole: Array = np.all(mask.reshape(-1, self.tile * mask.shape[1]), axis=1)
+            sparse: Array = np.all((counts == self.keep).reshape(len(whole), -1), axis=1)
+            return bool((whole | sparse).all() and whole.sum() == self.dense)
         return bool((counts <= self.keep).all() if self.at_most else (counts == self.keep).all())
 
     def least(self, costs: Array) -> Array:
@@ -120,6 +137,8 @@ class MaskSet:
             raise OverflowError("slopes that are not finite")
         if self.kind == "transposable":
             return self._least_of_tiles(costs)
+        if self.kind == "hybrid":
+            return self._least_of_choices(costs)
         kept, pruned = self._lines(self.kept), self._lines(self.pruned)
         lines = self._lines(costs)
         key = np.where(kept, -np.inf, np.where(pruned, np.inf, lines))
@@ -135,11 +154,29 @@ class MaskSet:
     def least_error(self) -> float:
         """Bound the error of ``least`` in float64, relative to the sum of the costs' sizes."""
         listed = self.width**2 * UNIT if self.kind == "transposable" and self.width <= _LISTED_TILE else 0.0
-        return listed + sum_error(self.rows_per_block() * self.kept.shape[1])
+        twice = 4 if self.kind == "hybrid" else 1  # entries of a tile are summed as N:M, as dense, and in a difference
+        return listed + twice * sum_error(self.rows_per_block() * self.kept.shape[1])
 
     def _lines(self, values: Array) -> Array:
         """Return one line per count: (lines, width)."""
         return values.reshape(-1, self.width) if self.width else values.reshape(1, -1)
+
+    def least_chosen(self, apart: Array, whole: Array) -> Any:
+        """Return the least sum over the choices of dense tiles, from what rows (rows,) cost as N:M and as dense.
+
+        A tile with an entry that is fixed to pruned is not dense, one with more kept entries than N:M allows is.
+        """
+        rank = self.pruned.any(axis=1).astype(int) - self.only_dense()
+        ranks = rank.reshape(-1, self.tile).sum(axis=1)
+        more = (whole - apart).reshape(-1, self.tile).sum(axis=1)
+        order = sorted(range(len(more)), key=lambda place: (ranks[place], more[place]))
+        return apart.sum() + more[order[: self.dense]].sum()
+
+    def _least_of_choices(self, costs: Array) -> Array:
+        """Minimise over a hybrid set: N:M in every row, and the tiles in which the rest costs least kept whole."""
+        rows = replace(self, kind="nm", height=1)
+        found = self.least_chosen(rows.least(costs), costs.sum(axis=1))
+        return np.array([found], dtype=costs.dtype)
 
     def _least_of_tiles(self, costs: Array) -> Array:
         """Minimise every tile: by its list of masks while that is short, else as a flow in whole numbers."""

@@ -6,7 +6,8 @@ import numpy as np
 
 from relaxprune.problems import BaseProblem, Problem, ReconstructionProblem, RelaxPruneError
 
-from .claim import Claim, MaskClaim, WeightClaim
+from .choices import verify_choice
+from .claim import ChoiceClaim, Claim, MaskClaim, WeightClaim
 from .masks import verify_masks
 from .verified import CertificateError, Verification
 from .weights import verify_weights
@@ -41,6 +42,8 @@ def verify(problem: BaseProblem, claim: Claim, exact: bool = False) -> Verificat
         with np.errstate(all="ignore"):  # what overflows becomes infinite or NaN, and reaches no bound
             if isinstance(claim, MaskClaim) and isinstance(problem, Problem):
                 return verify_masks(problem, claim, exact)
+            if isinstance(claim, ChoiceClaim) and isinstance(problem, Problem):
+                return verify_choice(problem, claim, exact)
             assert isinstance(claim, WeightClaim) and isinstance(problem, ReconstructionProblem)  # by what was refused
             return verify_weights(problem, claim, exact)
     except (OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from relaxprune.problems import Problem, ReconstructionProblem
 from relaxprune.problems.checks import described
 
-from .claim import METHODS, PERSPECTIVE, WEIGHT_METHODS, Claim, MaskClaim, WeightClaim
+from .claim import METHODS, PERSPECTIVE, WEIGHT_METHODS, ChoiceClaim, Claim, MaskClaim, WeightClaim
 from .verified import CertificateError
 
 _WIDE = (torch.float64,)
@@ -50,6 +50,17 @@ def check_mask_claim(problem: Problem, claim: MaskClaim) -> None:
     if claim.shift < 0:
         raise CertificateError(f"checks['shift'] must be a number of at least 0, got {claim.shift!r}")
     _check_indices(problem, claim)
+
+
+def check_choice_claim(problem: Problem, claim: ChoiceClaim) -> None:
+    """Refuse the same in a claim on hybrid masks; what it says of rows is checked as a claim of its own.
+
+    Raises:
+        CertificateError: naming the first.
+    """
+    _check(claim, {"mask": (claim.mask, problem.shape, _BITS), **_blocks(claim, 1)}, METHODS)
+    if not isinstance(claim.apart, MaskClaim):
+        raise CertificateError(f"the rows of a hybrid set need a claim on masks, got a {type(claim.apart).__name__}")
 
 
 def check_weight_claim(problem: ReconstructionProblem, claim: WeightClaim) -> None:

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relaxprune import NM, KSparse, MaskProblem, QuadraticProblem
+from relaxprune import NM, Hybrid, KSparse, MaskProblem, QuadraticProblem
 from relaxprune.problems import Polytope, Problem
 from relaxprune.problems.polytopes.transposable import TransposableNM
 from tests import random_problems
-from tests.enumeration import Array, Rule, numbers
+from tests.enumeration import Array, HybridRule, Rule, numbers
 from tests.layers import correlated_gram
 from tests.random_problems import Draw, fixed_entries, make_gram, make_weight
 
 KINDS = ("mask", "quadratic")
-SETS = (*random_problems.SETS, "transposable", "face")
+COUNTED = (*random_problems.SETS, "transposable", "face")  # every entry has counts that are those of all masks
+SETS = (*COUNTED, "hybrid", "hybrid face")
 LAYERS = ("row", "row at most", "layer", "2:4", "transposable 2:4", "face")
 _EDGE = 4  # a tile, or a group, of the sets in LAYERS
 # NumPy's extended precision where it is wider; a margin for one rounding of float64 sums everywhere.
@@ -135,18 +136,19 @@ def tiny(
 
     Args:
         kind: one of ``KINDS``.
-        set_name: one of ``SETS``; "face" is any other one with fixed entries.
+        set_name: one of ``SETS``; "face" is any other of ``COUNTED`` with fixed entries.
         seed: of sizes, counts and numbers.
         gram_kind: one of ``random_problems.GRAMS``.
         scale: factor on the weight, or on both terms of a quadratic problem.
         weight_kind: one of ``random_problems.WEIGHTS``.
     """
     draw = Draw(seed)
-    base = draw.pick(SETS[:-1]) if set_name == "face" else set_name
-    polytope, rule = _transposable(draw) if base == "transposable" else random_problems.make_set(base, draw)
+    base = draw.pick(COUNTED[:-1]) if set_name == "face" else set_name.removesuffix(" face")
+    own = {"transposable": _transposable, "hybrid": _hybrid}
+    polytope, rule = own[base](draw) if base in own else random_problems.make_set(base, draw)
     gram = make_gram(gram_kind, rule.shape[1], draw)
     weight = make_weight(weight_kind, rule.shape, gram, draw)
-    kept, pruned = fixed_entries(rule, draw) if set_name == "face" else (None, None)
+    kept, pruned = fixed_entries(rule, draw) if set_name.endswith("face") else (None, None)
     label = f"seed {seed}: {kind}, {polytope}, {rule.shape}, gram {gram_kind}, weight {weight_kind}, scale {scale:g}"
     if kind == "quadratic":
         # Of the size of the quadratic term, and negative more often than not: selecting must pay.
@@ -208,6 +210,14 @@ def _transposable(draw: Draw) -> tuple[Polytope, Rule]:
     shape = (group * draw.whole(1, 2), group * draw.whole(1, 8 // group**2 + 1))
     keep = draw.whole(0, group)
     return TransposableNM(keep, group), _tiles(shape, keep, group)
+
+
+def _hybrid(draw: Draw) -> tuple[Polytope, Rule]:
+    """A hybrid set of a few small tiles of rows and its rule."""
+    tile, group = draw.whole(1, 2), draw.whole(2, 4)
+    shape = (tile * draw.whole(1, 2), group if group > 2 else group * draw.whole(1, 2))
+    keep, dense = draw.whole(0, group - 1), draw.whole(0, shape[0] // tile)
+    return Hybrid(keep, group, dense, tile), HybridRule.of(shape, keep, group, dense, tile)
 
 
 def _order(size: int, group: int, draw: Draw) -> Tensor:

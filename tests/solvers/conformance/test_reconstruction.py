@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relaxprune import NM, KSparse, ReconstructionProblem, solve
+from relaxprune import NM, Hybrid, KSparse, ReconstructionProblem, solve
 from relaxprune.certificates import certify_weights
 from relaxprune.problems import RelaxPruneError
 from relaxprune.problems.polytopes.transposable import TransposableNM
@@ -23,7 +23,7 @@ from tests.random_problems import GRAMS, Draw, make_gram
 
 from .checks import MOST_ITERATIONS, check_refusal, default_iterations
 
-SETS = (KSparse(3), KSparse(3, at_most=True), KSparse(8, per="layer"), NM(2, 4), TransposableNM(2, 4))
+SETS = (KSparse(3), KSparse(3, at_most=True), KSparse(8, per="layer"), NM(2, 4), TransposableNM(2, 4), Hybrid(2, 4, 1))
 DRAWN = settings(max_examples=60 if LONG else 1, deadline=None, suppress_health_check=list(HealthCheck))
 
 

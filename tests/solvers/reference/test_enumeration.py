@@ -16,7 +16,7 @@ from relaxprune.solvers.reference.enumeration import Enumerate
 from tests.enumeration import best_values, magnitude
 from tests.random_problems import Draw, random_case
 
-from ..conformance.problems import SETS, tiny
+from ..conformance.problems import COUNTED, tiny
 
 
 @given(seed=st.integers(0, 2**31))
@@ -58,7 +58,7 @@ def test_too_many_masks_are_refused_before_any_work():
         Enumerate().check(MaskProblem(torch.ones(1, 60), torch.eye(60), KSparse(30)))
 
 
-@pytest.mark.parametrize("set_name", SETS)
+@pytest.mark.parametrize("set_name", COUNTED)
 def test_masks_are_counted_as_they_are_listed(set_name, seed):
     for number in range(20):
         block = Block.of(tiny("mask", set_name, seed + number).case().problem)
