@@ -60,7 +60,7 @@ def test_the_folder_is_that_of_one_process(
     assert [rank.code for rank in again] == [0, 0], again
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_rank_ends_the_job_and_others_go_on(victim: int, place: Path, finished: Path, tmp_path: Path) -> None:
     """A rank that dies while it solves its second block."""
     out = tmp_path / "out"

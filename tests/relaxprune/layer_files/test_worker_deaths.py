@@ -109,7 +109,7 @@ def test_a_script_without_the_guard_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sees processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 def test_nothing_goes_on_when_the_command_ends(tmp_path: Path, number: signal.Signals) -> None:
     write_layers(tmp_path / "layers", 12)
     words = ["solve", *sorted(map(str, (tmp_path / "layers").iterdir())), "--sparsity", "0.5"]

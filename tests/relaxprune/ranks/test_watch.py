@@ -105,7 +105,7 @@ def test_a_launcher_that_interrupts_the_others_does_not_hide_who_died(tmp_path: 
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_rank_that_is_stopped_is_named(victim: int, tmp_path: Path) -> None:
     def work(rank: int) -> object:
         try:
