@@ -81,7 +81,9 @@ class RelaxPruneSearcher(BaseSparseSearcher):
         """
         super().before_search()
         self._layers = [(module, InputGram(module, name), name) for name, module in self._named_sparsifiable_modules()]
-        handles = [module.register_forward_hook(partial(_count, gram)) for module, gram, _ in self._layers]
+        handles = [
+            module.register_forward_hook(partial(_count, gram), with_kwargs=True) for module, gram, _ in self._layers
+        ]
         try:
             self.forward_loop(self.model)
         finally:
@@ -119,9 +121,9 @@ class RelaxPruneSearcher(BaseSparseSearcher):
         raise NotImplementedError
 
 
-def _count(inputs: InputGram, _module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+def _count(inputs: InputGram, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
     """Count one batch of a layer's inputs, as a forward hook."""
-    inputs.add(args[0])
+    inputs.add(next(iter((*args, *kwargs.values())), None))
 
 
 def _chosen(config: Mapping[str, Any]) -> Choice:

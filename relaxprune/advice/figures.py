@@ -59,6 +59,8 @@ class Figure:
 _TORCH = "torch.sparse.to_sparse_semi_structured, bfloat16 or float16"
 _ONE_TOKEN = "4096 x 4096 by one token: 0.022 ms dense, 0.196 ms as 2:4; a GPU is not named"
 _ONE_TOKEN_SOURCE = "https://github.com/pytorch/pytorch/issues/111339"
+_FEW_TOKENS = "10240 columns, a GPU is not named: 0.59 times dense at 64 tokens, 0.68 at 512, 1.35 at 1280"
+_FEW_TOKENS_SOURCE = "https://github.com/pytorch/ao/issues/1460"
 _MACKO = "MACKO, float16, one sequence at a time"
 
 FIGURES = (
@@ -75,12 +77,11 @@ FIGURES = (
     Figure(
         device="h100",
         tokens=(1025, None),
-        ask="--pattern 2:4",
+        ask=None,
         runtime=_TORCH,
-        speed=1.15,
-        measured="3072 x 10240 by 3072 tokens, float16, with this change; 0.41 without it, so ask your torch first",
+        speed=0.41,
+        measured="3072 x 10240 by 3072 tokens, float16; 1.15 with the change proposed there, so time your torch",
         source="https://github.com/pytorch/pytorch/pull/177866",
-        bits=SEMI_STRUCTURED_BITS,
     ),
     Figure(
         device="h100",
@@ -125,9 +126,9 @@ FIGURES = (
         tokens=(64, 1023),
         ask=None,
         runtime=_TORCH,
-        speed=0.4,
-        measured="BERT, batches of 4 to 256, torch's own tutorial: 0.40 to 0.95 times dense",
-        source="https://github.com/pytorch/tutorials/issues/3236",
+        speed=0.59,
+        measured=_FEW_TOKENS,
+        source=_FEW_TOKENS_SOURCE,
     ),
     Figure(
         device="4090",
@@ -192,8 +193,8 @@ FIGURES = (
         ask=None,
         runtime=_TORCH,
         speed=0.59,
-        measured="10240 columns, a GPU is not named: 0.59 times dense at 64 tokens, 0.68 at 512, 1.35 at 1280",
-        source="https://github.com/pytorch/ao/issues/1460",
+        measured=_FEW_TOKENS,
+        source=_FEW_TOKENS_SOURCE,
     ),
     Figure(
         device="xeon",
@@ -228,7 +229,7 @@ FIGURES = (
         ask=None,
         runtime="none",
         speed=None,
-        measured="kernels for sparse matrices were asked for and declined in MLX, and llama.cpp has none",
+        measured="kernels for sparse matrices were asked for in MLX itself, and declined; llama.cpp has none",
         source="https://github.com/ml-explore/mlx/issues/2728",
     ),
     Figure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from relaxprune.runs import RunFolder, evaluation_of, record_evaluation, weights
 from relaxprune.runs.evaluation_file import DENSE
 from relaxprune.runs.run_record import read_record
 from relaxprune.support import machine_line, memory_line
-from relaxprune.support.folder_lock import refuse_held_folder
+from relaxprune.support.folder_lock import LOCK_NAME, refuse_held_folder
 from relaxprune.text import CalibrationOptions, TokenWindows, evaluation_windows
 
 from .demo_settings import DemoSettings, first_blocks, parts_of
@@ -75,12 +75,33 @@ def run_demo(settings: DemoSettings) -> int:
         0; or 3 if relaxprune's masks were not better than Wanda's, or a run has notices.
     """
     jobs = settings.jobs()
+    _refuse_others(settings, jobs)
     with _under_way(settings):
         for job in jobs:
             RunFolder.refuse_occupied(job.folder, settings.resume)
         code = _compare(settings, jobs)
-    shutil.rmtree(settings.parts, ignore_errors=True)
+    for name in _own(settings, jobs):
+        shutil.rmtree(settings.parts / name, ignore_errors=True)
+    (settings.parts / _UNFINISHED).unlink(missing_ok=True)
+    with suppress(OSError):
+        settings.parts.rmdir()
     return code
+
+
+def _own(settings: DemoSettings, jobs: list[PruneJob]) -> set[str]:
+    """Return the names of the runs in the folder of the parts."""
+    return {job.folder.name for job in jobs if job.folder.parent == settings.parts}
+
+
+def _refuse_others(settings: DemoSettings, jobs: list[PruneJob]) -> None:
+    """Raise RelaxPruneError if the folder of the parts, which goes at the end, has anything of somebody else in it."""
+    expected = {*_own(settings, jobs), _UNFINISHED, LOCK_NAME}
+    found = {path.name for path in settings.parts.iterdir()} if settings.parts.is_dir() else set()
+    if found - expected:
+        raise bad_input(
+            f"--out {str(settings.out)!r} needs the folder {str(settings.parts)!r} beside it for a while, which holds "
+            f"{min(found - expected)!r}: name another --out"
+        )
 
 
 @contextmanager

@@ -134,8 +134,7 @@ def _notices(found: Speed) -> list[str]:
             f"nothing on {found.device} multiplies with {found.target}: its weights were unpacked, and both "
             "columns measure a dense model; the zeros are worth nothing here"
         ]
-    if found.converted.prefill_s >= found.dense.prefill_s and (found.converted.decode_s or 0) >= (
-        found.dense.decode_s or 0
-    ):
+    phases = [(found.dense.prefill_s, found.converted.prefill_s), (found.dense.decode_s, found.converted.decode_s)]
+    if all(after >= before for before, after in phases if before is not None and after is not None):
         return [f"{found.target} is not faster than the dense model on {found.device}"]
     return []

@@ -86,6 +86,8 @@ class PackedTarget(Target):
     def read(self, folder: Path, device: torch.device) -> ConvertedModel:
         """Rebuild the model with unpacked weights, then put the parts in their place where the device can use them."""
         (path,) = self.files(folder)
+        if not path.is_file():
+            raise damaged(_FORM.describe(path), "it is missing")
         tensors, metadata = read_container(path, _FORM)
         packed = metadata_json(metadata, "packed", path, _FORM)
         if metadata["target"] != self.name or misfit(packed, _SHAPE) or metadata["dtype"] not in _DTYPES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
@@ -125,7 +125,8 @@ def read_package(folder: str | Path) -> MaskPackage:
     if not is_sealed(content):
         raise damaged(repr(str(folder / PACKAGE_NAME)), "its checksum does not match its content", _FORM.advice)
     for name, facts in files.items():
-        if not is_inside(name) or not is_unchanged(folder / name, facts):
+        strange = not is_inside(name) or (folder / name).is_symlink()
+        if strange or len(PurePath(name).parts) > 2 or not is_unchanged(folder / name, facts):
             raise RelaxPruneError(
                 f"{str(folder / name)!r} is missing or is not the file that the mask package was given"
             )
@@ -176,4 +177,5 @@ def _refuse_new_weights(run: FinishedRun) -> None:
 
 def _certificates(names: Iterable[str]) -> list[str]:
     """Return those of some listed files that are certificates, sorted."""
-    return sorted(name for name in names if name.startswith(f"{CERTIFICATES}/"))
+    found = (name for name in names if name.startswith(f"{CERTIFICATES}/"))
+    return sorted(name for name in found if PurePath(name).suffix == ".safetensors")

@@ -43,12 +43,12 @@ class Objective(BaseObjective):
 
     def evaluate_result(self, mask: np.ndarray) -> dict[str, float]:
         """Judge a mask, (rows, cols) bool, True = kept, in float64; one outside of the set counts as worthless."""
-        kept = torch.from_numpy(np.asarray(mask, dtype=bool))
-        if not self.problem.polytope.contains(kept):
-            return {"value": float("nan"), "relative_error": float("nan"), "relative_gap": float("nan")}
-        objective, bound = self.problem.objective(kept), self.proof.lower_bound
+        given = np.asarray(mask)
+        kept, bound = torch.from_numpy(given.astype(bool)), self.proof.lower_bound
+        fits = bool(((given == 0) | (given == 1)).all()) and self.problem.polytope.contains(kept)
+        objective = self.problem.objective(kept) if fits else float("nan")
         return {
-            "value": objective / self.problem.reference,
+            "value": objective / self.problem.reference if self.problem.reference else objective,
             "objective": objective,
             "lower_bound": bound,
             "relative_gap": (objective - bound) / objective if objective else 0.0,
