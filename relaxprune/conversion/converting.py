@@ -19,6 +19,7 @@ from relaxprune.support.new_folder import new_folder
 from relaxprune.support.tensor_bits import as_integers
 
 from .checking import LogitDifference, check_weights, logit_difference, refuse_difference
+from .own_code import refuse_own_code
 from .packed import own_tensors, torch_logits
 from .record import masks_sha256, write_conversion
 from .registry import make_target
@@ -75,11 +76,12 @@ def convert_run(run: str | Path, target: str, out: str | Path) -> Conversion:
         out: new folder, outside ``run``. It appears when it is complete and checked.
 
     Raises:
-        RelaxPruneError: an unknown target, a package that is missing, a run that is not finished, a target that takes
-            none of its weights, or a check that fails; nothing is written then.
+        RelaxPruneError: an unknown target, a package that is missing, a run that is not finished, a model with
+            code of its own, a target that takes none of its weights, or a check that fails; nothing is written then.
     """
     made = make_target(target)
     read = read_finished_run(run)
+    refuse_own_code(read, "masks convert")
     with new_folder(Path(out), read.path) as staging:  # refuses before anything is loaded
         stored = load_model(str(read.path))
         job, left = _job(made, read, stored)
