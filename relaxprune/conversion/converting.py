@@ -40,6 +40,8 @@ class Conversion:
         left: pruned weights that are stored as before, cast to ``dtype``, each with its reason.
         disk_bytes, dense_disk_bytes: of the weight files, converted and of the run.
         memory_bytes, dense_memory_bytes: of the weights in memory; converted where a kernel takes them as they are.
+        dense_bits: of an entry of the dense model that the form is held against, in the form's own dtype.
+        dense_form_bytes: of the weights in memory of that model, so that a cast is not credited to the form.
         difference: of the logits from those of the model as the run stores it: what the form's rounding costs.
         from_dense: of the logits from those of the same rounded weights in a dense model of ``dtype``.
         tolerance: the largest relative one of ``from_dense`` that is accepted.
@@ -57,6 +59,8 @@ class Conversion:
     dense_disk_bytes: int
     memory_bytes: int
     dense_memory_bytes: int
+    dense_bits: int
+    dense_form_bytes: int
     difference: LogitDifference
     from_dense: LogitDifference
     tolerance: float
@@ -131,6 +135,7 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
     for layer in job.layers if converted.weights else ():
         layer.stored.copy_(layer.as_stored(converted.weights[layer.parameter]()))
     from_dense = logit_difference(converted.logits, partial(torch_logits, job.model), job.model)
+    bits = min(8 * job.model.dtype.itemsize, target.dense_bits)
     return Conversion(
         target=target.name,
         run=str(job.run.path),
@@ -143,11 +148,18 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
         dense_disk_bytes=sum((job.run.path / name).stat().st_size for name in weight_files(job.run.path)),
         memory_bytes=converted.memory_bytes,
         dense_memory_bytes=sum(tensor.nbytes for tensor in own_tensors(stored.model).values()),
+        dense_bits=bits,
+        dense_form_bytes=sum(_bytes_within(tensor, target.dense_bits) for tensor in own_tensors(job.model).values()),
         difference=difference,
         from_dense=from_dense,
         tolerance=refuse_difference(target, converted, from_dense),
         kernel=converted.kernel,
     )
+
+
+def _bytes_within(tensor: Tensor, bits: int) -> int:
+    """Return a tensor's bytes if no float of it took more than so many bits."""
+    return min(tensor.nbytes, tensor.numel() * bits // 8) if tensor.is_floating_point() else tensor.nbytes
 
 
 def _zeros(dense: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> int:
