@@ -140,8 +140,8 @@ class Target:
 
 
 def _is_hybrid(pattern: str) -> bool:
-    """Return whether a pattern leaves tiles of rows dense."""
-    return isinstance(pattern, str) and "," in pattern
+    """Return whether a pattern leaves tiles of rows dense, or tries to say so."""
+    return isinstance(pattern, str) and ("," in pattern or "=" in pattern)
 
 
 def _check_pattern(pattern: str) -> None:
