@@ -103,7 +103,7 @@ class Hybrid(Polytope):
         """Return the N:M pattern, the share of dense tiles and the rows of a tile that ``pattern`` names.
 
         Raises:
-            RelaxPruneError: it names none, or the share is not in [0, 1].
+            RelaxPruneError: it names none, the share is not in [0, 1], or N:M prunes nothing.
         """
         match = _PATTERN.fullmatch(pattern)
         if match is None:
@@ -119,7 +119,9 @@ class Hybrid(Polytope):
             raise RelaxPruneError(f"dense in pattern {pattern!r} must be a share from 0 to 1, got {match['dense']}")
         tile = int(match["tile"] or 1)
         whole_number("tile", tile, 1)
-        NM.from_pattern(match["base"])
+        base = NM.from_pattern(match["base"])
+        if base.keep >= base.group:
+            raise RelaxPruneError(f"pattern {pattern!r} prunes nothing: N must be below M in N:M with dense")
         return match["base"].strip(), share, tile
 
     @property

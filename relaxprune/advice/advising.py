@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relaxprune.problems.checks import whole_number
 from relaxprune.problems.errors import RelaxPruneError, did_you_mean
@@ -26,7 +26,7 @@ class Advice:
         figure: the measurement that decides, or the reason to stay dense.
         others: other measurements for as many tokens.
         model_bytes: of the whole model in the figure's form; None if dense, or if nobody says.
-        misfits: layers that the pattern does not divide, and that stay dense.
+        left: which layers stay dense all the same, in 16 bits, and why; "" if none does.
     """
 
     device: str
@@ -35,7 +35,7 @@ class Advice:
     figure: Figure
     others: tuple[Figure, ...]
     model_bytes: float | None
-    misfits: int
+    left: str
 
     @property
     def pays(self) -> bool:
@@ -75,6 +75,13 @@ def _advice(model: ModelSizes, device: str, phase: str, tokens: int) -> Advice:
     known = [figure for figure in FIGURES if figure.device == device and figure.covers(tokens)]
     fast = [figure for figure in known if figure.ask is not None and (figure.speed or 0) >= PAYS]
     best = max(fast, key=lambda figure: figure.speed or 0) if fast else known[0]
-    size = None if best.ask is None or best.bits is None else model.bytes(best.bits)
     others = tuple(figure for figure in known if figure is not best)
-    return Advice(device, phase, tokens, best, others, size, 0 if best.ask is None else model.misfits(best.ask))
+    if best.ask is None:
+        return Advice(device, phase, tokens, best, others, None, "")
+    left = model.left(best.ask)
+    if model.misfits(best.ask) == model.shapes.total():  # no layer would gain
+        return Advice(
+            device, phase, tokens, replace(best, ask=None, speed=None, measured=left, bits=None), (), None, left
+        )
+    size = None if best.bits is None else model.bytes(best.bits, best.ask)
+    return Advice(device, phase, tokens, best, others, size, left)

@@ -57,15 +57,15 @@ def advise_model(
     with door():
         sizes = model_sizes(model, options)
     found = advise(sizes, use.device, use.batch, use.tokens)
-    layers, share = sum(sizes.shapes.values()), sizes.prunable / sizes.parameters
+    share = sizes.in_blocks / sizes.parameters
     weights = f"{_count(sizes.parameters)} weights, {_size(sizes.bytes())} in 16 bits"
-    print(f"{model}: {layers} layers hold {share:.0%} of {weights}")
+    print(f"{model}: {sizes.layers} layers hold {share:.0%} of {weights}")
     for advice in found:
-        print("\n".join(_lines(advice, sizes)))
+        print("\n".join(_lines(advice)))
     print("\n".join(_ends(sizes)))
 
 
-def _lines(advice: Advice, sizes: ModelSizes) -> list[str]:
+def _lines(advice: Advice) -> list[str]:
     """Return what to ask for, what was measured, and where that is published."""
     from relaxprune.advice import DEVICES
 
@@ -80,8 +80,8 @@ def _lines(advice: Advice, sizes: ModelSizes) -> list[str]:
         f"  {figure.runtime}: {figure.measured}",
         f"  {figure.source}",
     ]
-    if advice.misfits:
-        lines.append(f"  {advice.misfits} of {sum(sizes.shapes.values())} layers have columns that it does not divide")
+    if advice.left:
+        lines.append(f"  {advice.left}: they stay dense, and are counted in 16 bits")
     lines += [
         f"  or {other.ask}, {other.speed:g} times dense, {other.runtime}: {other.measured}\n  {other.source}"
         for other in advice.others

@@ -51,19 +51,24 @@ def _left(found: Conversion) -> Iterator[str]:
 
 
 def conversion_table(found: Conversion) -> str:
-    """Return bytes before and after, and how far the logits moved."""
+    """Return bytes before and after, dense in the form's own dtype too, and how far the logits moved."""
+    from relaxprune.conversion.registry import target_class
     from relaxprune.support import table
 
-    lines: list[tuple[object, ...]] = [("", "as the run stores it", found.target, "share")]
+    dense_form = f"dense in {found.dense_bits} bits"
+    lines: list[tuple[object, ...]] = [("", "as the run stores it", dense_form, found.target, f"share of {dense_form}")]
     for name, before, after in (
         ("weights on disk, MiB", found.dense_disk_bytes, found.disk_bytes),
         ("weights in memory, MiB", found.dense_memory_bytes, found.memory_bytes),
     ):
-        lines.append((name, f"{before / _MIB:.1f}", f"{after / _MIB:.1f}", f"{after / before:.1%}"))
+        sizes = (f"{count / _MIB:.1f}" for count in (before, found.dense_form_bytes, after))
+        lines.append((name, *sizes, f"{after / found.dense_form_bytes:.1%}"))
     stored, dense = found.difference, found.from_dense
+    besides = target_class(found.target).besides
     return "\n".join(
         [
             *table(lines),
+            *([f"its bytes include what {besides} save, and not the zeros alone"] if besides else []),
             f"logits: {dense.relative:.2g} of their size from those of the same weights in dense form "
             f"(accepted: {found.tolerance:g})",
             f"rounding to the form: {stored.relative:.2g} of their size from those of the run, KL "

@@ -17,7 +17,8 @@ _NAMED = 3
 def report_notices(report: PruneReport) -> list[str]:
     """Return the notices of a model's report.
 
-    They are: layers of the plan that no calibration text reached; layers that do not fit; a side of the model that
+    They are: layers of the plan that no calibration text reached; layers that do not fit; layers with too few tiles of
+    rows for one to be dense; a side of the model that
     was left alone; less than half of the matrices' weights pruned; layers whose solver broke down, so that their mask
     is the starting one; a published method of which a part was left out; blocks that could not be replayed, so that
     the whole model was run instead; layers that were asked to correct errors of earlier ones but do not; and orders of
@@ -33,6 +34,11 @@ def report_notices(report: PruneReport) -> list[str]:
         notices.append(
             f"{len(misfits)} layers do not fit and were not pruned ({_some(layer.name for layer in misfits)}): "
             f"{misfits[0].reason.removeprefix(f'{MISFIT}: ')}"
+        )
+    if few := _without_dense(report):
+        notices.append(
+            f"{len(few)} layers have no dense rows ({_some(few)}): the share of dense tiles in pattern "
+            f"{report.polytope['pattern']!r} is less than one tile there"
         )
     if others := report.skipped_for(OTHER_SIDE):
         notices.append(
@@ -63,6 +69,16 @@ def report_notices(report: PruneReport) -> list[str]:
         names = _some(item.layer for item in back)
         notices.append(f"{len(back)} layers keep the order of their columns ({names}): {back[0].reason}")
     return notices
+
+
+def _without_dense(report: PruneReport) -> list[str]:
+    """Name the layers that have too few tiles of rows for one to be dense, though a share of them was to be."""
+    from relaxprune.options import Target
+
+    if "pattern" not in report.polytope:
+        return []
+    target = Target(pattern=report.polytope["pattern"])
+    return [layer.name for layer in report.layers if target.lacks_dense((layer.rows, layer.cols))]
 
 
 def left_out_notices(solver: str, left_out: list[str]) -> list[str]:

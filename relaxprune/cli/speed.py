@@ -87,9 +87,12 @@ def speed(
 
 def speed_lines(found: Speed) -> list[str]:
     """Return what was measured, as tables."""
+    from relaxprune.conversion.registry import target_class
     from relaxprune.support import table
 
     lines = [f"{found.target} against dense {found.dtype} on {found.machine}"]
+    if besides := target_class(found.target).besides:
+        lines.append(f"the figures of {found.target} include {besides}, and not the zeros alone")
     if found.layers:
         head: tuple[object, ...] = ("layer", "tokens", "dense, ms", "converted, ms", "converted / dense")
         rows = [

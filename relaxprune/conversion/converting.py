@@ -19,6 +19,7 @@ from relaxprune.support.new_folder import new_folder
 from relaxprune.support.tensor_bits import as_integers
 
 from .checking import LogitDifference, check_weights, logit_difference, refuse_difference
+from .own_code import refuse_own_code
 from .packed import own_tensors, torch_logits
 from .record import masks_sha256, write_conversion
 from .registry import make_target
@@ -39,6 +40,8 @@ class Conversion:
         left: pruned weights that are stored as before, cast to ``dtype``, each with its reason.
         disk_bytes, dense_disk_bytes: of the weight files, converted and of the run.
         memory_bytes, dense_memory_bytes: of the weights in memory; converted where a kernel takes them as they are.
+        dense_bits: of an entry of the dense model that the form is held against, in the form's own dtype.
+        dense_form_bytes: of the weights in memory of that model, so that a cast is not credited to the form.
         difference: of the logits from those of the model as the run stores it: what the form's rounding costs.
         from_dense: of the logits from those of the same rounded weights in a dense model of ``dtype``.
         tolerance: the largest relative one of ``from_dense`` that is accepted.
@@ -56,6 +59,8 @@ class Conversion:
     dense_disk_bytes: int
     memory_bytes: int
     dense_memory_bytes: int
+    dense_bits: int
+    dense_form_bytes: int
     difference: LogitDifference
     from_dense: LogitDifference
     tolerance: float
@@ -75,11 +80,12 @@ def convert_run(run: str | Path, target: str, out: str | Path) -> Conversion:
         out: new folder, outside ``run``. It appears when it is complete and checked.
 
     Raises:
-        RelaxPruneError: an unknown target, a package that is missing, a run that is not finished, a target that takes
-            none of its weights, or a check that fails; nothing is written then.
+        RelaxPruneError: an unknown target, a package that is missing, a run that is not finished, a model with
+            code of its own, a target that takes none of its weights, or a check that fails; nothing is written then.
     """
     made = make_target(target)
     read = read_finished_run(run)
+    refuse_own_code(read, "masks convert")
     with new_folder(Path(out), read.path) as staging:  # refuses before anything is loaded
         stored = load_model(str(read.path))
         job, left = _job(made, read, stored)
@@ -129,6 +135,7 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
     for layer in job.layers if converted.weights else ():
         layer.stored.copy_(layer.as_stored(converted.weights[layer.parameter]()))
     from_dense = logit_difference(converted.logits, partial(torch_logits, job.model), job.model)
+    bits = min(8 * job.model.dtype.itemsize, target.dense_bits)
     return Conversion(
         target=target.name,
         run=str(job.run.path),
@@ -141,11 +148,18 @@ def _checked(target: Target, job: Job, stored: LoadedModel, left: list[LeftAsItI
         dense_disk_bytes=sum((job.run.path / name).stat().st_size for name in weight_files(job.run.path)),
         memory_bytes=converted.memory_bytes,
         dense_memory_bytes=sum(tensor.nbytes for tensor in own_tensors(stored.model).values()),
+        dense_bits=bits,
+        dense_form_bytes=sum(_bytes_within(tensor, target.dense_bits) for tensor in own_tensors(job.model).values()),
         difference=difference,
         from_dense=from_dense,
         tolerance=refuse_difference(target, converted, from_dense),
         kernel=converted.kernel,
     )
+
+
+def _bytes_within(tensor: Tensor, bits: int) -> int:
+    """Return a tensor's bytes if no float of it took more than so many bits."""
+    return min(tensor.nbytes, tensor.numel() * bits // 8) if tensor.is_floating_point() else tensor.nbytes
 
 
 def _zeros(dense: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> int:

@@ -51,6 +51,8 @@ class OpenVino(Target):
     kinds: ClassVar[Mapping[str, str]] = {"Linear": "nn.Linear", "Conv1D": "Conv1D"}
     tolerance = 0.001
     explains = "sums in another order"
+    besides = "8-bit weights and another runtime"
+    dense_bits = 16  # the graph is traced in 32, which is no gain of the form
 
     def dtype(self, stored: torch.dtype) -> torch.dtype:
         """Return float32, in which the graph is traced."""

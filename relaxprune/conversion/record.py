@@ -9,7 +9,7 @@ from typing import Any
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.runs.mask_file import MASKS_NAME
 from relaxprune.support.durable import file_sha256, write_json
-from relaxprune.support.json_files import JsonFormat, Values, is_sealed, read_document, sealed
+from relaxprune.support.json_files import JsonFormat, Maybe, Values, is_sealed, read_document, sealed
 from relaxprune.support.machine import machine_line
 from relaxprune.support.sentences import damaged
 
@@ -20,6 +20,7 @@ _FORM = JsonFormat(
         **{name: str for name in ("target", "run", "masks_sha256", "dtype", "kernel", "machine")},
         **{name: int for name in ("layers", "pruned", "disk_bytes", "dense_disk_bytes")},
         **{name: int for name in ("memory_bytes", "dense_memory_bytes")},
+        **{name: Maybe(int) for name in ("dense_bits", "dense_form_bytes")},
         "left": [{"parameter": str, "reason": str}],
         **{name: Values(float) for name in ("difference", "from_dense")},
         "tolerance": float,

@@ -84,6 +84,8 @@ class Target(ABC):
         kinds: the kinds of layers whose weights it takes, as in ``PrunableLayer.kind``; {} takes everything as it is.
         tolerance: largest relative difference between the logits of a kernel and of the same weights in a dense model.
         explains: where that difference comes from.
+        besides: what bytes and times of the form owe to something else than zeros; "" if nothing.
+        dense_bits: the most bits of an entry of the dense model that the form's bytes are held against.
     """
 
     name: ClassVar[str]
@@ -93,6 +95,8 @@ class Target(ABC):
     kinds: ClassVar[Mapping[str, str]] = {}
     tolerance: ClassVar[float]
     explains: ClassVar[str]
+    besides: ClassVar[str] = ""
+    dense_bits: ClassVar[int] = 64
 
     def dtype(self, stored: torch.dtype) -> torch.dtype:
         """Return the dtype that a model is cast to before it is converted, from the one that it is stored in."""

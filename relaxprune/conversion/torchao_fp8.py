@@ -36,6 +36,7 @@ class TorchaoFp8(PackedTarget):
     summary = "torchao's FP8 with 2:4 zeros, NVIDIA H100 and H200"
     package = "torchao"
     extra = "torchao"
+    besides = "8-bit weights"
     tolerance = 0.4
     explains = "inputs of 8-bit floats"
 

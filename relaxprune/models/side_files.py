@@ -34,7 +34,7 @@ def side_files(folder: Path) -> list[str]:
 
     Python files are among them only if the model's configuration names code of its own.
     """
-    code = _own_code(folder)
+    code = names_own_code(folder)
     found, left = [], []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
@@ -83,7 +83,7 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _own_code(folder: Path) -> bool:
+def names_own_code(folder: Path) -> bool:
     """Say whether a configuration in the folder names Python code of the model's own."""
     configs = (path for path in folder.glob("*.json") if path.name.endswith("config.json") and path.is_file())
     return any(isinstance(content, dict) and content.get("auto_map") for content in map(read_json, configs))

@@ -99,6 +99,12 @@ class Target:
             return self.sparsity
         return 1 - self._polytope(shape).kept(shape) / (shape[0] * shape[1])
 
+    def lacks_dense(self, shape: Shape) -> bool:
+        """Return whether the pattern asks for a share of dense tiles that is less than one tile of such a weight."""
+        if self.pattern is None or not _is_hybrid(self.pattern):
+            return False
+        return Hybrid.parsed(self.pattern)[1] > 0 and Hybrid.from_pattern(self.pattern, shape).dense == 0
+
     @property
     def apart(self) -> Target:
         """The target over which rows are solved: N:M for a set that leaves rows dense, else the target itself."""
@@ -134,8 +140,8 @@ class Target:
 
 
 def _is_hybrid(pattern: str) -> bool:
-    """Return whether a pattern leaves tiles of rows dense."""
-    return isinstance(pattern, str) and "," in pattern
+    """Return whether a pattern leaves tiles of rows dense, or tries to say so."""
+    return isinstance(pattern, str) and ("," in pattern or "=" in pattern)
 
 
 def _check_pattern(pattern: str) -> None:

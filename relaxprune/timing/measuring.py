@@ -15,6 +15,7 @@ from torch import Tensor
 
 from relaxprune.conversion.checking import LogitDifference, check_weights, logit_difference, refuse_difference
 from relaxprune.conversion.converting import convert_run
+from relaxprune.conversion.own_code import refuse_own_code
 from relaxprune.conversion.packed import own_tensors, torch_logits
 from relaxprune.conversion.record import masks_sha256, read_conversion
 from relaxprune.conversion.registry import make_target
@@ -89,13 +90,14 @@ def measure_speed(
         converted: a folder that ``masks convert`` made of the run, in place of ``to``.
 
     Raises:
-        RelaxPruneError: both are given, the folder was made of another run, or the two models' outputs differ by more
-            than the form explains.
+        RelaxPruneError: both are given, the folder was made of another run, the model has code of its own, or the two
+            models' outputs differ by more than the form explains.
     """
     wanted = options or SpeedOptions()
     if to is not None and converted is not None:
         raise RelaxPruneError(f"give a target or a converted folder, got {to!r} and {str(converted)!r}")
     read = read_finished_run(run)
+    refuse_own_code(read, "speed")
     target = make_target(to if to is not None else _fitting(read)) if converted is None else None
     stored = load_model(str(read.path)).model
     tokens = _prompt(stored, wanted)  # refuses a prompt that is too long before anything is converted

@@ -146,6 +146,8 @@ def test_from_a_share_or_a_sparsity():
         (lambda: Target(pattern="2:4,dens=0.5"), 'pattern must look like "2:4" or "2:4,dense=0.25,tile=64"'),
         (lambda: Target(pattern="2:4,dense=1.5"), "must be a share from 0 to 1, got 1.5"),
         (lambda: Target(pattern="2:4,dense=much"), "must be a share from 0 to 1, got much"),
+        (lambda: Target(pattern="dense=0.5"), 'pattern must look like "2:4" or "2:4,dense=0.25,tile=64"'),
+        (lambda: Target(pattern="4:4,dense=.5"), "pattern '4:4,dense=.5' prunes nothing"),
         (lambda: Target(pattern="24,dense=0.5"), "pattern must look like"),
         (lambda: Hybrid(2, 4, 1).rows(slice(0, 1)), "couples all rows"),
         (lambda: Hybrid(2, 4, 1).cells((4, 8)), "no counts that all of its masks share"),

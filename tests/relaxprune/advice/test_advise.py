@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, MixtralConfig
 
 from relaxprune import RelaxPruneError
 from relaxprune.advice import DEVICES, ModelSizes, advise, model_sizes
@@ -53,7 +54,35 @@ def test_layers_that_a_pattern_does_not_divide_are_counted():
     assert (
         odd.misfits("--pattern 2:4") == 2 and odd.misfits("--pattern 6:8") == 2 and odd.misfits("--sparsity 0.5") == 0
     )
-    assert odd.prunable == 80 and odd.widest == 8
+    assert odd.prunable == 80 and odd.widest == 8 and odd.bytes(0, "--pattern 2:4") == 2 * (100 - 32)
+    assert odd.left("--pattern 2:4") == "of 3 layers 2 have columns that 2:4 does not divide"
+
+
+def test_nothing_is_promised_for_layers_that_no_form_takes():
+    kinds = Counter({("Conv1D", (16, 8)): 4, ("Expert", (4, 8)): 2})
+    none = ModelSizes("gpt2", 1000, Counter(), kinds)
+    for one in advise(none, ["h100", "4090"], tokens=512):
+        assert not one.pays and one.model_bytes is None
+    prefill = advise(none, ["h100"], tokens=512)[1]
+    assert "4 are Conv1D, which no form measured here takes; 2 are fused experts" in prefill.figure.measured
+    assert none.bytes(0) == none.bytes() == 2000 and none.in_blocks == 576 and none.layers == 6
+    some = ModelSizes("mixtral", 1000, Counter({(8, 8): 2}), kinds)
+    prefill = advise(some, ["h100"], tokens=512)[1]
+    assert prefill.pays and prefill.model_bytes == some.bytes(5) and "of 8 layers 4 are Conv1D" in prefill.left
+
+
+def test_a_config_tells_the_kinds_of_its_layers(tmp_path, capsys):
+    GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16, n_positions=8).save_pretrained(tmp_path)
+    sizes = model_sizes(str(tmp_path))
+    assert not sizes.shapes and {kind for kind, _ in sizes.others} == {"Conv1D"} and sizes.layers == 4
+    assert main(["advise", str(tmp_path), "--device", "h100"]) == 0
+    text = capsys.readouterr().out
+    assert "stay dense" in text and "--pattern" not in text and "4 are Conv1D" in text
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    MixtralConfig(**small, **heads).save_pretrained(tmp_path)
+    sizes = model_sizes(str(tmp_path))
+    assert sizes.shapes.total() == 4 and {kind for kind, _ in sizes.others} == {"Expert"}
 
 
 def test_what_cannot_be_right_is_refused():

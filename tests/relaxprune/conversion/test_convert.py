@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from relaxprune.cli import main
+from relaxprune.cli.convert import conversion_table
 from relaxprune.conversion import convert_run, load_converted, target_names
 from relaxprune.conversion.registry import target_class
 from relaxprune.conversion.semi_structured import SemiStructured
@@ -26,6 +29,20 @@ from ..tiny_models import tiny_model
 def stored(run: Path) -> dict[str, torch.Tensor]:
     """The run's tensors, as its file has them."""
     return load_file(run / "model.safetensors")
+
+
+def _bytes(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[int]:
+    """The bytes of a model's tensors, with its weights in a dtype."""
+    yield from (parameter.numel() * dtype.itemsize for parameter in model.parameters())
+    yield from (buffer.nbytes for buffer in model.buffers())
+
+
+def test_what_is_not_owed_to_zeros_is_said(runs: Path, tmp_path: Path) -> None:
+    found = convert_run(runs / "half", "macko", tmp_path / "out")
+    assert "zeros alone" not in conversion_table(found)
+    table = conversion_table(replace(found, target="openvino"))
+    assert "include what 8-bit weights and another runtime save" in table
+    assert f"{found.disk_bytes / found.dense_form_bytes:.1%}" in table
 
 
 @pytest.mark.parametrize(
@@ -57,6 +74,8 @@ def test_every_tensor_comes_back(
     assert record["layers"] == taken and len(record["left"]) == 7 - taken
     files = [path for path in out.glob("*.safetensors") if path.name != "masks.safetensors"]
     assert record["disk_bytes"] == sum(path.stat().st_size for path in files)
+    assert record["dense_bits"] == 8 * dtype.itemsize and f"share of dense in {8 * dtype.itemsize} bits" in printed.out
+    assert record["dense_form_bytes"] == sum(_bytes(load_converted(out).model, dtype))
     assert record["disk_bytes"] < record["dense_disk_bytes"] and record["from_dense"]["relative"] == 0
     assert (out / "config.json").is_file() and "sparsity_config" not in (out / "config.json").read_text()
 

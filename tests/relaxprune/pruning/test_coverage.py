@@ -81,6 +81,17 @@ def test_what_the_user_leaves_alone_is_no_notice_but_counts():
     assert report.coverage.covered < 0.2 and not report.coverage.is_low and not report_notices(report)
 
 
+def test_layers_with_too_few_tiles_for_a_dense_one_are_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 16))
+    report = prune_model(model, [torch.randn(32, 8)], pattern="2:4,dense=0.25,tile=4", solver="wanda")
+    assert [int(report.masks[f"{name}.weight"].all(dim=1).sum()) for name in "02"] == [0, 4]
+    (notice,) = report_notices(report)
+    assert notice.startswith("1 layers have no dense rows (0): the share of dense tiles in pattern '2:4,dense=0.25")
+    report = prune_model(model, [torch.randn(32, 8)], pattern="2:4,dense=0", solver="wanda")
+    assert not report_notices(report)
+
+
 def test_misfits_are_refused_or_skipped():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 8))

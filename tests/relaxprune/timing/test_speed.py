@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from relaxprune.cli import main
+from relaxprune.cli.speed import speed_lines
 from relaxprune.conversion import convert_run
 from relaxprune.conversion.packed import _FORM
 from relaxprune.problems.errors import RelaxPruneError
@@ -39,7 +41,9 @@ def test_a_table_numbers_and_a_picture(runs: Path, tmp_path: Path, capsys: pytes
 
 def test_a_folder_of_another_run_is_refused(runs: Path, tmp_path: Path) -> None:
     convert_run(runs / "half", "macko", tmp_path / "out")
-    assert measure_speed(runs / "half", QUICK, converted=tmp_path / "out").target == "macko"
+    found = measure_speed(runs / "half", QUICK, converted=tmp_path / "out")
+    assert found.target == "macko" and not any("zeros alone" in line for line in speed_lines(found))
+    assert "include 8-bit weights and another runtime" in speed_lines(replace(found, target="openvino"))[1]
     with pytest.raises(RelaxPruneError, match="was made of another run"):
         measure_speed(runs / "two_of_four", QUICK, converted=tmp_path / "out")
     with pytest.raises(RelaxPruneError, match="a target or a converted folder"):
