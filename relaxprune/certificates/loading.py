@@ -38,50 +38,28 @@ def _certificate(stored: StoredClaim) -> Certificate:
     """Return the certificate of a claim, with the numbers that the proof does not depend on."""
     claim, notes = stored.claim, stored.description
     if isinstance(claim, WeightClaim):
-        return WeightCertificate(
-            method=claim.method,
-            objective=claim.objective,
-            lower_bound=claim.lower_bound,
-            block_objective=claim.block_objective,
-            block_lower_bound=claim.block_lower_bound,
-            seconds=notes["seconds"],
-            subject=stored.subject,
-            weight=claim.weight,
-            point=claim.point,
-            tightening=claim.tightening,
-        )
+        own = _numbers(claim, notes, stored.subject)
+        return WeightCertificate(**own, weight=claim.weight, point=claim.point, tightening=claim.tightening)
     if isinstance(claim, ChoiceClaim):
         apart = _of_masks(claim.apart, notes["apart"])
-        return ChoiceCertificate(
-            method=claim.method,
-            objective=claim.objective,
-            lower_bound=claim.lower_bound,
-            block_objective=claim.block_objective,
-            block_lower_bound=claim.block_lower_bound,
-            seconds=notes["seconds"],
-            subject=stored.subject,
-            rows_covered=apart.rows_covered,
-            checks=apart.checks,
-            relaxed_objective=apart.relaxed_objective,
-            mask=claim.mask,
-            proof=apart.proof,
-            apart=apart,
-        )
+        own = _numbers(claim, notes, stored.subject)
+        inherited = {name: getattr(apart, name) for name in ("rows_covered", "checks", "relaxed_objective", "proof")}
+        return ChoiceCertificate(**own, **inherited, mask=claim.mask, apart=apart)
     assert isinstance(claim, MaskClaim)
     return _of_masks(claim, notes)
+
+
+def _numbers(claim: WeightClaim | ChoiceClaim | MaskClaim, notes: dict[str, Any], subject: object) -> dict[str, Any]:
+    """Return what certificates of every kind have."""
+    names = ("method", "objective", "lower_bound", "block_objective", "block_lower_bound")
+    return {**{name: getattr(claim, name) for name in names}, "seconds": notes["seconds"], "subject": subject}
 
 
 def _of_masks(claim: MaskClaim, notes: dict[str, Any]) -> MaskCertificate:
     """Return a certificate of masks with its numbers."""
     estimate = notes["estimate"]
     return MaskCertificate(
-        method=claim.method,
-        objective=claim.objective,
-        lower_bound=claim.lower_bound,
-        block_objective=claim.block_objective,
-        block_lower_bound=claim.block_lower_bound,
-        seconds=notes["seconds"],
-        subject=claim.subject,
+        **_numbers(claim, notes, claim.subject),
         rows_covered=claim.rows_covered,
         checks=notes["checks"],
         relaxed_objective=notes["relaxed_objective"],

@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .option_groups import ModelGroup, PatternGroup, Seed, SolverGroup, with_groups
-from .prune.words import (
-    AllocationGroup,
-    CalibrationGroup,
-    CertifyGroup,
-    LayerGroup,
-    PruneWords,
-    RecipeGroup,
-    RunGroup,
-    StatisticsGroup,
-)
+from .option_groups import Seed, with_groups
+from .prune.words import CostWords, PruneWords, RunGroup
 
 if TYPE_CHECKING:
     from relaxprune.costs import Machine, Rates
@@ -89,18 +80,9 @@ class MachineGroup:
 
 
 @dataclass(frozen=True)
-class PlanWords:
+class PlanWords(CostWords):
     """All options of the command: those of ``relaxprune prune`` that matter for cost, and the machine."""
 
-    how_much: PatternGroup = field(default_factory=PatternGroup)
-    recipe: RecipeGroup = field(default_factory=RecipeGroup)
-    how: SolverGroup = field(default_factory=SolverGroup)
-    calibration: CalibrationGroup = field(default_factory=CalibrationGroup)
-    layers: LayerGroup = field(default_factory=LayerGroup)
-    loading: ModelGroup = field(default_factory=ModelGroup)
-    certify: CertifyGroup = field(default_factory=CertifyGroup)
-    statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
-    sharing: AllocationGroup = field(default_factory=AllocationGroup)
     machine: MachineGroup = field(default_factory=MachineGroup)
     seed: Seed = 0
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that torch uses.")] = None
@@ -109,7 +91,7 @@ class PlanWords:
     @property
     def run(self) -> PruneWords:
         """The words of the run that is planned."""
-        shared = {name: getattr(self, name) for name in vars(self) if name in PruneWords.__dataclass_fields__}
+        shared = {name: getattr(self, name) for name in CostWords.__dataclass_fields__}
         return PruneWords(**shared, run=RunGroup(seed=self.seed, threads=self.threads))
 
 

@@ -263,8 +263,8 @@ class RunGroup:
 
 
 @dataclass(frozen=True)
-class PruneWords:
-    """All options of the command."""
+class CostWords:
+    """The options that decide what a run does, and so what it costs."""
 
     how_much: PatternGroup = field(default_factory=PatternGroup)
     recipe: RecipeGroup = field(default_factory=RecipeGroup)
@@ -272,8 +272,14 @@ class PruneWords:
     calibration: CalibrationGroup = field(default_factory=CalibrationGroup)
     layers: LayerGroup = field(default_factory=LayerGroup)
     loading: ModelGroup = field(default_factory=ModelGroup)
-    run: RunGroup = field(default_factory=RunGroup)
     certify: CertifyGroup = field(default_factory=CertifyGroup)
     statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
     sharing: AllocationGroup = field(default_factory=AllocationGroup)
+
+
+@dataclass(frozen=True)
+class PruneWords(CostWords):
+    """All options of the command."""
+
+    run: RunGroup = field(default_factory=RunGroup)
     memory: MemoryGroup = field(default_factory=MemoryGroup)
