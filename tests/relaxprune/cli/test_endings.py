@@ -54,7 +54,7 @@ def wait_for_handlers(process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-MOMENTS = [(0.0, signal.SIGTERM), (0.2, signal.SIGINT), (0.6, signal.SIGTERM), (1.2, signal.SIGINT)]
+MOMENTS = [(0.2, signal.SIGINT), (0.6, signal.SIGTERM)]
 OTHERS = [(delay, number) for delay in (0.0, 0.05, 0.2, 0.6, 1.2, 2.0) for number in (signal.SIGINT, signal.SIGTERM)]
 
 

@@ -16,7 +16,7 @@ from .cases import CASES, Case, good_files, lay_out
 from .changes import change_file
 from .watching import Seen, watch
 
-ALL, SAMPLE = 20_000, 250  # tries of all cases together
+ALL, SAMPLE = 20_000, 160  # tries of all cases together
 EVALUATION = ("run/evaluation.json", "run/.relaxprune.lock")
 # What commands may write.
 OUTPUTS = ("out", "out.safetensors", "out.html", "out.json", "new", "back", "begun", "finished", *EVALUATION)

@@ -35,7 +35,7 @@ def test_a_sentence_encoder_keeps_more_of_its_embeddings_than_with_wanda(long_ru
     folder = Path(find_spec(PACKAGE).origin).parent / "model"
     dense, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     text = " ".join(open_text("builtin").documents("calibration")[0].split())
-    count = 128 if long_run else 64
+    count = 128 if long_run else 32
     texts = [part for part in re.split(r"(?<=[.!?])\s+", text) if 6 <= len(part.split()) <= 30][::7][:count]
     texts.sort(key=len)  # a batch of sentences of about one length has little padding to compute
     batches = [

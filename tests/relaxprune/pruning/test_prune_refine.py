@@ -456,7 +456,7 @@ def test_every_fourth_window_that_counts_is_held_out():
 
 
 def test_from_the_command_line_and_resumed(place, tmp_path, monkeypatch, capsys):
-    words = ("--refine", "1", "--refine-rate", "0.002", "--windows", "40")
+    words = ("--refine", "1", "--refine-rate", "0.002", "--windows", "16")
     whole = tmp_path / "whole"
     assert main(arguments(place, whole, *words)) == 0
     said = capsys.readouterr().out

@@ -28,7 +28,7 @@ OPTIONS = {
     "allocated": ["--sparsity", "0.5", "--allocation", "model"],
 }
 CODES = (errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EDQUOT, errno.ENOENT, errno.EIO, errno.EACCES)
-SAMPLE = 3  # of the calls of each kind of run, spread over all
+SAMPLE = 2  # of the calls of each kind of run, spread over all
 
 
 @pytest.fixture(scope="module")
