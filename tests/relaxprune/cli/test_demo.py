@@ -68,7 +68,7 @@ def test_the_short_demo_prunes_the_first_blocks(tmp_path: Path, capsys: pytest.C
     assert all(name.startswith("model.layers.0.") for name in read_masks(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("call", range(1, 5))
+@pytest.mark.parametrize("call", [1, 3, *(pytest.param(call, marks=pytest.mark.long) for call in (2, 4))])
 def test_a_demo_goes_on_where_it_was_interrupted(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -92,6 +92,7 @@ def test_a_signal_under_way(place: Path, tmp_path: Path, number: int) -> None:
     assert main([*words, "--resume"]) == 0
 
 
+@pytest.mark.long
 def test_a_signal_that_is_ignored_stays_so(place: Path, tmp_path: Path) -> None:
     process = start(arguments(place, tmp_path / "out"), tmp_path, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     wait_for_handlers(process)
@@ -192,6 +193,7 @@ def test_memory_that_is_not_there_ends_like_an_interruption(
     assert main([*words, "--resume"]) == 0
 
 
+@pytest.mark.long
 def test_a_limit_of_the_system_that_other_libraries_meet(place: Path, tmp_path: Path) -> None:
     """No file may be larger than 60 kB: the model's is, which another library writes."""
     out = tmp_path / "out"

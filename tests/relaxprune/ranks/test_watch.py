@@ -129,6 +129,7 @@ def test_a_rank_that_is_stopped_is_named(victim: int, tmp_path: Path) -> None:
     assert ended[1 - victim].seconds < 25
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 def test_a_rank_that_hangs_is_ended(tmp_path: Path) -> None:
     ended = ranks_of(2, 1, lambda: time.sleep(60), tmp_path)
