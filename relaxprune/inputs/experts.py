@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
-from relaxprune.residency.homes import is_away
+from relaxprune.residency.homes import home_of, is_away
 
 # (layer, inputs, rows): rows are the tokens that the inputs belong to, None if that is not known.
 Heard = Callable[[PrunableLayer, Tensor, Tensor | None], None]
@@ -37,6 +37,7 @@ class ExpertListener(TorchFunctionMode):
                 self._experts.setdefault(layer.weight, []).append(layer)
         self._there: set[tuple[Tensor, int]] = set()
         self._by_place: dict[int, PrunableLayer] = {}
+        self._travel = any(home_of(weight) is not None for weight in self._experts)
         self._heard = heard
         self._taken: tuple[Tensor, Tensor] | None = None  # the tokens last taken by an index, and that index
         self._rows: Tensor | None = None
@@ -62,6 +63,8 @@ class ExpertListener(TorchFunctionMode):
 
     def _places(self) -> dict[int, PrunableLayer]:
         """Return where the matrices of experts begin; blocks that travel bring theirs to other places."""
+        if self._by_place and not self._travel:
+            return self._by_place
         there = {(weight, weight.data_ptr()) for weight in self._experts if not is_away(weight)}
         if there != self._there:
             present = (layer for weight, _ in there for layer in self._experts[weight])

@@ -89,7 +89,7 @@ class MergedShards(Shards):
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that a tensor is stored in."""
-        return super().dtype(self._conversions.parts.get(name, [name])[0])
+        return super().dtype(self.parts(name)[0])
 
     def read(self, name: str) -> Tensor:
         """Return a tensor, on the CPU; one of the model is made of its parts."""
