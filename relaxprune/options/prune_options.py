@@ -18,6 +18,7 @@ from .statistics_options import MASK_SHRINKAGE, WEIGHT_SHRINKAGE, StatisticsOpti
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
+PERMUTE_BY = ("error", "saliency")
 TUNE_BY = ("block", "part")
 TUNE_RECIPES = ("constant", "tm")
 _DAMPING = 0.03
@@ -66,6 +67,9 @@ class PruneOptions(SolveOptions):
         regrow: for "refit", ``tune`` and ``refine``: give new values to weights that are exactly 0 in a sparse layer
             too. Without it zeros stay zero if they are more than a tenth of a layer.
         permute: reorder channels inside the blocks for an N:M pattern, if the block then computes the same.
+        permute_by: what makes an order better: "error", of a short solve in it, or "saliency", of what masks keep
+            (RIA, ICLR 2024), which is quicker. None for "error", but for "saliency" with a published method, see
+            ``for_solver``.
     """
 
     include: tuple[str, ...] = ()
@@ -74,6 +78,7 @@ class PruneOptions(SolveOptions):
     certify_rows: int | None = None
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
     permute: bool = False
+    permute_by: str | None = None
     weights: str | None = None
     damping: float | None = None
     correct: float = 0.0
@@ -101,6 +106,12 @@ class PruneOptions(SolveOptions):
             raise RelaxPruneError(f"statistics must be StatisticsOptions, got {self.statistics!r}")
         if not isinstance(self.permute, bool):
             raise RelaxPruneError(f"permute must be True or False, got {self.permute!r}")
+        if self.permute_by is not None:
+            one_of("permute_by", self.permute_by, PERMUTE_BY, " or None")
+            if not self.permute:
+                raise RelaxPruneError(
+                    f"permute_by is {self.permute_by!r}, but permute is False; leave it out or set permute"
+                )
         self._check_certify()
         self._check_weights()
 
@@ -138,7 +149,7 @@ class PruneOptions(SolveOptions):
     def for_solver(self, solver: Solver) -> PruneOptions:
         """Return the options with what was left open as the solver's published method has it.
 
-        That is whether weights move, their damping if they do, and how far Grams are shrunk.
+        That is whether weights move, their damping if they do, how far Grams are shrunk, and how orders are searched.
 
         Raises:
             RelaxPruneError: an option that is not for weights that stay, or that move.
@@ -150,7 +161,8 @@ class PruneOptions(SolveOptions):
             damping = _DAMPING if published.damping is None else published.damping
         share = WEIGHT_SHRINKAGE if weights == "refit" else MASK_SHRINKAGE
         shrunk = self.statistics.shrunk(0.0 if published.plain else share)
-        return replace(self, weights=weights, damping=damping, statistics=shrunk)
+        by = self.permute_by or ("saliency" if published.plain else "error") if self.permute else None
+        return replace(self, weights=weights, damping=damping, statistics=shrunk, permute_by=by)
 
     def _check_weights(self) -> None:
         """Raise RelaxPruneError for an unknown choice, or for options that do not go with it, once it is made."""

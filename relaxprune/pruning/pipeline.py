@@ -153,7 +153,7 @@ class _Run:
             outcome.planned = len(plan.layers)
             streams = token_streams(model, plan.weights, read)
             gram_maker = GramMaker(request.options.statistics, streams, request.options.correct, parts)
-            permuter = ChannelPermuter.of(request.options, request.target, model, blocks, streams)
+            permuter = ChannelPermuter.of(request.options, request.target, model, blocks, gram_maker)
             agenda = make_agenda(model, plan.weights, blocks, read[0])
         outcome.stages = agenda.count
         refining = Refining.prepare(plan, [*read, *further], recorder, outcome)

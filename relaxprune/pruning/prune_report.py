@@ -263,5 +263,10 @@ def permutation_lines(permutations: Sequence[Permutation]) -> list[str]:
     after = _mean([item.kept_after or 0.0 for item in applied])
     head = f"columns reordered ({len(applied)} of {len(permutations)} layers)"
     kept = f": an N:M mask keeps {after:.4f} of their saliency, {before:.4f} before" if applied else ""
+    errors = [(item.error_before, item.error_after) for item in applied]
+    judged = [(before, after) for before, after in errors if before is not None and after is not None]
+    if judged:
+        means = (_mean([pair[number] for pair in judged]) for number in (1, 0))
+        kept += "; a short solve ends at a mean relative error of {:.4f}, {:.4f} before".format(*means)
     left = [SkippedLayer(item.layer, item.reason) for item in permutations if not item.applied]
     return [head + kept, *skipped_lines(left, "columns as they were")]

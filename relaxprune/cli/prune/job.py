@@ -195,6 +195,7 @@ def _request(words: PruneWords) -> PruneRequest:
         certify_rows=words.certify.certify_rows,
         statistics=words.statistics.options,
         permute=layers.permute,
+        permute_by=layers.permute_by,
         weights=weights_word(layers.refit),
         damping=layers.damping,
         correct=layers.correct,

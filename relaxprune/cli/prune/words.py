@@ -92,8 +92,15 @@ class LayerGroup:
         list[str], typer.Option(metavar="PATTERN", help="Leave alone layers whose name matches; may be repeated.")
     ] = field(default_factory=list)
     permute: Annotated[
-        bool, typer.Option("--permute", help="Reorder channels inside the blocks so that an N:M mask keeps more.")
+        bool, typer.Option("--permute", help="Reorder channels inside the blocks so that an N:M mask loses less.")
     ] = False
+    permute_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What --permute searches: error (of short solves; the default) or saliency (quicker; the default of "
+            "published methods)."
+        ),
+    ] = None
     refit: Annotated[
         bool | None,
         typer.Option(

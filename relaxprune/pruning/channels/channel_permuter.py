@@ -14,24 +14,21 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from relaxprune.inputs.propagation import Propagation, observe, probe
+from relaxprune.inputs.layer_grams import GramMaker
+from relaxprune.inputs.propagation import Propagation, probe
 from relaxprune.inputs.stages import Stage
-from relaxprune.inputs.statistics import StatisticsCollector
-from relaxprune.inputs.streams import Streams
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer, find_layers
-from relaxprune.options.prune_options import PruneOptions
+from relaxprune.options.prune_options import PERMUTE_BY, PruneOptions
 from relaxprune.options.target import Target
-from relaxprune.problems import NM
 from relaxprune.problems.errors import RelaxPruneError
 
-from .channel_order import channel_order, kept_saliency
 from .channel_paths import NOT_REACHED, ChannelPath, find_paths, rounding_tolerance
+from .order_searchers import SEARCHERS, OrderSearcher
 from .permutation import UNEQUAL, Permutation
 from .reorder import permute
 
 OUTSIDE = "it lies outside of the blocks, whose channels are not reordered"
-NO_BETTER = "no order was found that keeps more"
 _LEFT_ALONE = {"Conv2d": "the inputs of a Conv2d are not reordered", "Expert": "fused experts are not reordered"}
 
 
@@ -51,25 +48,23 @@ class ChannelPermuter:
     Attributes:
         model: the model that is being pruned.
         blocks: its blocks.
-        pattern: the masks' set.
-        seed: of the search.
-        streams: which tokens each layer reads, as for ``StatisticsCollector``.
+        search: finds the order of a layer.
     """
 
     model: nn.Module
     blocks: BlockList
-    pattern: NM
-    seed: int
-    streams: Streams
+    search: OrderSearcher
     _known: dict[tuple[object, ...], list[ChannelPath | str]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, options: PruneOptions, target: Target, model: nn.Module, blocks: BlockList, streams: Streams
+        cls, options: PruneOptions, target: Target, model: nn.Module, blocks: BlockList, grams: GramMaker
     ) -> ChannelPermuter | None:
         """Return the permuter of a run, None if the channels keep their order."""
         pattern = target.n_of_m
-        return cls(model, blocks, pattern, options.seed, streams) if options.permute and pattern else None
+        if not options.permute or pattern is None:
+            return None
+        return cls(model, blocks, SEARCHERS[options.permute_by or PERMUTE_BY[0]].of(pattern, options, grams))
 
     def permute_stage(self, stage: Stage, propagation: Propagation) -> list[Permutation]:
         """Reorder what can be reordered in a block, before its layers are pruned.
@@ -89,16 +84,16 @@ class ChannelPermuter:
         layers = [layer for layer in self._layers() if self.blocks.index_of(layer) == stage.index]
         paths = self._paths(stage, layers, run)
         usable = [layer for layer in stage.layers if isinstance(paths.get(layer.name), ChannelPath)]
-        energies = self._energies(stage, usable, propagation)
+        statistics = self.search.observe(Stage(stage.index, tuple(usable)), propagation) if usable else {}
         found = []
         for layer in stage.layers:
             path = paths.get(layer.name) or _LEFT_ALONE[layer.kind]
             if isinstance(path, str):
                 found.append(Permutation(layer.name, stage.index, path))
-            elif layer.name not in energies:
+            elif layer.name not in statistics:
                 found.append(Permutation(layer.name, stage.index, NOT_REACHED))
             else:
-                wanted = self._search(stage.index, layer, path, energies[layer.name])
+                wanted = self.search.find(stage.index, layer, path, statistics[layer.name])
                 producers = tuple(layers[index].name for index in path.producers)
                 found.append(_proven(replace(wanted, producers=producers), layers, run) if wanted.applied else wanted)
         return found
@@ -115,43 +110,8 @@ class ChannelPermuter:
         module = self.blocks.modules[stage.index]
         look = (type(module), *((layer.name[prefix:], layer.kind, layer.shape) for layer in layers))
         if look not in self._known:
-            self._known[look] = find_paths(layers, run, self.pattern.group)
+            self._known[look] = find_paths(layers, run, self.search.pattern.group)
         return {layer.name: path for layer, path in zip(layers, self._known[look], strict=True)}
-
-    def _energies(self, stage: Stage, layers: Sequence[PrunableLayer], propagation: Propagation) -> dict[str, Tensor]:
-        """Return for each layer that a batch reaches (cols,), the mean square of its inputs: the Gram's diagonal."""
-        if not layers:
-            return {}
-        collector = StatisticsCollector(layers, streams=self.streams)
-        observe(propagation, stage, collector)
-        collector.unite(propagation.portion)
-        energies: dict[str, Tensor] = {}
-        while collector.groups:
-            members, taken = collector.take()
-            if taken is not None:
-                energies |= {layer.name: taken.gram().diagonal().clone() for layer in members}
-        return energies
-
-    def _search(self, block: int, layer: PrunableLayer, path: ChannelPath, energy: Tensor) -> Permutation:
-        """Return the order of a layer's columns in which its masks keep most, and of its producers' rows.
-
-        A weight's saliency is what pruning it alone adds to the objective, W_ij^2 G_jj: Wanda's score, squared.
-        """
-        keep, group = self.pattern.keep, self.pattern.group
-        scores = layer.matrix().to(device=energy.device, dtype=energy.dtype).square() * energy
-        columns = torch.arange(layer.shape[1])
-        rows = torch.arange(path.rows)
-        for orbit in path.orbits:
-            stacked = torch.cat([scores[:, slot.to(scores.device)] for slot in orbit.columns])
-            order = channel_order(stacked, keep, group, self.seed)
-            rows[orbit.rows] = orbit.rows[order]
-            columns[orbit.columns] = orbit.columns[:, order]
-        kept = kept_saliency(scores, keep, group), kept_saliency(scores[:, columns.to(scores.device)], keep, group)
-        total = float(scores.sum(dtype=torch.float64)) or 1.0
-        if kept[1] <= kept[0]:
-            return Permutation(layer.name, block, NO_BETTER, kept[0] / total, kept[0] / total)
-        orders = {"columns": tuple(columns.tolist()), "rows": tuple(rows.tolist())}
-        return Permutation(layer.name, block, "", kept[0] / total, kept[1] / total, **orders)
 
 
 def _proven(wanted: Permutation, layers: Sequence[PrunableLayer], run: Callable[[], list[Tensor]]) -> Permutation:
@@ -166,7 +126,8 @@ def _proven(wanted: Permutation, layers: Sequence[PrunableLayer], run: Callable[
     if after is not None and _same_but_moved(before, after, wanted.columns):
         return wanted
     permute(by_name, wanted, undo=True)
-    return replace(wanted, reason=UNEQUAL, kept_after=wanted.kept_before, producers=(), columns=(), rows=())
+    same = {"kept_after": wanted.kept_before, "error_after": wanted.error_before}
+    return replace(wanted, reason=UNEQUAL, **same, producers=(), columns=(), rows=())
 
 
 # What a layer is called with first, (tokens, cols); and what it then puts out, and all that the block puts out.

@@ -12,10 +12,11 @@ from relaxprune.support.json_files import Maybe, misfit
 
 UNEQUAL = "put back: with its channels reordered the block does not put out what it did before"
 _TUPLES = ("producers", "columns", "rows")
+_SINCE = {"by": "saliency", "error_before": None, "error_after": None}  # which older records lack
 _SHAPE = {
-    **{name: str for name in ("layer", "reason")},
+    **{name: str for name in ("layer", "reason", "by")},
     "block": int,
-    **{name: Maybe(float) for name in ("kept_before", "kept_after")},
+    **{name: Maybe(float) for name in ("kept_before", "kept_after", "error_before", "error_after")},
     "producers": [str],
     **{name: [int] for name in ("columns", "rows")},
 }
@@ -35,6 +36,9 @@ class Permutation:
         producers: module names of the layers whose output rows (weight and bias) are reordered with them.
         columns: the layer's column c is the source's column columns[c]; empty if nothing is reordered.
         rows: each producer's row r is the source's row rows[r]; empty like the one before.
+        by: how the order was searched, as in ``PruneOptions.permute_by``.
+        error_before: relative error of a short solve in the order of the source; None unless searched by "error".
+        error_after: the same in the order found.
     """
 
     layer: str
@@ -45,6 +49,9 @@ class Permutation:
     producers: tuple[str, ...] = ()
     columns: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
+    by: str = "saliency"
+    error_before: float | None = None
+    error_after: float | None = None
 
     @property
     def applied(self) -> bool:
@@ -67,6 +74,7 @@ class Permutation:
         Raises:
             RelaxPruneError: missing or unknown keys, or a value of another kind.
         """
+        data = {**_SINCE, **data} if data else data
         names = {field.name for field in dataclasses.fields(cls)}
         if set(data) != names:
             raise RelaxPruneError(f"a permutation must have exactly the keys {sorted(names)}, got {sorted(data)}")
