@@ -37,14 +37,14 @@ class LayerInOrders:
         gram: (cols, cols), on the same device.
         pattern: the masks.
         damping: what moving a weight costs, as for ``ReconstructionProblem``; None if weights stay.
-        memory_bytes: most bytes of a solve's temporaries; None for the default.
+        memory_budget_bytes: most bytes of a solve's temporaries; None for the default.
     """
 
     weight: Tensor
     gram: Tensor
     pattern: NM
     damping: float | None = None
-    memory_bytes: int | None = None
+    memory_budget_bytes: int | None = None
 
     def saliency(self) -> Tensor:
         """Return what pruning each weight costs if nothing else is pruned, (rows, cols): W_ij^2 G_jj."""
@@ -81,7 +81,7 @@ class LayerInOrders:
 
     def _solved(self, problem: MaskProblem | ReconstructionProblem, solver: str, **words: int) -> Solution:
         """Solve with little effort; a solve that breaks down is judged by the mask that it started from."""
-        memory = {} if self.memory_bytes is None else {"memory_bytes": self.memory_bytes}
+        memory = {} if self.memory_budget_bytes is None else {"memory_budget_bytes": self.memory_budget_bytes}
         return solve(problem, solver, effort="fast", throw=False, **words, **memory)
 
     def _marginal(self, mask: Tensor) -> Tensor:

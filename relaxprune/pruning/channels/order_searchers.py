@@ -127,7 +127,7 @@ class ErrorSearcher:
         """Return the order in which a short solve ends lowest."""
         weight = layer.matrix().to(device=statistics.device, dtype=statistics.dtype)
         damping = self.options.ridge if self.options.moves else None
-        solved = LayerInOrders(weight, statistics, self.pattern, damping, self.options.memory_bytes)
+        solved = LayerInOrders(weight, statistics, self.pattern, damping, self.options.memory_budget_bytes)
         search = OrdersTried.of(solved, path, self.options.seed)
         kept = _kept_shares(solved.saliency(), self.pattern, search.best)
         errors = {"by": "error", "error_before": search.errors[0], "error_after": min(search.errors)}
