@@ -69,7 +69,7 @@ def test_interrupted_and_resumed_is_identical(
 
 def test_the_source_keeps_its_dtype(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(arguments(place, out, *PERMUTE, "--dtype", "float64")) == 0
+    assert main(arguments(place, out, *PERMUTE, "--permute-by", "saliency", "--dtype", "float64")) == 0
     saved, meant = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, place / "tiny"))
     apply_permutations(meant, orders_of(out))
     apply_masks(meant, read_masks(out / "masks.safetensors"))
@@ -77,9 +77,22 @@ def test_the_source_keeps_its_dtype(place: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), meant.parameters(), strict=True))
 
 
+def test_an_order_searched_by_the_error(place: Path, permuted: Path, tmp_path: Path) -> None:
+    """The record says how it was searched; what the run was given beside it stays as it is."""
+    out = tmp_path / "out"
+    assert main(arguments(place, out, *PERMUTE, "--permute-by", "error", "--include", "*.0.*down_proj")) == 0
+    settings = json.loads((out / "relaxprune.json").read_text())["fingerprint"]["settings"]
+    (item,) = orders_of(out)
+    assert settings["permute_by"] == item.by == "error"
+    assert item.error_after is not None and item.error_before is not None and item.error_after < item.error_before
+    assert main(["verify", str(out)]) == 0
+
+
 def test_refusals(place: Path, permuted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(place, tmp_path / "out", "--permute")) == 2
     assert "permute reorders channels for an N:M pattern, got sparsity 0.5" in only_sentence(capsys)
+    assert main(arguments(place, tmp_path / "out", "--permute-by", "error")) == 2
+    assert "permute_by is 'error', but permute is False" in only_sentence(capsys)
     assert not (tmp_path / "out").exists()
     assert main(arguments(place, permuted, "--pattern", "2:4", "--resume")) == 2
     assert "settings.permute was true and is now false" in only_sentence(capsys)

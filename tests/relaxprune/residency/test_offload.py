@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "owl": {"sparsity": 0.5, "allocation": "owl", "options": PruneOptions(max_iterations=FEW)},
     "model": {"sparsity": 0.5, "allocation": "model", "options": PruneOptions(max_iterations=FEW)},
     "certify": {"sparsity": 0.5, "options": PruneOptions(certify="diagonal", max_iterations=FEW)},
-    "permute": {"pattern": "2:4", "options": PruneOptions(permute=True, max_iterations=FEW)},
+    "permute": {"pattern": "2:4", "options": PruneOptions(permute=True, permute_by="saliency", max_iterations=FEW)},
 }
 
 
