@@ -126,8 +126,8 @@ def _proven(wanted: Permutation, layers: Sequence[PrunableLayer], run: Callable[
     if after is not None and _same_but_moved(before, after, wanted.columns):
         return wanted
     permute(by_name, wanted, undo=True)
-    same = {"kept_after": wanted.kept_before, "error_after": wanted.error_before}
-    return replace(wanted, reason=UNEQUAL, **same, producers=(), columns=(), rows=())
+    left = replace(wanted, reason=UNEQUAL, producers=(), columns=(), rows=())
+    return replace(left, kept_after=wanted.kept_before, error_after=wanted.error_before)
 
 
 # What a layer is called with first, (tokens, cols); and what it then puts out, and all that the block puts out.

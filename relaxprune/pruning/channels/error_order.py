@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from relaxprune.options.solve_options import SolveOptions
 from relaxprune.problems import NM, Gram, KSparse, MaskProblem, ReconstructionProblem
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.solving.solution import Solution
@@ -72,17 +73,19 @@ class LayerInOrders:
         masks, back = polytope or self.pattern, order.argsort()
         if self.damping is None:
             problem = MaskProblem(weight, gram, masks)
-            found = self._solved(problem, "fw", max_iterations=_FW_ITERATIONS)
-            return found.relative_error, self._marginal(found.mask[:, back])
+            found = self._solved(problem, "fw", _FW_ITERATIONS)
+            return found.relative_error or 0.0, self._marginal(found.mask[:, back])
         moving = ReconstructionProblem(weight, gram, masks, damping=self.damping)
         found = self._solved(moving, "reconstruct")
         moved = weight if found.weight is None else found.weight.to(weight.dtype)
-        return found.relative_error, moved[:, back].square() * self._conditional()
+        return found.relative_error or 0.0, moved[:, back].square() * self._conditional()
 
-    def _solved(self, problem: MaskProblem | ReconstructionProblem, solver: str, **words: int) -> Solution:
+    def _solved(
+        self, problem: MaskProblem | ReconstructionProblem, solver: str, iterations: int | None = None
+    ) -> Solution:
         """Solve with little effort; a solve that breaks down is judged by the mask that it started from."""
-        memory = {} if self.memory_budget_bytes is None else {"memory_budget_bytes": self.memory_budget_bytes}
-        return solve(problem, solver, effort="fast", throw=False, **words, **memory)
+        asked = SolveOptions(max_iterations=iterations, memory_budget_bytes=self.memory_budget_bytes)
+        return solve(problem, solver, options=asked, throw=False, effort="fast")
 
     def _marginal(self, mask: Tensor) -> Tensor:
         """Return what pruning each weight adds to f if all others stay as they are in a mask, (rows, cols).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -89,7 +89,7 @@ class SaliencySearcher:
         kept = _kept_shares(scores, self.pattern, found)
         if kept[1] <= kept[0]:
             return Permutation(layer.name, block, NO_BETTER, kept[0], kept[0])
-        return Permutation(layer.name, block, "", *kept, **_orders(found))
+        return _applied(Permutation(layer.name, block, "", *kept), found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +130,12 @@ class ErrorSearcher:
         solved = LayerInOrders(weight, statistics, self.pattern, damping, self.options.memory_budget_bytes)
         search = OrdersTried.of(solved, path, self.options.seed)
         kept = _kept_shares(solved.saliency(), self.pattern, search.best)
-        errors = {"by": "error", "error_before": search.errors[0], "error_after": min(search.errors)}
-        if errors["error_after"] >= errors["error_before"]:
-            return Permutation(layer.name, block, NO_LOWER, kept[0], kept[0], **errors)
-        return Permutation(layer.name, block, "", *kept, **errors, **_orders(search.best))
+        before, after = search.errors[0], min(search.errors)
+        if after >= before:
+            same = Permutation(layer.name, block, NO_LOWER, kept[0], kept[0])
+            return replace(same, by="error", error_before=before, error_after=before)
+        found = replace(Permutation(layer.name, block, "", *kept), by="error", error_before=before, error_after=after)
+        return _applied(found, search.best)
 
 
 SEARCHERS: Mapping[str, type[OrderSearcher]] = {"error": ErrorSearcher, "saliency": SaliencySearcher}
@@ -147,6 +149,6 @@ def _kept_shares(scores: Tensor, pattern: NM, found: Arrangement) -> tuple[float
     return before / total, after / total
 
 
-def _orders(found: Arrangement) -> dict[str, tuple[int, ...]]:
-    """Return an arrangement as the fields of ``Permutation``."""
-    return {"columns": tuple(found.columns().tolist()), "rows": tuple(found.rows().tolist())}
+def _applied(permutation: Permutation, found: Arrangement) -> Permutation:
+    """Return a permutation with the orders of an arrangement."""
+    return replace(permutation, columns=tuple(found.columns().tolist()), rows=tuple(found.rows().tolist()))
