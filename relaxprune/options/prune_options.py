@@ -18,7 +18,7 @@ from .statistics_options import MASK_SHRINKAGE, WEIGHT_SHRINKAGE, StatisticsOpti
 
 CERTIFY_METHODS = ("fw", "diagonal", "sdp")
 WEIGHTS = ("keep", "refit")
-PERMUTE_BY = ("error", "saliency")
+PERMUTE_BY = ("saliency", "error")
 TUNE_BY = ("block", "part")
 TUNE_RECIPES = ("constant", "tm")
 _DAMPING = 0.03
@@ -67,9 +67,8 @@ class PruneOptions(SolveOptions):
         regrow: for "refit", ``tune`` and ``refine``: give new values to weights that are exactly 0 in a sparse layer
             too. Without it zeros stay zero if they are more than a tenth of a layer.
         permute: reorder channels inside the blocks for an N:M pattern, if the block then computes the same.
-        permute_by: what makes an order better: "error", of a short solve in it, or "saliency", of what masks keep
-            (RIA, ICLR 2024), which is quicker. None for "error", but for "saliency" with a published method, see
-            ``for_solver``.
+        permute_by: what makes an order better: "saliency" that masks keep (RIA, ICLR 2024), or the "error" of a short
+            solve in it, which takes several solves of each layer and ends a little lower. None for "saliency".
     """
 
     include: tuple[str, ...] = ()
@@ -149,7 +148,7 @@ class PruneOptions(SolveOptions):
     def for_solver(self, solver: Solver) -> PruneOptions:
         """Return the options with what was left open as the solver's published method has it.
 
-        That is whether weights move, their damping if they do, how far Grams are shrunk, and how orders are searched.
+        That is whether weights move, their damping if they do, and how far Grams are shrunk.
 
         Raises:
             RelaxPruneError: an option that is not for weights that stay, or that move.
@@ -161,7 +160,7 @@ class PruneOptions(SolveOptions):
             damping = _DAMPING if published.damping is None else published.damping
         share = WEIGHT_SHRINKAGE if weights == "refit" else MASK_SHRINKAGE
         shrunk = self.statistics.shrunk(0.0 if published.plain else share)
-        by = self.permute_by or ("saliency" if published.plain else "error") if self.permute else None
+        by = (self.permute_by or PERMUTE_BY[0]) if self.permute else None
         return replace(self, weights=weights, damping=damping, statistics=shrunk, permute_by=by)
 
     def _check_weights(self) -> None:

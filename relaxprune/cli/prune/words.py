@@ -97,8 +97,7 @@ class LayerGroup:
     permute_by: Annotated[
         str | None,
         typer.Option(
-            help="What --permute searches: error (of short solves; the default) or saliency (quicker; the default of "
-            "published methods)."
+            help="What --permute searches by: saliency (the default), or error, of short solves: several times slower."
         ),
     ] = None
     refit: Annotated[
