@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from relaxprune.problems import Hybrid as Hybrid
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
+    from relaxprune.problems import Objective as Objective
     from relaxprune.problems import Polytope as Polytope
     from relaxprune.problems import Problem as Problem
     from relaxprune.problems import QuadraticProblem as QuadraticProblem
@@ -105,6 +106,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "LoadOptions": ".models",
         "MaskCertificate": ".certificates",
         "MaskProblem": ".problems",
+        "Objective": ".problems",
         "NM": ".problems",
         "PairedDifference": ".evaluation",
         "Plan": ".pruning",
