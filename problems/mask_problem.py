@@ -17,6 +17,7 @@ from .saliency import SALIENCIES, saliency
 from .working_mask import WorkingMask as WorkingMask
 
 _BAND_ENTRIES = 2**18
+_JUDGE_BYTES, _JUDGE_MATRICES = 256 * 2**20, 5
 _RANGE = 1e-280, 1e280  # of w² G_jj: far enough inside float64 that no rounding allowance underflows
 
 
@@ -83,6 +84,14 @@ class MaskProblem(Problem):
         """The linear term l = w ∘ linear, (rows, cols) float64, or None: f has the term −l·z."""
         linear = self.minimised.linear
         return None if linear is None else self.weight.to(torch.float64) * linear.to(torch.float64)
+
+    def weight_objective(self, weight: Tensor, memory_bytes: int = _JUDGE_BYTES) -> float:
+        """Return f at weights V (rows, cols) that need be no mask of W, in float64."""
+        total = 0.0
+        for part, piece in self.split(_JUDGE_MATRICES, memory_bytes):
+            error = piece.weight.to(torch.float64) - weight[part].to(torch.float64)
+            total += float(piece.minimised.value(error).sum())
+        return total
 
     def half_gradient(self, point: Tensor) -> Tensor:
         """Return −Q z + l / 2, which is −W ∘ (R G) for one Gram, R = W ∘ z, in float64: (rows, cols)."""

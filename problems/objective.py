@@ -211,6 +211,12 @@ class Objective:
             out = out + torch.bmm(inner.transpose(1, 2), fisher).squeeze(1)
         return out
 
+    def value(self, error: Tensor) -> Tensor:
+        """Return what each row adds to f at R = W − V (rows, cols): (rows,) float64."""
+        wide = error.to(torch.float64)
+        total = (wide * self.product(wide)).sum(dim=1)
+        return total if self.linear is None else total - (wide * self.linear.to(torch.float64)).sum(dim=1)
+
     def gram_diagonal(self) -> Tensor:
         """Return the diagonals of the rows' Grams, float64: (cols,), or (rows, cols) where rows differ; S_ii G_jj."""
         if self.row_groups is None:

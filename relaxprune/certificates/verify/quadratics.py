@@ -184,7 +184,7 @@ class Quadratics:
         entries = max(1.0, own * own, *(float(np.abs(gram).max()) for gram in self.grams))
         entries *= 1.0 if self.outputs is None else max(1.0, float(np.abs(self.outputs).max()))
         largest = max(1.0, float(np.abs(self.factor).max()))
-        return 2**12 * count**3 * LEAST * (largest * largest * entries)
+        return float(2**12 * count**3 * LEAST * (largest**2 * entries))
 
     def used(self) -> Array:
         """Tell which rows have anything but zeros: (rows,) bool."""
