@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .models import apply_masks as apply_masks
     from .models import load_model as load_model
     from .options import Allocation as Allocation
+    from .options import ObjectiveOptions as ObjectiveOptions
     from .options import PruneOptions as PruneOptions
     from .options import SolveOptions as SolveOptions
     from .options import StatisticsOptions as StatisticsOptions
@@ -107,6 +108,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "MaskCertificate": ".certificates",
         "MaskProblem": ".problems",
         "Objective": ".problems",
+        "ObjectiveOptions": ".options",
         "NM": ".problems",
         "PairedDifference": ".evaluation",
         "Plan": ".pruning",
