@@ -11,6 +11,7 @@ from .errors import RelaxPruneError as RelaxPruneError
 from .errors import SolveError as SolveError
 from .gram import Gram as Gram
 from .mask_problem import MaskProblem as MaskProblem
+from .objective import Objective as Objective
 from .polytopes import NM as NM
 from .polytopes import Face as Face
 from .polytopes import Hybrid as Hybrid
@@ -33,6 +34,7 @@ __all__ = [
     "Hybrid",
     "KSparse",
     "MaskProblem",
+    "Objective",
     "Polytope",
     "Problem",
     "Quadratic",

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from copy import copy
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from .errors import RelaxPruneError
-from .gram import Gram
-from .neighbours import Neighbours
+from .objective import Grams, Objective
 from .polytopes import Polytope
-from .precision import UNIT_ROUNDOFF, product64, row_blocks
+from .precision import UNIT_ROUNDOFF, row_blocks
 from .problem import Problem
 from .saliency import SALIENCIES, saliency
-from .working import Working
+from .working_mask import WorkingMask as WorkingMask
 
 _BAND_ENTRIES = 2**18
+_JUDGE_BYTES, _JUDGE_MATRICES = 256 * 2**20, 5
 _RANGE = 1e-280, 1e280  # of w² G_jj: far enough inside float64 that no rounding allowance underflows
 
 
@@ -28,10 +26,13 @@ class MaskProblem(Problem):
 
     f is the mean squared change of the layer's output when the weights outside M are set to zero. Rows separate: with
     z = 1 − m a row's objective is zᵀ Q z, Q = Diag(w) G Diag(w). Half the gradient in M is −W ∘ (R G), R = W − M∘W.
+    With an ``Objective`` in the Gram's place f is that objective at V = M∘W: every row has a Q of its own, and a linear
+    term adds −l·z, l = w ∘ linear.
 
     Args:
         weight: (rows, cols) = (out_features, in_features), any float dtype.
-        gram: (cols, cols) second moment of the layer's inputs, as a tensor or a prepared ``Gram``.
+        gram: (cols, cols) second moment of the layer's inputs, as a tensor or a prepared ``Gram``; or an ``Objective``,
+            or what that takes for several Grams.
         polytope: the set of masks, for instance ``KSparse(keep=288)`` or ``NM(2, 4)``.
         fixed_kept: (rows, cols) bool, entries that every mask keeps, or None.
         fixed_pruned: (rows, cols) bool, entries that every mask prunes, or None.
@@ -47,7 +48,7 @@ class MaskProblem(Problem):
     def __init__(
         self,
         weight: Tensor,
-        gram: Tensor | Gram,
+        gram: Grams | Objective,
         polytope: Polytope,
         *,
         fixed_kept: Tensor | None = None,
@@ -55,7 +56,8 @@ class MaskProblem(Problem):
     ) -> None:
         """Check the input; see the class."""
         super().__init__(weight, gram, polytope, fixed_kept, fixed_pruned)
-        _check_range(self.weight, self.prepared.diagonal)
+        for one in self.minimised.grams:
+            _check_range(self.weight, one.diagonal)
 
     @property
     def weight(self) -> Tensor:
@@ -73,57 +75,87 @@ class MaskProblem(Problem):
         return self.objective(torch.zeros(1, 1, dtype=torch.bool, device=self.device).expand(self.shape))
 
     @property
-    def reference(self) -> float:
-        """f(0), which relative errors are divided by."""
-        return self.dense_energy
+    def reference(self) -> float | None:
+        """f(0), which relative errors are divided by; None with a linear term, where f(0) is no energy."""
+        return self.dense_energy if self.minimised.linear is None else None
+
+    @property
+    def slope(self) -> Tensor | None:
+        """The linear term l = w ∘ linear, (rows, cols) float64, or None: f has the term −l·z."""
+        linear = self.minimised.linear
+        return None if linear is None else self.weight.to(torch.float64) * linear.to(torch.float64)
+
+    def weight_objective(self, weight: Tensor, memory_bytes: int = _JUDGE_BYTES) -> float:
+        """Return f at weights V (rows, cols) that need be no mask of W, in float64."""
+        total = 0.0
+        for part, piece in self.split(_JUDGE_MATRICES, memory_bytes):
+            error = piece.weight.to(torch.float64) - weight[part].to(torch.float64)
+            total += float(piece.minimised.value(error).sum())
+        return total
 
     def half_gradient(self, point: Tensor) -> Tensor:
-        """Return −W ∘ (R G), R = W ∘ (1 − m), in float64: (rows, cols)."""
-        weight = self.weight.to(torch.float64)
-        return -weight * product64(weight * (1 - point.to(torch.float64)), self.gram)
+        """Return −Q z + l / 2, which is −W ∘ (R G) for one Gram, R = W ∘ z, in float64: (rows, cols)."""
+        weight, slope = self.weight.to(torch.float64), self.slope
+        half = -weight * self.minimised.product(weight * (1 - point.to(torch.float64)))
+        return half if slope is None else half + slope / 2
 
     def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
-        """Return zᵀ Q z per row, (rows,) float64; half the gradient is −Q z."""
-        return ((point.to(torch.float64) - 1) * half_gradient).sum(dim=1)
+        """Return zᵀ Q z − l·z per row, (rows,) float64; half the gradient is −Q z + l / 2."""
+        slope = self.slope
+        total = half_gradient if slope is None else half_gradient + slope / 2
+        return ((point.to(torch.float64) - 1) * total).sum(dim=1)
 
     @property
     def diagonal(self) -> Tensor:
+        """w² H_jj with H a row's own matrix, the Gram or more, (rows, cols) float64."""
+        return self.weight.to(torch.float64).square() * self.minimised.diagonal()
+
+    @property
+    def shared_diagonal(self) -> Tensor:
         """w² G_jj, (rows, cols) float64."""
-        return self.weight.to(torch.float64).square() * self.prepared.diagonal.to(torch.float64)
+        return self.weight.to(torch.float64).square() * self.minimised.gram_diagonal()
 
     @property
     def nonnegative(self) -> bool:
-        """True: the objective is an energy."""
-        return True
+        """Whether the objective is an energy: there is no linear term."""
+        return self.minimised.linear is None
 
     def rounding(self, point: Tensor) -> Tensor:
-        """Bound rounding by |G_ij| ≤ (1 + τ) sqrt(G_ii G_jj): (rows,) float64."""
+        """Bound rounding by |Q_ij| ≤ (1 + τ) sqrt(Q_ii Q_jj) and by the linear term: (rows,) float64."""
         magnitude = self.diagonal.sqrt()
         outer = magnitude.sum(dim=1)
         # 1 − m is itself rounded, so that it may vanish where what it stands for does not.
         inner = (magnitude * (1 - point).abs()).sum(dim=1) + UNIT_ROUNDOFF * outer
-        return 8 * self.terms() * UNIT_ROUNDOFF * inner * (inner + outer)
+        reach = inner + outer if self.minimised.outputs is None else (inner + outer).sum()  # of all rows, if coupled
+        found, slope = 8 * self.terms() * UNIT_ROUNDOFF * inner * reach, self.slope
+        if slope is None:
+            return found
+        return found + 8 * self.terms() * UNIT_ROUNDOFF * (slope.abs() * (2 + point.abs())).sum(dim=1)
 
     def flattening(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return the best scale κ of z = 1 − m for each coupled block: (blocks,).
 
         With b = min over masks of (Q y)·z, the tangent at κ y bounds by 2 κ b − κ² yᵀQy, largest at κ = b / yᵀQy.
         """
+        if self.minimised.linear is not None:
+            return super().flattening(point, half_gradient)
         polytope = self.polytope
         energy = polytope.block_sum(self.row_value(point, half_gradient))
         least = polytope.block_sum((half_gradient * (polytope.lmo(half_gradient) - 1)).sum(dim=1))
         return torch.where(energy > 0, least / energy, 1.0).nan_to_num(nan=1.0).clamp(0, 2)
 
     def row_quadratic(self, row: int) -> tuple[Tensor, Tensor]:
-        """Return Q = Diag(w) G Diag(w) and −2 Q 1."""
-        weight = self.weight[row].to(torch.float64)
-        quadratic = self.gram.to(torch.float64) * weight * weight.unsqueeze(1)
-        return quadratic, -2 * quadratic.sum(dim=1)
+        """Return Q = Diag(w) H Diag(w), H the Gram or the row's own matrix, and l − 2 Q 1."""
+        weight, slope = self.weight[row].to(torch.float64), self.slope
+        self.minimised.refuse_coupled("a quadratic of one row")
+        quadratic = self.minimised.matrix(row) * weight * weight.unsqueeze(1)
+        linear = -2 * quadratic.sum(dim=1)
+        return quadratic, linear if slope is None else linear + slope[row]
 
     def score(self, name: str, power: float = 0.5, rows: slice = slice(None)) -> Tensor:
         """Return a saliency by name, for all or some rows, float64; ``power`` is RIA's."""
         sums = self._column_sums if name == "ria" else None
-        return saliency(name, self.weight[rows], self.prepared.diagonal, power, sums)
+        return saliency(name, self.weight[rows], self.minimised.rows(rows).diagonal(), power, sums)
 
     @cached_property
     def _column_sums(self) -> Tensor:
@@ -133,7 +165,7 @@ class MaskProblem(Problem):
 
     def working(self, dtype: torch.dtype = torch.float32) -> WorkingMask:
         """Return the copy in which every coupled block has mean diagonal 1."""
-        return WorkingMask.of(self, dtype)
+        return WorkingMask.of(self.weight, self.minimised, self.polytope, dtype)
 
 
 def _check_range(weight: Tensor, diagonal: Tensor) -> None:
@@ -150,89 +182,3 @@ def _check_range(weight: Tensor, diagonal: Tensor) -> None:
             f"weight and gram must give energies w^2 G_jj from {_RANGE[0]:g} to {_RANGE[1]:g} where they are not 0, "
             f"got {lowest:.3g} to {highest:.3g}; scale one of them"
         )
-
-
-class WorkingMask(Working):
-    """A ``MaskProblem`` scaled so that every coupled block is of order one.
-
-    The Gram keeps its memory if its dtype already fits: its scale is folded into the weight, since
-    Diag(w) G Diag(w) is all that enters.
-    """
-
-    def __init__(
-        self, weight: Tensor, gram: Tensor, diagonal: Tensor, polytope: Polytope, source: Gram | None = None
-    ) -> None:
-        """Take the scaled tensors, and the Gram that knows its neighbours; use ``of``."""
-        self.weight = weight  # (rows, cols)
-        self.gram = gram  # (cols, cols)
-        self.diagonal = diagonal  # (rows, cols)
-        self.polytope = polytope
-        self.source = source
-
-    @classmethod
-    def of(cls, problem: MaskProblem, dtype: torch.dtype) -> WorkingMask:
-        """Scale a problem: divide each coupled block by its root mean square of |w| sqrt(G_jj)."""
-        polytope, gram = problem.polytope, problem.prepared
-        wide = problem.weight.to(torch.float64)
-        energy = polytope.block_sum((wide.square() * gram.diagonal.to(torch.float64)).mean(dim=1))
-        scale = polytope.to_rows(torch.where(energy > 0, energy, 1.0).rsqrt(), wide.shape[0])
-        weight = (wide * (scale * gram.unit(dtype))).to(dtype)
-        matrix = gram.in_dtype(dtype)
-        return cls(weight, matrix, weight.square() * matrix.diagonal(), polytope, gram)
-
-    def image(self, direction: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return W ∘ ((W ∘ direction) G)."""
-        return self.multiplied(self.weight * direction, out).mul_(self.weight)
-
-    def matrix_of_products(self) -> Tensor:
-        """Return the Gram."""
-        return self.gram
-
-    def half_gradient(self, point: Tensor) -> Tensor:
-        """Return −W ∘ ((W ∘ (1 − m)) G)."""
-        return self.full().image(point - 1)
-
-    def row_value(self, point: Tensor, half_gradient: Tensor) -> Tensor:
-        """Return zᵀ Q z per row: (rows,)."""
-        value: Tensor = torch.linalg.vecdot(point - 1, half_gradient)
-        return value
-
-    def summed(self, mask: Tensor) -> Tensor:
-        """Return the pruned entries."""
-        return ~mask
-
-    def select(self, index: Tensor) -> Self:
-        """Return the rows in ``index``."""
-        part = copy(self)
-        part.weight, part.diagonal, part.polytope = self.weight[index], self.diagonal[index], self.polytope.rows(index)
-        return part
-
-    def coupling(self, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Return w_i G_ij w_j: (R, K, L)."""
-        line = rows.unsqueeze(1)
-        entries = self.gram[left.unsqueeze(2), right.unsqueeze(1)]
-        return entries.mul_(self.weight[line, left].unsqueeze(2)).mul_(self.weight[line, right].unsqueeze(1))
-
-    def coupling_with(self, rows: Tensor, partner: Tensor) -> Tensor:
-        """Return w_j G_jp w_p with p the partner of j: (R, cols)."""
-        weight = self.weight[rows]
-        line = self.gram.gather(1, partner.unsqueeze(1)).squeeze(1)
-        return weight[:, partner].mul_(weight).mul_(line)
-
-    def coupling_sum(self, rows: Tensor, columns: Tensor, factors: Tensor) -> Tensor:
-        """Return w ∘ Σ factors w_c G_c: (R, cols)."""
-        weight = self.weight[rows]
-        total = embedding_bag(columns, self.gram, per_sample_weights=weight.gather(1, columns) * factors, mode="sum")
-        return total.mul_(weight)
-
-    def group_coupling(self, group: int) -> Tensor:
-        """Return the diagonal blocks of Diag(w) G Diag(w): (rows, groups, group, group)."""
-        groups = self.gram.shape[0] // group
-        blocks = self.gram.view(groups, group, groups, group).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        weight = self.weight.view(-1, groups, group)
-        return weight.unsqueeze(3) * blocks * weight.unsqueeze(2)
-
-    @property
-    def neighbours(self) -> Neighbours:
-        """The most correlated columns of each column, from the Gram alone."""
-        return Neighbours.of(self.gram) if self.source is None else self.source.neighbours

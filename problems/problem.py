@@ -12,8 +12,10 @@ from torch import Tensor
 from .checks import check_finite, check_floats, check_mask
 from .errors import RelaxPruneError
 from .gram import Gram, PsdProof
+from .objective import Grams, Objective
 from .polytopes import Face, Polytope
 from .polytopes.base import Shape
+from .polytopes.joined import joined
 from .precision import row_blocks
 from .unchanged import Unchanged
 from .working import Working
@@ -30,7 +32,6 @@ class BaseProblem(ABC):
     """
 
     polytope: Polytope
-    prepared: Gram  # what every row's quadratic is made from
     moves_weights: ClassVar[bool]
 
     @property
@@ -77,7 +78,7 @@ class Problem(BaseProblem):
 
     Args:
         term: (rows, cols), what each row has of its own, any float dtype.
-        matrix: (cols, cols), what they share, as a tensor or a prepared ``Gram``.
+        matrix: (cols, cols), what they share, as a tensor or a prepared ``Gram``; or an ``Objective``.
         polytope: the set of masks.
         fixed_kept: (rows, cols) bool, entries that every mask keeps, or None.
         fixed_pruned: (rows, cols) bool, entries that every mask prunes, or None.
@@ -94,7 +95,7 @@ class Problem(BaseProblem):
     def __init__(
         self,
         term: Tensor,
-        matrix: Tensor | Gram,
+        matrix: Grams | Objective,
         polytope: Polytope,
         fixed_kept: Tensor | None = None,
         fixed_pruned: Tensor | None = None,
@@ -105,19 +106,21 @@ class Problem(BaseProblem):
         if not isinstance(polytope, Polytope):
             raise RelaxPruneError(f"polytope must be a Polytope such as KSparse or NM, got {type(polytope).__name__}")
         self.term: Tensor = term.detach()
-        self.prepared: Gram = matrix if isinstance(matrix, Gram) else Gram(matrix, shared)
-        cols = self.prepared.cols
-        if cols != term.shape[1]:
-            raise RelaxPruneError(f"{shared} is {cols} x {cols}, but {name} has {term.shape[1]} columns")
-        if self.prepared.matrix.device != term.device:
-            raise RelaxPruneError(f"{shared} is on {self.prepared.matrix.device}, but {name} is on {term.device}")
+        self.minimised: Objective = Objective.of(matrix, shared).fitted(self.term, self.names)
         check_finite(name, term)
         if fixed_kept is not None or fixed_pruned is not None:
             polytope = Face(polytope, fixed_kept, fixed_pruned)
-        self.polytope: Polytope = polytope
-        polytope.validate(self.shape)
-        self._unchanged = Unchanged(**{name: self.term}, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
-        _ = self.prepared.proof  # a matrix that is clearly not PSD is refused here, before any long work
+        self.polytope: Polytope = polytope if self.minimised.outputs is None else joined(polytope)
+        self.polytope.validate(self.shape)
+        self.minimised.check_blocks(polytope.rows_per_block(self.shape))
+        given = self.minimised.own_tensors() | {name: self.term}
+        self._unchanged = Unchanged(**given, fixed_kept=fixed_kept, fixed_pruned=fixed_pruned)
+        _ = self.minimised.proof  # a matrix that is clearly not PSD is refused here, before any long work
+
+    @property
+    def prepared(self) -> Gram:
+        """The matrix of all rows; ``Objective.gram`` refuses rows with several."""
+        return self.minimised.gram
 
     @property
     def mask_problem(self) -> Self:
@@ -137,13 +140,13 @@ class Problem(BaseProblem):
 
     @property
     def proof(self) -> PsdProof:
-        """What is proven about curvature: Q + shift · Diag(q) is positive semidefinite for every row, as the matrix.
+        """What is proven about curvature: Q + shift · Diag(s) is semidefinite for every row, s ``shared_diagonal``.
 
         Raises:
             RelaxPruneError: a tensor was changed in place since it was checked.
         """
         self._unchanged.check()
-        return self.prepared.proof
+        return self.minimised.proof
 
     @abstractmethod
     def half_gradient(self, point: Tensor) -> Tensor:
@@ -158,6 +161,11 @@ class Problem(BaseProblem):
     def diagonal(self) -> Tensor:
         """The diagonal q of every row's Q, (rows, cols) float64."""
 
+    @property
+    def shared_diagonal(self) -> Tensor:
+        """The part of ``diagonal`` that is of the shared matrix, (rows, cols) float64: what a tightening multiplies."""
+        return self.diagonal
+
     @abstractmethod
     def rounding(self, point: Tensor) -> Tensor:
         """Bound the rounding error of the value and of a tangent at ``point`` over all masks: (rows,) float64."""
@@ -165,7 +173,7 @@ class Problem(BaseProblem):
     def terms(self) -> int:
         """Return the number of terms of the longest sum of a coupled block, for bounds on rounding."""
         rows, cols = self.shape
-        return cols + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
+        return cols + self.minimised.rank + (rows if self.polytope.rows_per_block(self.shape) > 1 else 0)
 
     @property
     def nonnegative(self) -> bool:
@@ -193,7 +201,8 @@ class Problem(BaseProblem):
 
     def rows(self, index: slice | Tensor) -> Self:
         """Return the problem of some whole coupled blocks, with the same matrix; nothing is checked again."""
-        return self._replaced(term=self.term[index], polytope=self.polytope.rows(index))
+        parts = {"term": self.term[index], "minimised": self.minimised.rows(index)}
+        return self._replaced(**parts, polytope=self.polytope.rows(index))
 
     def over(self, polytope: Polytope) -> Self:
         """Return the same objective over another polytope, for relaxations and restrictions inside a solver."""
@@ -202,7 +211,7 @@ class Problem(BaseProblem):
     def _replaced(self, **parts: Any) -> Self:
         """Return a copy with other parts, unchecked and without the values cached for the old ones."""
         copied = object.__new__(type(self))
-        for name in ("term", "prepared", "polytope", "_unchanged"):
+        for name in ("term", "minimised", "polytope", "_unchanged"):
             setattr(copied, name, parts.get(name, getattr(self, name)))
         return copied
 
@@ -264,10 +273,10 @@ class Problem(BaseProblem):
         return torch.cat(pieces)
 
     def split(self, matrices: int, budget_bytes: int) -> Iterator[tuple[slice, Self]]:
-        """Yield slices of whole coupled blocks, with their problems, that fit a memory budget.
+        """Yield slices of whole coupled blocks that share a Gram, with their problems, that fit a memory budget.
 
         Args:
-            matrices: number of float64 tensors of the problem's shape that the caller holds at once.
+            matrices: number of float64 tensors of the problem's shape held at once, Fisher terms aside.
             budget_bytes: bound on their total size; at least one coupled block is yielded at a time.
         """
         rows, cols = self.shape
@@ -275,9 +284,11 @@ class Problem(BaseProblem):
         if height == rows:
             yield slice(0, rows), self
             return
-        for blocks in row_blocks(rows // height, 8 * matrices * cols * height, budget_bytes):
-            part = slice(blocks.start * height, blocks.stop * height)
-            yield part, self.rows(part)
+        block_bytes = 8 * (matrices + self.minimised.rank) * cols * height
+        for run in self.minimised.runs(rows):
+            for blocks in row_blocks((run.stop - run.start) // height, block_bytes, budget_bytes):
+                part = slice(run.start + blocks.start * height, run.start + blocks.stop * height)
+                yield part, self.rows(part)
 
     def gradient(self, point: Tensor) -> Tensor:
         """Return the gradient at a mask or relaxed mask: (rows, cols) float64."""

@@ -49,7 +49,8 @@ class QuadraticProblem(Problem):
     ) -> None:
         """Check the input; see the class."""
         check_floats("linear", linear, (1, 2), "(n,) or (rows, n)")
-        super().__init__(linear.reshape(-1, linear.shape[-1]), quadratic, polytope, fixed_kept, fixed_pruned)
+        matrix = quadratic if isinstance(quadratic, Gram) else Gram(quadratic, "quadratic")
+        super().__init__(linear.reshape(-1, linear.shape[-1]), matrix, polytope, fixed_kept, fixed_pruned)
 
     @property
     def linear(self) -> Tensor:

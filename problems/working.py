@@ -25,6 +25,7 @@ class Quadratic(ABC):
     """
 
     polytope: Polytope
+    couples: bool = False  # whether rows have entries of Q in common; ``coupling`` then is that inside rows
     diagonal: Tensor  # (rows, cols): q, the diagonal of every row's Q
     source: Gram | None  # what every row's Q is made from, unscaled; None if a solver made the problem up
     lowered: Lowered | None = None  # what ``image`` multiplies by instead of the matrix; see ``Working.lower``
@@ -108,6 +109,14 @@ class Working(Quadratic):
             (R, cols).
         """
 
+    def spread(self, rows: Tensor, columns: Tensor, factors: Tensor) -> Tensor:
+        """Return the image of entries of ``rows`` (R,) in all rows, where rows are coupled: (rows, cols)."""
+        raise NotImplementedError
+
+    def mutual(self, rows: Tensor, change: Tensor) -> Tensor:
+        """Return d_i Q d_k for the changes d (R, cols) of each two of ``rows`` (R,), where rows are coupled: (R, R)."""
+        raise NotImplementedError
+
     @abstractmethod
     def group_coupling(self, group: int) -> Tensor:
         """Return Q inside groups of consecutive columns: (rows, cols / group, group, group)."""
@@ -116,3 +125,11 @@ class Working(Quadratic):
     @abstractmethod
     def neighbours(self) -> Neighbours:
         """The most correlated columns: |Q_ij| ≤ ρ sqrt(Q_ii Q_jj) for every row, with the ρ that they give."""
+
+    def slack(self, rows: Tensor) -> Tensor:
+        """Return s with 2 |Q_ij| ≤ s_i + s_j, i and j no neighbours, for each of ``rows`` (R,): (R, cols)."""
+        return self.neighbours.rest * self.diagonal[rows]
+
+    def tightened(self, tightening: Tensor) -> Tensor:
+        """Return the share of ``diagonal`` that a tightening (cols,) is: (1, cols), or (rows, cols) if rows differ."""
+        return tightening.unsqueeze(0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from relaxprune.problems import Hybrid as Hybrid
     from relaxprune.problems import KSparse as KSparse
     from relaxprune.problems import MaskProblem as MaskProblem
+    from relaxprune.problems import Objective as Objective
     from relaxprune.problems import Polytope as Polytope
     from relaxprune.problems import Problem as Problem
     from relaxprune.problems import QuadraticProblem as QuadraticProblem
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .models import apply_masks as apply_masks
     from .models import load_model as load_model
     from .options import Allocation as Allocation
+    from .options import ObjectiveOptions as ObjectiveOptions
     from .options import PruneOptions as PruneOptions
     from .options import SolveOptions as SolveOptions
     from .options import StatisticsOptions as StatisticsOptions
@@ -105,6 +107,8 @@ __getattr__, __dir__, _NAMES = lazy(
         "LoadOptions": ".models",
         "MaskCertificate": ".certificates",
         "MaskProblem": ".problems",
+        "Objective": ".problems",
+        "ObjectiveOptions": ".options",
         "NM": ".problems",
         "PairedDifference": ".evaluation",
         "Plan": ".pruning",

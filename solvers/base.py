@@ -45,20 +45,23 @@ class Status(Enum):
 
 def block_bytes(problem: Problem, matrices: int) -> int:
     """Return the size of ``matrices`` float64 tensors of one coupled block."""
-    return 8 * matrices * problem.polytope.rows_per_block(problem.shape) * problem.shape[1]
+    return 8 * (matrices + problem.minimised.rank) * problem.polytope.rows_per_block(problem.shape) * problem.shape[1]
 
 
 def needs_weights(name: str, problem: Problem) -> MaskProblem:
-    """Return the problem, which must have a weight and a Gram.
+    """Return the problem, which must have a weight and a Gram, and nothing else to minimise.
 
     Raises:
-        RelaxPruneError: another kind of problem.
+        RelaxPruneError: another kind of problem, or an objective of several parts.
     """
     if not isinstance(problem, MaskProblem):
         raise RelaxPruneError(
             f"solver {name!r} needs the weight and the Gram matrix of a MaskProblem or ReconstructionProblem, got "
             f"{type(problem).__name__}; use fw or fista, which need neither"
         )
+    if not problem.minimised.plain:
+        objective = f"{problem.minimised}; use fw or swap, which take it"
+        raise RelaxPruneError(f"solver {name!r} needs one Gram for all rows and nothing beside it, got {objective}")
     return problem
 
 
@@ -223,7 +226,7 @@ class Solver(ABC):
     polytope, up to the gap; ``only_images``, that all of the work in ``products`` goes through ``Working.image``, so
     that it can be counted from outside; ``proves``, that its status OPTIMAL rests on a search of all masks. Without the
     last, ``solve`` calls only a closed gap OPTIMAL. ``ordered`` says that the answer depends on the order of the
-    columns, ``own_weights`` that ``Answer.weight`` is part of the method.
+    columns, ``own_weights`` that ``Answer.weight`` is part of the method, ``couples_rows`` that it takes coupled rows.
     """
 
     name: ClassVar[str]
@@ -238,6 +241,7 @@ class Solver(ABC):
     proves: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     own_weights: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = False
     published: ClassVar[Published] = Published()
 
     def __post_init__(self) -> None:

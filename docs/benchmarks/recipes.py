@@ -16,7 +16,9 @@ RECIPES = {
     "alps": "--solver alps",
     "reconstruct": "--solver reconstruct --effort fast",
 }
-EXTRAS = ("robust", "refined")
+# What layers minimise, at its defaults; words after "=" say other numbers.
+OBJECTIVES = {kind: f"--objective {kind}" for kind in ("rows", "fisher", "coupled")}
+EXTRAS = ("robust", "refined", *OBJECTIVES)
 # Samples of the model and shrinkage: the defaults of relaxprune's own solvers, for published methods on request.
 ROBUST = {
     "wanda": "--self-share 0.3334",  # shrinkage changes nothing
@@ -49,8 +51,9 @@ class Recipe:
         for part, known in ((base, RECIPES), *((extra, EXTRAS) for extra in extras)):
             if part not in known:
                 raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
-        said = ROBUST.get(base, "") if "robust" in extras else AS_IS
-        return cls(name, tuple(shlex.split(f"{RECIPES[base]} {said} {REFINED if 'refined' in extras else ''}")))
+        said = [ROBUST.get(base, "") if "robust" in extras else AS_IS, REFINED if "refined" in extras else ""]
+        said += [OBJECTIVES[extra] for extra in extras if extra in OBJECTIVES]
+        return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *said]))))
 
     def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:
         """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError
 from relaxprune.problems.checks import check_seed, one_of, positive_number, whole_number
 from relaxprune.problems.precision import UNIT_ROUNDOFF
-from relaxprune.problems.tightening import largest_tightening
 from relaxprune.solvers import Run, make_solver
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
@@ -146,6 +145,8 @@ def _check_arguments(
         )
     one_of("method", method, METHODS)
     check_limits(method, rows, time_limit_s)
+    if method in ("diagonal", "sdp"):
+        problem.minimised.refuse_coupled(f"method {method!r}")
     whole_number("max_iterations", max_iterations, 1)
     positive_number("memory_budget_bytes", memory_bytes)
     if time_limit_s is not None:
@@ -185,7 +186,7 @@ def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
     if hint is not None and relaxed is not None and isinstance(hint.certificate, MaskCertificate):
         tightening = hint.certificate.proof.tightening
     if tightening is not None:  # claimed by the solution, which may be of another problem
-        tightening = problem.prepared.proven_tightening(tightening)
+        tightening = problem.minimised.proven_tightening(tightening)
     start = task.mask if relaxed is None else relaxed
     part = problem if rows is None else problem.rows(rows)
     point, used = _relaxed(task, part, start if rows is None else start[rows], "diagonal", tightening)
@@ -196,7 +197,7 @@ def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
         return best_of(problem, [_tangent(task, relaxed, tightening), *tried])
     worth = _worth(part, point)
     if float(worth.mean()) > 0:
-        better = largest_tightening(problem.prepared, 0.5 * worth / worth.mean() + 0.5)
+        better = problem.minimised.largest_tightening(0.5 * worth / worth.mean() + 0.5)
         point, _ = _relaxed(task, part, point, "diagonal", better)
         tried.append(_tangent(task, _scattered(task, rows, point), better, rows))
     return max(tried, key=lambda item: float(item[1].block_lower_bound.sum()))
@@ -205,7 +206,7 @@ def _diagonal(task: _Task, hint: Solved | None) -> Candidate:
 def _worth(problem: Problem, point: Tensor) -> Tensor:
     """Return the worth of a unit of tightening in every column at a relaxed mask: (cols,) float64."""
     wide = point.to(torch.float64)
-    return (problem.diagonal * wide * (1 - wide)).mean(dim=0)
+    return (problem.shared_diagonal * wide * (1 - wide)).mean(dim=0)
 
 
 def _relaxed(
@@ -257,7 +258,7 @@ def _prices(task: _Task, proof: TangentProof) -> Tensor:
     prices = none.clone()
     for part, piece in problem.split(MATRICES, task.memory_bytes):
         point = proof.point[part].to(torch.float64)
-        slope = 2 * piece.half_gradient(point) + tightening * piece.diagonal * (1 - 2 * point)
+        slope = 2 * piece.half_gradient(point) + tightening * piece.shared_diagonal * (1 - 2 * point)
         prices[part] = piece.polytope.prices(slope)
     return prices
 

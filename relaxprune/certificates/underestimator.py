@@ -10,8 +10,9 @@ is at most f on every feasible mask: the second term vanishes, the third vanishe
 (λ_k ≥ 0; three entries give the triangle inequalities, one of them the constant gives the products of two bounds). If L
 is convex it lies above its tangent at ANY point p, and the exact oracle minimises the tangent over the polytope.
 
-Three choices of L are used: d = −τ q with the τ that convexity needs, nearly always 0 (``fw``); d = s ∘ q, q = diag(Q),
-with a tightening s that suits all rows at once (``diagonal``); everything, for one row (``sdp``).
+Three choices of L are used: d = −τ q with the τ that convexity needs, nearly always 0 (``fw``), q = diag(Q) without a
+row's own Fisher term, which is convex itself; d = s ∘ q with a tightening s that suits all rows at once (``diagonal``);
+everything, for one row (``sdp``).
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def _bound(problem: Problem, proof: TangentProof, flatten: bool) -> Bound:
         # Σ q over pruned entries is at most this, and an objective zᵀQz at least −τ times it. What is kept in any
         # case stays out of both sums, which it would round.
         kept = polytope.fixed()[0]
-        diagonal = problem.diagonal if kept is None else problem.diagonal.masked_fill(kept, 0.0)
+        shared = problem.shared_diagonal
+        diagonal = shared if kept is None else shared.masked_fill(kept, 0.0)
         total = polytope.block_sum(diagonal.sum(dim=1))
         pruned = total - polytope.lmo_bound(diagonal) + 4 * problem.terms() * UNIT_ROUNDOFF * total
         convexity = shift * (1 + _CONVEXITY_MARGIN) * pruned
@@ -160,7 +162,7 @@ def _added_diagonal(problem: Problem, proof: TangentProof) -> Tensor:
     tightening = torch.full_like(proof.point, -problem.proof.shift, dtype=torch.float64)
     if proof.tightening is not None:
         tightening[proof.row_method == METHODS.index("diagonal")] = proof.tightening
-    taken = tightening.mul_(problem.diagonal)
+    taken = tightening.mul_(problem.shared_diagonal)
     taken[proof.dense_rows] = proof.dense_diagonal
     return taken
 

@@ -18,10 +18,10 @@ def report_notices(report: PruneReport) -> list[str]:
     """Return the notices of a model's report.
 
     They are: layers of the plan that no calibration text reached; layers that do not fit; layers with too few tiles of
-    rows for one to be dense; a side of the model that
-    was left alone; less than half of the matrices' weights pruned; layers whose solver broke down, so that their mask
-    is the starting one; a published method of which a part was left out; blocks that could not be replayed, so that
-    the whole model was run instead; layers that were asked to correct errors of earlier ones but do not; and orders of
+    rows for one to be dense; a side of the model that was left alone; less than half of the matrices' weights pruned;
+    layers whose solver broke down, so that their mask is the starting one; a published method of which a part was left
+    out; blocks that could not be replayed, so that the whole model was run instead; layers that were asked to correct
+    errors of earlier ones but do not; layers that keep the Gram alone where the objective has more; and orders of
     channels that were put back because they changed what a block computes.
     """
     notices = []
@@ -63,6 +63,12 @@ def report_notices(report: PruneReport) -> list[str]:
         notices.append(
             f"{len(apart)} layers read other tokens in the dense model ({_some(apart)}): they correct no errors of "
             "earlier layers"
+        )
+    plain = [layer.name for layer in report.layers if layer.inputs.minimises == "gram"]
+    if plain and report.mean_gram_relative_error is not None:
+        notices.append(
+            f"{len(plain)} layers minimise the error on their Grams alone ({_some(plain)}): they are experts, or the "
+            "loss does not depend on them"
         )
     back = [item for item in report.permutations if item.put_back]
     if back:

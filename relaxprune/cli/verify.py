@@ -93,7 +93,7 @@ def _problem(file: Path, stored: StoredClaim) -> MaskProblem | ReconstructionPro
         read = read_problem_file(file)
     polytope = _polytope(stored, (read.weight.shape[0], read.weight.shape[1]))
     if subject.damping is None:
-        return MaskProblem(read.weight, read.gram, polytope)
+        return MaskProblem(read.weight, read.objective(), polytope)
     moments = {"cross": read.cross, "dense_gram": read.dense_gram}
     return ReconstructionProblem(read.weight, read.gram, polytope, damping=subject.damping, **moments)
 

@@ -99,7 +99,7 @@ class RunShape:
         stages["solve"] = sum((count * self.solve[shape] for shape, count in self.shapes.items()), NOTHING)
         stages["propagate"] = NOTHING if text.reruns else text.passes(passes["propagate"])
         head = text.batches * text.outside
-        for stage in ("tune", "refine"):
+        for stage in ("gradients", "tune", "refine"):
             if stage in passes:
                 stages[stage] = text.passes(passes[stage]) + (passes[stage] * head if stage == "refine" else NOTHING)
         return stages

@@ -15,6 +15,7 @@ from relaxprune.options.statistics_options import AUTO
 from relaxprune.problems.checks import whole_number
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 
+from .gradients import gradient_bytes
 from .planned_layer import PlannedLayer
 
 _LOGITS_BYTES = 2**29  # of the tokens whose logits are held at once, several times in float32
@@ -74,7 +75,7 @@ class RunBytes:
 
         Args:
             world: how many ranks there are.
-            every_batch: whether each has all batches, as ``tune`` needs them.
+            every_batch: whether each has all batches (``PruneOptions.whole_text``).
         """
         if world == 1:
             return self
@@ -131,13 +132,13 @@ def run_bytes(
 ) -> RunBytes:
     """Estimate the bytes of a run from shapes; values of the model's tensors are not looked at.
 
-    ``working`` is the sum of: float64 Gram sums of the block with the most (as if no layers shared one), for each part
-    of the text if the shrinkage is estimated or chosen; for the layer that needs most its Gram in float32 and twice in
-    float64 (the proof of its curvature), its weight in float32 and float64 (for a certificate, six times more in
-    float64: the points of its candidates), and what the solver holds within its memory budget. Attention masks and
-    activations inside one block are not counted. Refining comes after all that, and counts where it takes more: each
-    weight in float32 four times (Adam's two moments and the gradient besides the weight) and three times in the
-    model's own dtype, and the dense model's predictions.
+    ``working`` is the sum of what ``gradient_bytes`` says, and of: float64 Gram sums of the block with the most (as if
+    no layers shared one), for each part of the text if the shrinkage is estimated or chosen; for the layer that needs
+    most its Gram in float32 and twice in float64 (the proof of its curvature), its weight in float32 and float64 (for a
+    certificate, six times more in float64: the points of its candidates), and what the solver holds within its memory
+    budget. Attention masks and activations inside one block are not counted. Refining comes after all that, and counts
+    where it takes more: each weight in float32 four times (Adam's two moments and the gradient besides the weight) and
+    three times in the model's own dtype, and the dense model's predictions.
 
     Args:
         model: the model.
@@ -170,7 +171,8 @@ def run_bytes(
         + _apart_bytes(layers, options, sums, tokens.kinds)
         + solving
         + solver
-        + _moving_bytes(layers, options, tokens.all, sums),
+        + _moving_bytes(layers, options, tokens.all, sums)
+        + gradient_bytes(model, len(blocks.modules), layers, options.objective, (tokens.all, tokens.at_once)),
         refining=refining if options.refine else 0,
         allocating=2 * item * tokens.backward * sum(layer.rows for layer in layers),
         predictions=(tokens.all + tokens.refining) * layers[0].cols * item if options.refine else 0,

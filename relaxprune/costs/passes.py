@@ -8,6 +8,7 @@ PROOF = 5  # passes of the first two batches together, to prove that blocks may 
 _TUNING = 2  # the error before, of the dense and of the pruned block
 _EPOCH = 5  # three quarters of the batches forward twice and backward, then the error again
 _REFINING = 2  # of the dense model, of half of the windows before and after
+_GRADIENTS = 7  # the model forward, again for its gradients, and back; every block forward, back, to sums, and on
 _REFINED = 4  # three quarters of the windows forward twice and backward, then the others forward
 
 
@@ -28,6 +29,8 @@ def forward_passes(options: PruneOptions, more: float = 0.0) -> dict[str, float]
     streams = 2 if options.correct else 1
     capped = options.statistics.token_cap is not None
     passes: dict[str, float] = {"capture": streams, "statistics": streams * (1 + capped), "propagate": streams}
+    if options.objective.active:
+        passes["gradients"] = _GRADIENTS
     if options.tune:
         passes["tune"] = _TUNING + options.tune * _EPOCH
     if options.refine:

@@ -105,7 +105,7 @@ def forecast_run(
     if rates is None:
         rates = measured_rates(run.text.dtype, clock)
         slowness = {"solve": _slowness(run, solver, rates)} if solver.known else {}
-    memory = _memory(plan, text, solver).of_rank(machine.devices, every_batch=plan.request.options.tune > 0)
+    memory = _memory(plan, text, solver).of_rank(machine.devices, every_batch=plan.request.options.whole_text)
     if not plan.blocks.modules:
         whole = "the model has no list of blocks"
     residencies = needs(memory, one_memory=machine.host_memory is None, whole=whole is not None)
@@ -227,6 +227,8 @@ def _notes(plan: Plan, found: MetaPass, whole: str | None) -> tuple[str, ...]:
         notes.append(f"time of certificates by {options.certify!r} not predicted")
     if options.permute:
         notes.append("time of --permute not predicted")
+    if options.objective.grams:
+        notes.append("time of the Grams of groups of rows not predicted")
     if options.statistics.select:
         notes.append("time of --select not predicted")
     return tuple(notes)

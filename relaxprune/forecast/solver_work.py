@@ -116,7 +116,8 @@ class SolverWork:
         unit = self._unit()
         cols = min(cols, -(-_TIMED_COLS // unit) * unit)
         rows = min(rows, max(_TIMED_ROWS, int(_TIMED_PRODUCTS / cols**2)))
-        layer, inputs = made_up_layer(rows, cols), made_up_inputs(made_up_gram(cols), "trial")
+        layer = made_up_layer(rows, cols)
+        inputs = made_up_inputs(made_up_gram(cols), layer, self.request.options.objective)
 
         short = self._iterates and self._planned > _MORE
         options, scaling = (self._asking(_MORE), self._more) if short else (self.request.options, self.whole)
@@ -167,7 +168,7 @@ class SolverWork:
         torch.set_num_threads(1)  # small tensors: threads would wait for each other
         try:
             with counted(cols) as counter:
-                solved = solver.solve(layer, made_up_inputs(matrix, layer.name), 0)
+                solved = solver.solve(layer, made_up_inputs(matrix, layer, self.request.options.objective), 0)
         finally:
             torch.set_num_threads(threads)
         polytope = self.request.target.apart.polytope_of(layer.name, layer.shape)

@@ -116,7 +116,7 @@ def check_fit(model: nn.Module, batches: Sequence[Batch]) -> None:
     if reader is None or not hasattr(reader, "config"):
         return
     for batch in batches:
-        ids = _token_ids(batch, "input_ids", *batch.args[:1])
+        ids = token_ids(batch, "input_ids", *batch.args[:1])
         if ids is not None and ids.numel() and ids.dtype != torch.bool:
             check_tokens(cast("PreTrainedModel", reader), ids)
 
@@ -138,7 +138,7 @@ def without_first(batches: Sequence[Batch], tokens: int) -> list[Batch]:
 
 def window_count(batch: Batch) -> int:
     """Return how many windows a batch has: the length of its token ids, or of its first tensor."""
-    ids = _token_ids(batch, "input_ids", *batch.args[:1])
+    ids = token_ids(batch, "input_ids", *batch.args[:1])
     tensors = [ids] if ids is not None else flatten((batch.args, batch.kwargs))[0]
     return len(tensors[0]) if tensors and tensors[0].dim() else 1
 
@@ -154,13 +154,13 @@ def with_marks(batch: Batch, index: int, reason: str) -> Batch:
     Raises:
         RelaxPruneError: a batch without token ids.
     """
-    ids = _token_ids(batch, "input_ids", *batch.args[:1])
+    ids = token_ids(batch, "input_ids", *batch.args[:1])
     if ids is None:
         raise RelaxPruneError(
             f"{reason}, for which batches must hold token ids of shape (windows, length), got none in batch {index}"
         )
-    labels = _token_ids(batch, "labels")
-    decoder = _token_ids(batch, "decoder_input_ids")
+    labels = token_ids(batch, "labels")
+    decoder = token_ids(batch, "decoder_input_ids")
     return replace(
         batch,
         kept=_all_of(ids) if batch.kept is None else batch.kept,
@@ -197,7 +197,7 @@ def _after(kept: Tensor | None, tokens: int, index: int) -> Tensor | None:
     return kept
 
 
-def _token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:
+def token_ids(batch: Batch, name: str, *others: Any) -> Tensor | None:
     """Return a batch's (windows, length) ids of a name, or the first of the others that is one."""
     for value in (batch.kwargs.get(name), *others):
         if isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +31,20 @@ def checkpointed(model: nn.Module, blocks: BlockList) -> Iterator[None]:
     again |= {block: _again(_resident(store, index, block.forward)) for index, block in enumerate(blocks.modules)}
     with replaced_forwards(again):
         yield
+
+
+@contextmanager
+def flowing(model: nn.Module) -> Iterator[None]:
+    """Let gradients flow, inside, whatever the model's own parameters say."""
+    frozen = [item for item in model.parameters() if item.is_floating_point() and not item.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _resident(store: Whole, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:

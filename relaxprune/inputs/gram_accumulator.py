@@ -77,7 +77,14 @@ class GramAccumulator:
         self._largest = 0.0
 
     def add(
-        self, inputs: Tensor, *, kept: Tensor | None = None, layer: str = "inputs", batch: int = 0, part: int = 0
+        self,
+        inputs: Tensor,
+        *,
+        kept: Tensor | None = None,
+        layer: str = "inputs",
+        batch: int = 0,
+        part: int = 0,
+        weights: Tensor | None = None,
     ) -> None:
         """Count the tokens of one batch, or of one part of it.
 
@@ -87,6 +94,7 @@ class GramAccumulator:
             layer: name for error messages.
             batch: index, for error messages.
             part: which part they belong to.
+            weights: (tokens,) float64, of the tokens that count, besides what the limit makes of them; None for 1.
 
         Raises:
             RelaxPruneError: wrong width or dtype, a mask that does not fit, or values that are not finite.
@@ -99,7 +107,8 @@ class GramAccumulator:
             for start in range(0, tokens.shape[0], CHUNK_TOKENS):
                 chunk = tokens[start : start + CHUNK_TOKENS]  # (at most CHUNK_TOKENS, features)
                 compute = self._compute_dtype(chunk)
-                chunk, weight = self._weighted(chunk.to(compute))
+                own = None if weights is None else weights[start : start + CHUNK_TOKENS]
+                chunk, weight = self._weighted(chunk.to(compute), own)
                 product = chunk.T @ chunk  # (features, features)
                 if not bool(torch.isfinite(product.diagonal()).all()):
                     raise RelaxPruneError(
@@ -127,11 +136,12 @@ class GramAccumulator:
         self._largest = max(self._largest, largest)
         return torch.float64 if chunk.dtype == torch.float64 or 0 < largest < _FAINT else torch.float32
 
-    def _weighted(self, chunk: Tensor) -> tuple[Tensor, float]:
+    def _weighted(self, chunk: Tensor, given: Tensor | None = None) -> tuple[Tensor, float]:
         """Return a chunk's rows (tokens, features), each times the root of its token's weight, and the weights' sum."""
-        if self._limit == math.inf:
+        if self._limit == math.inf and given is None:
             return chunk, float(chunk.shape[0])
         weights = token_weights(squared_norms(chunk), self._limit)  # (tokens,) float64
+        weights = weights if given is None else weights * given
         return chunk * weights.sqrt().to(chunk.dtype).unsqueeze(1), float(weights.sum())
 
     def _count(self, product: Tensor, weight: float, part: int) -> None:

@@ -105,8 +105,15 @@ class JointAccumulator(GramAccumulator):
         return twin
 
 
-class _Reader(LayerListener):
-    """Keeps what layers read in one pass of the dense model."""
+class Reader(LayerListener):
+    """Keeps what layers read in one pass of the dense model.
+
+    Attributes:
+        columns: layer -> what it read in each of its calls, (..., cols).
+
+    Args:
+        layers: the layers to listen to.
+    """
 
     def __init__(self, layers: Sequence[PrunableLayer]) -> None:
         super().__init__(layers)
@@ -138,7 +145,7 @@ class JointCollector(StatisticsCollector):
     def observe(self, stage: Stage, propagation: Propagation, dense: DenseStream) -> None:
         """Put every batch through a stage of the dense model, and then of the pruned one."""
         for one, whole in zip(propagation.passes(stage), dense.passes(stage), strict=True):
-            reader = _Reader(stage.layers)
+            reader = Reader(stage.layers)
             with reader.listening(whole.number, None):
                 whole.run()
             self._beside = reader.columns

@@ -17,6 +17,7 @@ from .joint_statistics import JointAccumulator, JointCollector
 from .layer_listener import LayerListener
 from .parts import HALVES, ONE_PART, Parts, kinds_of
 from .propagation import Propagation, observe
+from .row_statistics import RowCollector, TokenWeights
 from .shrinkage import ShrinkageChoice, estimate, shrink
 from .stages import Stage
 from .statistics import NormCollector, StatisticsCollector
@@ -84,13 +85,19 @@ class GramMaker:
             return self
         return replace(self, options=self.options.without_selection(), parts=ONE_PART)
 
-    def gather(self, stage: Stage, propagation: Propagation, dense: DenseStream | None = None) -> StatisticsCollector:
+    def gather(
+        self,
+        stage: Stage,
+        propagation: Propagation,
+        dense: DenseStream | None = None,
+        weights: TokenWeights | None = None,
+    ) -> StatisticsCollector:
         """Put every batch through a stage and return the sums of its layers' inputs, joint with ``dense`` if given.
 
-        The sums are over the batches of all ranks.
+        The sums are over the batches of all ranks. With ``weights`` groups of rows have sums of their own
+        (``RowCollector``); not together with ``dense``.
         """
-        kind = StatisticsCollector if dense is None else JointCollector
-        collector = kind(stage.layers, streams=self.streams, parts=self.parts)
+        collector = self._collector(stage, dense is not None, weights)
         if self.options.token_cap is not None:
             norms = NormCollector(stage.layers, streams=self.streams)
             observe(propagation, stage, norms)
@@ -102,6 +109,13 @@ class GramMaker:
             observe(propagation, stage, collector)
         collector.unite(propagation.portion)
         return collector
+
+    def _collector(self, stage: Stage, joint: bool, weights: TokenWeights | None) -> StatisticsCollector:
+        """Return what sums a stage's inputs."""
+        if weights is not None:
+            return RowCollector(stage.layers, weights, streams=self.streams, parts=self.parts)
+        kind = JointCollector if joint else StatisticsCollector
+        return kind(stage.layers, streams=self.streams, parts=self.parts)
 
     def made(self, sums: GramAccumulator, choice: ShrinkageChoice | None = None) -> LayerGram:
         """Return the Gram of some layers, shrunk as it was chosen, or else as the options say.

@@ -66,7 +66,7 @@ class StatisticsCollector(LayerListener):
             return group
         accumulator = group.accumulator
         if accumulator is None:
-            limit = self._limits.get(leader.name, math.inf)
+            limit = self._limit_of(leader.name)
             accumulator = self._new(leader.shape[1], readings[0].tensor.device, limit)
         self._add(accumulator, leader, kept, batch)
         return GramGroup(group.layers, accumulator)
@@ -85,12 +85,16 @@ class StatisticsCollector(LayerListener):
             return GramGroup(layers, None)
         sums = own.accumulator
         if sums is None or told[portion.ranks.rank] is None:
-            limit = self._limits.get(layers[0].name, math.inf)
+            limit = self._limit_of(layers[0].name)
             sums = self._new(layers[0].shape[1], layers[0].weight.device, limit)
         elif layers != own.layers:
             sums = sums.clone()  # a group that was one with this one here needs its own
         sums.unite(found, portion.ranks)
         return GramGroup(layers, sums)
+
+    def _limit_of(self, name: str) -> float:
+        """Return up to which ‖x‖² tokens of the group whose first layer has this name weigh 1."""
+        return self._limits.get(name, math.inf)
 
     def _new(self, features: int, device: torch.device, limit: float) -> GramAccumulator:
         """Return the sum that a group starts with."""

@@ -30,6 +30,12 @@ def problem_of(layer: LayerProblem, request: PruneRequest) -> LayerAsked:
     """
     if not request.options.moves:
         return mask_problem_of(layer, request.target)
+    objective = layer.objective()
+    if not objective.plain:
+        raise RelaxPruneError(
+            f"weights that move need one Gram for all rows and nothing beside it, got {objective}: let them stay, or "
+            "give every group of rows a file of its own"
+        )
     return ReconstructionProblem(
         layer.weight,
         layer.gram,

@@ -8,6 +8,7 @@ from relaxprune.support.lazy import lazy
 
 if TYPE_CHECKING:
     from .allocation import Allocation as Allocation
+    from .objective_options import ObjectiveOptions as ObjectiveOptions
     from .prune_options import PruneOptions as PruneOptions
     from .recipes import recipe as recipe
     from .solve_options import SolveOptions as SolveOptions
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "Allocation": ".allocation",
         "Decided": ".target",
+        "ObjectiveOptions": ".objective_options",
         "PruneOptions": ".prune_options",
         "SolveOptions": ".solve_options",
         "StatisticsOptions": ".statistics_options",

@@ -13,6 +13,7 @@ from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.saliency import SALIENCIES
 from relaxprune.solvers import Solver
 
+from .objective_options import ObjectiveOptions
 from .solve_options import AUTO, SolveOptions
 from .statistics_options import MASK_SHRINKAGE, WEIGHT_SHRINKAGE, StatisticsOptions
 
@@ -41,6 +42,7 @@ class PruneOptions(SolveOptions):
         certify_rows: how many rows of a layer "diagonal" and "sdp" are applied to, drawn with probability proportional
             to their objective; None for all with "diagonal" and 32 with "sdp".
         statistics: which tokens enter a layer's objective, and how.
+        objective: what layers minimise beside their Grams' error.
         weights: "keep" leaves kept weights as they are; "refit" gives them new values, the least-squares ones or the
             solver's own, and chooses masks for that. None for what the solver's published method does, see
             ``for_solver``.
@@ -76,6 +78,7 @@ class PruneOptions(SolveOptions):
     certify: str | None = None
     certify_rows: int | None = None
     statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     permute: bool = False
     permute_by: str | None = None
     weights: str | None = None
@@ -103,6 +106,8 @@ class PruneOptions(SolveOptions):
                 raise RelaxPruneError(f"{name} must be a tuple of patterns, got {patterns!r}")
         if not isinstance(self.statistics, StatisticsOptions):
             raise RelaxPruneError(f"statistics must be StatisticsOptions, got {self.statistics!r}")
+        if not isinstance(self.objective, ObjectiveOptions):
+            raise RelaxPruneError(f"objective must be ObjectiveOptions, got {self.objective!r}")
         if not isinstance(self.permute, bool):
             raise RelaxPruneError(f"permute must be True or False, got {self.permute!r}")
         if self.permute_by is not None:
@@ -113,6 +118,7 @@ class PruneOptions(SolveOptions):
                 )
         self._check_certify()
         self._check_weights()
+        self._check_objective()
 
     def _check_start(self) -> None:
         """Raise RelaxPruneError for an unknown name, and for a mask, which would fit one layer at most."""
@@ -134,6 +140,11 @@ class PruneOptions(SolveOptions):
     def block_values(self) -> bool:
         """Whether kept weights get new values while their block is pruned."""
         return self.moves or self.tune > 0
+
+    @property
+    def whole_text(self) -> bool:
+        """Whether each of the ranks that share a run puts all of the text through the model."""
+        return self.tune > 0 or self.objective.active
 
     @property
     def refine_share(self) -> float:
@@ -205,6 +216,29 @@ class PruneOptions(SolveOptions):
         for name, value in given.items():
             if value and not self.tune:
                 raise RelaxPruneError(f"{name} is {getattr(self, name)!r}, but tune is 0; leave it out or set tune")
+
+    def _check_objective(self) -> None:
+        """Raise RelaxPruneError for what does not go with an objective of several parts."""
+        if not self.objective.active:
+            return
+        kind = self.objective.kind
+        for name, value, why in (
+            ("permute", self.permute, "reorders the channels that the gradients were taken for"),
+            ("correct", self.correct, "moves weights towards outputs by the Gram alone"),
+            ("select", self.statistics.select, "chooses the shrinkage by errors on the Gram alone"),
+        ):
+            if value:
+                raise RelaxPruneError(f"{name} is {value!r}, which {why}: leave it out, or the objective {kind!r}")
+        if kind == "coupled" and self.moves and self.objective.share == 1:
+            raise RelaxPruneError(
+                "strength of the objective 'coupled' must be below 1 for weights that move, got 1: the moment alone "
+                "leaves directions in which nothing holds them"
+            )
+        if kind == "coupled" and self.certify in ("diagonal", "sdp"):
+            raise RelaxPruneError(
+                f"certify is {self.certify!r}, which looks at one row at a time, but the objective 'coupled' joins "
+                'them: take "fw"'
+            )
 
     def _check_certify(self) -> None:
         """Raise RelaxPruneError for an unknown method, or for rows that the method does not use."""

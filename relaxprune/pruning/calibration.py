@@ -49,8 +49,8 @@ class Calibration:
         return parts.marked(read), parts, more
 
     def portion(self, read: Sequence[Batch], request: PruneRequest) -> Portion:
-        """Return what this process puts through the model: all, for tuning takes one step after the other."""
-        if request.options.tune:
+        """Return what this process puts through the model: all, if every rank needs that (``whole_text``)."""
+        if request.options.whole_text:
             return Portion(read, shelf=self.shelf)
         return Portion.of(read, self.ranks, self.shelf)
 

@@ -14,7 +14,9 @@ from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import Gram, MaskProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.solvers import Solver
+from relaxprune.solvers.coupling import check_coupling
 
+from .objectives.terms import made_up
 from .prune_report import OTHER_SIDE
 from .request import PruneRequest
 
@@ -103,16 +105,23 @@ def _misfit(request: PruneRequest, layer: PrunableLayer) -> str | None:
         polytope = target.polytope_of(layer.name, layer.shape)
     except RelaxPruneError as error:
         return f"does not fit: {error.__cause__ or error}"
-    if type(solver).check is Solver.check and options.memory_budget_bytes is None:
+    gradients = options.objective.active
+    if type(solver).check is Solver.check and options.memory_budget_bytes is None and not gradients:
         return None
     weight = layer.matrix().detach()
-    if weight.is_meta:  # checks may ask for values: zeros, as few rows as share a count
+    if weight.is_meta or (gradients and options.memory_budget_bytes is None):  # as few rows as share a count
         rows = polytope.rows_per_block(layer.shape)
-        weight = torch.zeros(rows, layer.shape[1])
+        weight = torch.zeros(rows, layer.shape[1]) if weight.is_meta else weight[:rows]  # checks may ask for values
     gram = Gram(torch.zeros(layer.shape[1], layer.shape[1], device=weight.device))
     try:
-        problem = MaskProblem(weight, gram, polytope.chosen_from() or polytope)  # what the solver will see
-        solver.check(problem)
+        objective = made_up(options.objective, weight, gram).objective(gram)
+        if gradients:  # rows that share a count may not have what the objective gives each
+            MaskProblem(weight, objective, polytope)
+        problem = MaskProblem(weight, objective, polytope.chosen_from() or polytope)  # what the solver will see
+        for one in (solver, options.polisher(solver) if gradients else None):
+            if one is not None:
+                check_coupling(one, problem)
+                one.check(problem)
         options.check_memory(problem, solver)
     except RelaxPruneError as error:
         return str(error)

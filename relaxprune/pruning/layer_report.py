@@ -40,6 +40,7 @@ class InputReport:
             over what was held out and the layers that share the Gram; empty if no text could be held out. None like the
             one before.
         held_out_errors: the same by what was held out. None like the ones before.
+        minimises: what the layer's problem is, of ``ObjectiveOptions.kind``: "gram" where gradients say nothing of it.
     """
 
     tokens: int
@@ -50,6 +51,7 @@ class InputReport:
     candidates: list[float] | None = None
     candidate_errors: list[float] | None = None
     held_out_errors: dict[str, list[float]] | None = None
+    minimises: str = "gram"
 
     def check_choice(self, layer: str) -> None:
         """Raise RelaxPruneError unless there is a positive error of every candidate, or none at all."""
@@ -60,7 +62,7 @@ class InputReport:
 
 @dataclass(frozen=True, kw_only=True)
 class LossReport:
-    """The errors of a layer's output, in float64.
+    """The errors of a layer, in float64, by what it minimises (``InputReport.minimises``).
 
     Attributes:
         dense_energy: f(0), the objective of pruning everything.
@@ -73,6 +75,8 @@ class LossReport:
         corrected: if weights moved, the share of the errors of earlier layers to correct; else None.
         residual: if weights moved, the part of the objective that no weights can remove, 0 if no errors of earlier
             layers are corrected; else None.
+        gram_relative_error: tr(E G Eᵀ) / tr(W G Wᵀ) of what is lost, on the layer's own Gram alone; None for a layer
+            that minimises just that, whose relative error it is.
     """
 
     dense_energy: float
@@ -84,6 +88,7 @@ class LossReport:
     kept_objective: float | None = None
     corrected: float | None = None
     residual: float | None = None
+    gram_relative_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +206,12 @@ class LayerReport:
     def relative_error(self) -> float:
         """Objective / dense energy; 0 for a layer without energy."""
         return relative_error(self.objective, self.loss.dense_energy)
+
+    @property
+    def gram_relative_error(self) -> float:
+        """The relative error on the layer's own Gram alone, whatever it minimises."""
+        alone = self.loss.gram_relative_error
+        return self.relative_error if alone is None else alone
 
     @property
     def wanda_ratio(self) -> float:

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from relaxprune.inputs.layer_grams import LayerGram
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.options.objective_options import ObjectiveOptions
 from relaxprune.problems import Gram
 
 from .mask_solver import LayerInputs
+from .objectives.terms import made_up
 
 _RANK = 64
 
@@ -20,9 +22,11 @@ def made_up_gram(cols: int) -> Tensor:
     return mix @ mix.T / _RANK + torch.eye(cols)
 
 
-def made_up_inputs(matrix: Tensor, name: str) -> LayerInputs:
-    """Return the inputs of a layer of that name, with a (cols, cols) Gram."""
-    return LayerInputs(Gram(matrix), LayerGram(matrix, 1, 1.0, 0.0), 1, name)
+def made_up_inputs(matrix: Tensor, layer: PrunableLayer, objective: ObjectiveOptions) -> LayerInputs:
+    """Return the inputs of a layer with a (cols, cols) Gram, and what an objective has beside it."""
+    gram = Gram(matrix)
+    terms = made_up(objective, layer.matrix().to(matrix.device), gram)
+    return LayerInputs(gram, LayerGram(matrix, 1, 1.0, 0.0), 1, layer.name, terms)
 
 
 def made_up_layer(rows: int, cols: int, name: str = "trial") -> PrunableLayer:

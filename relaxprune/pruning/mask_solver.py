@@ -14,7 +14,7 @@ from relaxprune.inputs.shrinkage import ShrinkageChoice
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.options.target import Decided
-from relaxprune.problems import Gram, MaskProblem, ReconstructionProblem
+from relaxprune.problems import Gram, MaskProblem, Objective, ReconstructionProblem
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.polytopes import Polytope
 from relaxprune.ranks.ranks import ALONE, Ranks
@@ -22,8 +22,11 @@ from relaxprune.solvers import Run, Solver
 from relaxprune.solving.solution import Solution
 from relaxprune.solving.solving import solve, start_mask
 
-from .layer_certificates import certificate_of, estimated_gap
-from .layer_report import BoundReport, CostReport, InputReport, LayerReport, LossReport
+from .layer_certificates import certificate_of
+from .layer_judging import NO_BOUND, bound_of, cost_of, gram_error, loss_of, moved
+from .layer_judging import wanda_objective as wanda_objective
+from .layer_report import BoundReport, InputReport, LayerReport, LossReport
+from .objectives.terms import PLAIN, LossTerms
 from .source_zeros import keep_zeros, pruning_zeros, source_zeros
 
 
@@ -36,12 +39,14 @@ class LayerInputs:
         read: the sums that it was made of.
         calls: the most calls of the layer in one forward pass.
         leader: name of the first of the layers that share the Gram.
+        terms: what the layer's objective has beside the Gram.
     """
 
     gram: Gram
     read: LayerGram
     calls: int
     leader: str
+    terms: LossTerms = PLAIN
 
     def report(self) -> InputReport:
         """Return them as numbers."""
@@ -52,14 +57,38 @@ class LayerInputs:
             shrinkage=read.shrinkage,
             calls=self.calls,
             gram=self.leader,
+            minimises=self.terms.kind,
             **_selected(read.choice),
         )
+
+    def objective(self, damping: float = 0.0) -> Objective:
+        """Return what the layer minimises, its Grams damped by a share of their scale."""
+        return self.terms.objective(self.gram, damping)
+
+
+def _selected(choice: ShrinkageChoice | None) -> dict[str, Any]:
+    """Return how the shrinkage was chosen, as fields of ``InputReport``."""
+    if choice is None:
+        return {}
+    return {
+        "candidates": list(choice.candidates),
+        "candidate_errors": list(choice.errors),
+        "held_out_errors": {name: list(errors) for name, errors in choice.held_out.items()},
+    }
 
 
 # A certificate, and the problem that it is for.
 Proven = tuple[MaskCertificate, MaskProblem]
-# A solution, the proof that was asked for, and what the layer loses.
-Judged = tuple[Solution, Proven | None, LossReport]
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """A solution, what the layer loses, the bound, and the proof that was asked for."""
+
+    solution: Solution
+    loss: LossReport
+    bound: BoundReport
+    proof: Proven | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,7 +143,7 @@ class MaskSolver:
         return self.solver.bands(problem, run)
 
     def solve(self, layer: PrunableLayer, inputs: LayerInputs, block: int) -> SolvedLayer:
-        """Find the mask of one layer, and the objective of Wanda's mask on the same Gram.
+        """Find the mask of one layer, and the objective of Wanda's mask, by the diagonal of the same objective.
 
         If the solver breaks down, the mask is its start, polished, and the report's status says so: one layer must not
         end a run.
@@ -125,15 +154,15 @@ class MaskSolver:
         try:
             polytope = self.decided.polytope_of(layer.name, layer.shape)
             zeros = self.staying(layer)
-            solved = (
-                self._refitted(layer, inputs, polytope, zeros)
-                if self.options.moves
-                else self._kept(layer, inputs, polytope)
-            )
+            if not self.options.moves:
+                judged = self._kept(layer, inputs, polytope)
+            elif inputs.terms is PLAIN:
+                judged = self._refitted(layer, inputs, polytope, zeros)
+            else:
+                judged = self._refitted_on_terms(layer, inputs, polytope, zeros)
         except RelaxPruneError as error:
             raise RelaxPruneError(f"layer {layer.name!r} in block {block}: {error}") from error
-        solution, proof, loss = solved
-        mask = solution.mask.cpu()
+        solution, mask = judged.solution, judged.solution.mask.cpu()
         rows, cols = layer.shape
         report = LayerReport(
             name=layer.name,
@@ -145,12 +174,14 @@ class MaskSolver:
             requested_sparsity=self.decided.fraction(layer.name, (rows, cols)),
             sparsity=1 - int(mask.sum()) / mask.numel(),
             inputs=inputs.report(),
-            loss=loss,
-            bound=_bound(solution, None if proof is None else proof[0]),
-            cost=_cost(solution),
+            loss=judged.loss,
+            bound=judged.bound,
+            cost=cost_of(solution),
         )
         support = mask if zeros is None else mask & ~zeros
-        return SolvedLayer(layer=layer, mask=mask, report=report, proof=proof, weight=solution.weight, support=support)
+        return SolvedLayer(
+            layer=layer, mask=mask, report=report, proof=judged.proof, weight=solution.weight, support=support
+        )
 
     def staying(self, layer: PrunableLayer) -> Tensor | None:
         """Return which zeros of a layer, not pruned yet, stay zero: (rows, cols) bool on the CPU, None for none."""
@@ -165,18 +196,22 @@ class MaskSolver:
     def _mask_problem(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> MaskProblem:
         """Return the problem of a layer over some masks."""
         matrix = inputs.gram.matrix
-        return MaskProblem(layer.matrix().to(device=matrix.device, dtype=matrix.dtype), inputs.gram, polytope)
+        return MaskProblem(layer.matrix().to(device=matrix.device, dtype=matrix.dtype), inputs.objective(), polytope)
 
-    def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> Judged:
+    def _kept(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope) -> _Judged:
         """Solve a layer whose kept weights stay as they are."""
         problem = self._mask_problem(layer, inputs, polytope)
         solution = self._solution(problem)
         certificate = certificate_of(problem, solution, self.options)
         wanda = wanda_objective(problem, solution, self.options.memory_bytes)
         proof = None if certificate is None else (certificate, problem)
-        return solution, proof, _loss(solution, problem.dense_energy, wanda)
+        loss = loss_of(solution, problem.dense_energy, wanda)
+        if inputs.terms is not PLAIN:
+            kept = torch.where(solution.mask, problem.weight, 0.0)
+            loss = replace(loss, gram_relative_error=gram_error(problem.weight, kept, inputs.gram.matrix))
+        return _Judged(solution, loss, bound_of(solution, certificate), proof)
 
-    def _refitted(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope, zeros: Tensor | None) -> Judged:
+    def _refitted(self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope, zeros: Tensor | None) -> _Judged:
         """Solve a layer whose kept weights move; Wanda's mask is judged with the weights as they were.
 
         ``zeros`` (rows, cols) are pruned first, and stay zero where they are kept.
@@ -195,9 +230,32 @@ class MaskSolver:
         )
         solution = self._solution(problem) if zeros is None else self._sparse_solution(problem, zeros)
         mask = start_mask(MaskProblem(problem.weight, problem.prepared, polytope), "wanda", self.options.memory_bytes)
-        loss = _loss(solution, problem.reference, problem.objective(torch.where(mask, problem.weight, 0.0)))
+        loss = loss_of(solution, problem.reference, problem.objective(torch.where(mask, problem.weight, 0.0)))
         corrected = 0.0 if read.cross is None else self.options.correct
-        return solution, None, replace(loss, corrected=corrected, residual=float(problem.residual.sum()))
+        loss = replace(loss, corrected=corrected, residual=float(problem.residual.sum()))
+        return _Judged(solution, loss, bound_of(solution, None))
+
+    def _refitted_on_terms(
+        self, layer: PrunableLayer, inputs: LayerInputs, polytope: Polytope, zeros: Tensor | None
+    ) -> _Judged:
+        """Solve a layer whose kept weights move for an objective of several parts: its mask, then its weights.
+
+        Both minimise the objective on damped Grams; ``zeros`` as for ``_refitted``.
+        """
+        weight = layer.matrix().to(inputs.gram.matrix.device)
+        zeros = None if zeros is None else zeros.to(weight.device)
+        masks = polytope if zeros is None else pruning_zeros(polytope, weight, zeros)
+        problem = MaskProblem(weight, inputs.objective(self.options.ridge), masks)
+        memory = self.options.memory_bytes
+        solution = moved(problem, self._solution(problem), zeros, memory)
+        assert solution.weight is not None  # ``moved`` gives some
+        loss = replace(
+            loss_of(solution, problem.dense_energy, problem.objective(start_mask(problem, "wanda", memory), memory)),
+            corrected=0.0,
+            residual=0.0,
+            gram_relative_error=gram_error(weight, solution.weight, inputs.gram.matrix),
+        )
+        return _Judged(solution, loss, NO_BOUND)
 
     def _sparse_solution(self, problem: ReconstructionProblem, zeros: Tensor) -> Solution:
         """Solve a layer of which zeros (rows, cols) are to stay zero, among the masks that prune these first.
@@ -217,58 +275,3 @@ class MaskSolver:
         callback = None if self.ranks.alone else self.ranks.check
         crew = self.ranks if self.shared else None
         return solve(problem, self.solver, options=self.options, callback=callback, crew=crew, throw=False)
-
-
-def _selected(choice: ShrinkageChoice | None) -> dict[str, Any]:
-    """Return how the shrinkage was chosen, as fields of ``InputReport``."""
-    if choice is None:
-        return {}
-    return {
-        "candidates": list(choice.candidates),
-        "candidate_errors": list(choice.errors),
-        "held_out_errors": {name: list(errors) for name, errors in choice.held_out.items()},
-    }
-
-
-def wanda_objective(problem: MaskProblem, solution: Solution, memory_bytes: int) -> float:
-    """Return the objective of Wanda's mask, without computing it if the solution has that mask."""
-    mask = start_mask(problem, "wanda", memory_bytes)
-    return solution.objective if torch.equal(mask, solution.mask) else problem.objective(mask, memory_bytes)
-
-
-def _loss(solution: Solution, energy: float, wanda: float) -> LossReport:
-    """Return the objectives of a solution and of Wanda's mask, with the energy of the layer."""
-    return LossReport(
-        dense_energy=energy,
-        wanda_objective=wanda,
-        objective=solution.objective,
-        relaxed_objective=solution.relaxed_objective,
-        unrounded_objective=solution.unrounded_objective,
-        rounded_objective=solution.rounded_objective,
-        kept_objective=solution.kept_objective,
-    )
-
-
-def _bound(solution: Solution, certificate: MaskCertificate | None) -> BoundReport:
-    """Return the bound of the certificate that was asked for, or the solver's own."""
-    if certificate is None:
-        return BoundReport(lower_bound=solution.certificate.lower_bound)
-    return BoundReport(
-        lower_bound=certificate.lower_bound,
-        certificate=certificate.method,
-        certified_rows=certificate.rows_covered,
-        certificate_seconds=certificate.seconds,
-        estimated_gap=estimated_gap(certificate),
-    )
-
-
-def _cost(solution: Solution) -> CostReport:
-    """Return the cost of a solution."""
-    return CostReport(
-        solver=solution.solver,
-        polish=solution.polish,
-        status=solution.status.name,
-        products=solution.stats.products,
-        iterations=solution.stats.iterations,
-        seconds=solution.stats.seconds,
-    )

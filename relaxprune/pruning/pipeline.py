@@ -17,20 +17,21 @@ from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.adopted import adopted
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import PrunableLayer
-from relaxprune.options.target import Decided
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.ranks.ranks import ALONE, Ranks
 from relaxprune.residency.states import shelf_of
 from relaxprune.residency.store import store_of
 
-from .block_record import AllocationRecorder, BlockRecord, BlockRecorder, CertificateRecorder
+from .block_record import BlockRecord, BlockRecorder, CertificateRecorder
 from .calibration import Calibration
 from .channels.channel_permuter import ChannelPermuter
 from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
 from .common_facts import common_facts
+from .deciding import decided_counts
 from .kept_records import KeptRecords, write_record
 from .mask_solver import MaskSolver, SolvedLayer
+from .objectives.following import DenseLoss
 from .outcome import Outcome
 from .plan import Plan
 from .planner import plan_model
@@ -39,7 +40,6 @@ from .refining import Refining
 from .route import Route, Step
 from .selecting import ShrinkageSelector
 from .shared_recorder import shared
-from .sharing.counts import decide
 from .sharing.dense_grams import DenseModel
 from .stage_solver import StageSolver
 from .tuning.block_tuner import BlockTuner, tunable
@@ -158,11 +158,12 @@ class _Run:
         outcome.stages = agenda.count
         refining = Refining.prepare(plan, [*read, *further], recorder, outcome)
         dense = DenseModel(model, blocks, plan.weights, read, portion, agenda, gram_maker.without_selection())
-        decided = _decided(plan, dense, recorder, outcome)
+        decided = decided_counts(plan, dense, recorder, outcome)
         mask_solver = MaskSolver(decided, request.solver, request.options, ranks)
         route = Route(plan, portion, agenda, outcome.timed)
         selector = ShrinkageSelector.of(mask_solver, parts)
-        stage_solver = StageSolver(gram_maker, mask_solver, selector, check, outcome, ranks)
+        loss = DenseLoss.prepare(plan.request.options, model, blocks, read, text.shelf, outcome.timed)
+        stage_solver = StageSolver(gram_maker, mask_solver, selector, check, outcome, ranks, loss)
         return cls(plan, route, gram_maker, permuter, stage_solver, recorder, outcome, check, refining, ranks)
 
     @property
@@ -170,11 +171,16 @@ class _Run:
         """What solves a layer."""
         return self.stage_solver.mask_solver
 
+    @property
+    def loss(self) -> DenseLoss | None:
+        """What layers minimise beside their Grams, None for nothing."""
+        return self.stage_solver.loss
+
     def prune(self) -> None:
         """Go through all stages: observe, solve, apply, record, propagate; then refine."""
         for step in self.route.steps():
             self.outcome.announce("block_start", step.stage)
-            block = self.recall(step.stage)
+            block = self.begin(step)
             if block is None and step.stage.layers:
                 block = BlockRecord(permutations=self.permute(step))
                 for sums in self.observe(step):
@@ -198,11 +204,15 @@ class _Run:
         if self.refining is None:
             self.supports.clear()
 
-    def recall(self, stage: Stage) -> BlockRecord | None:
-        """Apply the record of a finished block to the model and return it; None if the block has to be solved."""
-        record = self.recorder.load(stage.index) if self.recorder and stage.layers else None
-        if record is None:
-            return None
+    def begin(self, step: Step) -> BlockRecord | None:
+        """Follow the dense model through a block while it is dense, if asked to, and recall what was made of it."""
+        record = self.recorder.load(step.stage.index) if self.recorder and step.stage.layers else None
+        if self.loss is not None:
+            self.loss.follow(step.stage, step.pruned, wanted=record is None)
+        return None if record is None else self.recall(step.stage, record)
+
+    def recall(self, stage: Stage, record: BlockRecord) -> BlockRecord:
+        """Apply the record of a finished block to the model and return it."""
         by_parameter = {layer.parameter: layer for layer in stage.layers}
         reported = {report.parameter for report in record.layers}
         if reported != set(record.masks) or not reported <= set(by_parameter):
@@ -236,7 +246,8 @@ class _Run:
             parts = self.gram_maker.split(step.stage, step.pruned)
         for part in parts:
             with self.outcome.timed("statistics"):
-                sums = self.gram_maker.gather(part, step.pruned, joint)
+                weights = None if self.loss is None else self.loss.weights
+                sums = self.gram_maker.gather(part, step.pruned, joint, weights)
                 self.check.unite(self.ranks)
             yield sums
 
@@ -292,18 +303,3 @@ class _Run:
         """Make the inputs of the next stage from this one, now that it is pruned."""
         with self.outcome.timed("propagate"):
             self.route.propagate(step)
-
-
-def _decided(plan: Plan, dense: DenseModel, recorder: BlockRecorder | None, outcome: Outcome) -> Decided:
-    """Decide how much each layer is pruned: as asked, by a pass over the dense model, or as the recorder has it."""
-    target = plan.request.target
-    if not target.sharing.measures:
-        return Decided(target)
-    keeper = recorder if isinstance(recorder, AllocationRecorder) else None
-    counts = None if keeper is None else keeper.load_allocation()
-    if counts is None:
-        with outcome.timed("allocate"):
-            counts = decide(target.sharing, target.sparsity or 0.0, dense, plan.request.options.seed)
-        if keeper is not None:
-            keeper.save_allocation(counts)
-    return Decided(target, counts)

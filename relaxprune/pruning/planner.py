@@ -30,6 +30,7 @@ from relaxprune.solvers import Solver
 
 from .coverage import count_matrices
 from .layer_choice import EXCLUDED, NOT_INCLUDED, find_misfits, select_layers
+from .objectives.following import check_loss
 from .placement import refuse_whole_passes
 from .plan import Plan
 from .prediction import predict
@@ -144,8 +145,9 @@ def make_plan(
         )
     unasked = {layer.name for layer in left if layer.reason in (EXCLUDED, NOT_INCLUDED)}
     check_tunable(request.options.tune, weights, blocks)
-    if request.options.tune or request.options.refine:
+    if request.options.tune or request.options.refine or request.options.objective.active:
         check_differentiable(model)
+    check_loss(request.options.objective, model, weights, blocks)
     weights, misfits = _fitting(request, weights)
     layers = []
     for layer in weights:

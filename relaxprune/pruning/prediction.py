@@ -61,7 +61,7 @@ class Trial:
         proof = self.timed(lambda: Gram(matrix).proof)
         part = nn.Parameter(layer.matrix()[:some].detach().clone(), requires_grad=False)
         tried = PrunableLayer(layer.name, layer.module, "Linear", part)
-        inputs = made_up_inputs(matrix, layer.name)
+        inputs = made_up_inputs(matrix, tried, asked.objective)
 
         def solve(tool: Solver, iterations: int | None, polish: str | None) -> float:
             honoured = iterations if "max_iterations" in tool.budgets() else None
@@ -142,17 +142,20 @@ def predict(
     firsts = {layer.shape: layer for layer in reversed(plan.weights)}
     solving = {shape: trial.layer(layer, planned) for shape, layer in firsts.items()}
     widths = Counter(group.layers[0].shape[1] for group in collector.groups)
-    grams = sum(count * trial.gram(cols, tokens) for cols, count in widths.items())
+    own = Counter(layer.shape[1] for layer in plan.weights)
+    sums = {cols: trial.gram(cols, tokens) for cols in own}
+    grams = sum(count * sums[cols] for cols, count in widths.items())
     rerun = plan.blocks is NO_BLOCKS
     stages = len(collector.groups) if rerun else 1
     solve = sum(count * solving[shape] for shape, count in shapes.items())
     passes = forward_passes(options, more)
     seconds = {"statistics": passes["statistics"] * forward * stages + gram_sums(options) * grams, "solve": solve}
+    seconds["statistics"] += options.objective.grams * sum(count * sums[cols] for cols, count in own.items())
     if not rerun:
         seconds["propagate"] = (passes["capture"] + passes["propagate"]) * forward
     if options.statistics.select:
         seconds["select"] = _selecting(trial, collector, parts)
-    seconds |= {stage: passes[stage] * forward for stage in ("tune", "refine") if stage in passes}
+    seconds |= {stage: passes[stage] * forward for stage in ("gradients", "tune", "refine") if stage in passes}
     return Prediction(seconds, memory)
 
 

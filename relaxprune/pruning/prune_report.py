@@ -111,6 +111,13 @@ class PruneReport:
         return _mean([layer.relative_error for layer in self.layers])
 
     @property
+    def mean_gram_relative_error(self) -> float | None:
+        """The same on the layers' Grams alone; None if all of them minimise just that."""
+        if all(layer.loss.gram_relative_error is None for layer in self.layers):
+            return None
+        return _mean([layer.gram_relative_error for layer in self.layers])
+
+    @property
     def mean_wanda_relative_error(self) -> float:
         """Mean over layers of the relative error of Wanda's mask on the same Gram."""
         return _mean([layer.wanda_relative_error for layer in self.layers])
@@ -145,6 +152,7 @@ class PruneReport:
         return {
             "sparsity": self.sparsity,
             "mean_relative_error": self.mean_relative_error,
+            "mean_gram_relative_error": self.mean_gram_relative_error,
             "mean_wanda_relative_error": self.mean_wanda_relative_error,
             "mean_wanda_ratio": self.mean_wanda_ratio,
             "mean_relative_gap": self.mean_relative_gap,
@@ -193,7 +201,7 @@ class PruneReport:
         lines.append(("mean", "", *means, self.mean_relative_gap, "", sum(item.cost.seconds for item in self.layers)))
         proven = [] if self.options.get("certify") is None else self._certified_lines()
         chosen = Chosen.of(self.layers)
-        shares = self._shrinkage_lines() if chosen is None else chosen.lines()
+        shares = [*(self._shrinkage_lines() if chosen is None else chosen.lines()), *self._objective_lines()]
         orders = [*shares, *permutation_lines(self.permutations), *self._moved_lines()]
         share = [] if self.coverage is None else [str(self.coverage)]
         less = [f"without {' and '.join(self.left_out)}, which the published method has"] if self.left_out else []
@@ -206,6 +214,16 @@ class PruneReport:
             return []
         span = f"{min(shares):.3g}" if min(shares) == max(shares) else f"{min(shares):.3g} to {max(shares):.3g}"
         return [f"errors and bounds are on Grams that are shrunk to their diagonals by {span}"]
+
+    def _objective_lines(self) -> list[str]:
+        """Return what errors are of, if that is more than a Gram."""
+        alone = self.mean_gram_relative_error
+        if alone is None:
+            return []
+        kinds = " and ".join(sorted({layer.inputs.minimises for layer in self.layers}))
+        return [
+            f"errors and bounds are of the objective {kinds}; on Grams alone the mean relative error is {alone:.4f}"
+        ]
 
     def _moved_lines(self) -> list[str]:
         """Return the gain of every stage if weights moved: the mask, new weights on it, tuning blocks, refining."""

@@ -18,6 +18,8 @@ from relaxprune.ranks.ranks import Ranks
 from relaxprune.ranks.sharing import layer_cost
 
 from .mask_solver import LayerInputs, MaskSolver, SolvedLayer
+from .objectives.following import DenseLoss
+from .objectives.terms import PLAIN
 from .outcome import Outcome
 from .selecting import ShrinkageSelector
 from .solved_parcel import opened, parcel
@@ -47,6 +49,7 @@ class StageSolver:
         check: knows the layers that must not be pruned.
         outcome: is told of layers that are begun, and takes the time.
         ranks: share the layers.
+        loss: knows what layers minimise beside their Grams, None for nothing.
     """
 
     gram_maker: GramMaker
@@ -55,6 +58,7 @@ class StageSolver:
     check: OutputCheck
     outcome: Outcome
     ranks: Ranks
+    loss: DenseLoss | None = None
 
     def solve(self, sums: StatisticsCollector, stage: Stage) -> Iterator[SolvedLayer]:
         """Yield the layers of all groups that read one Gram, solved; all of them on every rank, in the same order.
@@ -104,7 +108,8 @@ class StageSolver:
             if read is not None:
                 gram = Gram(read.gram)
                 for layer in self._wanted(layers):
-                    yield _Job(layer, LayerInputs(gram, read, sums.calls[layer.name], layers[0].name))
+                    terms = PLAIN if self.loss is None else self.loss.terms(layer, read, sums)
+                    yield _Job(layer, LayerInputs(gram, read, sums.calls[layer.name], layers[0].name, terms))
 
     def _take(
         self, sums: StatisticsCollector, chosen: dict[str, ShrinkageChoice]

@@ -87,6 +87,8 @@ def summary(run: FinishedRun) -> dict[str, Any]:
         "pruned_weights": pruned,
         "sparsity": pruned / entries if entries else 0.0,
         "mean_relative_error": mean(layer.relative_error for layer in layers),
+        "objective": " and ".join(sorted({layer.inputs.minimises for layer in layers})),
+        "mean_gram_relative_error": mean(layer.gram_relative_error for layer in layers),
         "mean_wanda_relative_error": mean(layer.wanda_relative_error for layer in layers),
         "mean_wanda_ratio": mean(layer.wanda_ratio for layer in layers),
         # A bound below 0 proves no more than 0 does.
@@ -109,6 +111,8 @@ def layer_content(layer: LayerReport) -> dict[str, Any]:
         "cols": layer.cols,
         "sparsity": layer.sparsity,
         "shrinkage": layer.inputs.shrinkage,
+        "minimises": layer.inputs.minimises,
+        "gram_relative_error": layer.gram_relative_error,
         "relative_error": layer.relative_error,
         "wanda_relative_error": layer.wanda_relative_error,
         "wanda_ratio": layer.wanda_ratio,

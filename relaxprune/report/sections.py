@@ -58,9 +58,13 @@ def facts(summary: Content) -> list[tuple[str, str, str]]:
     """Return the numbers at the top, each with its name and its meaning."""
     proof = f"certified by {summary['certificate']}" if summary["certificate"] else "proven by the solver itself"
     seconds, memory = summary["seconds"], summary["peak_memory_gib"]
+    lost = "share of a layer's output energy lost"
+    if summary["objective"] != "gram":
+        alone = number(summary["mean_gram_relative_error"])
+        lost = f"of the objective {summary['objective']}; {alone} of a layer's output energy"
     return [
         ("Pruned", f"{summary['sparsity']:.1%}", "of the pruned layers' weights"),
-        ("Mean relative error", number(summary["mean_relative_error"]), "share of a layer's output energy lost"),
+        ("Mean relative error", number(summary["mean_relative_error"]), lost),
         ("Of Wanda's error", number(summary["mean_wanda_ratio"]), "mean over layers; below 1 is better"),
         ("Mean relative gap", number(summary["mean_relative_gap"]), f"{proof}; no mask is better by a larger share"),
         ("Time", "–" if seconds is None else f"{seconds:,.0f} s", "pruning, all stages"),

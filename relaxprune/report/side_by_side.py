@@ -22,6 +22,7 @@ _GROUNDS = {
     "model.weights_sha256": "the runs pruned different weights: neither errors nor perplexities compare",
     "calibration.sha256": "the runs saw different calibration text: errors are on different Gram matrices",
     "settings.statistics": "the runs weigh their calibration text differently: errors are on different Gram matrices",
+    "settings.objective": "the runs minimise different objectives: errors and gaps are of different things",
     "settings.weights": "weights moved in only some of the runs: their gaps do not prove the same thing",
     "settings.damping": "the runs have different damping, which is part of the error if weights moved",
     "settings.device": "the runs computed on different devices: seconds do not compare",

@@ -84,7 +84,8 @@ def _facts(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Map
         f"| base model | {notes.base_model}{_commit(fingerprint)} |",
         f"| licence | {notes.license or 'not stated by the base model; see there'} |",
         f"| sparsity of the pruned layers | {_sparsity(layers):.4f} |",
-        f"| mean relative error of a layer's output | {_mean(layers, 'relative_error')} |",
+        *_objective(fingerprint["settings"]),
+        f"| mean relative error of a layer's output | {_mean(layers, 'gram_relative_error', 'relative_error')} |",
         f"| calibration | {calibration['source']}, {calibration['windows']} windows of {calibration['length']} |",
         "",
         "Made by",
@@ -148,6 +149,16 @@ def _sparsity(layers: Sequence[Mapping[str, Any]]) -> float:
     return pruned / total if total else 0.0
 
 
-def _mean(layers: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [layer[key] for layer in layers if layer[key] is not None]
+def _objective(settings: Mapping[str, Any]) -> list[str]:
+    """Return the row on what layers minimised, none if that is the change of their outputs alone."""
+    asked = settings.get("objective") or {}
+    if not asked.get("strength"):
+        return []
+    return [f"| objective | {asked['kind']}, strength {asked['strength']:g}: by the gradient of the loss |"]
+
+
+def _mean(layers: Sequence[Mapping[str, Any]], *keys: str) -> str:
+    """Return the mean of what layers have of the first key that they have."""
+    found = [next((layer[key] for key in keys if layer.get(key) is not None), None) for layer in layers]
+    values = [value for value in found if value is not None]
     return f"{sum(values) / len(values):.5f}" if values else "unknown"

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relaxprune.problems import RelaxPruneError
+from relaxprune.problems import MaskProblem, RelaxPruneError
 from relaxprune.problems.checks import check_mask, positive_number
 from relaxprune.problems.problem import relative_error
 from relaxprune.problems.reconstruction_problem import ReconstructionProblem
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES
 from relaxprune.solvers.weights.engine.least_squares import LeastSquares
+from relaxprune.solvers.weights.engine.on_support import refitted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +23,7 @@ class Refit:
     Attributes:
         weight: (rows, cols) in the dtype of the problem's weight, +0.0 outside the mask.
         objective: f of these weights, float64, in the dtype they are in.
-        relative_error: objective / trace(W G_dense Wᵀ).
+        relative_error: objective / trace(W G_dense Wᵀ); None with a linear term.
         kept_objective: f of the weights as they were, on the same mask.
         damping: (rows,) float64, what had to be added to the unit diagonal of a row's scaled normal equations because
             its Gram is singular on the support; 0 otherwise.
@@ -32,14 +33,16 @@ class Refit:
 
     weight: Tensor
     objective: float
-    relative_error: float
+    relative_error: float | None
     kept_objective: float
     damping: Tensor
     residual: Tensor
     products: float
 
 
-def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: int = DEFAULT_MEMORY_BYTES) -> Refit:
+def refit(
+    problem: ReconstructionProblem | MaskProblem, mask: Tensor, *, memory_budget_bytes: int = DEFAULT_MEMORY_BYTES
+) -> Refit:
     """Return the least-squares weights on a mask, row by row.
 
     v_S = H_SS⁻¹ (T H)_S minimises a row's objective over all weights on its support S (``ReconstructionProblem`` has T
@@ -47,19 +50,41 @@ def refit(problem: ReconstructionProblem, mask: Tensor, *, memory_budget_bytes: 
     conjugate gradients first, and by factorisation if these do not reach a residual of 1e-5. A support on which H is
     singular gets the least damping that lets it be factorised, recorded in the result.
 
+    For a ``MaskProblem`` with any ``Objective`` the weights minimise that over the support, by conjugate gradients on
+    all rows of a coupled block; a certificate of masks says nothing of such weights.
+
     Args:
         problem: the target, the Gram and the set of masks.
         mask: (rows, cols) bool, True = kept; need not lie in the problem's set.
         memory_budget_bytes: bound on temporaries, besides one (cols, cols) float64 matrix, outputs and a row's system.
 
     Raises:
-        RelaxPruneError: a mask of another shape, dtype or device, or a budget that is not positive.
+        RelaxPruneError: a mask of another shape, dtype or device, a budget that is not positive, or an objective that
+            falls for ever.
     """
-    if not isinstance(problem, ReconstructionProblem):
-        raise RelaxPruneError(f"problem must be a ReconstructionProblem, got {type(problem).__name__}")
+    if not isinstance(problem, (ReconstructionProblem, MaskProblem)):
+        raise RelaxPruneError(f"problem must be a ReconstructionProblem or MaskProblem, got {type(problem).__name__}")
     check_mask("mask", mask, problem.shape, problem.device)
     positive_number("memory_budget_bytes", memory_budget_bytes)
+    if isinstance(problem, MaskProblem):
+        return _fit_objective(problem, mask, memory_budget_bytes)
     return fit(problem, mask, memory_budget_bytes)
+
+
+def _fit_objective(problem: MaskProblem, mask: Tensor, memory_bytes: int) -> Refit:
+    """Return the weights on a mask that minimise a mask problem's objective."""
+    found = refitted(problem, mask, memory_bytes)
+    weight = torch.where(mask, found.weight.to(problem.weight.dtype), 0.0)
+    objective = problem.weight_objective(weight, memory_bytes)
+    return Refit(
+        weight=weight,
+        objective=objective,
+        relative_error=problem.relative(objective),
+        kept_objective=problem.objective(mask, memory_bytes),
+        damping=found.damping,
+        residual=found.residual,
+        products=found.products,
+    )
 
 
 def fit(problem: ReconstructionProblem, mask: Tensor, memory_bytes: int, start: Tensor | None = None) -> Refit:

@@ -14,6 +14,7 @@ from relaxprune.options.solve_options import AUTO, SolveOptions, default_solver,
 from relaxprune.problems import BaseProblem, Problem, ReconstructionProblem, RelaxPruneError, SolveError
 from relaxprune.solvers import Progress, Run, Solver, Status, make_solver, solver_class, solver_names
 from relaxprune.solvers.base import DEFAULT_MEMORY_BYTES, Answer, worse
+from relaxprune.solvers.coupling import check_coupling
 from relaxprune.solvers.crew import Crew
 
 from .choosing import options_apart, with_choice
@@ -75,6 +76,7 @@ def solve(
     chosen.check_device(layer.device)
     for one in (chosen, polisher):
         if one is not None:
+            check_coupling(one, layer)
             one.check(layer)
     asked.check_memory(layer, chosen)
     run = Run(

@@ -28,6 +28,7 @@ class Swap(Solver):
     default_polish: ClassVar[str | None] = None
     honours: ClassVar[frozenset[str]] = frozenset({"start", "max_iterations", "time_limit_s"})
     polishes: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = True
     monotone: ClassVar[bool] = True
 
     def least_bytes(self, problem: Problem) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 from relaxprune.problems import Problem, RelaxPruneError, Working
 from relaxprune.problems.checks import one_of
 from relaxprune.problems.lowered import PRECISIONS, check_precision
-from relaxprune.problems.tightening import largest_tightening
 
 from ..base import Answer, Run, Status, block_bytes
 from ..driver import Band
@@ -120,6 +119,7 @@ class FrankWolfe(IterativeSolver[Annealing]):
 
     name: ClassVar[str] = "fw"
     summary: ClassVar[str] = "annealed Frank-Wolfe with exact line search (the default)"
+    couples_rows: ClassVar[bool] = True
     only_images: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
     matrices: ClassVar[int] = 13
@@ -179,13 +179,13 @@ class FrankWolfe(IterativeSolver[Annealing]):
     def run(self, problem: Problem, run: Run) -> Answer:
         """Find the tightening of the relaxation, once for all bands of rows, and iterate."""
         if self.tighten == "diagonal" and run.tightening is None:
-            run = replace(run, tightening=largest_tightening(problem.prepared))
+            run = replace(run, tightening=problem.minimised.largest_tightening())
         return super().run(problem, run)
 
     def init(self, problem: Working, start: Tensor, budget: Budget) -> Annealing:
         """Start at a feasible mask."""
         tightening = budget.tightening if self.tighten == "diagonal" else None
-        tightening = None if tightening is None else tightening.to(start.dtype)
+        tightening = None if tightening is None else problem.tightened(tightening.to(start.dtype))
         convex = math.ceil(self.convex_share * budget.iterations) if self.anneal else budget.iterations
         return Annealing(problem, start, self._schedule(budget.iterations, convex, budget.gap_tolerance), tightening)
 

@@ -52,6 +52,7 @@ class SparseFW(IterativeSolver[SparseFWState]):
 
     name: ClassVar[str] = "sparsefw"
     summary: ClassVar[str] = "SparseFW as published: open-loop steps, T = 2000, alpha = 0.9"
+    couples_rows: ClassVar[bool] = True
     default_polish: ClassVar[str | None] = None
     published: ClassVar[Published] = Published(plain=True)
     default_iterations: ClassVar[int] = 2000

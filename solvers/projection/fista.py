@@ -58,6 +58,7 @@ class Fista(IterativeSolver[FistaState]):
 
     name: ClassVar[str] = "fista"
     summary: ClassVar[str] = "accelerated projected gradient on the relaxation"
+    couples_rows: ClassVar[bool] = True
     default_iterations: ClassVar[int] = 200
     honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
     matrices: ClassVar[int] = 22  # the projection works in float64

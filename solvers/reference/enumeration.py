@@ -34,6 +34,7 @@ class Enumerate(Solver):
     monotone: ClassVar[bool] = True
     only_images: ClassVar[bool] = False
     proves: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem with too many masks; they are counted before any is written down.
@@ -78,7 +79,7 @@ class _Blocks:
     """The objectives of some coupled blocks at many masks, in z = 1 − m: zᵀ Q z − 2 h·z, with h at z = 0."""
 
     def __init__(self, problem: Problem, start: Tensor) -> None:
-        working = problem.working(torch.float64)
+        self.working = working = problem.working(torch.float64)
         start = start.contiguous()
         rows, cols = problem.shape
         height = problem.polytope.rows_per_block(problem.shape)
@@ -92,7 +93,7 @@ class _Blocks:
         self.kept = (nothing if kept is None else kept).view(form).to(torch.float64)
         self.pruned = (nothing if pruned is None else pruned).view(form).to(torch.float64)
         point = 1 - start.to(torch.float64).view(form)
-        image = torch.einsum("bhcd,bhd->bhc", self.coupling, point)
+        image = self._images(point) if working.couples else torch.einsum("bhcd,bhd->bhc", self.coupling, point)
         self.value = (point * (image + self.slope)).sum(dim=(1, 2))  # (blocks,)
         self.best = start.clone()
 
@@ -104,11 +105,18 @@ class _Blocks:
         """Return how many masks to look at together."""
         return max(1, memory_bytes // (8 * _SPARE_MATRICES * self.slope.numel()))
 
+    def _images(self, points: Tensor) -> Tensor:
+        """Return Q z of points (points, rows, cols)."""
+        return torch.stack([self.working.image(point) for point in points])
+
     def look(self, masks: Tensor) -> None:
         """Evaluate ``masks`` (masks, height, cols) in every block and keep the better ones."""
         point = (~masks).to(torch.float64)
-        image = torch.einsum("vhc,bhcd->bvhd", point, self.coupling).add_(self.slope.unsqueeze(1))
-        value = torch.einsum("bvhd,vhd->bv", image, point)
+        if self.working.couples:  # one block of all rows
+            image = self._images(point).unsqueeze(0)
+        else:
+            image = torch.einsum("vhc,bhcd->bvhd", point, self.coupling)
+        value = torch.einsum("bvhd,vhd->bv", image.add_(self.slope.unsqueeze(1)), point)
         broken = torch.einsum("vhd,bhd->bv", point, self.kept) + torch.einsum("vhd,bhd->bv", 1 - point, self.pruned)
         least, index = value.masked_fill_(broken > 0, torch.inf).min(dim=1)
         better = least < self.value

@@ -20,6 +20,7 @@ class SaliencySolver(Solver):
     default_polish: ClassVar[str | None] = None
     published: ClassVar[Published] = Published(plain=True)
     honours: ClassVar[frozenset[str]] = frozenset({"time_limit_s"})
+    couples_rows: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that has no such saliency."""

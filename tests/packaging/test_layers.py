@@ -42,7 +42,7 @@ FLOORS = (
     ("evaluation",),
     ("inputs",),
     ("costs",),
-    ("pruning.channels", "pruning.sharing", "pruning.tuning"),
+    ("pruning.channels", "pruning.objectives", "pruning.sharing", "pruning.tuning"),
     ("pruning",),
     ("forecast",),
     ("runs",),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from benchopt import BaseObjective
 
-from relaxprune import certify, solve
+from relaxprune import RelaxPruneError, certify, solve
 from relaxprune.runs import LayerProblem
 
 
@@ -28,7 +28,14 @@ class Objective(BaseObjective):
     parameters: ClassVar[dict[str, Any]] = {"bound": ["diagonal"]}
 
     def set_data(self, layer: LayerProblem) -> None:
-        """Take one layer with its set of masks."""
+        """Take one layer with its set of masks.
+
+        Raises:
+            RelaxPruneError: the layer minimises more than its Gram's objective, of which solvers are given one matrix.
+        """
+        objective = layer.objective()
+        if not objective.plain:
+            raise RelaxPruneError(f"this benchmark compares masks by one Gram, got a problem file with {objective}")
         self.problem = layer.mask_problem()
         self.proof = certify(self.problem, solve(self.problem, "wanda").mask, self.bound)
 

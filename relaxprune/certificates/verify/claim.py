@@ -24,7 +24,8 @@ class TangentProof:
         point: (rows, cols) p, the point of the tangent.
         scale: (blocks,) float64; the tangent is taken at 1 − scale · (1 − p).
         row_method: (rows,) int8, index into ``METHODS``: which L a row has; rows of method exact need none.
-        tightening: (cols,) float64 s for the rows of method diagonal, d = s ∘ diag(Q), or None.
+        tightening: (cols,) float64 s for the rows of method diagonal, d = s ∘ q, or None; q is the diagonal of Q
+            without a row's own Fisher term.
         dense_rows: (r,) int64, ascending, the rows of method sdp.
         dense_diagonal: (r, cols) float64, their d.
         dense_weight: (r,) float64, their ρ.
@@ -77,7 +78,7 @@ class MaskClaim(Claim):
     Attributes:
         mask: (rows, cols) bool.
         proof: what the bound is rebuilt from.
-        shift: τ of the rows of method fw: d = −τ diag(Q).
+        shift: τ of the rows of method fw: d = −τ q.
         rows_covered: number of rows that the method was applied to.
     """
 

@@ -89,11 +89,12 @@ def least_of_all(block: Quadratics, stored: float) -> Fraction:
         CertificateError: there are more masks than are looked at.
     """
     height, cols = block.factor.shape
-    size = float(((np.abs(block.factor) * block.root).sum(axis=1) ** 2).sum() + np.abs(block.linear).sum())
-    allowance = 2 * (height * cols + cols + 8) * UNIT * size + height * block.lost()
+    reach = block.reach.sum(axis=1)
+    size = float((reach * block.felt(reach)).sum() + np.abs(block.linear).sum())
+    allowance = 2 * (height * cols + cols + block.more_terms + 8) * UNIT * size + height * block.lost()
     return least_proven(
         all_masks(block.masks, height * cols),
-        lambda some: _values(block, some.astype(np.float64)) - allowance,
+        lambda some: block.values(some.astype(np.float64)) - allowance,
         lambda mask: block.rational().value(fractions(mask.astype(np.float64))).sum(),
         stored,
     )
@@ -118,10 +119,3 @@ def least_proven(
         if reached.any():
             least.append(Fraction(float(values[reached].min())))
     return min(least)
-
-
-def _values(block: Quadratics, masks: Array) -> Array:
-    """Return the objectives of many masks of one coupled block: (masks,) float64 from (masks, height, cols)."""
-    moved = (masks - block.offset) * block.factor
-    values: Array = ((moved @ block.gram) * moved).sum(axis=(1, 2)) + (masks * block.linear).sum(axis=(1, 2))
-    return values

@@ -49,8 +49,8 @@ class MaskSet:
     tile: int = 1
 
     @classmethod
-    def of(cls, polytope: Polytope, shape: tuple[int, int]) -> MaskSet:
-        """Write out a polytope for masks of ``shape``.
+    def of(cls, polytope: Polytope, shape: tuple[int, int], joined: bool = False) -> MaskSet:
+        """Write out a polytope for masks of ``shape``; ``joined``: all rows are one coupled block.
 
         Raises:
             RelaxPruneError: a kind of set that verification does not know.
@@ -65,7 +65,7 @@ class MaskSet:
             kind,
             int(options["keep"]),
             0 if whole else shape[1] if kind == "ksparse" else int(options["group"]),
-            0 if whole or kind == "hybrid" else int(options["group"]) if kind == "transposable" else 1,
+            _height(kind, options, whole or joined),
             bool(options.get("at_most", False)),
             next(entries),
             next(entries),
@@ -193,6 +193,13 @@ class MaskSet:
                 least[place] = each[place][mask].sum()
         total: Array = least.reshape(len(costs) // self.width, -1).sum(axis=1)
         return total
+
+
+def _height(kind: str, options: dict[str, Any], whole: bool) -> int:
+    """Return the rows of a coupled block, 0 for all of them."""
+    if whole or kind == "hybrid":
+        return 0
+    return int(options["group"]) if kind == "transposable" else 1
 
 
 def tiles(values: Array, size: int) -> Array:

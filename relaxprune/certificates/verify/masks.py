@@ -11,7 +11,7 @@ from relaxprune.problems import Problem
 
 from .arrays import UNIT, Array, below, floats, fractions, number
 from .claim import METHODS, MaskClaim
-from .definite import check_semidefinite
+from .definite import check_semidefinite, least_eigenvalue
 from .listing import least_of_all
 from .quadratics import Quadratics
 from .tangents import Terms, point_error, row_matrix, tangent_bound
@@ -20,6 +20,8 @@ from .verified import CertificateError, Verification
 from .wellformed import check_mask_claim
 
 _FW, _DIAGONAL, _SDP, _EXACT = range(len(METHODS))
+_PAIR = 1e-6  # of the diagonal: what rounding may leave open of the convexity of coupled rows; it is taken off
+_ROUNDED = 1e-9
 _FARTHEST = 2.5  # from 0 or 1: points lie in [0, 1], and their scale between 0 and 2 takes them down to -1
 
 
@@ -83,6 +85,10 @@ class _Check(BlockCheck):
         dense = proof.dense_rows.cpu().numpy()
         if not np.array_equal(dense, np.flatnonzero(self.method == _SDP)):
             raise CertificateError("dense_rows are not the rows whose method is sdp")
+        if self.rough.outputs is not None and np.isin(self.method, (_DIAGONAL, _SDP)).any():
+            raise CertificateError(
+                "rows are coupled, so methods diagonal and sdp, which look at one at a time, prove nothing"
+            )
         if not np.isin(self.method, (_FW, _DIAGONAL, _SDP, _EXACT)).all():
             raise CertificateError(f"row {int(np.argmax(~np.isin(self.method, range(4))))} has an unknown method")
         if (self.method == _DIAGONAL).any() and proof.tightening is None:
@@ -127,7 +133,7 @@ class _Check(BlockCheck):
                 raise CertificateError(f"{self.name(first + int(block))} are not all of method exact")
             found[block] = reach[block] = self.listed(first + int(block))  # which asks rationals itself
         low = misses(found, self.stored[first : first + len(found)])
-        if low.any() and self.rough.offset:
+        if low.any() and self.rough.energetic:
             energy, taken = self.energy_bound(quadratics)
             found = np.where(low, np.maximum(found, energy), found)
             reach = np.maximum(reach, energy + 2 * taken)
@@ -135,13 +141,13 @@ class _Check(BlockCheck):
 
     def missing(self, rows: slice) -> Array:
         """Show that L is convex in some rows, up to rounding: what may be missing on its diagonal, (rows, cols)."""
-        factor, method, proof = self.rough.factor[rows], self.method[rows], self.claim.proof
-        missing = np.zeros(factor.shape)
+        squares, method, proof = self.rough.part(rows).squares(), self.method[rows], self.claim.proof
+        missing = np.zeros(squares.shape)
         if (method == _FW).any():
-            missing[method == _FW] = self.common("rows of method fw", np.full(factor.shape[1], -self.shift))
+            missing[method == _FW] = self.common("rows of method fw", np.full(squares.shape[1], -self.shift))
         if (method == _DIAGONAL).any() and proof.tightening is not None:
             missing[method == _DIAGONAL] = self.common("rows of method diagonal", floats(proof.tightening))
-        missing *= factor * factor
+        missing *= squares
         for place in np.flatnonzero(method == _SDP):
             missing[place] = self.own(rows.start + int(place))
         return missing
@@ -154,31 +160,66 @@ class _Check(BlockCheck):
             raise CertificateError(f"the tangent of row {row} is taken where entries lack their fixed values")
         line = slice(row, row + 1)
         matrix, size = row_matrix(self.quadratics.part(line), terms.part(line), 0)
-        cuts = len(terms.part(line).cut_row)  # each may round an entry once more
-        found = check_semidefinite(f"L is not convex for row {row}", matrix, size, cuts)
+        more = len(terms.part(line).cut_row) + 2 * self.rough.rank  # terms, each of which may round an entry again
+        found = check_semidefinite(f"L is not convex for row {row}", matrix, size, more)
         self.smallest.append(found.smallest)
         missing = np.zeros(len(fixed))
         missing[~fixed] = found.missing
         return missing
 
     def common(self, what: str, tightening: Array) -> Array:
-        """Show that G − Diag(tightening · diag G) is semidefinite, which suits every row; return what may be missing.
+        """Show that each G − Diag(tightening · diag G) is semidefinite, good for all rows; return what may be missing.
 
         The matrix is scaled by the Gram's own diagonal: what is taken off beyond it only adds to the norm.
         """
-        if what in self.shared:
-            return self.shared[what]
-        gram = self.quadratics.gram
-        live = self.rough.root > 0
+        if what not in self.shared:
+            taken = fractions(tightening) if self.exact else tightening
+            if self.quadratics.outputs is None:
+                missing = [self._missing_of(what, gram, taken) for gram in self.quadratics.grams]
+                self.shared[what] = np.stack(missing).max(axis=0)
+            else:
+                self.shared[what] = self._missing_of_pair(what, self.quadratics.outputs, self.quadratics.grams[0])
+        return self.shared[what]
+
+    def _missing_of_pair(self, what: str, outputs: Array, gram: Array) -> Array:
+        """Show that S ⊗ G + shift · Diag(S ⊗ G) is semidefinite: by the eigenvalues of both, in correlation scaling.
+
+        None of S is below −σ, so none is above rows · (1 + σ); a product is least where one of two is largest.
+        """
+        lacking = [self._lacking(what, matrix) for matrix in (outputs, gram)]
+        most = [len(matrix) * (1 + less) for matrix, less in zip((outputs, gram), lacking, strict=True)]
+        below = max(lacking[0] * most[1], lacking[1] * most[0])
+        self.smallest.append(-float(below))
+        open_to = 0 if self.exact else _PAIR
+        below = below if self.exact else below * (1 + _ROUNDED)
+        if not below <= number(self.shift, self.exact) + open_to:
+            raise CertificateError(
+                f"L is not convex for {what}: an eigenvalue may be {-float(below):.6g}, the shift is {self.shift:.6g}"
+            )
+        missing: Array = max(0.0, float(below) - self.shift) * self.rough.grams[0].diagonal()
+        return np.zeros(len(gram)) if self.exact else missing
+
+    def _lacking(self, what: str, matrix: Array) -> Any:
+        """Return what no eigenvalue of a matrix is below, without its sign, in correlation scaling; shown if exact."""
+        least = max(0.0, -least_eigenvalue(matrix.astype(np.float64)))
+        if not self.exact:
+            return least
+        lacking, raised, places = number(least, True), matrix.copy(), np.arange(len(matrix))
+        raised[places, places] *= 1 + lacking
+        check_semidefinite(f"L is not convex for {what}", raised, np.abs(raised))
+        return lacking
+
+    def _missing_of(self, what: str, gram: Array, tightening: Array) -> Array:
+        """Show it for one Gram."""
+        live = gram.diagonal() > 0
         matrix = gram[live][:, live]
         places = np.arange(len(matrix))
         size = np.abs(matrix)
-        matrix[places, places] -= (fractions(tightening) if self.exact else tightening)[live] * matrix[places, places]
+        matrix[places, places] -= tightening[live] * matrix[places, places]
         found = check_semidefinite(f"L is not convex for {what}", matrix, size)
         self.smallest.append(found.smallest)
         missing = np.zeros(len(live))
         missing[live] = found.missing
-        self.shared[what] = missing
         return missing
 
     @cached_property
@@ -189,12 +230,12 @@ class _Check(BlockCheck):
     def energy_bound(self, quadratics: Quadratics) -> tuple[Array, Array]:
         """Return what zᵀQz ≥ −(shift and what is missing) Σ q z² proves of a layer, and what float64 takes off it."""
         missing = self.common("the bound by 0", np.full(self.problem.shape[1], -self.shift))
-        masks, factor = quadratics.masks, quadratics.factor
-        shifted = np.where(masks.kept, 0 * factor, number(self.shift, self.exact) * quadratics.diagonal())
+        masks, squares = quadratics.masks, quadratics.squares()
+        shifted = np.where(masks.kept, 0 * squares, number(self.shift, self.exact) * quadratics.gram_diagonal())
         if self.exact:  # nothing may be missing, and nothing is rounded
             bound = masks.least(shifted) - masks.block_sum(shifted)
             return bound, 0 * bound
-        lacking = np.where(masks.kept, 0.0, factor * factor * missing)
+        lacking = np.where(masks.kept, 0.0, squares * missing)
         off = shifted + lacking
         bound = masks.least(off) - masks.block_sum(off)
         rounded = (8 * UNIT + 2 * masks.least_error()) * masks.block_sum(off)

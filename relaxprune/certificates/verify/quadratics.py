@@ -1,12 +1,15 @@
 """The objective once more, for verification, in float64 or in rationals.
 
-A row's objective is (m − o)ᵀ Q (m − o) + l·m with Q = Diag(a) G Diag(a), where o = 1, a = w and l = 0 for a layer, and
-o = 0, a = 1 for a plain quadratic. All arrays are numpy's; in rationals they hold ``Fraction``.
+A row's objective is (m − o)ᵀ Q (m − o) + (a ∘ b)·(m − o) with Q = Diag(a) (G + FᵀF) Diag(a), where o = 1 and a = w
+for a layer, and o = 0, a = 1 for a plain quadratic. Rows share G, or groups of them do; F is a row's own, if it has
+one. If S couples rows, Q is that of all rows together, with S_ik before the entries of G between rows i and k. All
+arrays are numpy's; in rationals they hold ``Fraction``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -22,18 +25,24 @@ class Quadratics:
 
     Attributes:
         factor: (rows, cols) a.
-        gram: (cols, cols) G.
+        grams: the matrices G, (cols, cols) each.
+        group: (rows,) int64, which of them a row has.
+        own: (rows, rank, cols) F, of rank 0 for none.
+        outputs: (rows, rows) S, or None.
         offset: o.
-        linear: (rows, cols) l.
-        root: (cols,) float64, about the square roots of G's diagonal: |G_ij| ≤ root_i root_j.
+        term: (rows, cols) b.
+        reach: (rows, cols) float64, r with |Q_ij| ≤ r_i r_j.
         masks: the set.
     """
 
     factor: Array
-    gram: Array
+    grams: tuple[Array, ...]
+    group: Array
+    own: Array
+    outputs: Array | None
     offset: int
-    linear: Array
-    root: Array
+    term: Array
+    reach: Array
     masks: MaskSet
 
     @classmethod
@@ -46,24 +55,81 @@ class Quadratics:
         """
         if not isinstance(problem, (MaskProblem, QuadraticProblem)):
             raise RelaxPruneError(f"verification knows mask and quadratic problems, got {type(problem).__name__}")
-        gram = sound_gram(problem.prepared)
-        masks = MaskSet.of(problem.polytope, problem.shape)
-        root = _root(gram)
-        if isinstance(problem, MaskProblem):
-            factor = floats(problem.weight)
-            return cls(factor, gram, 1, np.zeros((1, 1)), root, masks)
-        return cls(np.ones(problem.shape), gram, 0, floats(problem.linear), root, masks)
+        objective, shape = problem.minimised, problem.shape
+        grams = tuple(sound_gram(gram) for gram in objective.grams)
+        numbers = objective.row_groups
+        group = np.zeros(shape[0], dtype=np.int64) if numbers is None else numbers.numpy()
+        own = np.zeros((shape[0], 0, shape[1])) if objective.fisher is None else floats(objective.fisher)
+        layer = isinstance(problem, MaskProblem)
+        factor = floats(problem.term) if layer else np.ones(shape)
+        linear = objective.linear if layer else problem.term
+        term = np.broadcast_to(np.zeros((1, 1)), shape) if linear is None else floats(linear)
+        outputs = None if objective.outputs is None else sound_gram(objective.outputs)
+        masks = MaskSet.of(problem.polytope, shape, joined=outputs is not None)
+        made = cls(factor, grams, group, own, outputs, int(layer), term, factor, masks)
+        roots = np.stack([_root(gram) for gram in grams])
+        reach = np.abs(factor) * (roots[0] if len(roots) == 1 else roots[group])
+        if outputs is not None:
+            reach = reach * _root(outputs)[:, None]
+        if made.rank:
+            reach = np.hypot(reach, np.abs(factor) * np.sqrt((own * own).sum(axis=1))) * (1 + (made.rank + 8) * UNIT)
+        return replace(made, reach=reach)
+
+    @cached_property
+    def linear(self) -> Array:
+        """The linear term a ∘ b, (rows, cols); in float64 a layer's is rounded once."""
+        product: Array = self.factor * self.term
+        return product
+
+    @property
+    def rank(self) -> int:
+        """The rank of the rows' own terms."""
+        return int(self.own.shape[1])
+
+    @property
+    def energetic(self) -> bool:
+        """Whether the objective is zᵀQz alone, which is at least 0 for semidefinite Q."""
+        return self.offset == 1 and not self.term.any()
 
     def part(self, rows: slice) -> Quadratics:
-        """Return some whole coupled blocks."""
-        linear = self.linear if self.offset else self.linear[rows]
-        return Quadratics(self.factor[rows], self.gram, self.offset, linear, self.root, self.masks.part(rows))
+        """Return some whole coupled blocks: all rows where S couples them."""
+        return replace(
+            self,
+            factor=self.factor[rows],
+            group=self.group[rows],
+            own=self.own[rows],
+            term=self.term[rows],
+            reach=self.reach[rows],
+            masks=self.masks.part(rows),
+        )
 
     def rational(self) -> Quadratics:
         """Return the same numbers as fractions."""
-        return Quadratics(
-            fractions(self.factor), fractions(self.gram), self.offset, fractions(self.linear), self.root, self.masks
+        return replace(
+            self,
+            factor=fractions(self.factor),
+            grams=tuple(fractions(gram) for gram in self.grams),
+            own=fractions(self.own),
+            outputs=None if self.outputs is None else fractions(self.outputs),
+            term=fractions(self.term),
         )
+
+    def product(self, left: Array) -> Array:
+        """Return the rows of ``left`` (rows, cols) times their G + FᵀF, or S left G + …."""
+        first = int(self.group[0]) if len(self.group) else 0
+        if (self.group == first).all():
+            product: Array = left @ self.grams[first]
+        else:
+            product = np.empty_like(left)
+            for number in np.unique(self.group):
+                chosen = self.group == number
+                product[chosen] = left[chosen] @ self.grams[number]
+        if self.outputs is not None:
+            product = self.outputs @ product
+        if self.rank:
+            inner = (self.own * left[:, None]).sum(axis=2)
+            product = product + (self.own * inner[:, :, None]).sum(axis=1)
+        return product
 
     def value(self, point: Array) -> Array:
         """Return the objective per row (rows,) at a (rows, cols) point."""
@@ -73,9 +139,20 @@ class Quadratics:
     def value_and_half_gradient(self, point: Array) -> tuple[Array, Array]:
         """Return the objective per row (rows,) and half its gradient (rows, cols)."""
         moved = point - self.offset
-        half = self.factor * ((self.factor * moved) @ self.gram)
-        value = (moved * half).sum(axis=1) + (self.linear * point).sum(axis=1)
+        half = self.factor * self.product(self.factor * moved)
+        value = (moved * half).sum(axis=1) + (self.linear * moved).sum(axis=1)
         return value, half + self.linear / 2
+
+    def values(self, masks: Array) -> Array:
+        """Return the objectives of many masks of one coupled block: (masks,) float64 from (masks, height, cols)."""
+        lead = masks - self.offset
+        moved = lead * self.factor
+        image = moved @ self.grams[int(self.group[0])]
+        image = image if self.outputs is None else self.outputs @ image
+        values: Array = (image * moved).sum(axis=(1, 2)) + (lead * self.linear).sum(axis=(1, 2))
+        if self.rank:
+            values += np.square((self.own * moved[:, :, None]).sum(axis=3)).sum(axis=(1, 2))
+        return values
 
     def allowance(self, point: Array, move: Array) -> Array:
         """Bound what float64 may have rounded of the value and of a tangent: per row, float64.
@@ -84,13 +161,14 @@ class Quadratics:
             point: (rows, cols) float64.
             move: (rows, cols) float64, how far a mask may be from it.
         """
-        cols = len(self.root)
-        outer = np.abs(self.factor) * self.root  # |G_ij| ≤ root_i root_j
-        inner = (outer * np.abs(point - self.offset)).sum(axis=1)
-        slope = 2 * (cols + 6) * UNIT * inner * (outer * move).sum(axis=1)
-        value = ((cols + 10) * UNIT + sum_error(cols)) * inner * inner
+        count = point.shape[1] + self.more_terms
+        moved = np.abs(point - self.offset)
+        inner = (self.reach * moved).sum(axis=1)
+        felt = self.felt(inner)
+        slope = 2 * (count + 6) * UNIT * felt * (self.reach * move).sum(axis=1)
+        value = ((count + 10) * UNIT + sum_error(point.shape[1])) * inner * felt
         linear = (
-            (4 * UNIT + sum_error(cols)) * np.abs(self.linear * point) + 8 * UNIT * np.abs(self.linear) * move
+            (4 * UNIT + sum_error(point.shape[1])) * np.abs(self.linear) * moved + 8 * UNIT * np.abs(self.linear) * move
         ).sum(axis=1)
         total: Array = slope + value + linear
         return total
@@ -98,35 +176,58 @@ class Quadratics:
     def lost(self) -> float:
         """Bound what a row's value and tangent lose where products are too small for float64's relative precision.
 
-        What one product loses is multiplied by at most two entries of ``factor`` and one of ``gram`` after that, and
-        by entries of points and masks, which are below 8.
+        What one product loses is multiplied by at most two entries of ``factor`` and one of a Gram, or two of F, after
+        that, and by entries of points and masks, which are below 8.
         """
-        cols = len(self.root)
-        largest = max(1.0, float(np.abs(self.factor).max())) ** 2 * max(1.0, float(np.abs(self.gram).max()))
-        return 2**12 * cols**3 * LEAST * largest
+        count = self.factor.shape[1] + self.more_terms
+        own = float(np.abs(self.own).max(initial=0.0))
+        entries = max(1.0, own * own, *(float(np.abs(gram).max()) for gram in self.grams))
+        entries *= 1.0 if self.outputs is None else max(1.0, float(np.abs(self.outputs).max()))
+        largest = max(1.0, float(np.abs(self.factor).max()))
+        return float(2**12 * count**3 * LEAST * (largest**2 * entries))
 
     def used(self) -> Array:
         """Tell which rows have anything but zeros: (rows,) bool."""
-        quadratic = (self.factor != 0).any(axis=1) & bool(self.gram.any())
-        found: Array = quadratic | (self.linear != 0).any(axis=1)
+        something = any(gram.any() for gram in self.grams) or bool(self.own.any())
+        found: Array = ((self.factor != 0).any(axis=1) & something) | (self.linear != 0).any(axis=1)
         return found
 
     def size(self, point: Array) -> Array:
         """Return the size of the objective's terms at a mask, per row, float64."""
-        inner = (np.abs(self.factor) * self.root * np.abs(point - self.offset)).sum(axis=1)
-        total: Array = inner * inner + np.abs(self.linear * point).sum(axis=1)
+        moved = np.abs(point - self.offset)
+        inner = (self.reach * moved).sum(axis=1)
+        total: Array = inner * self.felt(inner) + (np.abs(self.linear) * moved).sum(axis=1)
         return total
 
-    def diagonal(self) -> Array:
-        """Return q, the diagonals of the rows' Q: (rows, cols)."""
-        squares: Array = self.factor * self.factor * self.gram.diagonal()
+    def gram_diagonal(self) -> Array:
+        """Return the diagonals of the rows' Diag(a) G Diag(a), without what is their own: (rows, cols)."""
+        diagonals = np.stack([gram.diagonal() for gram in self.grams])
+        squares: Array = self.squares() * (diagonals[0] if len(diagonals) == 1 else diagonals[self.group])
         return squares
 
-    def matrix(self, row: int) -> Array:
-        """Return the Q of one row: (cols, cols)."""
+    def squares(self) -> Array:
+        """Return what a Gram's diagonal is multiplied by, a² and S_ii: (rows, cols)."""
+        squares: Array = self.factor * self.factor
+        return squares if self.outputs is None else squares * self.outputs.diagonal()[:, None]
+
+    def felt(self, sizes: Array) -> Array:
+        """Return what each row feels of the rows' sizes (rows,): its own, or that of all together."""
+        return sizes if self.outputs is None else np.full_like(sizes, sizes.sum())
+
+    @property
+    def more_terms(self) -> int:
+        """How many terms the sums have beside those over columns."""
+        return 2 * self.rank + (0 if self.outputs is None else len(self.outputs))
+
+    def matrix(self, row: int) -> tuple[Array, Array]:
+        """Return the Q of one row, and the sum of its terms' absolute values: (cols, cols) each."""
         line = self.factor[row]
-        product: Array = self.gram * line * line[:, None]
-        return product
+        product: Array = self.grams[int(self.group[row])] * line * line[:, None]
+        size = np.abs(product)
+        for own in self.own[row] * line:
+            outer = own[:, None] * own
+            product, size = product + outer, size + np.abs(outer)
+        return product, size
 
 
 def sound_gram(gram: Gram) -> Array:

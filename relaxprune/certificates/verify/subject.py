@@ -89,7 +89,7 @@ def _tensors(problem: BaseProblem) -> dict[str, Tensor]:
         given = {name: tensor for name, tensor in moments.items() if tensor is not None}
         return {"weight": problem.weight, "gram": problem.prepared.matrix, **given}
     if isinstance(problem, MaskProblem):
-        return {"weight": problem.weight, "gram": problem.prepared.matrix}
+        return {"weight": problem.weight, **problem.minimised.tensors()}
     if isinstance(problem, QuadraticProblem):
         return {"linear": problem.linear, "quadratic": problem.prepared.matrix}
     raise RelaxPruneError(

@@ -39,7 +39,7 @@ class Terms:
         tightening = np.full(point.shape, -shift)
         if proof.tightening is not None:
             tightening[method == METHODS.index("diagonal")] = floats(proof.tightening)
-        added = lift(tightening) * quadratics.diagonal()
+        added = lift(tightening) * quadratics.gram_diagonal()
         dense = proof.dense_rows.cpu().numpy()
         added[dense] = lift(floats(proof.dense_diagonal))
         weight = lift(np.zeros(rows))
@@ -129,8 +129,12 @@ def point_error(quadratics: Quadratics, terms: Terms) -> Array:
     Nothing rests on it: rationals, which begin at that point, are asked up to here.
     """
     move = terms.move
-    outer = (np.abs(quadratics.factor) * quadratics.root * move).sum(axis=1)
-    curve = outer * outer + (np.abs(terms.added) * move * move).sum(axis=1) + terms.weight * move.sum(axis=1) ** 2
+    outer = (quadratics.reach * move).sum(axis=1)
+    curve = (
+        outer * quadratics.felt(outer)
+        + (np.abs(terms.added) * move * move).sum(axis=1)
+        + terms.weight * move.sum(axis=1) ** 2
+    )
     curve += np.bincount(terms.cut_row, weights=600 * terms.cut_multiplier, minlength=len(move))
     return quadratics.masks.block_sum(16 * UNIT * curve)
 
@@ -174,8 +178,7 @@ def _cut_terms(terms: Terms) -> tuple[Array, Array]:
 def row_matrix(quadratics: Quadratics, terms: Terms, row: int) -> tuple[Array, Array]:
     """Return the matrix of a row's L on its free entries, and the sum of its terms' absolute values: (n, n)."""
     free = ~(quadratics.masks.kept[row] | quadratics.masks.pruned[row])
-    matrix = quadratics.matrix(row)
-    size = np.abs(matrix)
+    matrix, size = quadratics.matrix(row)
     places = np.arange(len(matrix))
     matrix[places, places] -= terms.added[row]
     size[places, places] += np.abs(terms.added[row])

@@ -194,6 +194,7 @@ def _request(words: PruneWords) -> PruneRequest:
         certify=words.certify.certify,
         certify_rows=words.certify.certify_rows,
         statistics=words.statistics.options,
+        objective=words.objective.options,
         permute=layers.permute,
         permute_by=layers.permute_by,
         weights=weights_word(layers.refit),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..option_groups import ModelGroup, PatternGroup, Seed, SolverGroup
+from .objective_words import ObjectiveGroup
 
 if TYPE_CHECKING:
     from relaxprune.options import Allocation, StatisticsOptions
@@ -280,6 +281,7 @@ class CostWords:
     loading: ModelGroup = field(default_factory=ModelGroup)
     certify: CertifyGroup = field(default_factory=CertifyGroup)
     statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
+    objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
     sharing: AllocationGroup = field(default_factory=AllocationGroup)
 
 

@@ -108,7 +108,7 @@ def error_curve(layer: PrunableLayer, gram: Gram, sensitivity: float) -> ErrorCu
         for count in counts:
             problem = MaskProblem(weight, gram, KSparse(cols - count))
             quick = solve(problem, FrankWolfe(effort="fast"), max_iterations=ITERATIONS, polish=None, throw=False)
-            errors.append(relative_error(quick.objective, problem.reference))
+            errors.append(relative_error(quick.objective, problem.dense_energy))
         energy = MaskProblem(whole, gram, KSparse(cols)).dense_energy
     except RelaxPruneError as error:
         raise RelaxPruneError(f"layer {layer.name!r}: {error}") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from relaxprune.inputs.batches import Batch, run_model
-from relaxprune.inputs.checkpointing import checkpointed
+from relaxprune.inputs.checkpointing import checkpointed, flowing
 from relaxprune.inputs.tree import flatten
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
@@ -49,7 +49,7 @@ def sensitivities(
     found: dict[str, float] = {}
     tokens = 0
     for batch in batches:
-        with _flowing(model), checkpointed(model, blocks):
+        with flowing(model), checkpointed(model, blocks):
             with _heard(layers) as seen:
                 loss, count = _loss(run_model(model, batch), batch, generator)
             pairs = [(layer, output) for layer in layers for output in seen.get(layer.name, [])]
@@ -63,20 +63,6 @@ def sensitivities(
         if tokens >= TOKENS and len(found) == len(layers):
             break
     return found
-
-
-@contextmanager
-def _flowing(model: nn.Module) -> Iterator[None]:
-    """Let gradients flow, inside."""
-    frozen = [item for item in model.parameters() if item.is_floating_point() and not item.requires_grad]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -135,8 +135,8 @@ def check_differentiable(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if buffer.is_inference():
             raise RelaxPruneError(
-                f"tune and refine need a model whose buffers let gradients through, got the inference tensor {name!r}: "
-                "make it outside of torch.inference_mode()"
+                "tune, refine and objective need a model whose buffers let gradients through, got the inference "
+                f"tensor {name!r}: make it outside of torch.inference_mode()"
             )
 
 

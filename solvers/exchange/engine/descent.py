@@ -100,7 +100,7 @@ class Descent:
         while True:
             before = self.counts.swaps
             self._within_rows(rows)
-            if self.coupled and self.shape[0] > 1:
+            if self.coupled and self.shape[0] > 1 and not self.working.couples:  # a count of several rows
                 self._repeat(partial(exchange_across, self.state))
             if at_most:
                 for restoring in (False, True):
@@ -154,10 +154,14 @@ class Descent:
         helps = (moves.gain < -self.state.tolerance()[rows]).nonzero().squeeze(1)
         if len(helps) < len(rows):
             rows, moves = rows[helps], moves.take(helps)
+        active = rows
+        if len(rows) and self.working.couples:
+            rows, moves = self.state.together(rows, moves)
+            self.counts.products += len(rows) / self.shape[0]
         if len(rows):
             self.state.apply(rows, moves)
         self._count(moves.count())
-        return rows
+        return active
 
     def _interchange(self) -> None:
         """Interchange inside tiles until no interchange helps and, for small tiles, no other mask of a tile."""

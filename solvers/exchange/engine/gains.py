@@ -7,7 +7,7 @@ Surgeon (Yu et al., ICML 2022) and SparseSwaps (arXiv 2512.10922).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class Moves:
         """Return the moves of the rows in ``index`` (a bool mask or indices)."""
         length = None if self.length is None else self.length[index]
         return Moves(self.gain[index], self.prune[index], self.restore[index], length)
+
+    def changes(self) -> tuple[Tensor, Tensor]:
+        """Return the columns that the exchanges of each row touch, and their changes: (R, 2 B) int64 each."""
+        prune, restore = (side.view(len(self.gain), -1) for side in (self.prune, self.restore))
+        change = torch.ones_like(restore)
+        if self.length is not None:
+            change = (self.length.unsqueeze(1) > torch.arange(restore.shape[1], device=change.device)).to(torch.long)
+        return torch.cat([restore, prune], dim=1), torch.cat([change, -change], dim=1)
 
     def count(self) -> int:
         """Return the number of exchanges."""
@@ -104,7 +112,10 @@ class ExchangeState:
             for values in (self.mask, self.root, self.raised, self.half_gradient)
         )
         # |Q_ij| ≤ sqrt(q_i q_j).
-        size = torch.where(self.problem.summed(mask), root, 0.0).sum(dim=1, keepdim=True)
+        if self.problem.couples:  # a half gradient sums over every row
+            size = torch.where(self.problem.summed(self.mask), self.root, 0.0).sum()
+        else:
+            size = torch.where(self.problem.summed(mask), root, 0.0).sum(dim=1, keepdim=True)
         raised = torch.addcmul(raised, root, size * _ROUNDING)
         prune = torch.where(mask, torch.sub(raised, half, alpha=2), torch.inf)
         restore = torch.where(mask, torch.inf, raised.add_(half, alpha=2))
@@ -126,6 +137,9 @@ class ExchangeState:
         # Counted, not written: a column that occurs twice would take either value.
         flipped = torch.zeros_like(mask, dtype=torch.int8).scatter_add_(1, columns, change.abs().to(torch.int8))
         self.mask[rows] = mask ^ (flipped > 0)
+        if self.problem.couples:
+            self.half_gradient += self.problem.spread(rows, columns, change.to(self.half_gradient.dtype))
+            return
         moved = self.problem.coupling_sum(rows, columns, change.to(self.half_gradient.dtype))
         if rows is self.everything:
             self.half_gradient += moved
@@ -135,10 +149,21 @@ class ExchangeState:
     def apply(self, rows: Tensor, moves: Moves) -> None:
         """Exchange in each of ``rows``."""
         self.objective[rows] += moves.gain
-        if not len(rows):
-            return
-        prune, restore = (side.view(len(rows), -1) for side in (moves.prune, moves.restore))
-        change = torch.ones_like(restore)
-        if moves.length is not None:
-            change = (moves.length.unsqueeze(1) > torch.arange(restore.shape[1], device=rows.device)).to(torch.long)
-        self.flip(rows, torch.cat([restore, prune], dim=1), torch.cat([change, -change], dim=1))
+        if len(rows):
+            self.flip(rows, *moves.changes())
+
+    def together(self, rows: Tensor, moves: Moves) -> tuple[Tensor, Moves]:
+        """Return as many rows' moves, the best first, as are best together where rows are coupled.
+
+        A move's gain becomes what it adds to those before it. The first one alone is always among them.
+        """
+        order = moves.gain.argsort()
+        rows, moves = rows[order], moves.take(order)
+        columns, change = moves.changes()
+        moved = torch.zeros(len(rows), self.mask.shape[1], dtype=self.half_gradient.dtype, device=rows.device)
+        moved.scatter_add_(1, columns, change.to(moved.dtype))
+        mutual = self.problem.mutual(rows, moved)
+        gain = moves.gain + 2 * mutual.tril(-1).sum(dim=1)
+        count = int(gain.cumsum(dim=0).argmin()) + 1
+        chosen = torch.arange(count, device=rows.device)
+        return rows[:count], replace(moves.take(chosen), gain=gain[:count])

@@ -70,7 +70,7 @@ def _near_search(state: ExchangeState, rows: Tensor, gains: tuple[Tensor, Tensor
 
 def _far_search(state: ExchangeState, rows: Tensor, gains: tuple[Tensor, Tensor]) -> Moves:
     """Return the best exchange of each of ``rows`` among the pairs that the bound outside neighbours leaves open."""
-    slack = state.problem.neighbours.rest * state.problem.diagonal[rows]
+    slack = state.problem.slack(rows)
     low_prune, low_restore = gains[0] - slack, gains[1] - slack
     limit = -state.tolerance()[rows].unsqueeze(1)
     left_ok = low_prune + low_restore.amin(dim=1, keepdim=True) < limit

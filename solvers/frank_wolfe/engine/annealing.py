@@ -45,7 +45,8 @@ class Annealing(GradientState):
         problem: the working problem.
         start: (rows, cols) float, feasible.
         schedule: its schedule.
-        tightening: (cols,), the diagonal that tightens the relaxation: θ begins there instead of at 0.
+        tightening: (1, cols) or (rows, cols), the share of the diagonal that tightens the relaxation: θ begins there
+            instead of at 0.
         concave: (rows, cols), what θ multiplies in f_θ(m) = f(m) + θ Σ concave m (1 − m); None is diag(Q).
         tilt: (rows, cols), added to the half gradient at the beginning, fading as θ rises: leads to other masks.
     """
@@ -65,7 +66,7 @@ class Annealing(GradientState):
         self.target = self.centred.clone()  # running mean of vertices, minus ½
         # Weighted mean of the convex phase's iterates: the better tangent point.
         self.mean: Tensor | None = self.centred.clone()
-        self.tightening = None if tightening is None else tightening.unsqueeze(0)  # (1, cols)
+        self.tightening = tightening
         self.concave, self.tilt, self.schedule = concave, tilt, schedule
         if tilt is not None:
             self.half_gradient += tilt
@@ -170,7 +171,7 @@ class Annealing(GradientState):
 
 
 def _add_scaled(total: Tensor, diagonal: Tensor, values: Tensor, factor: float | Tensor) -> None:
-    """Add factor · diagonal ∘ values (rows, cols) to ``total``, in place; the factor is a number or (1, cols)."""
+    """Add factor · diagonal ∘ values (rows, cols) to ``total``, in place; the factor is a number or a tensor."""
     if isinstance(factor, Tensor):
         total.addcmul_(diagonal * factor, values)
     elif factor:

@@ -79,6 +79,7 @@ class ActiveSetSolver(IterativeSolver[ActiveSetState]):
     default_iterations: ClassVar[int] = 2000
     honours: ClassVar[frozenset[str]] = IterativeSolver.honours | {"gap_tolerance"}
     monotone: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -19,7 +19,7 @@ from relaxprune.costs.counting import counted
 from relaxprune.forecast import TextShape, forecast_run
 from relaxprune.forecast.solver_work import SolverWork
 from relaxprune.models.blocks import NO_BLOCKS
-from relaxprune.options import Target
+from relaxprune.options import ObjectiveOptions, Target
 from relaxprune.options.target import Decided
 from relaxprune.pruning import PruneRequest, make_plan
 from relaxprune.pruning.made_up import made_up_gram, made_up_inputs, made_up_layer
@@ -138,7 +138,7 @@ def test_a_solver_does_on_another_shape_what_is_scaled_to_it(solver, words, opti
     layer, matrix = made_up_layer(rows, cols), made_up_gram(cols)
     with counted() as counter:
         MaskSolver(Decided(request.target), request.solver, request.options).solve(
-            layer, made_up_inputs(matrix, layer.name), 0
+            layer, made_up_inputs(matrix, layer, ObjectiveOptions()), 0
         )
     scaled = SolverWork(request).of(rows, cols)
     assert scaled.flops == pytest.approx(counter.work.flops, rel=0.35)

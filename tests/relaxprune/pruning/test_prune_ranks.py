@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relaxprune.certificates import load_certificate
 from relaxprune.models.layers import find_layers
-from relaxprune.options import PruneOptions, StatisticsOptions
+from relaxprune.options import ObjectiveOptions, PruneOptions, StatisticsOptions
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.pruning.mask_solver import MaskSolver
@@ -72,6 +72,13 @@ LONG = {
     "experts, corrected": Case("qwen3_moe", 3, REFIT, {**MOVING, "correct": 1.0}),
     "chosen shrinkage": Case(world=3, options=statistics(select=(0.1, 0.4)), kinds=True),
     "estimated shrinkage": Case(world=3, options=statistics(shrinkage="auto")),
+    "coupled rows": Case(options={"objective": ObjectiveOptions("coupled"), "certify": "fw"}),
+    "groups of rows, divided layers": Case(
+        world=5, options={"objective": ObjectiveOptions("rows"), "memory_budget_bytes": 2**15}
+    ),
+    "Fisher terms, experts, moved": Case(
+        "qwen3_moe", 3, {"sparsity": 0.5, "solver": "fw"}, {**MOVING, "objective": ObjectiveOptions("fisher")}
+    ),
     "refined": Case(options={"refine": 1}),
 }
 NAMES = [*CASES, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]

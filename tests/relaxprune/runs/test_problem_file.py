@@ -111,7 +111,7 @@ def test_who_asks_decides_and_else_the_file(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"schema_version": "2", "format": "relaxprune.problem"}, "has schema version '2', this relaxprune reads '1'"),
+        ({"schema_version": "3", "format": "relaxprune.problem"}, "has schema version '3', this relaxprune reads '2'"),
         ({"schema_version": "1", "format": "relaxprune.masks"}, "is not a problem file"),
         ({"schema_version": "1"}, "is not a problem file"),
         ({"polytope": "{"}, "its polytope is not valid JSON"),
@@ -132,3 +132,22 @@ def test_what_the_format_does_not_name_is_passed_over(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "file", metadata={"format": "np", "tokens": "many"})
     found = read_problem_file(tmp_path / "file")
     assert found.polytope is None and found.weight.tolist() == [[1, 1]]
+
+
+def test_what_version_1_does_not_know_needs_version_2(tmp_path: Path) -> None:
+    own = {
+        "row_groups": torch.tensor([0, 1]),
+        "fisher": torch.ones(2, 1, 2),
+        "linear": torch.ones(2, 2),
+        "gram": torch.eye(2).repeat(2, 1, 1),
+    }
+    for name, tensor in [*own.items(), ("outputs", torch.eye(2))]:
+        tensors = {"weight": torch.ones(2, 2), "gram": torch.eye(2), name: tensor}
+        save_file(tensors, tmp_path / "file")
+        with pytest.raises(RelaxPruneError, match="which version 1 does not know"):
+            read_problem_file(tmp_path / "file")
+        write_problem_file(tmp_path / "file", LayerProblem(**tensors))
+        assert torch.equal(getattr(read_problem_file(tmp_path / "file"), name), tensor)
+    layer = LayerProblem(torch.ones(2, 2), **own)
+    write_problem_file(tmp_path / "file", layer)
+    assert read_problem_file(tmp_path / "file").mask_problem(KSparse(1)).minimised.rank == 1

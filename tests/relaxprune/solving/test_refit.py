@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from relaxprune import (
     NM,
     KSparse,
-    MaskProblem,
+    QuadraticProblem,
     ReconstructionProblem,
     RelaxPruneError,
     refit,
@@ -163,5 +163,5 @@ def test_a_mask_that_does_not_fit_is_refused():
     for mask in (torch.ones(2, 4), torch.ones(1, 4, dtype=torch.bool), None):
         with pytest.raises(RelaxPruneError, match=r"mask must be a bool mask of shape \(2, 4\)"):
             refit(problem, mask)
-    with pytest.raises(RelaxPruneError, match="problem must be a ReconstructionProblem, got MaskProblem"):
-        refit(MaskProblem(torch.ones(2, 4), torch.eye(4), KSparse(2)), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(RelaxPruneError, match="problem must be a ReconstructionProblem or MaskProblem, got Quad"):
+        refit(QuadraticProblem(torch.eye(4), torch.ones(2, 4), KSparse(2)), torch.ones(2, 4, dtype=torch.bool))
