@@ -16,7 +16,7 @@ RECIPES = {
     "alps": "--solver alps",
     "reconstruct": "--solver reconstruct --effort fast",
 }
-EXTRAS = ("robust", "refined")
+EXTRAS = ("robust", "refined", "reselected")
 # Samples of the model and shrinkage: the defaults of relaxprune's own solvers, for published methods on request.
 ROBUST = {
     "wanda": "--self-share 0.3334",  # shrinkage changes nothing
@@ -26,6 +26,7 @@ ROBUST = {
 # Without "robust": Grams of the calibration text as it is. A refinement reads samples of the model in either case.
 AS_IS = "--self-share 0 --shrinkage 0"
 REFINED = "--refine 3"
+RESELECTED = "--reselect 2"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Recipe:
             if part not in known:
                 raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
         said = ROBUST.get(base, "") if "robust" in extras else AS_IS
-        return cls(name, tuple(shlex.split(f"{RECIPES[base]} {said} {REFINED if 'refined' in extras else ''}")))
+        more = [words for extra, words in (("reselected", RESELECTED), ("refined", REFINED)) if extra in extras]
+        return cls(name, tuple(shlex.split(" ".join([RECIPES[base], said, *more]))))
 
     def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:
         """Return what ``relaxprune prune`` would do; the recipe's own words win over those that all have in common."""

@@ -9,6 +9,9 @@ _TUNING = 2  # the error before, of the dense and of the pruned block
 _EPOCH = 5  # three quarters of the batches forward twice and backward, then the error again
 _REFINING = 2  # of the dense model, of half of the windows before and after
 _REFINED = 4  # three quarters of the windows forward twice and backward, then the others forward
+# Three quarters of the windows forward, and for two gradients forward twice and backward; the others forward for each
+# trial: three sizes of steps.
+_RESELECTED = 7.5
 
 
 def gram_sums(options: PruneOptions) -> int:
@@ -23,13 +26,15 @@ def forward_passes(options: PruneOptions, more: float = 0.0) -> dict[str, float]
 
     Args:
         options: what is asked for.
-        more: text that only ``refine`` reads, as a multiple of the calibration text.
+        more: text that only ``refine`` and ``reselect`` read, as a multiple of the calibration text.
     """
     streams = 2 if options.correct else 1
     capped = options.statistics.token_cap is not None
     passes: dict[str, float] = {"capture": streams, "statistics": streams * (1 + capped), "propagate": streams}
     if options.tune:
         passes["tune"] = _TUNING + options.tune * _EPOCH
+    if options.reselect:
+        passes["reselect"] = (1 + more) * (_REFINING + options.reselect * _RESELECTED)
     if options.refine:
         passes["refine"] = (1 + more) * (_REFINING + options.refine * _REFINED)
     return passes

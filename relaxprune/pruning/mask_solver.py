@@ -24,7 +24,7 @@ from relaxprune.solving.solving import solve, start_mask
 
 from .layer_certificates import certificate_of, estimated_gap
 from .layer_report import BoundReport, CostReport, InputReport, LayerReport, LossReport
-from .source_zeros import keep_zeros, pruning_zeros, source_zeros
+from .source_zeros import keep_zeros, pruning_zeros, staying_zeros
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +154,7 @@ class MaskSolver:
 
     def staying(self, layer: PrunableLayer) -> Tensor | None:
         """Return which zeros of a layer, not pruned yet, stay zero: (rows, cols) bool on the CPU, None for none."""
-        if not self.options.new_values or self.options.regrow:
-            return None
-        return source_zeros(layer.matrix().cpu())
+        return staying_zeros(layer.matrix().cpu(), self.options)
 
     def problem(self, layer: PrunableLayer, inputs: LayerInputs) -> MaskProblem:
         """Return the problem of a layer whose kept weights stay as they are."""

@@ -144,7 +144,7 @@ def make_plan(
         )
     unasked = {layer.name for layer in left if layer.reason in (EXCLUDED, NOT_INCLUDED)}
     check_tunable(request.options.tune, weights, blocks)
-    if request.options.tune or request.options.refine:
+    if request.options.tune or request.options.whole_model:
         check_differentiable(model)
     weights, misfits = _fitting(request, weights)
     layers = []

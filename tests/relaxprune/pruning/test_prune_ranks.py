@@ -73,6 +73,7 @@ LONG = {
     "chosen shrinkage": Case(world=3, options=statistics(select=(0.1, 0.4)), kinds=True),
     "estimated shrinkage": Case(world=3, options=statistics(shrinkage="auto")),
     "refined": Case(options={"refine": 1}),
+    "reselected": Case(words={"sparsity": 0.5, "solver": "wanda"}, options={"max_iterations": None, "reselect": 1}),
 }
 NAMES = [*CASES, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 
