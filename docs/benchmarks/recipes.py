@@ -16,9 +16,6 @@ RECIPES = {
     "alps": "--solver alps",
     "reconstruct": "--solver reconstruct --effort fast",
 }
-# What layers minimise, at its defaults; words after "=" say other numbers.
-OBJECTIVES = {kind: f"--objective {kind}" for kind in ("rows", "fisher", "coupled")}
-EXTRAS = ("robust", "refined", *OBJECTIVES)
 # Samples of the model and shrinkage: the defaults of relaxprune's own solvers, for published methods on request.
 ROBUST = {
     "wanda": "--self-share 0.3334",  # shrinkage changes nothing
@@ -27,7 +24,13 @@ ROBUST = {
 }
 # Without "robust": Grams of the calibration text as it is. A refinement reads samples of the model in either case.
 AS_IS = "--self-share 0 --shrinkage 0"
-REFINED = "--refine 3"
+# What goes with any of them; what layers minimise at its defaults, words after "=" say other numbers.
+STAGES = {
+    **{kind: f"--objective {kind}" for kind in ("rows", "fisher", "coupled")},
+    "reselected": "--reselect 2",
+    "refined": "--refine 3",
+}
+EXTRAS = ("robust", *STAGES)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Recipe:
         for part, known in ((base, RECIPES), *((extra, EXTRAS) for extra in extras)):
             if part not in known:
                 raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(known)}, and has no =WORDS")
-        said = [ROBUST.get(base, "") if "robust" in extras else AS_IS, REFINED if "refined" in extras else ""]
-        said += [OBJECTIVES[extra] for extra in extras if extra in OBJECTIVES]
+        said = [ROBUST.get(base, "") if "robust" in extras else AS_IS]
+        said += [words for extra, words in STAGES.items() if extra in extras]
         return cls(name, tuple(shlex.split(" ".join([RECIPES[base], *said]))))
 
     def job(self, target: str, arguments: argparse.Namespace) -> PruneJob:

@@ -99,9 +99,9 @@ class RunShape:
         stages["solve"] = sum((count * self.solve[shape] for shape, count in self.shapes.items()), NOTHING)
         stages["propagate"] = NOTHING if text.reruns else text.passes(passes["propagate"])
         head = text.batches * text.outside
-        for stage in ("gradients", "tune", "refine"):
+        for stage in ("gradients", "tune", "reselect", "refine"):
             if stage in passes:
-                stages[stage] = text.passes(passes[stage]) + (passes[stage] * head if stage == "refine" else NOTHING)
+                stages[stage] = text.passes(passes[stage]) + (NOTHING if stage == "tune" else passes[stage] * head)
         return stages
 
     def seconds(self, rates: Rates, machine: Machine, slowness: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,8 @@ class RunBytes:
         block_records: the same of the block with the most.
         packed_records: the same of all blocks, masks as bits.
         batch_states: the part of ``states`` of the tokens that go through the model at once.
-        refining: weights, Adam's moments and logits while the whole model is refined; 0 if it is not.
+        refining: weights, Adam's moments and logits while the whole model is refined, or Grams while its masks are
+            chosen again; 0 if neither is asked for.
         predictions: of the dense model, which are held until then.
         allocating: what all layers put out for some tokens, and its gradients, before anything is pruned.
     """
@@ -138,7 +139,8 @@ def run_bytes(
     certificate, six times more in float64: the points of its candidates), and what the solver holds within its memory
     budget. Attention masks and activations inside one block are not counted. Refining comes after all that, and counts
     where it takes more: each weight in float32 four times (Adam's two moments and the gradient besides the weight) and
-    three times in the model's own dtype, and the dense model's predictions.
+    three times in the model's own dtype, and the dense model's predictions. So does choosing masks again: each weight
+    in the model's own dtype from the start of the run, and then its gradient, three candidates and all layers' Grams.
 
     Args:
         model: the model.
@@ -157,8 +159,7 @@ def run_bytes(
     solver = min(options.memory_budget_bytes or DEFAULT_MEMORY_BYTES, temporaries)
     whole = parameter_bytes(model)
     inside = [parameter_bytes(block) for block in blocks.modules]
-    kept = 1 + (item if options.block_values else 0)
-    refining = sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
+    kept = 1 + (item if options.block_values else 0) + (item if options.reselect else 0)
     return RunBytes(
         model=whole,
         travelling=min(whole, whole - sum(inside) + _TRAVELLING_BLOCKS * max(inside, default=0)),
@@ -173,10 +174,20 @@ def run_bytes(
         + solver
         + _moving_bytes(layers, options, tokens.all, sums)
         + gradient_bytes(model, len(blocks.modules), layers, options.objective, (tokens.all, tokens.at_once)),
-        refining=refining if options.refine else 0,
+        refining=max(_refining_bytes(layers, options, item)),
         allocating=2 * item * tokens.backward * sum(layer.rows for layer in layers),
-        predictions=(tokens.all + tokens.refining) * layers[0].cols * item if options.refine else 0,
+        predictions=(tokens.all + tokens.refining) * layers[0].cols * item if options.whole_model else 0,
     )
+
+
+def _refining_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, item: int) -> Iterator[int]:
+    """Yield what each change of the whole model takes at once, of a model with ``item`` bytes a number; 0 for none."""
+    yield 0
+    if options.refine:
+        yield sum((16 + 3 * item + 1) * layer.rows * layer.cols for layer in layers) + _LOGITS_BYTES
+    if options.reselect:
+        grams = sum(GRAM_BYTES * layer.cols**2 for layer in layers)
+        yield sum((4 + 4 * item + 4) * layer.rows * layer.cols for layer in layers) + grams + _LOGITS_BYTES
 
 
 def _apart_bytes(layers: Sequence[PlannedLayer], options: PruneOptions, sums: int, kinds: int) -> int:

@@ -10,6 +10,9 @@ _EPOCH = 5  # three quarters of the batches forward twice and backward, then the
 _REFINING = 2  # of the dense model, of half of the windows before and after
 _GRADIENTS = 7  # the model forward, again for its gradients, and back; every block forward, back, to sums, and on
 _REFINED = 4  # three quarters of the windows forward twice and backward, then the others forward
+# Three quarters of the windows forward, and for two gradients forward twice and backward; the others forward for each
+# trial: three sizes of steps.
+_RESELECTED = 7.5
 
 
 def gram_sums(options: PruneOptions) -> int:
@@ -24,7 +27,7 @@ def forward_passes(options: PruneOptions, more: float = 0.0) -> dict[str, float]
 
     Args:
         options: what is asked for.
-        more: text that only ``refine`` reads, as a multiple of the calibration text.
+        more: text that only ``refine`` and ``reselect`` read, as a multiple of the calibration text.
     """
     streams = 2 if options.correct else 1
     capped = options.statistics.token_cap is not None
@@ -33,6 +36,8 @@ def forward_passes(options: PruneOptions, more: float = 0.0) -> dict[str, float]
         passes["gradients"] = _GRADIENTS
     if options.tune:
         passes["tune"] = _TUNING + options.tune * _EPOCH
+    if options.reselect:
+        passes["reselect"] = (1 + more) * (_REFINING + options.reselect * _RESELECTED)
     if options.refine:
         passes["refine"] = (1 + more) * (_REFINING + options.refine * _REFINED)
     return passes

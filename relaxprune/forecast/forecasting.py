@@ -225,6 +225,8 @@ def _notes(plan: Plan, found: MetaPass, whole: str | None) -> tuple[str, ...]:
         notes.append(f"time of solving not predicted: solver {solver.name!r} does not know how long it searches")
     if options.certify is not None:
         notes.append(f"time of certificates by {options.certify!r} not predicted")
+    if options.reselect:
+        notes.append("of --reselect the passes of text are predicted, and the time of choosing masks is not")
     if options.permute:
         notes.append("time of --permute not predicted")
     if options.objective.grams:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from relaxprune.problems import NM, MaskProblem, Objective
 from relaxprune.problems.checks import fraction, one_of, positive_number, whole_number
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.problems.saliency import SALIENCIES
-from relaxprune.solvers import Solver
+from relaxprune.solvers import Solver, make_solver
 
 from .objective_options import ObjectiveOptions
 from .solve_options import AUTO, SolveOptions
@@ -25,6 +27,7 @@ TUNE_RECIPES = ("constant", "tm")
 _DAMPING = 0.03
 _SDP_ROWS = 32
 _REFINE_RATE = 2e-3
+RESELECT_SOLVER = "swap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,11 @@ class PruneOptions(SolveOptions):
             ``weights`` is "keep".
         refine_rate: for ``refine``: the highest rate of its steps, as a share of the root mean square of a layer's kept
             weights. None for 0.002.
+        reselect: once all layers are pruned, and before ``refine``, choose the masks of all layers again for the whole
+            model, by the gradient of its distance from the dense model's predictions, for at most this many rounds; 0
+            for none. What does not help on held-out windows is undone.
+        reselect_solver: for ``reselect``: name of the solver that chooses them, one that starts from a mask and takes
+            an objective with a linear term.
         skip_misfits: leave alone, and list, the layers that do not fit the set of masks or the solver; without it a run
             refuses before any work.
         regrow: for "refit", ``tune`` and ``refine``: give new values to weights that are exactly 0 in a sparse layer
@@ -89,6 +97,8 @@ class PruneOptions(SolveOptions):
     tune_recipe: str = "constant"
     refine: int = 0
     refine_rate: float | None = None
+    reselect: int = 0
+    reselect_solver: str = RESELECT_SOLVER
     skip_misfits: bool = False
     regrow: bool = False
 
@@ -147,6 +157,11 @@ class PruneOptions(SolveOptions):
         return self.tune > 0 or self.objective.active
 
     @property
+    def whole_model(self) -> bool:
+        """Whether all layers are changed together once they are pruned, by what the dense model predicts."""
+        return self.refine > 0 or self.reselect > 0
+
+    @property
     def refine_share(self) -> float:
         """The rate of ``refine``."""
         return _REFINE_RATE if self.refine_rate is None else self.refine_rate
@@ -185,6 +200,7 @@ class PruneOptions(SolveOptions):
             positive_number("refine_rate", self.refine_rate)
             if not self.refine:
                 raise RelaxPruneError(f"refine_rate is {self.refine_rate}, but refine is 0; leave it out or set refine")
+        self._check_reselect()
         self._check_tuning()
         if self.weights is None:
             return
@@ -206,6 +222,22 @@ class PruneOptions(SolveOptions):
             raise RelaxPruneError(
                 f"certify is {self.certify!r}, which proves bounds of masks whose weights stay; leave it out with "
                 'weights="refit", which gives every layer its own bound, or set weights to "keep"'
+            )
+
+    def _check_reselect(self) -> None:
+        """Raise RelaxPruneError for a solver that cannot choose masks again, or for proofs of masks that will move."""
+        whole_number("reselect", self.reselect, 0)
+        if self.reselect_solver != RESELECT_SOLVER and not self.reselect:
+            raise RelaxPruneError(
+                f"reselect_solver is {self.reselect_solver!r}, but reselect is 0; leave it out or set reselect"
+            )
+        if not self.reselect:
+            return
+        check_reselecting(self.reselect_solver)
+        if self.certify is not None:
+            raise RelaxPruneError(
+                f"certify is {self.certify!r}, which proves how good masks are, got reselect {self.reselect}, which "
+                "chooses others afterwards; leave one of them out"
             )
 
     def _check_tuning(self) -> None:
@@ -257,6 +289,20 @@ class PruneOptions(SolveOptions):
     def rows_to_certify(self) -> int | None:
         """The number of rows that a layer's certificate draws, None for all."""
         return _SDP_ROWS if self.certify == "sdp" and self.certify_rows is None else self.certify_rows
+
+
+def check_reselecting(name: str) -> None:
+    """Raise RelaxPruneError unless a solver starts from a mask and takes an objective with a linear term."""
+    solver = make_solver(name)
+    if "start" not in solver.budgets():
+        raise RelaxPruneError(
+            f"reselect_solver must start from a mask, got {name!r}, which has no start: use swap or fw"
+        )
+    objective = Objective(torch.eye(4), linear=torch.zeros(4, 4))
+    try:
+        solver.check(MaskProblem(torch.ones(4, 4), objective, NM(2, 4)))
+    except RelaxPruneError as error:
+        raise RelaxPruneError(f"reselect_solver must take an objective with a linear term: {error}") from error
 
 
 def new_values(settings: Mapping[str, Any]) -> bool:

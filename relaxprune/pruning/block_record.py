@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .channels.permutation import Permutation
 from .layer_report import LayerReport
-from .tuning.gains import BlockTuning
+from .tuning.gains import BlockTuning, Refinement, Reselection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from relaxprune.problems import MaskProblem
 
     from ..certificates import Certificate
-    from .tuning.gains import Refinement
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,50 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class RefinementRecord:
-    """All that is needed to redo a finished refinement of the whole model.
+    """All that is needed to redo what was done to the whole model once all blocks were finished.
 
     Attributes:
-        refinement: its gain.
-        weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: the values of all pruned layers.
+        refinement: the gain of refining it, None if it was not refined.
+        weights: parameter name -> (rows, cols) in the model's dtype, on the CPU: the values of all pruned layers;
+            empty if kept weights have the values that they had before they were pruned.
         seconds: as in ``BlockRecord``.
+        reselection: the gain of choosing masks again, None if they were not.
+        masks: parameter name -> (rows, cols) bool, on the CPU: the masks of all pruned layers; empty like the one
+            before.
     """
 
-    refinement: Refinement
+    refinement: Refinement | None
     weights: dict[str, Tensor]
     seconds: dict[str, float]
+    reselection: Reselection | None = None
+    masks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layers(self) -> set[str]:
+        """The names of the parameters that it is of."""
+        return {*self.weights, *self.masks}
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the tensors, as JSON values; without a reselection where there is none."""
+        facts = {"refinement": _values(self.refinement), "seconds": self.seconds}
+        return facts if self.reselection is None else facts | {"reselection": _values(self.reselection)}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], weights: dict[str, Tensor], masks: dict[str, Tensor]) -> RefinementRecord:
+        """Undo ``facts``, with the tensors beside them."""
+        refined, chosen = facts.get("refinement"), facts.get("reselection")
+        return cls(
+            refinement=None if refined is None else Refinement(**refined),
+            weights=weights,
+            seconds=facts["seconds"],
+            reselection=None if chosen is None else Reselection(**chosen),
+            masks=masks,
+        )
+
+
+def _values(gain: Refinement | Reselection | None) -> dict[str, Any] | None:
+    """Return a gain as JSON values."""
+    return None if gain is None else dataclasses.asdict(gain)
 
 
 class BlockRecorder(Protocol):
@@ -101,7 +134,7 @@ class AllocationRecorder(BlockRecorder, Protocol):
 
 @runtime_checkable
 class RefinementRecorder(BlockRecorder, Protocol):
-    """Also keeps the refinement of the whole model, which follows the last block; a block saved later discards it."""
+    """Also keeps what was done to the whole model, which follows the last block; a block saved later discards it."""
 
     def load_refinement(self) -> RefinementRecord | None:
         """Return the refinement of the blocks that are kept, None if it has to be made."""

@@ -24,7 +24,7 @@ class Calibration:
     Attributes:
         batches: as ``prune_model`` takes them, read once.
         kinds: the kind of each window, in the order of the batches; None if all are of one.
-        refine_batches: what only a refinement of the whole model reads, besides the others; read once.
+        refine_batches: what only changes of the whole model read, besides the others; read once.
         ranks: put a part of it through the model each.
         shelf: where hidden states are kept between two blocks.
     """
@@ -36,7 +36,7 @@ class Calibration:
     shelf: Shelf = HERE
 
     def read(self, request: PruneRequest) -> tuple[list[Batch], Parts, list[Batch]]:
-        """Return the batches, the parts in which their Grams are summed, and what only a refinement reads.
+        """Return the batches, the parts in which their Grams are summed, and what only the whole model's read.
 
         Raises:
             RelaxPruneError: they cannot be right, or are too few for what is asked.
@@ -55,10 +55,10 @@ class Calibration:
         return Portion.of(read, self.ranks, self.shelf)
 
     def _read_more(self, request: PruneRequest) -> list[Batch]:
-        """Return the batches that only a refinement reads."""
+        """Return the batches that only ``refine`` and ``reselect`` read."""
         given = list(self.refine_batches)
         if not given:
             return []
-        if not request.options.refine:
+        if not request.options.whole_model:
             raise RelaxPruneError(f"refine_batches are for options with refine, got {len(given)} and refine=0")
         return without_first(read_batches(given), request.options.statistics.skip_tokens)

@@ -27,7 +27,7 @@ from .layer_judging import NO_BOUND, bound_of, cost_of, gram_error, loss_of, mov
 from .layer_judging import wanda_objective as wanda_objective
 from .layer_report import BoundReport, InputReport, LayerReport, LossReport
 from .objectives.terms import PLAIN, LossTerms
-from .source_zeros import keep_zeros, pruning_zeros, source_zeros
+from .source_zeros import keep_zeros, pruning_zeros, staying_zeros
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +185,7 @@ class MaskSolver:
 
     def staying(self, layer: PrunableLayer) -> Tensor | None:
         """Return which zeros of a layer, not pruned yet, stay zero: (rows, cols) bool on the CPU, None for none."""
-        if not self.options.new_values or self.options.regrow:
-            return None
-        return source_zeros(layer.matrix().cpu())
+        return staying_zeros(layer.matrix().cpu(), self.options)
 
     def problem(self, layer: PrunableLayer, inputs: LayerInputs) -> MaskProblem:
         """Return the problem of a layer whose kept weights stay as they are."""

@@ -22,7 +22,7 @@ from .kept_records import KeptRecords
 from .layer_report import LayerReport
 from .plan import Plan
 from .prune_report import UNREACHED, PruneEvent, PruneReport
-from .tuning.gains import BlockTuning, Refinement, RefiningState
+from .tuning.gains import BlockTuning, Refinement, RefiningState, ReselectingState, Reselection
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Outcome:
         on_event: called when blocks and layers start and end.
         stages: number of stages.
         kept: the records of finished blocks.
-        refined: the new values of weights that refining the whole model has moved.
+        refined: the new values of weights that have moved once all blocks were finished.
+        reselected: the masks of layers that were chosen again then.
         carried: stage -> seconds of the sessions before this one.
         the others: as in ``PruneReport``.
     """
@@ -47,8 +48,10 @@ class Outcome:
     kept: KeptRecords = field(default_factory=KeptRecords)
     permutations: list[Permutation] = field(default_factory=list)
     refined: Mapping[str, Tensor] = field(default_factory=dict)
+    reselected: Mapping[str, Tensor] = field(default_factory=dict)
     tunings: list[BlockTuning] = field(default_factory=list)
     refinement: Refinement | None = None
+    reselection: Reselection | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     carried: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -75,16 +78,21 @@ class Outcome:
         self.announce("block_done", stage)
 
     def finish_refining(self, record: RefinementRecord) -> None:
-        """Take in how the whole model was refined."""
-        self.refined = record.weights
-        self.refinement = record.refinement
+        """Take in what was done to the whole model."""
+        self.refined, self.reselected = record.weights, record.masks
+        self.refinement, self.reselection = record.refinement, record.reselection
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """The masks of all pruned layers: parameter name -> (rows, cols) bool on the CPU, True = kept."""
+        return {**self.kept.masks, **self.reselected} if self.reselected else self.kept.masks
 
     def announce(self, kind: str, stage: Stage, layer: str | None = None, report: LayerReport | None = None) -> None:
         """Send an event to the listener."""
         self._send(kind, stage.index, layer=layer, report=report)
 
-    def announce_refining(self, kind: str, state: RefiningState) -> None:
-        """Tell the listener how far refining is."""
+    def announce_refining(self, kind: str, state: RefiningState | ReselectingState) -> None:
+        """Tell the listener how far refining, or choosing masks again, is."""
         self._send(kind, self.stages - 1, refining=state)
 
     def _send(self, kind: str, block: int, **more: Any) -> None:
@@ -121,7 +129,7 @@ class Outcome:
         Raises:
             RelaxPruneError: nothing was pruned.
         """
-        request, masks = plan.request, self.kept.masks
+        request, masks = plan.request, self.masks
         if not self.reports:
             left = self.skipped[0]
             raise RelaxPruneError(
@@ -141,6 +149,7 @@ class Outcome:
             weights={**self.kept.weights, **self.refined} if self.refined else self.kept.weights,
             tunings=self.tunings,
             refinement=self.refinement,
+            reselection=self.reselection,
             coverage=Coverage(
                 layers=len(masks),
                 layer_weights=sum(layer.rows * layer.cols for layer in self.reports),

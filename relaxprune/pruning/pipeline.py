@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from relaxprune.inputs.statistics import StatisticsCollector
 from relaxprune.inputs.token_streams import token_streams
 from relaxprune.models.adopted import adopted
 from relaxprune.models.forward import borrowed
-from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.ranks.ranks import ALONE, Ranks
 from relaxprune.residency.states import shelf_of
@@ -29,6 +28,7 @@ from .channels.permutation import Permutation
 from .channels.reorder import apply_permutations
 from .common_facts import common_facts
 from .deciding import decided_counts
+from .following import follow_leader
 from .kept_records import KeptRecords, write_record
 from .mask_solver import MaskSolver, SolvedLayer
 from .objectives.following import DenseLoss
@@ -45,6 +45,7 @@ from .stage_solver import StageSolver
 from .tuning.block_tuner import BlockTuner, tunable
 from .tuning.parts import Part, parts_of
 from .tuning.recipes import TUNE_RECIPES
+from .tuning.reselector import Choosing
 
 
 def prune_model(
@@ -79,10 +80,11 @@ def prune_model(
         plan: a plan of ``plan_model`` for this model; None to plan from ``words`` now.
         kinds: the kind of text of each window, in the order of the batches, such as ``TokenWindows.kinds``, for
             ``StatisticsOptions.select``; None if all are of one.
-        refine_batches: more batches, which only ``options.refine`` reads, such as text that the model wrote.
+        refine_batches: more batches, which only ``options.refine`` and ``options.reselect`` read, such as text that the
+            model wrote.
         recorder: keeps finished blocks; blocks that it has are applied instead of solved. An ``AllocationRecorder``
             also keeps how the sparsity is shared, a ``CertificateRecorder`` the certificates, a ``RefinementRecorder``
-            the refinement of the whole model.
+            what is done to the whole model.
         on_event: called when blocks and layers start and end; its exceptions end the run.
         ranks: processes that call this together, each with the same model, batches and plan, as ``ranks.joined`` gives
             them: each puts some of the batches through the model and solves some of the layers. All return the masks
@@ -177,12 +179,13 @@ class _Run:
         return self.stage_solver.loss
 
     def prune(self) -> None:
-        """Go through all stages: observe, solve, apply, record, propagate; then refine."""
+        """Go through all stages: observe, solve, apply, record, propagate; then see to the whole model."""
         for step in self.route.steps():
             self.outcome.announce("block_start", step.stage)
             block = self.begin(step)
             if block is None and step.stage.layers:
                 block = BlockRecord(permutations=self.permute(step))
+                self.remember(step.stage)
                 for sums in self.observe(step):
                     for solved in self.stage_solver.solve(sums, step.stage):
                         self.apply(solved, block, step.stage)
@@ -192,9 +195,13 @@ class _Run:
             if block is not None:
                 self.leave(step.stage)
         if self.refining is not None:
-            self.refining.finish(self.supports)
-            refined = [layer for layer in self.plan.weights if layer.parameter in self.supports]
-            self.follow_leader(refined, self.outcome.kept.masks)
+            choosing = Choosing.of(self.mask_solver.options, self.mask_solver.decided, self.gram_maker.streams)
+            self.refining.finish(self.supports, choosing, self.ranks)
+
+    def remember(self, stage: Stage) -> None:
+        """Keep the weights of a stage that is still dense, if the end of the run needs them."""
+        if self.refining is not None:
+            self.refining.remember(stage.layers)
 
     def leave(self, stage: Stage) -> None:
         """Let go of a finished block: should it be needed again, its record makes it what it is."""
@@ -221,6 +228,7 @@ class _Run:
                 f"got masks of {sorted(record.masks)} and reports of {sorted(reported)}"
             )
         apply_permutations(self.plan.model, record.permutations)
+        self.remember(stage)
         for report in record.layers:
             layer, mask = by_parameter[report.parameter], record.masks[report.parameter]
             zeros = self.mask_solver.staying(layer)
@@ -285,19 +293,13 @@ class _Run:
         moves = self.mask_solver.options.block_values
         moved = [layer for layer in stage.layers if moves and layer.parameter in block.masks]
         if self.mask_solver.options.tune:
-            self.follow_leader(moved, block.masks)
+            follow_leader(self.ranks, moved, block.masks)
         weights = {layer.parameter: layer.matrix().cpu().clone() for layer in moved}
         block = replace(block, weights=weights, seconds=self.outcome.spent())
         if self.recorder:
             with self.outcome.timed("record"):
                 self.recorder.save(stage.index, block)
         return block
-
-    def follow_leader(self, layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]) -> None:
-        """Take the leader's values of weights that every rank has moved by itself, which rounding may tell apart."""
-        for layer in () if self.ranks.alone else layers:
-            values = self.ranks.from_leader(layer.matrix().cpu)
-            layer.write(masks[layer.parameter], values)
 
     def propagate(self, step: Step) -> None:
         """Make the inputs of the next stage from this one, now that it is pruned."""

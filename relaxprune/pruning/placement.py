@@ -43,10 +43,16 @@ def refuse_whole_passes(model: nn.Module, request: PruneRequest) -> None:
     """Refuse what moves the weights of all blocks at once, if they travel.
 
     Raises:
-        RelaxPruneError: ``refine`` is asked for.
+        RelaxPruneError: ``refine`` or ``reselect`` is asked for.
     """
-    if request.options.refine and store_of(model).travels:
+    if not request.options.whole_model or not store_of(model).travels:
+        return
+    if request.options.refine:
         raise RelaxPruneError(
             "refine moves the weights of all blocks together, so that they must be on the device at once, got a model "
             "whose blocks travel: leave out refine (tune moves them block by block), or load the model whole"
         )
+    raise RelaxPruneError(
+        "reselect chooses the masks of all blocks together, so that they must be on the device at once, got a model "
+        "whose blocks travel: leave out reselect, or load the model whole"
+    )

@@ -145,7 +145,7 @@ def make_plan(
         )
     unasked = {layer.name for layer in left if layer.reason in (EXCLUDED, NOT_INCLUDED)}
     check_tunable(request.options.tune, weights, blocks)
-    if request.options.tune or request.options.refine or request.options.objective.active:
+    if request.options.tune or request.options.whole_model or request.options.objective.active:
         check_differentiable(model)
     check_loss(request.options.objective, model, weights, blocks)
     weights, misfits = _fitting(request, weights)

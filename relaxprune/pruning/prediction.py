@@ -118,7 +118,7 @@ def predict(
         plan: the plan; the model is left as it is.
         batches: the calibration batches.
         parts: in which they are summed.
-        more: text that only ``refine`` reads, as a multiple of the batches.
+        more: text that only ``refine`` and ``reselect`` read, as a multiple of the batches.
         clock: seconds.
     """
     trial, model, options, solver = Trial(plan.request, clock), plan.model, plan.request.options, plan.request.solver
@@ -127,6 +127,8 @@ def predict(
         return Prediction({}, memory, f"certificates of layers with more than {_TOO_WIDE} columns")
     if options.certify == "sdp":
         return Prediction({}, memory, 'certificates by "sdp"')
+    if options.reselect:
+        return Prediction({}, memory, "choosing masks again (reselect)")
     planned = solver.planned_iterations(options.max_iterations)
     if planned is None:
         return Prediction({}, memory, f"solver {solver.name!r} does not know how long it searches")

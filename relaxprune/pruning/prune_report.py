@@ -20,7 +20,7 @@ from .layer_report import LayerReport
 from .selected import Chosen
 
 if TYPE_CHECKING:
-    from .tuning.gains import BlockTuning, Refinement, RefiningState
+    from .tuning.gains import BlockTuning, Refinement, RefiningState, ReselectingState, Reselection
 
 UNREACHED = "no batch reached it"
 # Reasons that the user must see; each goes on in its own way.
@@ -35,16 +35,17 @@ class PruneEvent:
     """Something happened.
 
     Attributes:
-        kind: "block_start", "layer_start", "layer_done" or "block_done"; then "refine_start", "refine_step",
-            "refine_pass" and "refine_done", if the model is refined.
-        block: index of the block; of events of refining, the last one.
+        kind: "block_start", "layer_start", "layer_done" or "block_done"; then "reselect_start", "reselect_round" and
+            "reselect_done", if masks are chosen again, and "refine_start", "refine_step", "refine_pass" and
+            "refine_done", if the model is refined.
+        block: index of the block; of the events after "block_done", the last one.
         blocks: number of blocks.
         layer: name of the layer, None for events of blocks.
         layer_index: layers finished or skipped before this event.
         layers: number of layers in the plan.
         report: the layer's report, for "layer_done".
         seconds_elapsed: since the start of ``prune_model``.
-        refining: how far refining is, for its events.
+        refining: how far refining, or choosing masks again, is, for its events.
     """
 
     kind: str
@@ -55,7 +56,7 @@ class PruneEvent:
     layers: int
     report: LayerReport | None
     seconds_elapsed: float
-    refining: RefiningState | None = None
+    refining: RefiningState | ReselectingState | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,9 +67,9 @@ class PruneReport:
         layers: one report per pruned layer, in the order of pruning.
         skipped: every matrix that was not pruned, with a reason.
         seconds: stage -> seconds; stages are capture, allocate (the pass over the dense model that decides the
-            layers' shares, if any), permute, select, tune and refine (if asked for), statistics, solve (and judge, with
-            Wanda's mask for comparison), exchange (of what ranks have solved), propagate, record, total. A continued
-            run counts the earlier sessions, each until its last finished block.
+            layers' shares, if any), permute, select, tune, reselect and refine (if asked for), statistics, solve (and
+            judge, with Wanda's mask for comparison), exchange (of what ranks have solved), propagate, record, total. A
+            continued run counts the earlier sessions, each until its last finished block.
         polytope: what was asked for, as in ``Target.to_dict``.
         solver: name of the solver.
         options: all of ``PruneOptions``, and the effective options of the solver as "solver_options".
@@ -80,6 +81,8 @@ class PruneReport:
         tunings: the gain of each block that was tuned as a whole; the layers' objectives are from before it.
         refinement: the gain of refining the whole model, None without ``refine``; objectives, bounds and certificates
             are from before it.
+        reselection: the gain of choosing masks again by the whole model, None without ``reselect``; objectives, bounds
+            and gaps of layers are of the masks before it, while ``masks`` are those after it.
         coverage: how much of the model was pruned; None where nobody has counted.
         left_out: what the solver's published method does and this run was told not to do.
     """
@@ -96,6 +99,7 @@ class PruneReport:
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
     tunings: list[BlockTuning] = dataclasses.field(default_factory=list, repr=False)
     refinement: Refinement | None = None
+    reselection: Reselection | None = None
     coverage: Coverage | None = None
     left_out: list[str] = dataclasses.field(default_factory=list)
 
@@ -168,6 +172,7 @@ class PruneReport:
             "permutations": [item.to_dict() for item in self.permutations],
             "tunings": [dataclasses.asdict(tuning) for tuning in self.tunings],
             "refinement": None if self.refinement is None else dataclasses.asdict(self.refinement),
+            "reselection": None if self.reselection is None else dataclasses.asdict(self.reselection),
             "skipped": [dataclasses.asdict(layer) for layer in self.skipped],
         }
 
@@ -242,7 +247,7 @@ class PruneReport:
                 f"tuned {what} ({count} of {len(self.tunings)} improved): mean relative error of their outputs on "
                 f"held-out windows {before:.4f} before, {after:.4f} after"
             )
-        return lines if self.refinement is None else [*lines, str(self.refinement)]
+        return [*lines, *(str(gain) for gain in (self.reselection, self.refinement) if gain is not None)]
 
     def _certified_lines(self) -> list[str]:
         """Return a table with one line per role: what the certificates prove."""

@@ -90,5 +90,5 @@ class PruneRequest:
         """Raise RelaxPruneError if ``count`` batches are too few for the Grams, or ``windows`` for a refinement."""
         self.options.statistics.check_for(count)
         check_batches(self.options.tune, count)
-        if self.options.refine:
-            check_windows(windows)
+        if self.options.whole_model:
+            check_windows(windows, "refine" if self.options.refine else "reselect")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from relaxprune.ranks.ranks import Ranks
@@ -15,7 +15,6 @@ from .block_record import (
     RefinementRecord,
     RefinementRecorder,
 )
-from .tuning.gains import Refinement
 
 if TYPE_CHECKING:
     from relaxprune.certificates import Certificate
@@ -69,14 +68,12 @@ class SharedRecorder:
 
         def told() -> Any:
             record = keeper.load_refinement() if isinstance(keeper, RefinementRecorder) else None
-            return None if record is None else asdict(record)
+            return (
+                None if record is None else {"facts": record.facts(), "weights": record.weights, "masks": record.masks}
+            )
 
         found = self.ranks.from_leader(told)
-        return (
-            None
-            if found is None
-            else RefinementRecord(Refinement(**found["refinement"]), found["weights"], found["seconds"])
-        )
+        return None if found is None else RefinementRecord.of(found["facts"], found["weights"], found["masks"])
 
     def save_refinement(self, record: RefinementRecord) -> None:
         """Keep the refinement that was just made."""

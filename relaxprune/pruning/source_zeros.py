@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from relaxprune.certificates.weight_certificate import certify_weights
+from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems import ReconstructionProblem
 from relaxprune.problems.polytopes import Face, Polytope
 from relaxprune.solving.refitting import fit
@@ -24,6 +25,16 @@ def source_zeros(weight: Tensor) -> Tensor | None:
     """Return where a sparse layer is zero, (rows, cols) bool; None for a layer that counts as dense."""
     zeros = weight == 0
     return zeros if int(zeros.sum()) > _SPARSE * zeros.numel() else None
+
+
+def staying_zeros(weight: Tensor, options: PruneOptions) -> Tensor | None:
+    """Return which zeros of a layer stay zero where a run gives weights new values, (rows, cols) bool; None for none.
+
+    Args:
+        weight: (rows, cols), not pruned yet.
+        options: of the run.
+    """
+    return source_zeros(weight) if options.new_values and not options.regrow else None
 
 
 def pruning_zeros(polytope: Polytope, weight: Tensor, zeros: Tensor) -> Face:

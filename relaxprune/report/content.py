@@ -53,6 +53,7 @@ def run_content(run: FinishedRun, *, masks: bool = True) -> dict[str, Any]:
         "selected": selected(run.layers),
         "tunings": report.get("tunings") or [],
         "refinement": report.get("refinement"),
+        **({"reselection": report["reselection"]} if report.get("reselection") else {}),
         "masks": worst_masks(run) if masks else [],
         "seconds": {"stages": report.get("seconds") or {}, "blocks": seconds_by_block(run.layers)},
         "skipped": report.get("skipped") or [],

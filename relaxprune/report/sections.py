@@ -13,7 +13,7 @@ from relaxprune.support.markup import number
 from . import figures
 from .content import flat
 from .measured import perplexity_group
-from .page import Group, Page, Section, page_table, picture
+from .page import Group, Page, Section, Table, page_table, picture
 
 Content = Mapping[str, Any]
 _MOST_NAMES = 4  # that a line names
@@ -21,7 +21,8 @@ _MOST_NAMES = 4  # that a line names
 
 def run_page(content: Content) -> Page:
     """Return the page of one run."""
-    tuning = [*([tuned] if content["tunings"] else []), *([refined] if content.get("refinement") else [])]
+    tuning = [*([tuned] if content["tunings"] else []), *([reselected] if content.get("reselection") else [])]
+    tuning += [refined] if content.get("refinement") else []
     choosing = [selected] if content.get("selected") else []
     shown = (quality, layers, convergence, *choosing, *tuning, masks, cost) if content["layers"] else ()
     return Page(
@@ -173,6 +174,30 @@ def tuned(content: Content) -> Section:
 def refined(content: Content) -> Section:
     """What refining the whole model gained."""
     found = content["refinement"]
+    text = (
+        f"Kept weights of all layers moved together towards the predictions of the dense model: {found['passes']} of "
+        f"at most {content['repeat']['fingerprint']['settings'].get('refine')} passes kept, {found['steps']} steps, "
+        f"{found['seconds']:.1f} s. The errors, bounds, gaps and certificates of layers on this page are of their "
+        "masks, from before."
+    )
+    return Section("refined", "The model refined as a whole", [text], [Group("", [], [_gained(found)])])
+
+
+def reselected(content: Content) -> Section:
+    """What choosing masks again by the whole model gained."""
+    found = content["reselection"]
+    settings = content["repeat"]["fingerprint"]["settings"]
+    text = (
+        f"Masks of all layers chosen again by the gradient of the whole model (solver {settings['reselect_solver']}): "
+        f"{found['rounds']} of at most {settings['reselect']} rounds kept, {sum(found['moved'].values())} weights "
+        f"exchanged in {len(found['moved'])} layers, {found['seconds']:.1f} s. The errors and gaps of layers on this "
+        "page are of the masks before; their bounds hold for all masks."
+    )
+    return Section("reselected", "Masks chosen again", [text], [Group("", [], [_gained(found)])])
+
+
+def _gained(found: Mapping[str, Any]) -> Table:
+    """Return the table of what a change of the whole model gained."""
     divergence = found["measure"] == DIVERGENCE
     what = "KL divergence from the dense model, nats a token" if divergence else "relative error of the model's output"
     head = ("windows", "number", "before", "after")
@@ -180,13 +205,7 @@ def refined(content: Content) -> Section:
         ("held out", found["held_out_windows"], found["held_out_before"], found["held_out_after"]),
         ("tuned on", found["tuned_windows"], found["tuned_before"], found["tuned_after"]),
     ]
-    text = (
-        f"Kept weights of all layers moved together towards the predictions of the dense model: {found['passes']} of "
-        f"at most {content['repeat']['fingerprint']['settings'].get('refine')} passes kept, {found['steps']} steps, "
-        f"{found['seconds']:.1f} s. The errors, bounds, gaps and certificates of layers on this page are of their "
-        "masks, from before."
-    )
-    return Section("refined", "The model refined as a whole", [text], [Group("", [], [page_table(what, head, body)])])
+    return page_table(what, head, body)
 
 
 def masks(content: Content) -> Section:

@@ -38,6 +38,7 @@ def _layer_bytes(plan: Plan) -> Iterator[int]:
     options = plan.request.options
     for layer in plan.weights:
         rows, cols = layer.shape
-        weights = rows * cols * layer.weight.element_size() * (options.block_values + (options.refine > 0))
+        rewritten = options.whole_model and options.new_values
+        weights = rows * cols * layer.weight.element_size() * (options.block_values + rewritten)
         certificate = _CERTIFICATE_WEIGHT_BYTES * rows * cols if options.certify is not None else 0
         yield 2 * rows * -(-cols // 8) + weights + certificate + 2 * _LAYER_RECORD_BYTES

@@ -41,7 +41,7 @@ def model_card(
     lines += [
         f"{len(layers)} layers of `{notes.base_model}` are pruned to {_pattern(settings['polytope'])} by relaxprune "
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
-        f"{_kept(settings)}{_order(settings)}. Zeros alone do not make a model faster.",
+        f"{_kept(settings)}{_order(settings)}{_chosen_again(settings)}. Zeros alone do not make a model faster.",
         "",
         *_facts(notes, fingerprint, layers),
         "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
@@ -61,8 +61,9 @@ def package_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequen
         "",
         f"One bit for each weight of {len(layers)} layers of `{notes.base_model}`, pruned to "
         f"{_pattern(settings['polytope'])} by relaxprune {fingerprint['software']['relaxprune']} (solver "
-        f"`{settings['solver']}`){_order(settings)}. There are no weights here: they come from the base model, whose "
-        f"SHA-256 (`{model['weights_sha256']}`) is compared first. What comes out is the pruned model, bit for bit:",
+        f"`{settings['solver']}`){_order(settings)}{_chosen_again(settings)}. There are no weights here: they come "
+        f"from the base model, whose SHA-256 (`{model['weights_sha256']}`) is compared first. What comes out is the "
+        "pruned model, bit for bit:",
         "",
         "```console",
         f"$ relaxprune apply . {notes.base_model} --out pruned",
@@ -110,6 +111,16 @@ def _kept(settings: Mapping[str, Any]) -> str:
     ways += ["tuned block by block towards what the dense blocks put out"] if settings.get("tune") else []
     ways += ["tuned together towards the predictions of the base model"] if settings.get("refine") else []
     return f"kept weights have new values, {', then '.join(ways)}"
+
+
+def _chosen_again(settings: Mapping[str, Any]) -> str:
+    """Return a sentence on masks that were chosen again, if they were."""
+    if not settings.get("reselect"):
+        return ""
+    return (
+        ". The masks were chosen again by the gradient of the whole model, and the errors and gaps of layers are of "
+        "those before"
+    )
 
 
 def _header(notes: RunNotes) -> list[str]:

@@ -15,7 +15,7 @@ from relaxprune.support.durable import file_facts, is_unchanged
 from relaxprune.support.json_files import JsonFormat, Maybe, Values, is_sealed, read_document
 from relaxprune.support.sentences import damaged
 
-from .refinement_file import REFINEMENT_SHAPE
+from .refinement_file import REFINEMENT_SHAPE, RESELECTION_SHAPE
 
 RECORD_NAME = "relaxprune.json"
 UNSEALED = "its checksum does not match its content"
@@ -46,6 +46,7 @@ RECORD = JsonFormat(
             "permutations": Maybe([dict]),
             "tunings": Maybe([{"block": int, "epochs": int, "part": Maybe(str), **_TUNING}]),
             "refinement": Maybe(REFINEMENT_SHAPE),
+            "reselection": Maybe(RESELECTION_SHAPE),
             "coverage": Maybe(dict),
             "skipped": Maybe([{"name": str, "reason": str}]),
         },

@@ -50,6 +50,7 @@ class RunVerification:
         tensors: tensors of the model compared with the source's, bit by bit.
         layers: those of them with a mask, which fits what was asked for.
         pruned: entries that are exactly +0.0, as the masks say.
+        reselected: how many kept weights the run exchanged by the whole model, after all layers were solved.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class RunVerification:
     tensors: int = 0
     layers: int = 0
     pruned: int = 0
+    reselected: int = 0
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -68,7 +70,17 @@ class RunVerification:
             return f"{self.folder} is not what the run made of {self.source}: {self.differences[0]}{rest}"
         return (
             f"{self.folder}: {self.files} files as they were written; {self.tensors} tensors are those of "
-            f"{self.source}, {self.layers} of them masked as asked, {self.pruned} weights exactly zero"
+            f"{self.source}, {self.layers} of them masked as asked, {self.pruned} weights exactly zero{self._before}"
+        )
+
+    @property
+    def _before(self) -> str:
+        """Say which numbers are of other masks than these, if any are."""
+        if not self.reselected:
+            return ""
+        return (
+            f"; errors and gaps of layers are of the masks before --reselect exchanged {self.reselected} weights, "
+            "their bounds hold for all masks"
         )
 
 
@@ -113,8 +125,16 @@ def verify_run(
         *_unsealed(record),
     ]
     pruned = sum(int((~mask).sum()) for mask in run.masks.values())
+    moved = (record["report"].get("reselection") or {}).get("moved", {})
     return RunVerification(
-        folder, named, tuple(found), len(record["files"]), len(dense.model.state_dict()), len(run.masks), pruned
+        folder=folder,
+        source=named,
+        differences=tuple(found),
+        files=len(record["files"]),
+        tensors=len(dense.model.state_dict()),
+        layers=len(run.masks),
+        pruned=pruned,
+        reselected=sum(moved.values()),
     )
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from relaxprune.support import resident_bytes
 
-from .progress import Pace, duration
+from .progress import Pace, duration, stage_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ class Dashboard:
             gap = sum(report.relative_gap for report in self._reports) / len(self._reports)
             table.add_row("error", Text(f"{ratio:.3f} of Wanda's"), "gap", Text(f"{gap:.3f}"))
         if event is not None and event.refining is not None:
-            table.add_row("refining", Text(str(event.refining)))
+            table.add_row(stage_of(event), Text(str(event.refining)))
         elapsed = 0.0 if event is None else event.seconds_elapsed
         left = pace.left(elapsed) if event is None or event.refining is None else None
         table.add_row("time", Text(duration(elapsed)), "left", Text("unknown" if left is None else duration(left)))

@@ -41,7 +41,7 @@ class PruneJob:
         calibration: the calibration text.
         sources: what it consists of, each with a number of windows; with samples of the model, if that can write any.
         windows: how much calibration text, for ``calibration_windows``.
-        refine_samples: how many windows the model writes for ``--refine`` alone, if it can write any.
+        refine_samples: how many windows the model writes for ``--refine`` and ``--reselect`` alone, if it can.
         samples_asked: whether it must be able to.
         run: the output folder, and how to run.
         memory: where weights and hidden states live.
@@ -166,15 +166,16 @@ def _sources(text: CalibrationGroup, share: float) -> tuple[SourcePart, ...]:
 
 
 def _refine_samples(layers: LayerGroup, windows: int) -> int:
-    """Return how many windows only the refinement reads, by default as many as all others (docs/refine.md).
+    """Return how many windows only ``--refine`` and ``--reselect`` read, by default as many as all others.
 
     Raises:
-        RelaxPruneError: some are asked for, but no refinement.
+        RelaxPruneError: some are asked for, but neither of these.
     """
     asked = layers.refine_samples
-    if asked and not layers.refine:
+    used = layers.refine or layers.reselect
+    if asked and not used:
         raise RelaxPruneError(f"--refine-samples is {asked}, but --refine is 0: leave it out or give --refine")
-    if not layers.refine:
+    if not used:
         return 0
     return windows if asked is None else asked
 
@@ -205,6 +206,8 @@ def _request(words: PruneWords) -> PruneRequest:
         tune_recipe=layers.tune_recipe,
         refine=layers.refine,
         refine_rate=layers.refine_rate,
+        reselect=layers.reselect,
+        reselect_solver=layers.reselect_solver,
         skip_misfits=layers.skip_misfits,
         regrow=layers.regrow,
     )

@@ -37,7 +37,7 @@ def prepare(job: PruneJob) -> tuple[Plan, LoadedModel]:
 def _placed(job: PruneJob, memory_bytes: int) -> tuple[Plan, LoadedModel]:
     """Load the model to where so much memory has room for it; whole, unless told otherwise, if it cannot travel."""
     asked = job.load.offload
-    first = asked or (None if job.request.options.refine else "disk")
+    first = asked or (None if job.request.options.whole_model else "disk")
     try:
         plan, loaded = _planned(job, replace(job.load, offload=first))
     except CannotTravel:

@@ -53,7 +53,7 @@ class Pace:
 
 
 class PruneProgress:
-    """Prints a line for each finished layer, and each pass of refining, from the events of ``prune_model``.
+    """Prints a line for each finished layer, pass of refining and round of reselecting, from ``prune_model``'s events.
 
     Args:
         layers: what will be pruned.
@@ -73,7 +73,7 @@ class PruneProgress:
         return None
 
     def __call__(self, event: PruneEvent) -> None:
-        """Print a line for a finished layer, and for a finished pass of refining."""
+        """Print a line for a finished layer, and for a finished pass or round."""
         self._pace.take(event)
         if event.kind == "layer_done" and event.report is not None:
             block, layer = f"{event.block + 1}/{event.blocks}", f"{self._pace.layers_done}/{self._pace.layers}"
@@ -81,8 +81,13 @@ class PruneProgress:
             time = "time left unknown" if left is None else f"left {duration(left)}"
             where = f"{self._title}: block {block}, layer {layer}, {event.report.name}"
             print(f"{where}: {describe_layer(event.report)}, {time}", flush=True)
-        if event.kind in ("refine_start", "refine_pass"):
-            print(f"{self._title}: refining, {event.refining}", flush=True)
+        if event.kind in ("refine_start", "refine_pass", "reselect_start", "reselect_round"):
+            print(f"{self._title}: {stage_of(event)}, {event.refining}", flush=True)
+
+
+def stage_of(event: PruneEvent) -> str:
+    """Return what an event that comes after all layers says is under way."""
+    return "reselecting" if event.kind.startswith("reselect") else "refining"
 
 
 def describe_layer(report: LayerReport) -> str:

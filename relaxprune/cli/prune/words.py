@@ -141,6 +141,13 @@ class LayerGroup:
             min=0, help="With --refine: windows that the model writes for it alone; as many as all others, if it can."
         ),
     ] = None
+    reselect: Annotated[
+        int,
+        typer.Option(min=0, help="Rounds of choosing all masks again for the whole model, before --refine, at most."),
+    ] = 0
+    reselect_solver: Annotated[
+        str, typer.Option(metavar="NAME", help="With --reselect: the solver that chooses them.")
+    ] = "swap"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ _CHUNK_ENTRIES = 2**24  # of a (tokens, vocabulary) matrix that is held at once:
 
 Readout = Callable[[Tensor], Tensor]
 """From states (tokens, features) to logits (tokens, vocabulary)."""
+Part = Callable[[Tensor, Tensor], Tensor]
+"""From the states of a few tokens, and what else is known of them, to the sum of their losses."""
 
 
 def relative_errors(output: Tensor, wanted: Tensor) -> Tensor:
@@ -46,35 +48,62 @@ class Readouts:
 
         The logits of few tokens are held at a time: their gradients are taken at once, not when the sum's are.
         """
-        if torch.is_grad_enabled():
-            apply: Callable[..., Tensor] = _Divergence.apply
-            return apply(self, aims, states, *self.weights)
-        sums = [self._part(states[part], aims[part]) for part in self._parts(len(states))]
-        return torch.stack(sums).sum() if sums else states.new_zeros(())
+        return self._summed(self._divergence, states, aims)
 
-    def slopes(self, states: Tensor, aims: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the divergence, and its gradients with respect to the states and each of the weights."""
+    def surprise(self, states: Tensor, draws: Tensor) -> Tensor:
+        """Return the sum over tokens of −log q(y), y drawn from the model's own prediction q, gradients as above.
+
+        The second moment of the gradient is the curvature of the divergence where the dense model predicts the same:
+        that of the logits, Diag(q) − q qᵀ, is the mean of (q − e_y)(q − e_y)ᵀ over y.
+
+        Args:
+            states: (tokens, features) of the model.
+            draws: (tokens, 1) numbers from 0 to 1, which say where in q's distribution y lies.
+        """
+        return self._summed(self._surprise, states, draws)
+
+    def slopes(self, part: Part, states: Tensor, others: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return a sum over tokens, and its gradients with respect to the states and each of the weights."""
         total = torch.zeros((), device=states.device, dtype=torch.promote_types(states.dtype, torch.float32))
         slopes = [torch.zeros_like(states), *(torch.zeros_like(weight) for weight in self.weights)]
-        for part in self._parts(len(states)):
+        for few in self._parts(len(states)):
             with torch.enable_grad():
-                leaf = states[part].detach().requires_grad_()
-                loss = self._part(leaf, aims[part])
+                leaf = states[few].detach().requires_grad_()
+                loss = part(leaf, others[few])
                 found = torch.autograd.grad(loss, [leaf, *self.weights])
             total += loss.detach()
-            slopes[0][part] = found[0]
+            slopes[0][few] = found[0]
             for slope, more in zip(slopes[1:], found[1:], strict=True):
                 slope += more
         return total, slopes
 
-    def _part(self, states: Tensor, aims: Tensor) -> Tensor:
+    def _summed(self, part: Part, states: Tensor, others: Tensor) -> Tensor:
+        """Return the sum of a part of the tokens' losses over all of them."""
+        if torch.is_grad_enabled():
+            apply: Callable[..., Tensor] = _Summed.apply
+            return apply(self, part, others, states, *self.weights)
+        sums = [part(states[few], others[few]) for few in self._parts(len(states))]
+        return torch.stack(sums).sum() if sums else states.new_zeros(())
+
+    def _divergence(self, states: Tensor, aims: Tensor) -> Tensor:
         """Return the divergence summed over a few tokens."""
-        logits = self.model(states)
-        exact = torch.promote_types(logits.dtype, torch.float32)
         with torch.no_grad():
-            wanted = self.dense(aims).to(exact).log_softmax(-1)
-        own = logits.to(exact).log_softmax(-1)
-        return torch.nn.functional.kl_div(own, wanted, reduction="sum", log_target=True)
+            aimed = self.dense(aims)
+            wanted = aimed.to(torch.promote_types(aimed.dtype, torch.float32)).log_softmax(-1)
+        return torch.nn.functional.kl_div(self._own(states), wanted, reduction="sum", log_target=True)
+
+    def _surprise(self, states: Tensor, draws: Tensor) -> Tensor:
+        """Return the surprise summed over a few tokens."""
+        own = self._own(states)
+        with torch.no_grad():
+            reached = own.exp().cumsum(-1)
+            drawn = torch.searchsorted(reached, draws.to(reached.dtype) * reached[:, -1:])
+        return -own.gather(1, drawn.clamp(max=own.shape[1] - 1)).sum()
+
+    def _own(self, states: Tensor) -> Tensor:
+        """Return the log probabilities that the model gives, (tokens, vocabulary)."""
+        logits = self.model(states)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def _parts(self, tokens: int) -> Iterator[slice]:
         """Yield slices of as many tokens as have their logits held at once."""
@@ -82,17 +111,17 @@ class Readouts:
         return (slice(start, start + size) for start in range(0, tokens, size))
 
 
-class _Divergence(torch.autograd.Function):
-    """``Readouts.divergence`` for autograd."""
+class _Summed(torch.autograd.Function):
+    """``Readouts.slopes`` for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, readouts: Readouts, aims: Tensor, states: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, readouts: Readouts, part: Part, others: Tensor, states: Tensor, *weights: Tensor) -> Tensor:
         """Compute the sum and its gradients."""
-        total, ctx.slopes = readouts.slopes(states, aims)
+        total, ctx.slopes = readouts.slopes(part, states, others)
         return total
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients."""
         found: Sequence[Tensor] = ctx.slopes
-        return (None, None, *(slopes[0].to(slope.dtype) * slope for slope in found))
+        return (None, None, None, *(slopes[0].to(slope.dtype) * slope for slope in found))

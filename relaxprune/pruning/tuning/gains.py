@@ -62,7 +62,7 @@ class Refinement:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        unit = "KL from the dense model" if self.measure == DIVERGENCE else "relative error of the output"
+        unit = _unit(self.measure)
         if not self.passes:
             return (
                 f"refined: no pass improved the {unit} on {self.held_out_windows} held-out windows, "
@@ -73,6 +73,71 @@ class Refinement:
             f"{self.held_out_windows} held-out windows {self.held_out_before:.4g} before, {self.held_out_after:.4g} "
             f"after; on {self.tuned_windows} of the others {self.tuned_before:.4g} and {self.tuned_after:.4g}"
         )
+
+
+@dataclass(frozen=True)
+class Reselection:
+    """The gain of choosing masks again by the whole model.
+
+    Attributes:
+        rounds: how many rounds changed masks; 0 if none improved the held-out windows.
+        moved: parameter name -> how many weights are kept now and were pruned before, as many as the other way round;
+            only layers with any.
+        the others: as in ``Refinement``.
+    """
+
+    measure: str
+    rounds: int
+    moved: dict[str, int]
+    tuned_windows: int
+    tuned_before: float
+    tuned_after: float
+    held_out_windows: int
+    held_out_before: float
+    held_out_after: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        unit = _unit(self.measure)
+        if not self.rounds:
+            return (
+                f"reselected: no other masks improved the {unit} on {self.held_out_windows} held-out windows, "
+                f"{self.held_out_before:.4g}: masks stay as they were"
+            )
+        count = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
+        return (
+            f"reselected ({count}, {sum(self.moved.values())} weights exchanged in {len(self.moved)} layers, whose "
+            f"errors and bounds above are of their masks before): {unit} on {self.held_out_windows} held-out windows "
+            f"{self.held_out_before:.4g} before, {self.held_out_after:.4g} after; on {self.tuned_windows} of the "
+            f"others {self.tuned_before:.4g} and {self.tuned_after:.4g}"
+        )
+
+
+@dataclass(frozen=True)
+class ReselectingState:
+    """How far choosing masks again is.
+
+    Attributes:
+        measure: as in ``Refinement``.
+        number: the round just finished; 0 before the first.
+        rounds: the most rounds.
+        moved: how many weights are kept now that were not at the start.
+        held_out_before: the measure on the held-out windows at the start.
+        held_out: after the last round that changed masks; at the start the same.
+    """
+
+    measure: str
+    number: int
+    rounds: int
+    moved: int
+    held_out_before: float
+    held_out: float
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        done = f"round {self.number} of {self.rounds}, {self.moved} weights exchanged"
+        return f"{done}, {_held_out(self.measure, self.held_out, self.held_out_before if self.number else None)}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +164,16 @@ class RefiningState:
 
     def __str__(self) -> str:
         """Say it in a few words."""
-        what = "KL" if self.measure == DIVERGENCE else "error"
-        held_out = f"held-out {what} {self.held_out:.4g}"
-        change = f"{held_out}, {self.held_out_before:.4g} before" if self.number else held_out
+        change = _held_out(self.measure, self.held_out, self.held_out_before if self.number else None)
         return f"pass {self.number} of {self.passes}, step {self.step} of {self.steps}, {change}"
+
+
+def _unit(measure: str) -> str:
+    """Return what a measure is called in a sentence."""
+    return "KL from the dense model" if measure == DIVERGENCE else "relative error of the output"
+
+
+def _held_out(measure: str, now: float, before: float | None) -> str:
+    """Say what a measure is on held-out windows now, and what it was before if that is something else."""
+    said = f"held-out {'KL' if measure == DIVERGENCE else 'error'} {now:.4g}"
+    return said if before is None else f"{said}, {before:.4g} before"

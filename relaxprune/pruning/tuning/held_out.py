@@ -20,7 +20,7 @@ def held_out(numbers: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows that a whole model is refined on.
+    """Windows that a whole model is changed on.
 
     Attributes:
         batches: one window each, or a batch whose windows cannot be told apart.
@@ -50,10 +50,10 @@ class Windows:
         return [number for number in range(len(self.batches)) if number not in apart]
 
 
-def check_windows(count: int) -> None:
-    """Raise RelaxPruneError if there are too few windows to hold one out."""
+def check_windows(count: int, what: str = "refine") -> None:
+    """Raise RelaxPruneError if there are too few windows to hold one out, for what was asked for."""
     if count < 2:
-        raise RelaxPruneError(f"refine needs at least 2 windows, for one is held out, got {count}: give more")
+        raise RelaxPruneError(f"{what} needs at least 2 windows, for one is held out, got {count}: give more")
 
 
 def counting(window: Batch, decoder: bool) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -49,19 +49,9 @@ class KeptWeights:
         groups_of_one = [{"params": [m], "lr": r} for m, r in zip(self._masters, self._rates, strict=True)]
         self._optimiser = torch.optim.Adam(groups_of_one, fused=fused or None)
 
-    @contextmanager
-    def tracked(self, others: Iterable[Tensor] = ()) -> Iterator[None]:
+    def tracked(self, others: Iterable[Tensor] = ()) -> AbstractContextManager[None]:
         """Have gradients for these parameters, and none for ``others``; then all flags are as before."""
-        flags = [(tensor, tensor.requires_grad) for tensor in (*others, *self.parameters)]
-        try:
-            for tensor, _ in flags:
-                tensor.requires_grad_(False)
-            for parameter in self.parameters:
-                parameter.requires_grad_(True)
-            yield
-        finally:
-            for tensor, flag in flags:
-                tensor.requires_grad_(flag)
+        return tracked(self.parameters, others)
 
     def slopes(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those of the next step."""
@@ -130,13 +120,28 @@ class KeptWeights:
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
 
 
+@contextmanager
+def tracked(parameters: Sequence[Tensor], others: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Have gradients for some parameters, and none for others; then all flags are as before."""
+    flags = [(tensor, tensor.requires_grad) for tensor in (*others, *parameters)]
+    try:
+        for tensor, _ in flags:
+            tensor.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for tensor, flag in flags:
+            tensor.requires_grad_(flag)
+
+
 def check_differentiable(model: nn.Module) -> None:
     """Raise RelaxPruneError if gradients cannot go through a buffer of a model."""
     for name, buffer in model.named_buffers():
         if buffer.is_inference():
             raise RelaxPruneError(
-                "tune, refine and objective need a model whose buffers let gradients through, got the inference "
-                f"tensor {name!r}: make it outside of torch.inference_mode()"
+                "tune, refine, reselect and objective need a model whose buffers let gradients through, got the "
+                f"inference tensor {name!r}: make it outside of torch.inference_mode()"
             )
 
 

@@ -26,6 +26,7 @@ from .hearing import heard_inputs, input_of
 from .held_out import Windows, counting
 
 _CHECKED_TOKENS = 16  # whose logits are compared at a time
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class DensePredictions:
@@ -68,6 +69,27 @@ class DensePredictions:
             return self._readouts.divergence(states, aims), len(states)
         exact = torch.promote_types(states.dtype, torch.float32)
         return relative_errors(states.to(exact), aims.to(exact)).sum(), len(states)
+
+    def probe(self, number: int, seed: int) -> Tensor:
+        """Run the model as it is now on a window, and return a number with a random gradient.
+
+        The mean of g gᵀ over seeds, g the gradient, is the Gauss-Newton curvature of the window's distance: of a
+        divergence where the dense model predicts what this one does, g is that of −log q(y), y drawn from the model's
+        own predictions; of an error ‖y − ỹ‖² / ‖y‖², that of √2 εᵀỹ / ‖y‖ with random signs ε.
+
+        Args:
+            number: of the window.
+            seed: of what is drawn.
+        """
+        states = self._states(self.windows.batches[number])
+        draw = torch.Generator().manual_seed(seed)
+        if self._readouts is not None:
+            draws = torch.rand(len(states), 1, generator=draw, dtype=torch.float64)
+            return self._readouts.surprise(states, draws.to(states.device))
+        exact = torch.promote_types(states.dtype, torch.float32)
+        signs = (2 * torch.randint(0, 2, states.shape, generator=draw) - 1).to(states.device, exact)
+        sizes = self._aims[number].to(states.device, exact).square().sum(dim=1)
+        return (signs * states.to(exact)).sum(dim=1).mul((2 / sizes.clamp(min=_TINY)).sqrt()).sum()
 
     def tokens(self, number: int) -> int:
         """Return how many tokens of a window count."""

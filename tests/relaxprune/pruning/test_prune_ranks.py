@@ -80,6 +80,7 @@ LONG = {
         "qwen3_moe", 3, {"sparsity": 0.5, "solver": "fw"}, {**MOVING, "objective": ObjectiveOptions("fisher")}
     ),
     "refined": Case(options={"refine": 1}),
+    "reselected": Case(words={"sparsity": 0.5, "solver": "wanda"}, options={"max_iterations": None, "reselect": 1}),
 }
 NAMES = [*CASES, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 
