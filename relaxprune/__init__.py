@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from .ranks import joined as joined
     from .report.writing import write_report as write_report
     from .residency import Residency as Residency
+    from .rotation import RotateOptions as RotateOptions
+    from .rotation import Rotation as Rotation
+    from .rotation import rotate_model as rotate_model
     from .runs import read_masks as read_masks
     from .runs import write_masks as write_masks
     from .solving import ComparisonOptions as ComparisonOptions
@@ -120,6 +123,8 @@ __getattr__, __dir__, _NAMES = lazy(
         "Refit": ".solving",
         "RelaxPruneError": ".problems",
         "Residency": ".residency",
+        "RotateOptions": ".rotation",
+        "Rotation": ".rotation",
         "Solution": ".solving",
         "SolveError": ".problems",
         "SolveOptions": ".options",
@@ -149,6 +154,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "read_masks": ".runs",
         "recipe": ".options",
         "refit": ".solving",
+        "rotate_model": ".rotation",
         "solve": ".solving",
         "solve_files": ".layer_files",
         "write_masks": ".runs",

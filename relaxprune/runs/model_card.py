@@ -43,6 +43,7 @@ def model_card(
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
         f"{_kept(settings)}{_order(settings)}. Zeros alone do not make a model faster.",
         "",
+        *_basis(fingerprint),
         *_facts(notes, fingerprint, layers),
         "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
         "error, the proven lower bound and the gap.",
@@ -50,6 +51,30 @@ def model_card(
     if certificates and settings.get("certify") is not None:
         lines += ["`certificates/` holds the proof of every layer's bound."]
     return "\n".join([*lines, *_notices(notes)]) + "\n"
+
+
+def rotated_card(notes: RunNotes, rotation: Mapping[str, Any]) -> str:
+    """Return the card of a rotated dense model.
+
+    Args:
+        notes: command, base model, licence.
+        rotation: what became of it (``Rotation.to_dict``).
+    """
+    lines = [
+        *_header(notes, ("rotated", "relaxprune")),
+        f"# {notes.base_model}, rotated by relaxprune",
+        "",
+        f"The dense model `{notes.base_model}` in another basis: it computes the same, up to the rounding of its "
+        f"weights (logits moved by {rotation['difference']:.1e} of their size), and is meant to be pruned. "
+        f"{_extra(rotation)}`rotation.json` says what was rotated and how.",
+        "",
+        "Made by",
+        "",
+        "```console",
+        f"$ {notes.command}",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def package_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
@@ -111,14 +136,33 @@ def _kept(settings: Mapping[str, Any]) -> str:
     return f"kept weights have new values, {', then '.join(ways)}"
 
 
-def _header(notes: RunNotes) -> list[str]:
+def _basis(fingerprint: Mapping[str, Any]) -> list[str]:
+    """Return what a card says of a run in a rotated basis."""
+    rotation = fingerprint["model"].get("rotation")
+    if not rotation:
+        return []
+    return [
+        "Before it was pruned the base model was rotated: `dense/` holds it in that basis, in which it computes the "
+        f"same up to rounding. {_extra(rotation)}Kept weights are those of `dense/` where the above speaks of the "
+        "base model.",
+        "",
+    ]
+
+
+def _extra(rotation: Mapping[str, Any]) -> str:
+    """Return a sentence on what a rotated model is larger by, "" if it is not."""
+    extra = rotation["extra_bytes"]
+    return f"Its output head is no longer tied to the embedding: {extra / 2**20:.1f} MiB more. " if extra else ""
+
+
+def _header(notes: RunNotes, tags: Sequence[str] = ("pruned", "sparse", "relaxprune")) -> list[str]:
     """Return the YAML header as hubs read it."""
     header = ["---", "library_name: transformers"]
     if _HUB_ID.fullmatch(notes.base_model):
         header.append(f"base_model: {notes.base_model}")
     if notes.license:
         header.append(f"license: {notes.license}")
-    return [*header, "tags:", "- pruned", "- sparse", "- relaxprune", "---", ""]
+    return [*header, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
 
 
 def _commit(fingerprint: Mapping[str, Any]) -> str:

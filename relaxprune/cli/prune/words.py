@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..option_groups import ModelGroup, PatternGroup, Seed, SolverGroup
+from ..rotation_words import RotationGroup
 
 if TYPE_CHECKING:
     from relaxprune.options import Allocation, StatisticsOptions
@@ -275,6 +276,7 @@ class CostWords:
     certify: CertifyGroup = field(default_factory=CertifyGroup)
     statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
     sharing: AllocationGroup = field(default_factory=AllocationGroup)
+    rotation: RotationGroup = field(default_factory=RotationGroup)
 
 
 @dataclass(frozen=True)
