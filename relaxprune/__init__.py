@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .models import LoadOptions as LoadOptions
     from .models import apply_masks as apply_masks
     from .models import load_model as load_model
+    from .models import load_rotated as load_rotated
     from .options import Allocation as Allocation
     from .options import PruneOptions as PruneOptions
     from .options import SolveOptions as SolveOptions
@@ -147,6 +148,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "load_certificate": ".certificates",
         "load_converted": ".conversion",
         "load_model": ".models",
+        "load_rotated": ".models",
         "measure_speed": ".timing",
         "perplexity": ".evaluation.perplexity",
         "plan_model": ".pruning",

@@ -21,7 +21,7 @@ class RotateRunGroup:
     """What is rotated, and where to."""
 
     out: Annotated[Path, typer.Option(help="Output folder, new or empty.")]
-    rotate: Annotated[str, typer.Option(help="free (residual stream and value heads), or heads alone.")] = "free"
+    rotate: Annotated[str, typer.Option(help="free (residual stream and value heads), heads, or blocks.")] = "free"
     shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most that a weight file holds; 50GB by default.")
     ] = None

@@ -25,6 +25,10 @@ class LearnerGroup:
         list[str], typer.Option(metavar="KEY=VALUE", help="An option of --rotate-by, as steps=100; may be repeated.")
     ] = field(default_factory=list)
 
+    rotate_every: Annotated[
+        int, typer.Option(min=1, help="With blocks: how many consecutive blocks share a rotation.")
+    ] = 1
+
     def options(self, rotate: str, target: Target, seed: int) -> RotateOptions:
         """Return what is asked for, checked.
 
@@ -38,7 +42,9 @@ class LearnerGroup:
 
         name = DEFAULT if self.rotate_by is None else self.rotate_by
         given = parse_words("learner", name, self.rotate_option, make_learner, "--rotate-option")
-        return RotateOptions(rotate=rotate, learner=make_learner(name, **given), target=target, seed=seed)
+        return RotateOptions(
+            rotate=rotate, every=self.rotate_every, learner=make_learner(name, **given), target=target, seed=seed
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class RotationGroup(LearnerGroup):
 
     rotate: Annotated[
         str | None,
-        typer.Option(help="Rotate the dense model first: free (residual stream and value heads), or heads alone."),
+        typer.Option(help="Rotate the dense model first: free (residual stream and value heads), heads, or blocks."),
     ] = None
 
     def asked(self, target: Target, seed: int) -> RotateOptions | None:
@@ -59,6 +65,7 @@ class RotationGroup(LearnerGroup):
         if self.rotate is not None:
             return self.options(self.rotate, target, seed)
         given = {"--rotate-by": self.rotate_by is not None, "--rotate-option": bool(self.rotate_option)}
+        given |= {"--rotate-every": self.rotate_every > 1}
         for name, value in given.items():
             if value:
                 raise bad_input(f"{name} is given, but there is no --rotate")

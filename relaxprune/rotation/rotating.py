@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from relaxprune.inputs.batches import Batch, check_fit, read_batches, run_model
 from relaxprune.inputs.tree import flatten
 from relaxprune.models.forward import borrowed, refuse_unsupported
+from relaxprune.models.rotated_blocks import insert_changes, refuse_other_classes
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.store import store_of
 
+from .bases import Bases, change_share, turn_ends
 from .block_copy import record_calls
 from .draft import Draft
-from .ends import StreamEnds
 from .learners.base import Learned, Learner, Lesson, Touched
 from .lessons import Material, StreamLesson, head_lesson
 from .moments import MomentCounter
-from .norms import gain_of
-from .places import Place, Turn, matrices_of, turn_rows
+from .places import Place, matrices_of
 from .rotation import RotateOptions, Rotation, TurnedHeads
 from .structure import Structure, few_tokens, find_structure
 from .value_heads import ValuePath
@@ -82,34 +82,39 @@ def rotate_model(
     read = read_batches(batches)
     check_fit(model, read)
     with borrowed(model):
-        structure = _wanted(find_structure(model, read), options)
+        structure = _wanted(model, find_structure(model, read), options)
         before = _outputs(model, structure, read)
         moments = MomentCounter(model, structure).count(read)
         material = Material(model, structure, moments, options.shrinkage)
         learn = partial(_learned, options, on_step)
-        stream = _learn_stream(material, learn) if structure.streams else None
-        rotation = None if stream is None else stream.rotation
-        heads = tuple(_turn_block(material, index, rotation, learn) for index in range(len(structure.blocks.modules)))
-        extra = 0 if structure.ends is None or rotation is None else _turn_ends(model, structure.ends, rotation)
-        difference = _proven(before, _outputs(model, structure, read), rotation, _rounding(model))
+        bases = _learn_stream(material, learn, options) if structure.streams else Bases((None,) * len(moments), None)
+        heads = tuple(_turn_block(material, index, basis, learn) for index, basis in enumerate(bases.of_blocks))
+        untied = 0 if structure.ends is None else turn_ends(model, structure.ends, bases)
+        changes = bases.changes(structure.blocks.names)
+        changed = insert_changes(model, changes) if changes else 0
+        difference = _proven(before, _outputs(model, structure, read), bases, _rounding(model))
     return Rotation(
         options=options,
-        stream=stream is not None,
+        stream=bases.ratio is not None,
         reason=structure.stays,
-        ratio=None if stream is None else stream.ratio,
+        ratio=bases.ratio,
         heads=heads,
-        extra_bytes=extra,
+        untied_bytes=untied,
+        change_bytes=changed,
+        change_share=change_share(structure, changes),
         difference=difference,
         seconds=time.monotonic() - started,
     )
 
 
-def _wanted(found: Structure, options: RotateOptions) -> Structure:
+def _wanted(model: nn.Module, found: Structure, options: RotateOptions) -> Structure:
     """Return what of a structure is to turn.
 
     Raises:
         RelaxPruneError: nothing of it can.
     """
+    if options.rotate == "blocks":
+        refuse_other_classes(model)
     if options.rotate == "heads":
         found = replace(found, ends=None, streams=(), stays=_NOT_ASKED)
     if not found.streams and not found.paths:
@@ -138,12 +143,22 @@ def _learned(options: RotateOptions, on_step: Listener, part: str, blocks: Seque
     )
 
 
-def _learn_stream(material: Material, learn: Learn) -> Learned:
-    """Learn the rotation of the residual stream."""
+def _learn_stream(material: Material, learn: Learn, options: RotateOptions) -> Bases:
+    """Learn the rotation of the residual stream: one, or one for each few blocks."""
     lesson = StreamLesson(material)
     first = material.structure.streams[0].readers[0].place
     width = first.shape(material.structure.blocks.modules[0])[1]
-    return learn("residual stream", lesson, width)
+    if options.rotate != "blocks":
+        found = learn("residual stream", lesson, width)
+        return Bases((found.rotation,) * len(lesson), found.ratio)
+    bases: list[Tensor] = []
+    ratios = []
+    for start in range(0, len(lesson), options.every):
+        group = lesson[start : start + options.every]
+        found = learn(f"residual stream from block {start}", group, width)
+        bases += [found.rotation] * len(group)
+        ratios += [found.ratio] * len(group)
+    return Bases(tuple(bases), sum(ratios) / len(ratios))
 
 
 def _turn_block(material: Material, index: int, rotation: Tensor | None, learn: Learn) -> TurnedHeads:
@@ -190,39 +205,6 @@ def _ends_of(block: nn.Module, path: ValuePath) -> tuple[Place, Place]:
     return made, read
 
 
-def _turn_ends(model: nn.Module, ends: StreamEnds, rotation: Tensor) -> int:
-    """Rotate embeddings and the output head, untied if it was tied; return the bytes that this takes more."""
-    head = model.get_submodule(ends.head.module)
-    norm = None if ends.norm is None else model.get_submodule(ends.norm.module)
-    gain = None if norm is None or ends.norm is None else gain_of(norm, ends.norm.unit)
-    old = ends.head.parameter(model)
-    extra = 0
-    if ends.tied:
-        head.weight = nn.Parameter(torch.empty_like(old), requires_grad=old.requires_grad)
-        _untie(model)
-        extra = old.numel() * old.element_size()
-    turn_rows(old.detach(), ends.head.parameter(model).detach(), Turn(gain=gain, cols=rotation))
-    for name in ends.embeddings:
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        turn_rows(weight.detach(), weight.detach(), Turn(cols=rotation))
-    if norm is not None and ends.norm is not None:
-        for parameter in norm.parameters():
-            parameter.data.fill_(ends.norm.unit)
-    return extra
-
-
-def _untie(model: nn.Module) -> None:
-    """Let a model, and what is loaded from it, have a head of its own."""
-    for part in model.modules():
-        config: Any = getattr(part, "config", None)
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
-    for part in model.modules():
-        if callable(tie := getattr(part, "tie_weights", None)):
-            tie(recompute_mapping=True)
-
-
 def _outputs(model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> list[Tensor]:
     """Return what every block puts out on a few tokens, and the logits, last."""
     logits: list[Tensor] = []
@@ -235,13 +217,14 @@ def _outputs(model: nn.Module, structure: Structure, batches: Sequence[Batch]) -
     return [call.output.double() for call in calls if call is not None] + [logits[0].double()]
 
 
-def _proven(before: list[Tensor], after: list[Tensor], rotation: Tensor | None, tolerance: float) -> float:
+def _proven(before: list[Tensor], after: list[Tensor], bases: Bases, tolerance: float) -> float:
     """Return how far the logits moved.
 
     Raises:
         RelaxPruneError: they, or what a block puts out, moved by more than rounding explains.
     """
-    meant = [states if rotation is None else states @ rotation for states in before[:-1]] + before[-1:]
+    pairs = zip(before[:-1], bases.of_blocks, strict=True)
+    meant = [states if basis is None else states @ basis for states, basis in pairs] + before[-1:]
     moved = [float(_distance(new, old)) for new, old in zip(after, meant, strict=True)]
     if not max(moved) <= tolerance:
         raise RelaxPruneError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relaxprune.inputs.batches import Batch, run_model
 from relaxprune.models.blocks import BlockList, find_blocks
+from relaxprune.models.layer_kinds import PLAIN_DTYPES, is_plain
 from relaxprune.models.layers import find_layers
 from relaxprune.problems.errors import RelaxPruneError
 
@@ -60,6 +61,7 @@ def find_structure(model: nn.Module, batches: Sequence[Batch]) -> Structure:
     blocks = find_blocks(model, find_layers(model)[0])
     if not blocks.modules:
         raise RelaxPruneError("model must have a list of blocks to be rotated, got one without")
+    _refuse_shared(model, blocks)
     several = few_tokens(batches)
     one = replace(several, kwargs={"input_ids": several.kwargs["input_ids"][:, :1]})
     calls = record_calls(blocks.modules, lambda: run_model(model, several))
@@ -73,6 +75,24 @@ def find_structure(model: nn.Module, batches: Sequence[Batch]) -> Structure:
     except Unfit as reason:
         return Structure(blocks, None, (), str(reason), values)
     return Structure(blocks, ends, streams, "", values)
+
+
+def _refuse_shared(model: nn.Module, blocks: BlockList) -> None:
+    """Raise RelaxPruneError for weights of blocks that would turn twice, or are no plain numbers."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        if not is_plain(parameter) or parameter.dtype not in PLAIN_DTYPES:
+            raise RelaxPruneError(
+                f"model must hold plain floats to be rotated, got {name!r}, a {type(parameter).__name__} of "
+                f"{parameter.dtype}: give the model that it was made from"
+            )
+    for shared in (group for group in names.values() if len(group) > 1):
+        if any(name.startswith(f"{block}.") for name in shared for block in blocks.names):
+            raise RelaxPruneError(
+                f"model must have blocks with weights of their own to be rotated, got {shared[0]!r} and {shared[1]!r} "
+                "in one: leave its rotation out"
+            )
 
 
 def few_tokens(batches: Sequence[Batch]) -> Batch:

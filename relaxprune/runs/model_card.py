@@ -19,6 +19,7 @@ CARD_SHAPE: Mapping[str, Any] = {
         "software": {"relaxprune": str},
     }
 }
+_MIB = 2**20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -41,7 +42,7 @@ def model_card(
     lines += [
         f"{len(layers)} layers of `{notes.base_model}` are pruned to {_pattern(settings['polytope'])} by relaxprune "
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
-        f"{_kept(settings)}{_order(settings)}. Zeros alone do not make a model faster.",
+        f"{_kept(fingerprint)}{_order(settings)}. Zeros alone do not make a model faster.",
         "",
         *_basis(fingerprint),
         *_facts(notes, fingerprint, layers),
@@ -126,10 +127,11 @@ def _notices(notes: RunNotes) -> list[str]:
     return ["", "## Notices", "", *(f"- {notice}" for notice in notes.notices)] if notes.notices else []
 
 
-def _kept(settings: Mapping[str, Any]) -> str:
+def _kept(fingerprint: Mapping[str, Any]) -> str:
     """Return a clause on what happened to the kept weights."""
+    settings, rotated = fingerprint["settings"], fingerprint["model"].get("rotation")
     if not new_values(settings):
-        return "kept weights are those of the base model, bit for bit"
+        return f"kept weights are those of {'`dense/`' if rotated else 'the base model'}, bit for bit"
     ways = ["fitted to the calibration text by least squares"] if settings.get("weights") == "refit" else []
     ways += ["tuned block by block towards what the dense blocks put out"] if settings.get("tune") else []
     ways += ["tuned together towards the predictions of the base model"] if settings.get("refine") else []
@@ -143,16 +145,21 @@ def _basis(fingerprint: Mapping[str, Any]) -> list[str]:
         return []
     return [
         "Before it was pruned the base model was rotated: `dense/` holds it in that basis, in which it computes the "
-        f"same up to rounding. {_extra(rotation)}Kept weights are those of `dense/` where the above speaks of the "
-        "base model.",
+        f"same up to rounding. {_extra(rotation)}",
         "",
     ]
 
 
 def _extra(rotation: Mapping[str, Any]) -> str:
-    """Return a sentence on what a rotated model is larger by, "" if it is not."""
-    extra = rotation["extra_bytes"]
-    return f"Its output head is no longer tied to the embedding: {extra / 2**20:.1f} MiB more. " if extra else ""
+    """Return sentences on what a rotated model is larger and slower by, "" if it is neither."""
+    untied, changes = rotation["untied_bytes"], rotation["change_bytes"]
+    told = f"Its output head is no longer tied to the embedding: {untied / _MIB:.1f} MiB more. " if untied else ""
+    if changes:
+        told += (
+            f"Its basis changes between blocks: {changes / _MIB:.1f} MiB more, and {rotation['change_share']:.1%} more "
+            "multiplications in the blocks. `relaxprune.load_rotated(folder)` loads it; transformers alone refuses it. "
+        )
+    return told
 
 
 def _header(notes: RunNotes, tags: Sequence[str] = ("pruned", "sparse", "relaxprune")) -> list[str]:

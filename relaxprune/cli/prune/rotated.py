@@ -16,6 +16,7 @@ from .job import PruneJob
 ROTATION_NOTE = "time of --rotate not predicted; it keeps the dense model, rotated, in the run's folder"
 # Of what ``rotation.json`` says: what a run's record states; the rest is there.
 _STATED = ("source", "asked", "calibration")
+_OUTCOME = ("stream", "reason", "untied_bytes", "change_bytes", "change_share")
 
 
 def rotated(job: PruneJob) -> PruneJob:
@@ -47,8 +48,4 @@ def rotated(job: PruneJob) -> PruneJob:
 def _stated(found: dict[str, Any]) -> dict[str, Any]:
     """Return what a run's record says of the rotation: all that is the same whenever it is made."""
     rotation = found["rotation"]
-    return {name: found[name] for name in _STATED} | {
-        "stream": rotation["stream"],
-        "reason": rotation["reason"],
-        "extra_bytes": rotation["extra_bytes"],
-    }
+    return {name: found[name] for name in _STATED} | {name: rotation[name] for name in _OUTCOME}

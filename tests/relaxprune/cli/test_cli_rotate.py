@@ -96,10 +96,23 @@ def test_another_dense_model_is_noticed(
     assert "rotated its model, so its masks are not for the base model" in only_sentence(capsys)
 
 
+@pytest.mark.long
+def test_a_run_with_a_basis_for_each_block(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "blocks"
+    assert main(arguments(place, out, "--rotate", "blocks", "--rotate-option", "steps=3")) == 0
+    assert main(["verify", str(out)]) == 0
+    text = ["--text", str(place / "text.txt"), "--windows", "2", "--length", "32"]
+    assert main(["eval", str(out), "--against", str(place / "tiny"), *text]) == 0
+    assert "`relaxprune.load_rotated(folder)` loads it" in (out / "README.md").read_text()
+    offloaded = arguments(place, tmp_path / "disk", "--offload", "disk")
+    assert main([*offloaded[:1], str(out / "dense"), *offloaded[2:]]) == 0
+    assert (tmp_path / "disk" / "masks.safetensors").read_bytes() == (out / "masks.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--rotate", "all"], "rotate must be one of free, heads, got 'all'"),
+        (["--rotate", "all"], "rotate must be one of free, heads, blocks, got 'all'"),
         (["--rotate-by", "pca"], "--rotate-by is given, but there is no --rotate"),
         ([*ROTATE, "--rotate-option", "stepz=1"], "learner 'error' has no option 'stepz'"),
         ([*ROTATE, "--dtype", "float64"], "must be written in the dtype that its source stores, got --dtype float64"),

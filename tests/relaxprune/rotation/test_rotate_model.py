@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from relaxprune import RelaxPruneError, RotateOptions, Rotation, rotate_model
+from relaxprune import RelaxPruneError, RotateOptions, Rotation, load_rotated, rotate_model
 from relaxprune.models.forward import borrowed
+from relaxprune.models.layers import find_layers
 from relaxprune.rotation.learners.base import Learned, Learner, Lesson
 from relaxprune.rotation.learners.registry import make_learner
 from relaxprune.rotation.norms import random_rotation
@@ -143,6 +147,43 @@ def test_a_scale_for_each_channel_is_found_out_however_it_is_hidden() -> None:
     assert found.stream and found.heads[0].heads == 2
 
 
+def test_blocks_with_bases_of_their_own(tmp_path: Path) -> None:
+    """The basis changes between blocks, and transformers loads that once it is told what it means."""
+    model = uneven("qwen2", torch.float32)
+    dense = logits(model)
+    rotation = rotated(model, rotate="blocks", learner=make_learner("error", steps=2))
+    assert (logits(model) - dense).norm() < 1e-5 * dense.norm()
+    assert rotation.stream and rotation.change_bytes == 2 * 32 * 32 * 4 and 0 < rotation.change_share < 0.2
+    assert model.config.rotated_blocks == {"names": ["model.layers.1", "model.layers.2"], "width": 32}
+    change = model.model.layers[1].basis.weight.double()
+    assert (change.T @ change - torch.eye(32)).abs().max() < 1e-6 and not torch.equal(change, torch.eye(32).double())
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "relaxprune_rotated_qwen2" and "auto_map" not in config
+    loaded = load_rotated(tmp_path)
+    assert type(loaded) is type(model) and torch.equal(logits(loaded), logits(model))
+    skipped = {layer.name: layer.reason for layer in find_layers(loaded)[1]}
+    assert "BasisChange" in skipped["model.layers.1.basis"]
+
+
+def test_blocks_may_share_a_basis() -> None:
+    model = uneven("llama")
+    dense = logits(model)
+    rotation = rotated(model, rotate="blocks", every=2, learner=make_learner("error", steps=2))
+    assert (logits(model) - dense).norm() < 1e-6 * dense.norm()
+    assert model.config.rotated_blocks["names"] == ["model.layers.2"] and rotation.change_bytes == 32 * 32 * 8
+
+
+@pytest.mark.long
+def test_transformers_alone_refuses_bases_of_blocks(tmp_path: Path) -> None:
+    model = uneven("llama", torch.float32)
+    rotated(model, rotate="blocks", learner=make_learner("error", steps=2))
+    model.save_pretrained(tmp_path)
+    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode and "relaxprune_rotated_llama" in done.stderr
+
+
 def test_the_same_rotation_is_learned_again() -> None:
     states = []
     for _ in range(2):
@@ -153,10 +194,20 @@ def test_the_same_rotation_is_learned_again() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(RelaxPruneError, match=r"^rotate must be one of free, heads, got 'all'"):
+    with pytest.raises(RelaxPruneError, match=r"^rotate must be one of free, heads, blocks, got 'all'"):
         RotateOptions(rotate="all")
     with pytest.raises(RelaxPruneError, match=r"learner must be one of .*, got 'errors'; did you mean"):
         RotateOptions(learner="errors")
+    with pytest.raises(RelaxPruneError, match=r'every is 2, which is for rotate="blocks"'):
+        RotateOptions(every=2)
+    own = uneven("llama")
+    own.__class__ = type("Own", (type(own),), {})
+    with pytest.raises(RelaxPruneError, match=r"must be the one that AutoModelForCausalLM makes, got a Own"):
+        rotated(own, rotate="blocks")
+    shared = uneven("llama")
+    shared.model.layers[2].mlp.up_proj.weight = shared.model.layers[0].mlp.up_proj.weight
+    with pytest.raises(RelaxPruneError, match=r"weights of their own to be rotated, got 'model.layers.0.mlp.up_proj"):
+        rotated(shared)
     with pytest.raises(RelaxPruneError, match="must hold token ids"):
         rotate_model(uneven("llama"), [torch.zeros(2, 3, 32)])
     with pytest.raises(RelaxPruneError, match="must have a list of blocks"):
