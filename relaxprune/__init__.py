@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .models import LoadOptions as LoadOptions
     from .models import apply_masks as apply_masks
     from .models import load_model as load_model
+    from .models import load_rotated as load_rotated
     from .options import Allocation as Allocation
     from .options import ObjectiveOptions as ObjectiveOptions
     from .options import PruneOptions as PruneOptions
@@ -71,6 +72,9 @@ if TYPE_CHECKING:
     from .ranks import joined as joined
     from .report.writing import write_report as write_report
     from .residency import Residency as Residency
+    from .rotation import RotateOptions as RotateOptions
+    from .rotation import Rotation as Rotation
+    from .rotation import rotate_model as rotate_model
     from .runs import read_masks as read_masks
     from .runs import write_masks as write_masks
     from .solving import ComparisonOptions as ComparisonOptions
@@ -124,6 +128,8 @@ __getattr__, __dir__, _NAMES = lazy(
         "Refit": ".solving",
         "RelaxPruneError": ".problems",
         "Residency": ".residency",
+        "RotateOptions": ".rotation",
+        "Rotation": ".rotation",
         "Solution": ".solving",
         "SolveError": ".problems",
         "SolveOptions": ".options",
@@ -146,6 +152,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "load_certificate": ".certificates",
         "load_converted": ".conversion",
         "load_model": ".models",
+        "load_rotated": ".models",
         "measure_speed": ".timing",
         "perplexity": ".evaluation.perplexity",
         "plan_model": ".pruning",
@@ -153,6 +160,7 @@ __getattr__, __dir__, _NAMES = lazy(
         "read_masks": ".runs",
         "recipe": ".options",
         "refit": ".solving",
+        "rotate_model": ".rotation",
         "solve": ".solving",
         "solve_files": ".layer_files",
         "write_masks": ".runs",

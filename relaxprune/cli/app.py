@@ -34,6 +34,7 @@ from .masks import masks_app
 from .plan import plan_run
 from .prune.command import prune
 from .report import report
+from .rotate import rotate
 from .solve import solve_layers
 from .solvers import solvers
 from .speed import speed
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 app.command("advise")(advise_model)
 app.command("prune")(prune)
+app.command("rotate")(rotate)
 app.command("plan")(plan_run)
 app.command("eval")(evaluate)
 app.command("apply")(apply_masks)

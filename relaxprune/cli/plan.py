@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -111,6 +111,7 @@ def plan_run(
 
     from .endings import door
     from .prune.job import resolve
+    from .prune.rotated import ROTATION_NOTE
 
     machine = words.machine.machine
     job = resolve(model, words.run)
@@ -121,6 +122,8 @@ def plan_run(
     text = _text(job)
     plan = make_plan(made.model, job.request, text.tokens, values=False)
     found = forecast_run(plan, text, machine, whole=made.whole)
+    if job.rotation is not None:
+        found = replace(found, notes=(*found.notes, ROTATION_NOTE))
     if words.json:
         print(json_format.dumps({"model": model, **found.to_dict()}))
     else:

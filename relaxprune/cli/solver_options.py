@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -34,10 +34,20 @@ class OptionType:
 
 
 def parse_options(solver: str, words: Sequence[str]) -> dict[str, Any]:
-    """Turn ``KEY=VALUE`` words into the options of a solver, and check that the solver takes them.
+    """Turn ``KEY=VALUE`` words into the options of a solver, as ``parse_words`` does."""
+    return parse_words("solver", solver, words, make_solver)
+
+
+def parse_words(
+    kind: str, name: str, words: Sequence[str], make: Callable[..., Any], flag: str = "--option"
+) -> dict[str, Any]:
+    """Turn ``KEY=VALUE`` words into the options of something that has a name, and check that it takes them.
 
     Args:
-        solver: a name that ``relaxprune solvers`` lists.
+        kind: what it is, for messages.
+        name: of a solver, say, that ``relaxprune solvers`` lists.
+        make: makes it of its name and options.
+        flag: the command's option that takes the words.
         words: such as ``["anneal=false", "refresh=16"]``.
 
     Returns:
@@ -47,19 +57,19 @@ def parse_options(solver: str, words: Sequence[str]) -> dict[str, Any]:
         RelaxPruneError: for an unknown solver or option (with a suggestion), a word without ``=``, an option given
             twice, or a value of another type.
     """
-    known = option_types(make_solver(solver))
+    known = option_types(make(name))
     options: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise RelaxPruneError(f"--option {word!r} must have the form KEY=VALUE")
+            raise RelaxPruneError(f"{flag} {word!r} must have the form KEY=VALUE")
         if key not in known:
-            make_solver(solver, **{key: text})  # names the options there are
-            raise RelaxPruneError(f"option {key!r} of solver {solver!r} cannot be given on the command line")
+            make(name, **{key: text})  # names the options there are
+            raise RelaxPruneError(f"option {key!r} of {kind} {name!r} cannot be given on the command line")
         if key in options:
-            raise RelaxPruneError(f"--option {key!r} is given twice; give it once")
-        options[key] = _parse(key, text, known[key])
-    make_solver(solver, **options)
+            raise RelaxPruneError(f"{flag} {key!r} is given twice; give it once")
+        options[key] = _parse(f"{flag} {key}", text, known[key])
+    make(name, **options)
     return options
 
 
@@ -85,7 +95,7 @@ def _option_type(hint: Any) -> OptionType:
     return OptionType((hint,)) if hint in (bool, int, float, str, types.NoneType) else OptionType(())
 
 
-def _parse(key: str, text: str, accepted: OptionType) -> Any:
+def _parse(what: str, text: str, accepted: OptionType) -> Any:
     """Return the value that ``text`` stands for, trying the narrowest type first."""
     for choice in accepted.choices:
         if text == str(choice):
@@ -103,4 +113,4 @@ def _parse(key: str, text: str, accepted: OptionType) -> Any:
                 continue
     if str in accepted.alternatives:
         return text
-    raise RelaxPruneError(f"--option {key}={text!r} must be {accepted.label}")
+    raise RelaxPruneError(f"{what}={text!r} must be {accepted.label}")

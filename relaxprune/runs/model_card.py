@@ -19,6 +19,7 @@ CARD_SHAPE: Mapping[str, Any] = {
         "software": {"relaxprune": str},
     }
 }
+_MIB = 2**20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -41,8 +42,9 @@ def model_card(
     lines += [
         f"{len(layers)} layers of `{notes.base_model}` are pruned to {_pattern(settings['polytope'])} by relaxprune "
         f"{fingerprint['software']['relaxprune']} (solver `{settings['solver']}`). Pruned weights are exactly zero, "
-        f"{_kept(settings)}{_order(settings)}{_chosen_again(settings)}. Zeros alone do not make a model faster.",
+        f"{_kept(fingerprint)}{_order(settings)}{_chosen_again(settings)}. Zeros alone do not make a model faster.",
         "",
+        *_basis(fingerprint),
         *_facts(notes, fingerprint, layers),
         "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
         "error, the proven lower bound and the gap.",
@@ -50,6 +52,30 @@ def model_card(
     if certificates and settings.get("certify") is not None:
         lines += ["`certificates/` holds the proof of every layer's bound."]
     return "\n".join([*lines, *_notices(notes)]) + "\n"
+
+
+def rotated_card(notes: RunNotes, rotation: Mapping[str, Any]) -> str:
+    """Return the card of a rotated dense model.
+
+    Args:
+        notes: command, base model, licence.
+        rotation: what became of it (``Rotation.to_dict``).
+    """
+    lines = [
+        *_header(notes, ("rotated", "relaxprune")),
+        f"# {notes.base_model}, rotated by relaxprune",
+        "",
+        f"The dense model `{notes.base_model}` in another basis: it computes the same, up to the rounding of its "
+        f"weights (logits moved by {rotation['difference']:.1e} of their size), and is meant to be pruned. "
+        f"{_extra(rotation)}`rotation.json` says what was rotated and how.",
+        "",
+        "Made by",
+        "",
+        "```console",
+        f"$ {notes.command}",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def package_card(notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
@@ -103,10 +129,11 @@ def _notices(notes: RunNotes) -> list[str]:
     return ["", "## Notices", "", *(f"- {notice}" for notice in notes.notices)] if notes.notices else []
 
 
-def _kept(settings: Mapping[str, Any]) -> str:
+def _kept(fingerprint: Mapping[str, Any]) -> str:
     """Return a clause on what happened to the kept weights."""
+    settings, rotated = fingerprint["settings"], fingerprint["model"].get("rotation")
     if not new_values(settings):
-        return "kept weights are those of the base model, bit for bit"
+        return f"kept weights are those of {'`dense/`' if rotated else 'the base model'}, bit for bit"
     ways = ["fitted to the calibration text by least squares"] if settings.get("weights") == "refit" else []
     ways += ["tuned block by block towards what the dense blocks put out"] if settings.get("tune") else []
     ways += ["tuned together towards the predictions of the base model"] if settings.get("refine") else []
@@ -123,14 +150,38 @@ def _chosen_again(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _header(notes: RunNotes) -> list[str]:
+def _basis(fingerprint: Mapping[str, Any]) -> list[str]:
+    """Return what a card says of a run in a rotated basis."""
+    rotation = fingerprint["model"].get("rotation")
+    if not rotation:
+        return []
+    return [
+        "Before it was pruned the base model was rotated: `dense/` holds it in that basis, in which it computes the "
+        f"same up to rounding. {_extra(rotation)}",
+        "",
+    ]
+
+
+def _extra(rotation: Mapping[str, Any]) -> str:
+    """Return sentences on what a rotated model is larger and slower by, "" if it is neither."""
+    untied, changes = rotation["untied_bytes"], rotation["change_bytes"]
+    told = f"Its output head is no longer tied to the embedding: {untied / _MIB:.1f} MiB more. " if untied else ""
+    if changes:
+        told += (
+            f"Its basis changes between blocks: {changes / _MIB:.1f} MiB more, and {rotation['change_share']:.1%} more "
+            "multiplications in the blocks. `relaxprune.load_rotated(folder)` loads it; transformers alone refuses it. "
+        )
+    return told
+
+
+def _header(notes: RunNotes, tags: Sequence[str] = ("pruned", "sparse", "relaxprune")) -> list[str]:
     """Return the YAML header as hubs read it."""
     header = ["---", "library_name: transformers"]
     if _HUB_ID.fullmatch(notes.base_model):
         header.append(f"base_model: {notes.base_model}")
     if notes.license:
         header.append(f"license: {notes.license}")
-    return [*header, "tags:", "- pruned", "- sparse", "- relaxprune", "---", ""]
+    return [*header, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
 
 
 def _commit(fingerprint: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ from .fingerprint import Fingerprint, changes
 from .mask_file import read_masks
 from .model_card import CARD_NAME, model_card
 from .model_files import file_names, write_model
+from .rotated_model import dense_files
 from .run_progress import RunProgress
 from .run_record import RECORD_NAME, RunNotes, list_files, read_record, run_record, verify_files
 
@@ -289,7 +290,7 @@ class RunFolder:
             loaded.surplus.copy_files(staging)
             inner = (self.path / path.relative_to(staging) for path in staging.rglob("*") if path.is_dir())
             self._made[:0] = sorted((folder for folder in inner if not folder.exists()), reverse=True)
-            self._progress.begin(self.fingerprint, file_names(staging), samples)
+            self._progress.begin(self.fingerprint, [*file_names(staging), *dense_files(self.path)], samples)
             install_files(staging, self.path)
             for folder in self._made:
                 sync_folder(folder.parent)

@@ -19,6 +19,7 @@ from relaxprune.support.sentences import damaged
 
 from .block_files import BlockFiles
 from .certificate_files import CertificateFiles
+from .dense_folder import is_own
 from .manifest import Manifest
 from .refinement_file import REFINEMENT_ADVICE, REFINEMENT_NAME, load_refinement, save_refinement
 from .samples_file import SAMPLES_ADVICE, SAMPLES_NAME, load_samples, save_samples
@@ -75,7 +76,8 @@ class RunProgress:
         """Whether the run's folder holds nothing but what a run leaves that is killed before it has done anything."""
         if not self._path.is_dir():
             return not self._path.exists()
-        names = {item.name for item in self._path.iterdir() if not is_scratch(item)} - {LOCK_NAME, WORK_NAME}
+        items = [item for item in self._path.iterdir() if not is_scratch(item) and not is_own(item)]
+        names = {item.name for item in items} - {LOCK_NAME, WORK_NAME}
         if not self.begun:
             return not names
         with suppress(RelaxPruneError):  # damaged: there is something to lose

@@ -6,7 +6,7 @@ bit, masks are counted against the set that was asked for, and the folder agains
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -29,6 +29,7 @@ from relaxprune.support.durable import is_unchanged
 from relaxprune.support.json_files import is_sealed
 from relaxprune.support.tensor_bits import as_integers, same_bits
 
+from .dense_folder import DENSE_NAME
 from .evaluation_file import EVALUATION_NAME
 from .finished_run import FinishedRun, read_finished_run
 from .run_record import RECORD_NAME, UNSEALED, read_record
@@ -107,14 +108,15 @@ def verify_run(
     """
     folder = Path(path)
     record = read_record(folder) if (folder / RECORD_NAME).is_file() else read_finished_run(folder).record
-    named = source or str(record["fingerprint"]["model"]["source"])
+    named = source or _source_name(record, folder)
     differing = list(_differing_files(folder, record))
     if differing:  # what a damaged file holds would be told once more
         return RunVerification(folder, named, tuple(differing), len(record["files"]))
     run = read_finished_run(folder)
     options = LoadOptions(cache_dir=cache_dir, trust_remote_code=trust_remote_code, offload=offload)
-    dense = _load_source(record, source, options)
-    others = list(_other_weights(record, source, options, dense))
+    load = partial(_load_source, record, source, named)
+    dense = load(options)
+    others = list(_other_weights(record, lambda dtype: load(replace(options, dtype=dtype)), dense))
     result = load_model(str(folder.resolve()), LoadOptions(trust_remote_code=trust_remote_code, offload=offload))
     _reorder(dense.model, [Permutation.from_dict(item) for item in record["report"].get("permutations") or ()])
     found = [
@@ -148,10 +150,15 @@ def _reorder(model: nn.Module, permutations: Sequence[Permutation]) -> None:
         store.finish(block, redo)
 
 
-def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOptions) -> LoadedModel:
-    """Load the model that was pruned, as it is stored."""
+def _source_name(record: Mapping[str, Any], folder: Path) -> str:
+    """Return what a run pruned: the model that it names, or that model rotated, which lies in the run's folder."""
     facts = record["fingerprint"]["model"]
-    name = source or str(facts["source"])
+    return str(folder / DENSE_NAME) if facts.get("rotation") else str(facts["source"])
+
+
+def _load_source(record: Mapping[str, Any], source: str | None, name: str, options: LoadOptions) -> LoadedModel:
+    """Load the model that was pruned, as it is stored; ``source`` is what the caller named, if anything."""
+    facts = record["fingerprint"]["model"]
     commit = facts.get("commit") if facts.get("kind") == "hub" and source is None else None
     try:
         found = load_model(name, replace(options, revision=commit))
@@ -167,11 +174,9 @@ def _load_source(record: Mapping[str, Any], source: str | None, options: LoadOpt
     return found
 
 
-def _other_weights(
-    record: Mapping[str, Any], source: str | None, options: LoadOptions, dense: LoadedModel
-) -> Iterator[str]:
+def _other_weights(record: Mapping[str, Any], load: Callable[[str], LoadedModel], dense: LoadedModel) -> Iterator[str]:
     """Yield that the source has other weights than were pruned: the result may hold nothing of those that changed."""
-    if not is_source(record, dense, lambda dtype: _load_source(record, source, replace(options, dtype=dtype))):
+    if not is_source(record, dense, load):
         wanted = record["fingerprint"]["model"]["weights_sha256"]
         yield f"the source's weights are not those of SHA-256 {wanted}, which were pruned"
 

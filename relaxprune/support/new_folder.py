@@ -21,12 +21,12 @@ _CHUNK_BYTES = 2**22
 
 
 @contextmanager
-def new_folder(out: Path, source: Path) -> Iterator[Path]:
+def new_folder(out: Path, source: Path | None) -> Iterator[Path]:
     """Yield an empty folder next to ``out``; on a clean exit it takes that name durably, on any error it is removed.
 
     Args:
         out: folder to create, new or empty.
-        source: folder that the body reads.
+        source: folder that the body reads, None for none.
 
     Yields:
         The folder to write to.
@@ -36,9 +36,10 @@ def new_folder(out: Path, source: Path) -> Iterator[Path]:
             one of them. Nothing is written then.
     """
     target = out.resolve()  # for a link to an empty folder, that folder
-    if target.is_relative_to(source.resolve()):
+    if source is not None and target.is_relative_to(source.resolve()):
         raise RelaxPruneError(f"output folder {str(out)!r} is or lies in {str(source)!r}, which is read: name another")
-    refuse_held_folder(source)
+    if source is not None:
+        refuse_held_folder(source)
     refuse_output_folder(out, "name one that is new or empty")
     if os.path.ismount(target):
         raise RelaxPruneError(

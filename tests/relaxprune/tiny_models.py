@@ -36,6 +36,19 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
             **GROUPED, **ENDS, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
         ),
+        "mixtral": lambda: transformers.MixtralConfig(
+            **GROUPED, **ENDS, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
+        ),
+        "gemma": lambda: transformers.GemmaConfig(**GROUPED, **ENDS, head_dim=8),
+        "gemma2": lambda: transformers.Gemma2Config(**gemma3, **ENDS),
+        "olmo2": lambda: transformers.Olmo2Config(**GROUPED, **ENDS),
+        "gpt_oss": lambda: transformers.GptOssConfig(
+            **GROUPED, **ENDS, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4,
+            layer_types=LAYER_TYPES,
+        ),
+        "granite": lambda: transformers.GraniteConfig(
+            **GROUPED, **ENDS, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0
+        ),
         "deepseek_v3": lambda: transformers.DeepseekV3Config(
             **COMMON, **ENDS, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4, n_shared_experts=1,
             num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=16,

@@ -121,6 +121,7 @@ def run_fingerprint(
             "weights_sha256": weights_sha256(model),
             "dtype": loaded.description["dtype"],
             "attention": model.config._attn_implementation,
+            **({} if job.rotated is None else {"rotation": job.rotated}),
         },
         calibration={**calibration_facts(job, windows), **refine_facts(job, more)},
         settings={
@@ -207,7 +208,7 @@ def in_stored_dtype(job: PruneJob, loaded: LoadedModel, report: PruneReport, wei
     if job.load.dtype == "auto" or store_of(loaded.model).travels:  # blocks that travel come as they are stored
         return loaded.model
     # A branch may have moved since: the commit says what was pruned.
-    stored = load_model(job.model, replace(job.load, dtype="auto", revision=loaded.commit or job.load.revision))
+    stored = load_model(job.checkpoint, replace(job.load, dtype="auto", revision=loaded.commit or job.load.revision))
     computed = {name: tensor.dtype for name, tensor in loaded.model.state_dict().items()}
     if (found := weights_sha256(stored.model, computed)) != weights:
         raise RelaxPruneError(

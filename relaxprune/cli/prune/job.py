@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from relaxprune import RelaxPruneError
 from relaxprune.costs.memory import TokenCounts
@@ -11,6 +13,7 @@ from relaxprune.models import LoadOptions
 from relaxprune.options import PruneOptions
 from relaxprune.problems.checks import number
 from relaxprune.pruning import PruneRequest
+from relaxprune.runs.dense_folder import DENSE_NAME
 from relaxprune.solvers import make_solver
 from relaxprune.text import CalibrationOptions, SourcePart, open_source, source_parts
 from relaxprune.text.mixture import SELF, with_samples
@@ -18,6 +21,7 @@ from relaxprune.text.mixture import SELF, with_samples
 from ..endings import door
 from ..loading import load_options
 from ..option_groups import weights_word
+from ..rotating import RotateJob
 from ..solver_options import parse_options
 from .output import Output
 from .words import CalibrationGroup, LayerGroup, MemoryGroup, PruneWords, RunGroup
@@ -47,6 +51,8 @@ class PruneJob:
         memory: where weights and hidden states live.
         output: prints messages and events.
         batch_tokens: about how many tokens go through the model at once.
+        rotation: what rotates the model before, None for nothing.
+        rotated: what ``rotation.json`` says of the rotated model; None as long as there is none.
     """
 
     model: str
@@ -61,6 +67,13 @@ class PruneJob:
     output: Output
     memory: MemoryGroup = field(default_factory=MemoryGroup)
     batch_tokens: int = _BATCH_TOKENS
+    rotation: RotateJob | None = None
+    rotated: Mapping[str, Any] | None = None
+
+    @property
+    def checkpoint(self) -> str:
+        """What is loaded: the model, or what its rotation wrote."""
+        return self.model if self.rotated is None else str(self.folder / DENSE_NAME)
 
     @property
     def folder(self) -> Path:
@@ -89,7 +102,12 @@ class PruneJob:
     @property
     def windows_at_once(self) -> int:
         """How many windows go through the model at once."""
-        return max(1, self.batch_tokens // self.calibration.length)
+        return batch_windows(self.calibration.length, self.batch_tokens)
+
+
+def batch_windows(length: int, tokens: int = _BATCH_TOKENS) -> int:
+    """Return how many windows of a length go through a model at once, of about so many tokens."""
+    return max(1, tokens // length)
 
 
 def resolve(model: str, words: PruneWords) -> PruneJob:
@@ -101,11 +119,12 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     if words.run.discard_damaged and not words.run.resume:
         raise RelaxPruneError("--discard-damaged is given, but there is no --resume")
     text, request = words.calibration, _request(words)
-    sources = _sources(text, _default_share(request))
+    sources = calibration_sources(text, _default_share(request))
+    load = replace(load_options(words.loading), offload=words.memory.offload)
     job = PruneJob(
         model=model,
         request=request,
-        load=replace(load_options(words.loading), offload=words.memory.offload),
+        load=load,
         calibration=text,
         sources=sources,
         windows=CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed),
@@ -114,6 +133,7 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
         run=words.run,
         output=Output(words.run.json, words.run.quiet),
         memory=words.memory,
+        rotation=_rotation(model, words, request, load),
     )
     _ = words.memory.memory_bytes, words.memory.shard_bytes  # refused before any work
     job.request.check_batches(-(-job.count // job.windows_at_once), job.count + job.refine_samples)
@@ -123,6 +143,29 @@ def resolve(model: str, words: PruneWords) -> PruneJob:
     return job
 
 
+def _rotation(model: str, words: PruneWords, request: PruneRequest, load: LoadOptions) -> RotateJob | None:
+    """Return what rotates the model before; it learns from the text alone, unless that is what the model writes."""
+    options = words.rotation.asked(request.target, words.run.seed)
+    if options is None:
+        return None
+    if words.memory.memory is not None:
+        raise RelaxPruneError(
+            f"a model must be whole in memory to be rotated, got --memory {words.memory.memory}: rotate it first, with "
+            "`relaxprune rotate`, then prune what that wrote"
+        )
+    text = words.calibration
+    return RotateJob(
+        model=model,
+        options=options,
+        load=load,
+        sources=calibration_sources(replace(text, self_share=None), 0.0),
+        windows=CalibrationOptions(windows=text.windows, length=text.length, seed=words.run.seed),
+        windows_at_once=batch_windows(text.length),
+        shard_bytes=words.memory.shard_bytes,
+        output=Output(words.run.json, words.run.quiet),
+    )
+
+
 def _default_share(request: PruneRequest) -> float:
     """Return how many windows the model writes for each one of the text, unless it is said."""
     if request.solver.published.plain:
@@ -130,7 +173,7 @@ def _default_share(request: PruneRequest) -> float:
     return MORE_SAMPLES if request.options.moves else SAMPLES
 
 
-def _sources(text: CalibrationGroup, share: float) -> tuple[SourcePart, ...]:
+def calibration_sources(text: CalibrationGroup, share: float) -> tuple[SourcePart, ...]:
     """Return the sources of calibration text; samples of the model come beside a single one.
 
     Args:

@@ -58,7 +58,7 @@ def _placed(job: PruneJob, memory_bytes: int) -> tuple[Plan, LoadedModel]:
 def _planned(job: PruneJob, options: LoadOptions) -> tuple[Plan, LoadedModel]:
     """Load the model in one way, and plan the run."""
     with door():
-        loaded = load_model(job.model, options)
+        loaded = load_model(job.checkpoint, options if job.rotated is None else replace(options, revision=None))
     refuse_rounding(job, loaded)
     return make_plan(loaded.model, job.request, job.tokens), loaded
 

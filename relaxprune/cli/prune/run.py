@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from relaxprune import prune_model
+from relaxprune import RelaxPruneError, prune_model
 from relaxprune.models import LoadedModel
 from relaxprune.models.token_limits import check_tokenizer, try_window
 from relaxprune.pruning import Plan, PruneEvent, PruneReport, with_prediction
 from relaxprune.ranks import ALONE, Ranks
 from relaxprune.runs import RunFolder
+from relaxprune.runs.dense_folder import DENSE_NAME
 from relaxprune.runs.run_progress import states_folder
 from relaxprune.support import machine_line, memory_line
 from relaxprune.text import TokenWindows, calibration_windows
@@ -28,8 +29,10 @@ from .folder import abandoning, earlier_sampler, finish_folder, open_folder, ref
 from .job import PruneJob
 from .output import Output
 from .placing import prepare
+from .rotated import ROTATION_NOTE, rotated
 from .together import shared_windows
 
+_NOTHING = "nothing is written"
 _OTHER_SEED = 2**31  # so that what the model writes for the refinement is not what it writes for the Grams
 
 
@@ -41,6 +44,11 @@ def run_prune(job: PruneJob, ranks: Ranks = ALONE) -> int:
     Raises:
         RelaxPruneError: for any bad input; then no output folder is left behind unless blocks are finished in it.
     """
+    if job.rotation is not None and not ranks.alone:
+        raise RelaxPruneError(
+            f"a model is rotated by one process, got {ranks.world}: rotate it first, with `relaxprune rotate`, then "
+            "prune what that wrote"
+        )
     if not ranks.leader:
         return 0 if job.run.plan else follow(job, ranks)
     if job.run.plan:
@@ -48,10 +56,12 @@ def run_prune(job: PruneJob, ranks: Ranks = ALONE) -> int:
         windows = calibration_tokens(job, loaded, random_windows)
         more = refine_batches(job, loaded, random_windows)
         job.output.result(with_prediction(plan, batches(job, windows), windows.kinds, more))
+        if job.rotation is not None:
+            job.output.say(ROTATION_NOTE)
         return 0
     with RunFolder.hold(job.folder):
         RunFolder.refuse_occupied(job.folder, job.run.resume)
-        return write_run(job, ranks)
+        return write_run(rotated(job), ranks)
 
 
 def follow(job: PruneJob, ranks: Ranks) -> int:
@@ -103,7 +113,8 @@ def announce(job: PruneJob, plan: Plan, windows: TokenWindows) -> None:
 def left_behind(out: Path | None) -> str:
     """Return what an interrupted run leaves in its output folder, as a clause."""
     if out is None or not (folder := RunFolder(out, {})).begun:
-        return "nothing is written"
+        rotated_too = out is not None and (out / DENSE_NAME).is_dir()
+        return f"the rotated model is kept in {out}, and --resume continues from it" if rotated_too else _NOTHING
     if folder.finished:
         return f"the run in {out} is finished"
     return f"{len(folder.solved_blocks)} finished blocks are kept in {out}, and --resume continues from them"

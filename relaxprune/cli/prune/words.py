@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..option_groups import ModelGroup, PatternGroup, Seed, SolverGroup
+from ..rotation_words import RotationGroup
 from .objective_words import ObjectiveGroup
 
 if TYPE_CHECKING:
@@ -290,6 +291,7 @@ class CostWords:
     statistics: StatisticsGroup = field(default_factory=StatisticsGroup)
     objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
     sharing: AllocationGroup = field(default_factory=AllocationGroup)
+    rotation: RotationGroup = field(default_factory=RotationGroup)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,13 +68,13 @@ def find_paths(layers: Sequence[PrunableLayer], run: Callable[[], object], group
     Returns:
         For each layer its path, or the reason why it has none.
     """
-    probe = _Probe(layers, run)
-    sources = _sources(layers, probe)
+    probe = Probe(layers, run)
+    sources = find_sources(layers, probe)
     heights = [layer.shape[0] for layer in layers]
     return [_path(consumer, sources[consumer], heights, probe, group) for consumer in range(len(layers))]
 
 
-class _Probe:
+class Probe:
     """Runs a block with random numbers for the outputs of its layers, and notes what they are called with.
 
     Attributes:
@@ -122,7 +123,7 @@ class _Probe:
                 handle.remove()
 
 
-def _sources(layers: Sequence[PrunableLayer], probe: _Probe) -> list[dict[int, Tensor]]:
+def find_sources(layers: Sequence[PrunableLayer], probe: Probe) -> list[dict[int, Tensor]]:
     """Return for each layer: producer -> (cols,) int64, the output channel that each input channel is made from."""
     found: list[dict[int, Tensor]] = [{} for _ in layers]
     for producer, layer in enumerate(layers):
@@ -133,7 +134,7 @@ def _sources(layers: Sequence[PrunableLayer], probe: _Probe) -> list[dict[int, T
     return found
 
 
-def _consumers(producer: int, rows: int, probe: _Probe) -> dict[int, Tensor]:
+def _consumers(producer: int, rows: int, probe: Probe) -> dict[int, Tensor]:
     """Return the layers each of whose inputs is made from exactly one output of a producer, with those outputs.
 
     The outputs are numbered in binary, and for every bit those with a 0 and those with a 1 are changed in turn: an
@@ -158,7 +159,7 @@ def _consumers(producer: int, rows: int, probe: _Probe) -> dict[int, Tensor]:
     return alive
 
 
-def _changed(producer: int, channels: Tensor, probe: _Probe) -> list[Tensor]:
+def _changed(producer: int, channels: Tensor, probe: Probe) -> list[Tensor]:
     """Return for each layer (cols,) bool on the CPU: which of its inputs change with some of a producer's outputs."""
 
     def change(values: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ def _differing(before: Tensor | None, after: Tensor | None) -> Tensor:
 
 
 def _path(
-    consumer: int, sources: Mapping[int, Tensor], heights: Sequence[int], probe: _Probe, group: int
+    consumer: int, sources: Mapping[int, Tensor], heights: Sequence[int], probe: Probe, group: int
 ) -> ChannelPath | str:
     """Return what may be reordered together with a layer's columns, or why nothing may."""
     if probe.inputs[consumer] is None:
@@ -187,20 +188,25 @@ def _path(
     rows = {heights[producer] for producer in sources}
     if len(rows) > 1 or any(not torch.equal(one, maps[0]) for one in maps[1:]):
         return OTHER_ORDERS
-    treated = _treatments(consumer, tuple(sources), probe)
+    treated = treatments(consumer, sources, probe)
     if not treated:
         return NOT_REACHED
-    orbits = [_aligned(orbit, group) for orbit in _orbits(maps[0], treated)]
+    orbits = [_aligned(orbit, group) for orbit in group_alike(maps[0], treated)]
     usable = tuple(orbit for orbit in orbits if orbit is not None)
     return ChannelPath(tuple(sources), rows.pop(), usable) if usable else NO_GROUPS
 
 
-def _treatments(consumer: int, producers: tuple[int, ...], probe: _Probe) -> list[int]:
+def treatments(consumer: int, sources: Mapping[int, Tensor], probe: Probe) -> list[int]:
     """Return for each input channel a number; equal ones become the same values if their sources have the same.
 
     Channels of one attention head do, those of different heads do not.
+
+    Args:
+        consumer: position of the layer.
+        sources: producer -> (cols,) int64, the output channel that each input channel is made from.
+        probe: runs the block.
     """
-    seen = probe.run({producer: lambda values: values[..., :1].expand_as(values) for producer in producers})
+    seen = probe.run({producer: partial(_all_alike, rows.unique()) for producer, rows in sources.items()})
     inputs = seen[consumer]
     if inputs is None:
         return []
@@ -216,7 +222,14 @@ def _treatments(consumer: int, producers: tuple[int, ...], probe: _Probe) -> lis
     return [int(value) for value in treated]
 
 
-def _orbits(rows: Tensor, treated: Sequence[int]) -> list[Orbit]:
+def _all_alike(rows: Tensor, values: Tensor) -> Tensor:
+    """Return outputs, (..., channels), some channels of which have the values of the first of them."""
+    values, places = values.clone(), rows.to(values.device)
+    values[..., places] = values[..., places[:1]]
+    return values
+
+
+def group_alike(rows: Tensor, treated: Sequence[int]) -> list[Orbit]:
     """Gather output channels whose input channels are treated alike, all of them."""
     columns: dict[int, list[tuple[int, int]]] = {}
     for column, (row, treatment) in enumerate(zip(rows.tolist(), treated, strict=True)):
