@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := $(PIP) install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install package format types lint test check-long test-llm-compressor test-guests demo demo-full comparison docs benchmarks clean
+.PHONY: help install package format types lint test test-slow check-long test-llm-compressor test-guests demo demo-full comparison docs benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 22
@@ -86,6 +86,9 @@ $(GUESTS)/.installed: pyproject.toml constraints.txt constraints-guests.txt
 
 test-guests: $(GUESTS)/.installed  ## the mode for Model-Optimizer and the benchopt benchmark, in an environment of their own
 	$(call guests,$(GUESTS),tests/guests)
+
+test-slow: package  ## the tests that load a real model several times, or a large one's description
+	RELAXPRUNE_LONG=1 $(BIN)/pytest -m "slow and not long"
 
 check-long: package  ## the tests at full counts: hours, not minutes
 	RELAXPRUNE_LONG=1 $(BIN)/pytest

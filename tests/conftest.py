@@ -60,8 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if LONG:
         return
     for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="full counts only: make check-long"))
+        for marker, command in {"long": "check-long", "slow": "test-slow"}.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"not among the quick tests: make {command}"))
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from .blocks import ROOT, RUNS, SHOWS, Block, blocks, commands, pages, parse
 # Set-up commands change the machine and are what ``make test`` has just done: they are skipped by this visible rule.
 SET_UP = ("make", "pip", "python -m pip", "python3 -m venv", "git", "cd", "source")
 PAGES = pages()
+SLOW = ("docs/quick-start.md",)  # loads a real model several times
 NOT_RUN = [block for page in PAGES for block in blocks(page) if block.not_run]
 
 
@@ -41,7 +42,10 @@ def _run_console(block: Block) -> None:
         assert main(words[1:]) == 0, f"{block.where}: {line}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+RUN_PAGES = [pytest.param(page, marks=pytest.mark.slow) if _name(page) in SLOW else page for page in PAGES]
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=_name)
 def test_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__page__"}

@@ -169,6 +169,7 @@ def spent_in(folder, words):
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 def test_a_large_model_takes_seconds_and_little_memory(tmp_path):
     """Importing the model's class takes 3 of 5 seconds on an idle machine; on a busy one both take longer."""
     words = ["plan", str(LARGE), "--sparsity", "0.5", "--device-memory", "80GiB", "--host-memory", "500GiB", "--json"]

