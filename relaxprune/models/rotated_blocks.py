@@ -57,7 +57,7 @@ def _insert(model: nn.Module, names: Sequence[str], width: int) -> None:
         block = model.get_submodule(name)
         kind: Any = type(block)
         block.__class__ = _turned_class(kind)
-        block.basis = BasisChange(width).to(next(block.parameters()))
+        block.basis = BasisChange(width).to(next(block.parameters()).dtype)  # on the device that a model is made on
 
 
 @functools.cache
@@ -117,7 +117,7 @@ def insert_changes(model: Any, changes: dict[str, Tensor]) -> int:
     model.__class__ = kind
     total = 0
     for name, change in changes.items():
-        weight = model.get_submodule(name).basis.weight
+        weight = model.get_submodule(name).basis.to(change.device).weight
         weight.data.copy_(change)
         total += weight.numel() * weight.element_size()
     return total

@@ -187,20 +187,25 @@ def _writer(
     place = _writing(matrices[call.name], call, width)
     if place is None or not isinstance(call.output, Tensor) or call.output.shape[-1] != width:
         return None
-    generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(call.output.shape, dtype=torch.float64, generator=generator).to(stream.device)
+    each = call.output.numel() == stream.numel()
+    noise = _noise(call.output.shape if each else (width,), stream).expand(call.output.shape)
     silenced = dict.fromkeys(owners, _silent_if(width)) | {call.name: lambda output: noise.to(output.dtype)}
     change = (copy.calls(silenced)[0] - silent).reshape(-1, width)
     if not bool(change.any()):
         return None
-    added = noise.reshape(-1, width)
+    added = noise.reshape(-1, width) if each else noise.reshape(-1, width)[:1].expand(change.shape)
     parallel = added * (change * added).sum(dim=1, keepdim=True) / added.square().sum(dim=1, keepdim=True)
-    if change.shape != added.shape or not close(change, parallel):
+    if not close(change, parallel):
         raise Unfit(
             f"what {copy.name}.{call.name} puts out is changed channel by channel before it is added to the residual "
             "stream, as by the gain of a norm between"
         )
     return place
+
+
+def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return random numbers, float64: where rows are no tokens, as of experts, one (width,) serves all of them."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(like.device)
 
 
 def _refuse_unreached(copy: BlockCopy, owners: Sequence[str], calls: Sequence[ModuleCall]) -> None:

@@ -132,7 +132,7 @@ Learn = Callable[[str, Sequence[Touched], int], Learned]
 def _learned(options: RotateOptions, on_step: Listener, part: str, blocks: Sequence[Touched], width: int) -> Learned:
     """Learn one rotation."""
     learner: Learner = options.made
-    return learner.learn(
+    found = learner.learn(
         Lesson(
             blocks=blocks,
             width=width,
@@ -141,6 +141,12 @@ def _learned(options: RotateOptions, on_step: Listener, part: str, blocks: Seque
             on_step=lambda step, loss: on_step(RotateStep(part, step, loss)),
         )
     )
+    if fault := found.fault(width):
+        raise RelaxPruneError(
+            f"learner {learner.name!r} must return an orthogonal ({width}, {width}) matrix of float64 for the {part}, "
+            f"got {fault}"
+        )
+    return found
 
 
 def _learn_stream(material: Material, learn: Learn, options: RotateOptions) -> Bases:

@@ -107,9 +107,11 @@ class Probe:
         """Put a hook on every layer, and take them off again whatever happens."""
 
         def hook(index: int) -> Any:
-            def replace(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            def replace(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 if seen[index] is None and args and isinstance(args[0], Tensor):
                     seen[index] = args[0].detach().reshape(-1, args[0].shape[-1]).clone()
+                if not isinstance(output, Tensor):  # a router that is a layer, and puts out scores and choices
+                    return output
                 values = self.noise(index, output)
                 return changes[index](values) if index in changes else values
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from relaxprune.options.target import Target
 
+_ORTHOGONAL = 1e-10  # most that an entry of RᵀR may differ from the identity's
+
 
 @dataclass(frozen=True, eq=False)
 class ReadMatrix:
@@ -104,6 +106,14 @@ class Learned:
 
     rotation: Tensor
     ratio: float
+
+    def fault(self, width: int) -> str:
+        """Return what is wrong with the rotation for a stream or a head of ``width`` channels; "" if nothing is."""
+        found = self.rotation
+        if found.shape != (width, width) or found.dtype != torch.float64:
+            return f"shape {tuple(found.shape)} of {found.dtype}"
+        error = (found.mT @ found - torch.eye(width, dtype=found.dtype, device=found.device)).abs().max()
+        return "" if bool(error <= _ORTHOGONAL) else f"one whose RᵀR differs from the identity by {float(error):.1e}"
 
 
 @dataclass(frozen=True, kw_only=True)

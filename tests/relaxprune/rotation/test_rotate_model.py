@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, Llama4TextConfig
 
 from relaxprune import RelaxPruneError, RotateOptions, Rotation, load_rotated, rotate_model
 from relaxprune.models.forward import borrowed
@@ -172,6 +172,53 @@ def test_blocks_may_share_a_basis() -> None:
     rotation = rotated(model, rotate="blocks", every=2, learner=make_learner("error", steps=2))
     assert (logits(model) - dense).norm() < 1e-6 * dense.norm()
     assert model.config.rotated_blocks["names"] == ["model.layers.2"] and rotation.change_bytes == 32 * 32 * 8
+
+
+def test_blocks_that_make_some_parameters_beside_the_skeleton_are_loaded(tmp_path: Path) -> None:
+    """Of DiffLlama: they are real numbers while the model is made without any."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = AutoModelForCausalLM.from_config(DiffLlamaConfig(**shape, vocab_size=64)).eval()
+    rotated(model, rotate="blocks", learner=make_learner("error", steps=1))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_rotated(tmp_path)), logits(model))
+
+
+def test_routers_that_put_out_several_things_do_not_stop_it() -> None:
+    """Of Llama 4: a linear layer of its own class that puts out scores and logits."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 16}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = Llama4TextConfig(**shape, **more, **ends, vocab_size=64, interleave_moe_layer_step=1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    dense = logits(model)
+    assert rotated(model).heads[0].heads == 1
+    assert (logits(model) - dense).norm() < 1e-5 * dense.norm()
+
+
+@pytest.mark.parametrize(
+    ("learned", "fault"),
+    [
+        (2 * torch.eye(8, dtype=torch.float64), "differs from the identity by 3.0e"),
+        (torch.full((8, 8), torch.nan, dtype=torch.float64), "differs from the identity by nan"),
+        (torch.eye(4, dtype=torch.float64), r"shape \(4, 4\) of torch.float64"),
+        (torch.eye(8), r"shape \(8, 8\) of torch.float32"),
+    ],
+)
+def test_learners_that_return_no_rotation_are_refused_before_anything_changes(learned: Tensor, fault: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong(Learner):
+        name: ClassVar[str] = "wrong"
+
+        def learn(self, lesson: Lesson) -> Learned:
+            return Learned(learned, 1.0)
+
+    model = uneven("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RelaxPruneError, match=rf"'wrong' must return an orthogonal \(8, 8\) .* block 0, got .*{fault}"):
+        rotated(model, rotate="heads", learner=Wrong())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.long
