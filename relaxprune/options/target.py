@@ -74,6 +74,19 @@ class Target:
         kind = "uniform" if self.sparsity is None else solver.published.allocation
         return replace(self, allocation=Allocation(kind))
 
+    @property
+    def words(self) -> str:
+        """The target as it is asked for, without its allocation."""
+        return self.pattern or (f"sparsity {self.sparsity:g}" if self.polytope is None else repr(self.polytope))
+
+    def fits(self, shape: Shape) -> bool:
+        """Return whether a layer of that shape has masks in the set."""
+        try:
+            self.polytope_of("", shape)
+        except RelaxPruneError:
+            return False
+        return True
+
     def polytope_of(self, name: str, shape: Shape) -> Polytope:
         """Return the feasible set of one layer, unless a pass over the model divides the sparsity.
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from relaxprune.inputs.gram_accumulator import GramAccumulator
 from relaxprune.models.layers import find_layers
+from relaxprune.options.target import Target
+from relaxprune.problems.errors import RelaxPruneError
 
 from .block_stream import Reader
 from .learners.base import ReadMatrix, Touched, WrittenMatrix
@@ -30,12 +32,14 @@ class Material:
         structure: what turns in it.
         moments: of its inputs, block by block.
         shrinkage: share by which Grams shrink to their diagonals.
+        target: the masks that are meant to follow; what they do not fit is not pruned, and teaches nothing.
     """
 
     model: nn.Module
     structure: Structure
     moments: Sequence[BlockMoments]
     shrinkage: float
+    target: Target
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,6 +66,7 @@ class StreamLesson(Sequence[Touched]):
         self._material = material
         self._totals: dict[tuple[int, Place], Tensor] = {}
         self._prunable = {id(layer.weight) for layer in find_layers(material.model)[0]}
+        self._refuse_empty()
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -93,6 +98,17 @@ class StreamLesson(Sequence[Touched]):
         ]
         return Touched(tuple(reads), tuple(writes))
 
+    def _refuse_empty(self) -> None:
+        """Raise RelaxPruneError for a block with nothing to learn from."""
+        found = self._material.structure
+        for name, block, stream in zip(found.blocks.names, found.blocks.modules, found.streams, strict=True):
+            places = [reader.place for reader in stream.readers] + list(stream.writers)
+            if not any(self._pruned(place, block) for place in places):
+                raise RelaxPruneError(
+                    f"target must fit a layer of every block to rotate the residual stream, got "
+                    f"{self._material.target.words}, which fits none of {name!r}: leave the rotation out"
+                )
+
     def _read(self, key: tuple[int, Place], weight: Tensor, gram: Tensor) -> ReadMatrix:
         """Return a matrix; its total, the same in every basis, is worked out once."""
         if key not in self._totals:
@@ -101,7 +117,7 @@ class StreamLesson(Sequence[Touched]):
 
     def _pruned(self, place: Place, block: nn.Module) -> bool:
         """Return whether a matrix can be pruned."""
-        return id(place.parameter(block)) in self._prunable
+        return id(place.parameter(block)) in self._prunable and self._material.target.fits(place.shape(block))
 
 
 def _folded(reader: Reader, block: nn.Module, gains: dict[str, Tensor | None]) -> Tensor:

@@ -85,7 +85,7 @@ def rotate_model(
         structure = _wanted(model, find_structure(model, read), options)
         before = _outputs(model, structure, read)
         moments = MomentCounter(model, structure).count(read)
-        material = Material(model, structure, moments, options.shrinkage)
+        material = Material(model, structure, moments, options.shrinkage, options.target.apart)
         learn = partial(_learned, options, on_step)
         bases = _learn_stream(material, learn, options) if structure.streams else Bases((None,) * len(moments), None)
         heads = tuple(_turn_block(material, index, basis, learn) for index, basis in enumerate(bases.of_blocks))
@@ -117,6 +117,7 @@ def _wanted(model: nn.Module, found: Structure, options: RotateOptions) -> Struc
         refuse_other_classes(model)
     if options.rotate == "heads":
         found = replace(found, ends=None, streams=(), stays=_NOT_ASKED)
+    found = found.fitting(options.target.apart)
     if not found.streams and not found.paths:
         reason = next(value for value in found.values if isinstance(value, str))
         raise RelaxPruneError(

@@ -11,11 +11,13 @@ from relaxprune.inputs.batches import Batch, run_model
 from relaxprune.models.blocks import BlockList, find_blocks
 from relaxprune.models.layer_kinds import PLAIN_DTYPES, is_plain
 from relaxprune.models.layers import find_layers
+from relaxprune.options.target import Target
 from relaxprune.problems.errors import RelaxPruneError
 
 from .block_copy import BlockCall, BlockCopy, record_calls
 from .block_stream import BlockStream, Unfit, find_stream
 from .ends import StreamEnds, find_ends
+from .places import matrices_of
 from .value_heads import ValuePath, find_value_heads
 
 _TOKENS = 12  # of the text, on which everything is proven
@@ -47,6 +49,14 @@ class Structure:
             (index, path) for index, found in enumerate(self.values) if not isinstance(found, str) for path in found
         ]
 
+    def fitting(self, target: Target) -> Structure:
+        """Return what turns if heads that no mask of ``target`` fits stay as they are."""
+        values = tuple(
+            found if isinstance(found, str) else _fitting(target, block, found)
+            for block, found in zip(self.blocks.modules, self.values, strict=True)
+        )
+        return replace(self, values=values)
+
 
 def find_structure(model: nn.Module, batches: Sequence[Batch]) -> Structure:
     """Find out what may be rotated in a language model.
@@ -75,6 +85,18 @@ def find_structure(model: nn.Module, batches: Sequence[Batch]) -> Structure:
     except Unfit as reason:
         return Structure(blocks, None, (), str(reason), values)
     return Structure(blocks, ends, streams, "", values)
+
+
+def _fitting(target: Target, block: nn.Module, paths: tuple[ValuePath, ...]) -> tuple[ValuePath, ...] | str:
+    """Return the paths of a block all of whose heads, parts of two matrices each, masks fit; or why there are none."""
+    kept = []
+    for path in paths:
+        made, read = (matrices_of(name, block.get_submodule(name))[0] for name in (path.producer, path.consumer))
+        (_, cols), (rows, _) = made.shape(block), read.shape(block)
+        sizes = {len(head.rows) for head in path.heads}
+        if all(target.fits((size, cols)) and target.fits((rows, size)) for size in sizes):
+            kept.append(path)
+    return tuple(kept) if kept else f"masks of {target.words} do not fit a head alone"
 
 
 def _refuse_shared(model: nn.Module, blocks: BlockList) -> None:

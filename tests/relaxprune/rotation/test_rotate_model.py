@@ -12,11 +12,12 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DiffLlamaConfig, Llama4TextConfig
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, Llama4TextConfig, LlamaConfig
 
 from relaxprune import RelaxPruneError, RotateOptions, Rotation, load_rotated, rotate_model
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import find_layers
+from relaxprune.options import Target
 from relaxprune.rotation.learners.base import Learned, Learner, Lesson
 from relaxprune.rotation.learners.registry import make_learner
 from relaxprune.rotation.norms import random_rotation
@@ -218,6 +219,32 @@ def test_learners_that_return_no_rotation_are_refused_before_anything_changes(le
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(RelaxPruneError, match=rf"'wrong' must return an orthogonal \(8, 8\) .* block 0, got .*{fault}"):
         rotated(model, rotate="heads", learner=Wrong())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "reason"),
+    [
+        ({"hidden_size": 24, "head_dim": 6}, 0, "masks of 2:4 do not fit a head alone"),  # groups lie across heads
+        ({"hidden_size": 32, "head_dim": 8, "intermediate_size": 30}, 2, ""),  # --skip-misfits leaves down_proj alone
+    ],
+)
+def test_matrices_that_the_target_does_not_fit_teach_nothing(shape: dict[str, int], heads: int, reason: str) -> None:
+    torch.manual_seed(0)
+    more = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**more, **shape}, vocab_size=64)).eval()
+    dense = logits(model)
+    target = Target(pattern="2:4")
+    found = rotated(model, target=target, learner=make_learner("error", steps=2))
+    assert found.stream and (found.heads[0].heads, found.heads[0].reason) == (heads, reason)
+    assert (logits(model) - dense).norm() < 1e-5 * dense.norm()
+
+
+def test_a_target_that_fits_no_layer_is_refused_before_anything_changes() -> None:
+    model = uneven("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RelaxPruneError, match=r"got 3:7, which fits none of 'model.layers.0'"):
+        rotated(model, target=Target(pattern="3:7"))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
