@@ -13,7 +13,9 @@ from relaxprune import RelaxPruneError, rotate_model
 from relaxprune.models import LoadedModel, LoadOptions
 from relaxprune.models.token_limits import check_tokenizer, try_window
 from relaxprune.rotation import RotateOptions, RotateStep
+from relaxprune.rotation.bases import rotated_bytes
 from relaxprune.runs import RunNotes, software_versions, weights_sha256
+from relaxprune.runs.disk_space import refuse_full_disk_for_rotation
 from relaxprune.runs.rotated_model import write_rotated
 from relaxprune.support import machine_line
 from relaxprune.text import CalibrationOptions, SourcePart, TokenWindows, calibration_windows
@@ -40,6 +42,7 @@ class RotateJob:
         windows_at_once: how many windows go through the model together.
         shard_bytes: most that a weight file holds; None for 50 GB.
         output: prints messages.
+        pruned_too: whether the pruned model is written to the same disk then.
     """
 
     model: str
@@ -50,6 +53,7 @@ class RotateJob:
     windows_at_once: int
     shard_bytes: int | None
     output: Output
+    pruned_too: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what rounds more than once, or is not whole in memory.
@@ -74,6 +78,8 @@ def write_rotation(job: RotateJob, folder: Path) -> dict[str, Any]:
     job.output.say(f"loading {job.model}")
     with door():
         loaded = load_model(job.model, job.load)
+    size = rotated_bytes(loaded.model, job.options)
+    refuse_full_disk_for_rotation(folder, size, len(loaded.tokenizer or ()), job.pruned_too)
     windows = _tokens(job, loaded)
     facts = asked_facts(job) | {
         "source": {

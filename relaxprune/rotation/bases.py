@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relaxprune.models.blocks import find_blocks, output_heads
+from relaxprune.models.layers import find_layers
+
 from .ends import StreamEnds
 from .norms import gain_of
 from .places import Turn, turn_rows
+from .rotation import RotateOptions
 from .structure import Structure
 
 
@@ -69,6 +73,21 @@ def _untie(model: nn.Module) -> None:
     for part in model.modules():
         if callable(tie := getattr(part, "tie_weights", None)):
             tie(recompute_mapping=True)
+
+
+def rotated_bytes(model: nn.Module, options: RotateOptions) -> int:
+    """Return the most that the parameters of a model take once it is rotated."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    heads = output_heads(model)
+    weight = getattr(heads[0], "weight", None) if heads else None
+    if options.rotate == "heads" or not isinstance(weight, Tensor):
+        return size
+    if sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1:
+        size += weight.numel() * weight.element_size()
+    if options.rotate == "blocks":
+        bases = -(-len(find_blocks(model, find_layers(model)[0]).modules) // options.every)
+        size += max(0, bases - 1) * weight.shape[-1] ** 2 * weight.element_size()
+    return size
 
 
 def change_share(structure: Structure, changes: dict[str, Tensor]) -> float:

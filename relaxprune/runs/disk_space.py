@@ -30,7 +30,25 @@ def refuse_full_disk(path: Path, plan: Plan, model_bytes: int, tokens: int) -> N
     """
     states = plan.memory.states if plan.residency.states == "disk" else 0
     needed = states + model_bytes + _TOKEN_BYTES * tokens + _RUN_RECORD_BYTES + sum(_layer_bytes(plan))
-    refuse_full(path, needed - sum(item.stat().st_size for item in (path / WORK_NAME).rglob("*") if item.is_file()))
+    needed -= sum(item.stat().st_size for item in (path / WORK_NAME).rglob("*") if item.is_file())
+    refuse_full(path, needed, "the model, its masks and the records of the run")
+
+
+def refuse_full_disk_for_rotation(path: Path, model_bytes: int, tokens: int, pruned_too: bool) -> None:
+    """Refuse a folder whose disk has not the space for a rotated model, and for the pruned one beside it.
+
+    Args:
+        path: the rotated model's folder.
+        model_bytes: size of the model as its rotation will save it.
+        tokens: how many tokens its tokenizer knows.
+        pruned_too: whether the pruned model, and its masks, follow on the same disk.
+
+    Raises:
+        RelaxPruneError: naming the folder, what is needed and what is free.
+    """
+    each = model_bytes + _TOKEN_BYTES * tokens + _RUN_RECORD_BYTES
+    what = "the rotated model and the pruned one" if pruned_too else "the rotated model"
+    refuse_full(path, each * (1 + pruned_too), what)
 
 
 def _layer_bytes(plan: Plan) -> Iterator[int]:

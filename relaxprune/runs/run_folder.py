@@ -147,6 +147,11 @@ class RunFolder:
         return (self.path / RECORD_NAME).is_file()
 
     @property
+    def rotated(self) -> bool:
+        """Whether the run in this folder, finished or not, is of a model that it rotated."""
+        return bool(self._stored_fingerprint()["model"].get("rotation"))
+
+    @property
     def notices(self) -> list[str]:
         """What the user must see about the finished run in this folder."""
         found: list[str] = read_record(self.path)["notes"]["notices"]

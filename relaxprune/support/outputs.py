@@ -57,8 +57,8 @@ def refuse_unwritable_folder(path: Path) -> None:
     _refuse_unwritable(existing, f"output folder {str(path)!r}")
 
 
-def refuse_full(path: Path, needed: int) -> None:
-    """Refuse a folder on a disk that has not ``needed`` bytes free.
+def refuse_full(path: Path, needed: int, what: str) -> None:
+    """Refuse a folder on a disk that has not ``needed`` bytes free, for ``what``.
 
     Raises:
         RelaxPruneError: naming the folder, what is needed and what is free.
@@ -67,8 +67,8 @@ def refuse_full(path: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise RelaxPruneError(
-            f"output folder {str(path)!r} needs about {needed / _MIB:.1f} MiB for the model, its masks and the records "
-            f"of the run, and {free / _MIB:.1f} MiB are free: make room, or name a folder on another disk"
+            f"output folder {str(path)!r} needs about {needed / _MIB:.1f} MiB for {what}, and "
+            f"{free / _MIB:.1f} MiB are free: make room, or name a folder on another disk"
         )
 
 

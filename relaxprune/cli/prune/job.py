@@ -163,6 +163,7 @@ def _rotation(model: str, words: PruneWords, request: PruneRequest, load: LoadOp
         windows_at_once=batch_windows(text.length),
         shard_bytes=words.memory.shard_bytes,
         output=Output(words.run.json, words.run.quiet),
+        pruned_too=True,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from relaxprune import RelaxPruneError
 from relaxprune.runs import RunFolder
 from relaxprune.runs.dense_folder import DENSE_NAME, sweep_parts
 from relaxprune.runs.rotated_model import read_rotated, refuse_other_rotation
@@ -25,13 +26,11 @@ def rotated(job: PruneJob) -> PruneJob:
     Raises:
         RelaxPruneError: the model cannot be rotated, or the folder holds another rotation.
     """
+    folder = job.folder / DENSE_NAME
+    _refuse_others(job, folder)
     if job.rotation is None:
         return job
-    folder = job.folder / DENSE_NAME
     sweep_parts(job.folder)
-    begun = job.run.resume or RunFolder(job.folder, {}).finished
-    if not begun:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its first block
     found = read_rotated(folder)
     if found is None:
         use_threads(job.run.threads)
@@ -43,6 +42,23 @@ def rotated(job: PruneJob) -> PruneJob:
         refuse_other_rotation(job.folder, found, asked_facts(job.rotation))
         job.output.say(f"{folder} holds the rotated model; going on with it")
     return replace(job, rotated=_stated(found))
+
+
+def _refuse_others(job: PruneJob, folder: Path) -> None:
+    """Refuse a run that was begun without a rotation, and a rotated model that this run may not be meant to go on with.
+
+    Raises:
+        RelaxPruneError: naming the folder.
+    """
+    run = RunFolder(job.folder, {})
+    resumed = run.begun and (job.run.resume or run.finished)
+    if resumed and job.rotation is not None and not run.rotated:
+        raise RelaxPruneError(f"cannot resume the run in {str(job.folder)!r}: it was begun without --rotate")
+    if folder.exists() and not resumed and not (job.run.resume and job.rotation is not None):
+        raise RelaxPruneError(
+            f"output folder {str(job.folder)!r} holds a rotated model: add --resume to go on with it by the same "
+            f"options, delete {str(folder)!r}, or name another folder"
+        )
 
 
 def _stated(found: dict[str, Any]) -> dict[str, Any]:

@@ -109,6 +109,53 @@ def test_a_run_with_a_basis_for_each_block(place: Path, tmp_path: Path, capsys: 
     assert (tmp_path / "disk" / "masks.safetensors").read_bytes() == (out / "masks.safetensors").read_bytes()
 
 
+def test_no_rotated_model_is_written_over_or_mixed_up(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One in the run's folder may be the user's own, by ``relaxprune rotate``: it is never deleted."""
+    out = tmp_path / "mine"
+    own = out / "dense"
+    text = ["--calibration", str(place / "text.txt"), "--windows", "2", "--length", "32"]
+    assert (
+        main(["rotate", str(place / "tiny"), "--out", str(own), "--rotate", "heads", "--rotate-by", "pca", *text]) == 0
+    )
+    kept = {path.name: path.read_bytes() for path in own.iterdir()}
+    for words in (ROTATE, (), ("--resume",)):
+        capsys.readouterr()
+        assert main(arguments(place, out, *words)) == 2
+        assert f"holds a rotated model: add --resume to go on with it by the same options, delete {str(own)!r}" in (
+            only_sentence(capsys)
+        )
+    assert main(arguments(place, out, *ROTATE, "--resume")) == 2
+    assert 'asked.rotate was "heads" and is now "free"' in only_sentence(capsys)
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == kept
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == ["dense"]
+
+
+def test_a_run_without_a_rotation_gets_none_later(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plain"
+    interrupt(monkeypatch, out, arguments(place, out))
+    capsys.readouterr()
+    assert main(arguments(place, out, *ROTATE, "--resume")) == 2
+    assert only_sentence(capsys).endswith(f"cannot resume the run in {str(out)!r}: it was begun without --rotate")
+    assert not (out / "dense").exists()
+
+
+def test_a_full_disk_is_told_before_anything_is_learned(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both models are counted, and the head that is a weight of its own then."""
+    size = (place / "tiny" / "model.safetensors").stat().st_size
+    usage = type("Usage", (), {"free": int(1.9 * size)})
+    monkeypatch.setattr("relaxprune.support.outputs.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("relaxprune.cli.rotating.rotate_model", None)
+    assert main(arguments(place, tmp_path / "out", *ROTATE)) == 2
+    assert "MiB for the rotated model and the pruned one, and" in only_sentence(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
