@@ -10,6 +10,7 @@ from typing import Any
 
 from relaxprune.models.layers import apply_masks
 from relaxprune.models.loading import LoadedModel, LoadOptions, load_model
+from relaxprune.models.rotated_blocks import changes_bases
 from relaxprune.models.saved_model import ReloadCheck, save_settings, save_weights, verify_saved_model
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.pruning.channels.permutation import Permutation
@@ -76,7 +77,7 @@ def apply_package(
             (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(goods.folder / name, staging / name)
         checked = verify_saved_model(staging, loaded.model, goods.run.masks, loaded.surplus)
-        record = _write_record(goods, staging, checked)
+        record = _write_record(goods, staging, checked, changes_bases(loaded.model))
     was, now = goods.run.record["files"], record["files"]
     same = sum(was.get(name) == facts for name, facts in now.items())
     return ApplyResult(notes_of(goods.run).base_model, checked, len(now), same)
@@ -112,10 +113,12 @@ def _prune(goods: MaskPackage, loaded: LoadedModel) -> None:
         )
 
 
-def _write_record(goods: MaskPackage, folder: Path, checked: ReloadCheck) -> Mapping[str, Any]:
+def _write_record(goods: MaskPackage, folder: Path, checked: ReloadCheck, own_loader: bool) -> Mapping[str, Any]:
     """Write the card, and the run's record with the files and checks of this folder; return that."""
     was = goods.run.record
-    card = model_card(notes_of(goods.run), was["fingerprint"], layers_of(goods.run), bool(goods.certificates))
+    card = model_card(
+        notes_of(goods.run), was["fingerprint"], layers_of(goods.run), bool(goods.certificates), own_loader
+    )
     write_text(folder / CARD_NAME, card)
     record = sealed({**was, "verification": asdict(checked), "files": list_files(folder, file_names(folder))})
     write_json(folder / RECORD_NAME, record)

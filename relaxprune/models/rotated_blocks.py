@@ -102,6 +102,11 @@ def refuse_other_classes(model: Any) -> None:
         )
 
 
+def changes_bases(model: Any) -> bool:
+    """Return whether a model's residual stream changes its basis between blocks, so that it needs ``load_rotated``."""
+    return getattr(getattr(model, "config", None), "rotated_blocks", None) is not None
+
+
 def insert_changes(model: Any, changes: dict[str, Tensor]) -> int:
     """Let the residual stream change its basis before some blocks of a model, in place; return the bytes this takes.
 
@@ -127,12 +132,18 @@ def register_rotated(folder: str | Path) -> None:
     """Tell transformers what a model that is rotated block by block is, if a folder holds one.
 
     Raises:
-        RelaxPruneError: transformers does not know what it was made of.
+        RelaxPruneError: transformers does not know what it was made of, or its config does not say where bases change.
     """
     path = Path(folder) / "config.json"
     config = read_json(path) if path.is_file() else {}
     kind = config.get("model_type") if isinstance(config, dict) else None
     if isinstance(kind, str) and kind.startswith(PREFIX):
+        stated = config.get("rotated_blocks")
+        if not isinstance(stated, dict) or not {"names", "width"} <= stated.keys():
+            raise RelaxPruneError(
+                f"{str(path)!r} must state the names and the width of rotated_blocks for a model of type {kind!r}, got "
+                f"{stated!r}"
+            )
         _classes(kind.removeprefix(PREFIX))
 
 

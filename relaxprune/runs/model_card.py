@@ -20,11 +20,16 @@ CARD_SHAPE: Mapping[str, Any] = {
     }
 }
 _MIB = 2**20
+_OWN_LOADER = "`relaxprune.load_rotated(folder)` loads the model; `AutoModelForCausalLM` alone refuses it."
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_card(
-    notes: RunNotes, fingerprint: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], certificates: bool = True
+    notes: RunNotes,
+    fingerprint: Mapping[str, Any],
+    layers: Sequence[Mapping[str, Any]],
+    certificates: bool = True,
+    own_loader: bool = False,
 ) -> str:
     """Return the text of a model card.
 
@@ -33,6 +38,7 @@ def model_card(
         fingerprint: the run's fingerprint as plain JSON values.
         layers: each pruned layer's report as plain JSON values.
         certificates: whether those that the run made are in the folder.
+        own_loader: whether the model's basis changes between blocks, here or in its source.
 
     Returns:
         Markdown with a YAML header (``base_model`` only if it is the id of a hub model, ``license`` only if known).
@@ -45,6 +51,7 @@ def model_card(
         f"{_kept(fingerprint)}{_order(settings)}{_chosen_again(settings)}. Zeros alone do not make a model faster.",
         "",
         *_basis(fingerprint),
+        *([_OWN_LOADER, ""] if own_loader else []),
         *_facts(notes, fingerprint, layers),
         "`masks.safetensors` holds the masks (one bit per weight), `relaxprune.json` every setting and, per layer, the",
         "error, the proven lower bound and the gap.",
@@ -54,12 +61,13 @@ def model_card(
     return "\n".join([*lines, *_notices(notes)]) + "\n"
 
 
-def rotated_card(notes: RunNotes, rotation: Mapping[str, Any]) -> str:
+def rotated_card(notes: RunNotes, rotation: Mapping[str, Any], own_loader: bool) -> str:
     """Return the card of a rotated dense model.
 
     Args:
         notes: command, base model, licence.
         rotation: what became of it (``Rotation.to_dict``).
+        own_loader: whether its basis changes between blocks, here or in its source.
     """
     lines = [
         *_header(notes, ("rotated", "relaxprune")),
@@ -69,6 +77,7 @@ def rotated_card(notes: RunNotes, rotation: Mapping[str, Any]) -> str:
         f"weights (logits moved by {rotation['difference']:.1e} of their size), and is meant to be pruned. "
         f"{_extra(rotation)}`rotation.json` says what was rotated and how.",
         "",
+        *([_OWN_LOADER, ""] if own_loader else []),
         "Made by",
         "",
         "```console",
@@ -169,7 +178,7 @@ def _extra(rotation: Mapping[str, Any]) -> str:
     if changes:
         told += (
             f"Its basis changes between blocks: {changes / _MIB:.1f} MiB more, and {rotation['change_share']:.1%} more "
-            "multiplications in the blocks. `relaxprune.load_rotated(folder)` loads it; transformers alone refuses it. "
+            "multiplications in the blocks. "
         )
     return told
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from relaxprune.models.loading import LoadedModel
+from relaxprune.models.rotated_blocks import changes_bases
 from relaxprune.models.saved_model import save_settings, save_weights, verify_saved_model
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.support.durable import write_json, write_text
@@ -60,7 +61,7 @@ def write_rotated(
         verify_saved_model(staging, loaded.model, {}, loaded.surplus)
         content = plain_values({"schema_version": _FORM.version, **facts})
         content["weights_sha256"] = weights_sha256(loaded.model)
-        write_text(staging / CARD_NAME, rotated_card(notes, content["rotation"]))
+        write_text(staging / CARD_NAME, rotated_card(notes, content["rotation"], changes_bases(loaded.model)))
         content["files"] = list_files(staging, file_names(staging))
         write_json(staging / ROTATION_NAME, sealed(content))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relaxprune.models.loading import LoadedModel
+from relaxprune.models.rotated_blocks import changes_bases
 from relaxprune.models.saved_model import ReloadCheck, save_settings, verify_saved_model
 from relaxprune.models.surplus import Surplus
 from relaxprune.problems.errors import RelaxPruneError
@@ -246,7 +247,7 @@ class RunFolder:
         files = write_model(self.path, self._progress, model, report, self._surplus, shard_bytes)
         checked = self._reload(model)
         layers = [layer.to_dict() for layer in report.layers]
-        write_text(self.path / CARD_NAME, model_card(notes, self.fingerprint, layers))
+        write_text(self.path / CARD_NAME, model_card(notes, self.fingerprint, layers, own_loader=changes_bases(model)))
         record = run_record(self.fingerprint, report, notes, checked)
         write_json(self.path / RECORD_NAME, sealed(record | {"files": list_files(self.path, files)}))
         shutil.rmtree(self._progress.folder)

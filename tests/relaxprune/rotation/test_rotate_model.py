@@ -167,6 +167,13 @@ def test_blocks_with_bases_of_their_own(tmp_path: Path) -> None:
     assert "BasisChange" in skipped["model.layers.1.basis"]
 
 
+def test_a_config_that_does_not_say_where_bases_change_is_refused(tmp_path: Path) -> None:
+    for stated in ({}, {"rotated_blocks": "all"}):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "relaxprune_rotated_llama", **stated}))
+        with pytest.raises(RelaxPruneError, match="must state the names and the width of rotated_blocks"):
+            load_rotated(tmp_path)
+
+
 def test_blocks_may_share_a_basis() -> None:
     model = uneven("llama")
     dense = logits(model)
