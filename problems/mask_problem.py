@@ -130,7 +130,8 @@ class MaskProblem(Problem):
         found, slope = 8 * self.terms() * UNIT_ROUNDOFF * inner * reach, self.slope
         if slope is None:
             return found
-        return found + 8 * self.terms() * UNIT_ROUNDOFF * (slope.abs() * (2 + point.abs())).sum(dim=1)
+        rounded = 8 * self.terms() * UNIT_ROUNDOFF * (slope.abs() * (2 + point.abs())).sum(dim=1)
+        return found + rounded + UNIT_ROUNDOFF * _RANGE[0]  # w ∘ linear, whose range is not checked, may be lost
 
     def flattening(self, point: Tensor, half_gradient: Tensor) -> Tensor:
         """Return the best scale κ of z = 1 − m for each coupled block: (blocks,).

@@ -65,7 +65,7 @@ def report_notices(report: PruneReport) -> list[str]:
             "earlier layers"
         )
     plain = [layer.name for layer in report.layers if layer.inputs.minimises == "gram"]
-    if plain and report.mean_gram_relative_error is not None:
+    if plain and (report.options.get("objective") or {}).get("strength"):
         notices.append(
             f"{len(plain)} layers minimise the error on their Grams alone ({_some(plain)}): they are experts, or the "
             "loss does not depend on them"

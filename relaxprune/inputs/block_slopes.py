@@ -51,9 +51,10 @@ def block_slopes(model: nn.Module, blocks: BlockList, batches: Sequence[Batch], 
         shelf: where the gradients are kept.
 
     Raises:
-        RelaxPruneError: the model does not predict next tokens, batches hold no token ids, or a gradient is not finite.
+        RelaxPruneError: the model does not predict next tokens, batches hold no token ids or none to predict, or a
+            gradient is not finite.
     """
-    check_predictions(model, batches[0])
+    check_predictions(model, batches)
     slopes = BlockSlopes()
     for number, batch in enumerate(batches):
         with flowing(model), checkpointed(model, blocks):
@@ -87,17 +88,20 @@ def next_token_loss(logits: Tensor, ids: Tensor, kept: Tensor | None) -> Tensor:
     return cross_entropy(scores.reshape(-1, scores.shape[-1]).to(exact), labels.reshape(-1), reduction="sum")
 
 
-def check_predictions(model: nn.Module, batch: Batch) -> None:
+def check_predictions(model: nn.Module, batches: Sequence[Batch]) -> None:
     """Show on one batch that logits say what comes next: another last token leaves those of all others as they are.
 
+    Last is what counts last in a window, for a model may not look at the padding after it.
+
     Raises:
-        RelaxPruneError: they do not, there are none for each token, or windows have a single one.
+        RelaxPruneError: they do not, there are none for each token, or no batch has a token to predict.
     """
-    ids = ids_of(batch, 0)
-    if ids.shape[1] < 2:
-        raise RelaxPruneError(f"objective needs windows of at least 2 tokens, got {ids.shape[1]}")
-    other = ids.clone()
-    other[:, -1] = torch.where(ids[:, -1] == ids[:, 0], ids[:, -2], ids[:, 0])
+    batch, ids, counts = _with_targets(batches)
+    tokens = torch.arange(ids.shape[1], device=ids.device)
+    last = torch.where(counts, tokens, -1).amax(dim=1, keepdim=True)  # -1 for a window in which nothing counts
+    place = last.clamp(min=1)
+    old, first, previous = (ids.gather(1, where) for where in (place, torch.zeros_like(place), place - 1))
+    other = ids.scatter(1, place, torch.where(old == first, previous, first))
     if bool((other == ids).all()):  # windows of one token over and over
         return
     args, kwargs = (_exchanged(value, ids, other) for value in (batch.args, batch.kwargs))
@@ -106,14 +110,30 @@ def check_predictions(model: nn.Module, batch: Batch) -> None:
         two = logits_of(run_model(model, Batch(args, kwargs, batch.kept, batch.decoder_kept)))
     if one.shape[:2] != ids.shape:
         raise RelaxPruneError(f"objective needs logits for each of {tuple(ids.shape)} tokens, got {tuple(one.shape)}")
-    counts = torch.ones_like(ids, dtype=torch.bool) if batch.kept is None else batch.kept
-    before = counts[:, :-1].to(one.device)
-    changed = (one[:, :-1] - two[:, :-1]).abs()[before].amax()
-    if not float(changed) <= _ROUNDINGS * torch.finfo(one.dtype).eps * float(one.abs().amax()):
+    before = (counts & (tokens < last)).to(one.device)
+    changed = (one - two).abs()[before].amax()
+    if not float(changed) <= _ROUNDINGS * torch.finfo(one.dtype).eps * float(one[before].abs().amax()):
         raise RelaxPruneError(
             "objective needs a model that predicts each token from those before it, but logits change by "
             f"{float(changed):.3g} with a later token: leave it out for this model"
         )
+
+
+def _with_targets(batches: Sequence[Batch]) -> tuple[Batch, Tensor, Tensor]:
+    """Return the first batch with a token to predict, its ids and which of them count, (windows, tokens) each.
+
+    Raises:
+        RelaxPruneError: there is none.
+    """
+    for number, batch in enumerate(batches):
+        ids = ids_of(batch, number)
+        counts = torch.ones_like(ids, dtype=torch.bool) if batch.kept is None else batch.kept.to(ids.device)
+        if bool((counts[:, :-1] & counts[:, 1:]).any()):
+            return batch, ids, counts
+    raise RelaxPruneError(
+        "objective needs tokens to predict, each right after another one that counts, but batches hold none: give "
+        "windows of at least 2 tokens"
+    )
 
 
 def logits_of(output: Any) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from relaxprune import __version__
 from relaxprune.masks.difference import compare_masks
+from relaxprune.runs.fingerprint import as_now
 from relaxprune.runs.finished_run import FinishedRun
 from relaxprune.support.markup import number
 
@@ -61,7 +62,7 @@ def comparison_content(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "runs": {name: run_content(run, masks=False) for name, run in named.items()},
         "perplexity": common_perplexity(named),
         "divergence": common_divergences(named),
-        "differences": differing_settings({name: run.record["fingerprint"] for name, run in named.items()}),
+        "differences": differing_settings({name: as_now(run.record["fingerprint"]) for name, run in named.items()}),
         "overlap": [
             {"run": name, "with": names[0], **compare_masks(runs[0].masks, run.masks).to_dict()}
             for name, run in zip(names[1:], runs[1:], strict=True)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from relaxprune.options.objective_options import ObjectiveOptions
+from relaxprune.options.prune_options import PERMUTE_BY
 from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import checksum
 
@@ -100,6 +102,16 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -
         elif old != new:
             found.append(f"{name} was {json.dumps(old)} and is now {json.dumps(new)}")
     return found
+
+
+def as_now(then: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored fingerprint with the settings that older runs lack, as they ran."""
+    settings = then.get("settings") or {}
+    older = {
+        "objective": plain_values(asdict(ObjectiveOptions())),
+        "permute_by": PERMUTE_BY[0] if settings.get("permute") else None,
+    }
+    return {**then, "settings": {**older, **settings}}
 
 
 def plain_values(value: Any) -> Any:

@@ -28,7 +28,7 @@ from relaxprune.support.json_files import sealed
 from relaxprune.support.outputs import refuse_unwritable_folder
 from relaxprune.support.sentences import first_line
 
-from .fingerprint import Fingerprint, changes
+from .fingerprint import Fingerprint, as_now, changes
 from .mask_file import read_masks
 from .model_card import CARD_NAME, model_card
 from .model_files import file_names, write_model
@@ -280,7 +280,7 @@ class RunFolder:
             self._progress.check()
         if not self.begun:
             return
-        if differing := changes(self._stored_fingerprint(), self.fingerprint):
+        if differing := changes(as_now(self._stored_fingerprint()), as_now(self.fingerprint)):
             raise RelaxPruneError(f"cannot resume the run in {str(self.path)!r}: {'; '.join(differing)}")
         if self.finished:
             self._progress.remove()  # left by a process that was killed right after it had written the record

@@ -189,7 +189,8 @@ class Quadratics:
     def used(self) -> Array:
         """Tell which rows have anything but zeros: (rows,) bool."""
         something = any(gram.any() for gram in self.grams) or bool(self.own.any())
-        found: Array = ((self.factor != 0).any(axis=1) & something) | (self.linear != 0).any(axis=1)
+        pulled = (self.factor != 0) & (self.term != 0)  # their product may be too small for float64
+        found: Array = ((self.factor != 0).any(axis=1) & something) | pulled.any(axis=1)
         return found
 
     def size(self, point: Array) -> Array:

@@ -86,7 +86,8 @@ class RowWeights(Evidence):
         powers = {batch: own.pow(self.options.share) for batch, own in squares.items()}
         every = torch.cat([own[self._counts[batch]] for batch, own in powers.items()])  # (tokens that count, groups)
         ordered = every.sort(dim=0).values
-        place = min(len(ordered) - 1, int((self.options.cap or 1.0) * len(ordered))) if len(ordered) else 0
+        cap = 1.0 if self.options.cap is None else self.options.cap
+        place = min(len(ordered) - 1, int(cap * len(ordered))) if len(ordered) else 0
         most = ordered[place] if len(ordered) else every.new_zeros(every.shape[1])
         mean = every.minimum(most).mean(dim=0)
         live = mean > 0

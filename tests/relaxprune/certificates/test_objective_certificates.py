@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_methods_that_look_at_one_row_are_refused_for_coupled_rows() -> None:
     lie = replace(solution.certificate, method="diagonal", proof=proof)
     with pytest.raises(CertificateError, match="rows are coupled"):
         lie.verify(problem)
+
+
+def test_a_linear_term_too_small_for_float64_leaves_room_below_zero() -> None:
+    weight, linear = (torch.full((1, 2), size, dtype=torch.float64) for size in (1e-130, 1e-200))
+    problem = MaskProblem(weight, Objective(torch.zeros(2, 2).double(), linear=linear), KSparse(1))
+    certificate = solve(problem).certificate
+    best = -Fraction(1e-130) * Fraction(1e-200)  # exactly; float64 has 0
+    assert Fraction(certificate.lower_bound) <= best and certificate.verify(problem).lower_bound <= best
+    none = torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(CertificateError):
+        replace(certificate, block_objective=none, block_lower_bound=none, lower_bound=0.0).verify(problem)
 
 
 def test_from_files_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from relaxprune import ObjectiveOptions, PruneOptions, StatisticsOptions, plan_model, prune_model
 from relaxprune.certificates import Certificate, load_certificate
 from relaxprune.cli import main
+from relaxprune.cli.notices import report_notices
 from relaxprune.models.forward import borrowed
 from relaxprune.models.layers import find_layers
 from relaxprune.problems import MaskProblem, Objective, RelaxPruneError, TransposableNM
@@ -241,6 +242,42 @@ def test_a_model_without_predictions_of_next_tokens_is_refused(family: str, mess
     bare = tiny_model("llama").model
     with pytest.raises(RelaxPruneError, match="needs a decoder with an output head, got a LlamaModel"):
         plan_model(bare, sparsity=0.5, options=asked("fisher"))
+
+
+def padded_at_the_end() -> Batches:
+    batches = padded_batches()
+    for batch in batches:
+        batch["attention_mask"][:, -2:] = 0
+    return batches
+
+
+def test_padding_after_the_last_token_hides_no_model_that_looks_ahead() -> None:
+    with pytest.raises(RelaxPruneError, match="with a later token"):
+        prune_model(tiny_model("bert"), padded_at_the_end(), sparsity=0.5, options=asked("fisher"))
+
+
+def test_batches_without_a_token_to_predict_are_passed_over_and_refused_alone() -> None:
+    empty = {key: value * 0 + (key == "input_ids") for key, value in padded_batches()[0].items()}
+    reports = [
+        prune_model(tiny_model("llama"), batches, sparsity=0.5, options=asked("coupled", include=("*.1.*up_proj",)))
+        for batches in ([empty, *padded_at_the_end()], padded_at_the_end())
+    ]
+    assert reports[0].layers[0].objective == reports[1].layers[0].objective
+    alone = {key: value[:, :1] for key, value in padded_batches()[0].items()}
+    with pytest.raises(RelaxPruneError, match="objective needs tokens to predict"):
+        prune_model(tiny_model("llama"), [alone, empty], sparsity=0.5, options=asked("fisher"))
+
+
+def test_layers_that_keep_their_grams_are_named_even_if_all_do() -> None:
+    options = asked("fisher", include=("*.0.*experts*",), polish=None)
+    report = prune_model(tiny_model("qwen3_moe"), padded_batches(), sparsity=0.5, options=options)
+    assert any("layers minimise the error on their Grams alone" in notice for notice in report_notices(report))
+
+
+def test_a_cap_at_the_smallest_weight_leaves_none_apart() -> None:
+    memory, _ = certified(tiny_model("llama"), padded_batches(), "rows", cap=0, include=("*.0.*up_proj",))
+    ((one, *others),) = (problem.minimised.grams for problem in memory.problems.values())
+    assert others and all(torch.equal(one.matrix, other.matrix) for other in others)
 
 
 def test_an_objective_counts_in_the_plan() -> None:

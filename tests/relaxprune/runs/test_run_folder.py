@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from relaxprune.models import saved_model
 from relaxprune.models.layers import apply_masks, find_layers
 from relaxprune.models.loading import LoadedModel
 from relaxprune.models.saved_model import verify_saved_model
+from relaxprune.options.objective_options import ObjectiveOptions
 from relaxprune.problems import RelaxPruneError
 from relaxprune.pruning.block_record import BlockRecord
 from relaxprune.pruning.layer_report import LayerReport
@@ -191,6 +193,22 @@ def test_progress_that_a_kill_left_in_a_finished_run_is_removed(
     assert (tmp_path / "out/.relaxprune/blocks").is_dir()
     again = RunFolder.open(tmp_path / "out", loaded(model), fingerprint(), resume=True)
     assert again.finished and again.verify_files() and not (tmp_path / "out/.relaxprune").exists()
+
+
+def test_runs_of_before_objectives_go_on_as_the_gram_alone(tmp_path: Path, model: LlamaForCausalLM) -> None:
+    older = replace(fingerprint(), settings=fingerprint().settings | {"permute": True})
+    RunFolder.open(tmp_path / "out", loaded(model), older).save(0, records(model)[0])
+    now = {"objective": asdict(ObjectiveOptions()), "permute_by": "saliency"}
+    newer = replace(older, settings={**older.settings, **now})
+    assert RunFolder.open(tmp_path / "out", loaded(model), newer, resume=True).solved_blocks == [0]
+    for other, named in (
+        ({"objective": asdict(ObjectiveOptions("rows"))}, 'objective.kind was "gram" and is now "rows"'),
+        ({"permute_by": "error"}, 'permute_by was "saliency" and is now "error"'),
+    ):
+        with pytest.raises(RelaxPruneError, match=named):
+            RunFolder.open(
+                tmp_path / "out", loaded(model), replace(newer, settings={**newer.settings, **other}), resume=True
+            )
 
 
 def test_occupied_folders_are_refused(tmp_path: Path, model: LlamaForCausalLM) -> None:
