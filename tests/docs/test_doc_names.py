@@ -30,7 +30,7 @@ OPTION = re.compile(r"--[a-z][a-z-]+")
 FOREIGN = {
     *("AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "FLOORS", "FOLDER", "ModuleList", "OUT"),
     *("Qwen3MoeTopKRouter", "SwitchTransformersTop1Router", "acc_norm", "c_attn", "classifier", "down_proj", "dt_proj"),
-    *("benchmark_utils", "doublings", "flock", "gate", "gate_up_proj", "long_run", "mask_structure", "nohup"),
+    *("benchmark_utils", "doublings", "flock", "gate", "gate_up_proj", "long_run", "mask_structure", "nohup", "slow"),
     *("out_proj", "packages", "router", "shared_expert_gate", "sparse_magnitude", "torchrun", "up_proj"),
     *("weight_mask", "weight_orig", "wg"),
     *("c_0", "c_4", "convert_model", "sparsity_config"),  # of MACKO, openvino and vLLM
