@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from relaxprune.options.objective_options import ObjectiveOptions
-from relaxprune.options.prune_options import PERMUTE_BY
+from relaxprune.options.prune_options import PERMUTE_BY, PruneOptions
 from relaxprune.residency.store import store_of
 from relaxprune.support.tensor_bits import checksum
 
@@ -105,13 +104,12 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -
 
 
 def as_now(then: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored fingerprint with the settings that older runs lack, as they ran."""
-    settings = then.get("settings") or {}
-    older = {
-        "objective": plain_values(asdict(ObjectiveOptions())),
-        "permute_by": PERMUTE_BY[0] if settings.get("permute") else None,
-    }
-    return {**then, "settings": {**older, **settings}}
+    """Return a stored fingerprint with what those of older runs lack: they ran without it."""
+    settings, model = then.get("settings") or {}, then.get("model") or {}
+    older = plain_values(asdict(PruneOptions()))
+    if settings.get("permute"):
+        older["permute_by"] = PERMUTE_BY[0]
+    return {**then, "model": {"rotation": None, **model}, "settings": {**older, **settings}}
 
 
 def plain_values(value: Any) -> Any:

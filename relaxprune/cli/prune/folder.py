@@ -121,7 +121,7 @@ def run_fingerprint(
             "weights_sha256": weights_sha256(model),
             "dtype": loaded.description["dtype"],
             "attention": model.config._attn_implementation,
-            **({} if job.rotated is None else {"rotation": job.rotated}),
+            "rotation": job.rotated,
         },
         calibration={**calibration_facts(job, windows), **refine_facts(job, more)},
         settings={
