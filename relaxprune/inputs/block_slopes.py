@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from relaxprune.models.blocks import BlockList
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.states import HERE, Kept, Shelf
+from relaxprune.support.forwards import hooked_forwards
 
 from .batches import Batch, run_model, token_ids
 from .checkpointing import checkpointed, flowing
@@ -179,9 +180,5 @@ def _heard(blocks: Sequence[nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
     def listen(index: int) -> Any:
         return lambda _module, _args, output: heard.update({index: flatten(output)[0]})
 
-    handles = [block.register_forward_hook(listen(index)) for index, block in enumerate(blocks)]
-    try:
+    with hooked_forwards((block, listen(index)) for index, block in enumerate(blocks)):
         yield heard
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from relaxprune.inputs.tree import flatten, map_tree
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.forwards import hooked_forwards
 from relaxprune.support.sentences import first_line
 
 # Norms and routers of transformers compute in float32 whatever they are given: what that rounds may be explained.
@@ -71,12 +72,8 @@ def record_calls(blocks: Sequence[nn.Module], run: Callable[[], object]) -> list
 
         return hook
 
-    handles = [block.register_forward_hook(note(i), with_kwargs=True) for i, block in enumerate(blocks)]
-    try:
+    with hooked_forwards(((block, note(i)) for i, block in enumerate(blocks)), with_kwargs=True):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 
@@ -137,13 +134,9 @@ class BlockCopy:
 
             return hook
 
-        named = [(name, module) for name, module in self.block.named_modules() if name]
-        handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in named]
-        try:
+        hooks = ((module, note(name)) for name, module in self.block.named_modules() if name)
+        with hooked_forwards(hooks, with_kwargs=True):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from relaxprune.inputs.tree import flatten
 from relaxprune.models.blocks import BlockList, output_heads
 from relaxprune.pruning.channels.channel_paths import rounding_tolerance
+from relaxprune.support.forwards import hooked_forwards
 
 from .block_copy import BlockCall, ModuleCall, same_tensor
 from .block_stream import StreamNorm, Unfit
@@ -107,13 +108,9 @@ def _listen(
     def end(_module: nn.Module, _args: object, output: Any) -> None:
         last.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in outside.items()]
-    handles.append(blocks.modules[-1].register_forward_hook(end))
-    try:
+    hooks = ((module, note(name)) for name, module in outside.items())
+    with hooked_forwards(hooks, with_kwargs=True), hooked_forwards([(blocks.modules[-1], end)]):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen, last[0]
 
 

@@ -1,9 +1,9 @@
-"""Modules that call something else for a while."""
+"""Modules that call something else, or something besides, for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -22,3 +22,19 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
             vars(module).pop("forward", None)
             if before is not None:
                 vars(module)["forward"] = before
+
+
+@contextmanager
+def hooked_forwards(
+    hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, with_kwargs: bool = False
+) -> Iterator[None]:
+    """Have forward hooks on modules, inside; they are taken off whatever happens.
+
+    Args:
+        hooks: modules, each with its hook.
+        with_kwargs: whether hooks are called with the keyword arguments as well.
+    """
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook, with_kwargs=with_kwargs).remove)
+        yield

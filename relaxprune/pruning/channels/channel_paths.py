@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from relaxprune.models.layers import PrunableLayer
+from relaxprune.support.forwards import hooked_forwards
 
 NO_PRODUCER = "no layer of its block makes each of its inputs from one output"
 NO_GROUPS = "its interchangeable inputs do not fill two or more whole groups"
@@ -117,12 +118,8 @@ class Probe:
 
             return replace
 
-        handles = [layer.module.register_forward_hook(hook(index)) for index, layer in enumerate(self._layers)]
-        try:
+        with hooked_forwards((layer.module, hook(index)) for index, layer in enumerate(self._layers)):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def find_sources(layers: Sequence[PrunableLayer], probe: Probe) -> list[dict[int, Tensor]]:

@@ -25,6 +25,7 @@ from relaxprune.options.objective_options import ObjectiveOptions
 from relaxprune.options.prune_options import PruneOptions
 from relaxprune.problems.errors import RelaxPruneError
 from relaxprune.residency.states import Shelf
+from relaxprune.support.forwards import hooked_forwards
 
 from .evidence import EVIDENCE, Evidence
 from .terms import PLAIN, LossTerms
@@ -200,9 +201,5 @@ def _heard(layers: Sequence[PrunableLayer]) -> Iterator[dict[str, list[Tensor]]]
 
         return hear
 
-    handles = [layer.module.register_forward_hook(listen(layer.name)) for layer in layers]
-    try:
+    with hooked_forwards((layer.module, listen(layer.name)) for layer in layers):
         yield heard
-    finally:
-        for handle in handles:
-            handle.remove()

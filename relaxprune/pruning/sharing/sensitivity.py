@@ -16,6 +16,7 @@ from relaxprune.inputs.tree import flatten
 from relaxprune.models.blocks import BlockList
 from relaxprune.models.layers import PrunableLayer
 from relaxprune.problems.errors import RelaxPruneError
+from relaxprune.support.forwards import hooked_forwards
 
 TOKENS = 2048
 
@@ -73,12 +74,8 @@ def _heard(layers: Sequence[PrunableLayer]) -> Iterator[dict[str, list[Tensor]]]
     def listen(name: str) -> Any:
         return lambda _module, _args, output: seen.setdefault(name, []).append(output)
 
-    handles = [layer.module.register_forward_hook(listen(layer.name)) for layer in layers]
-    try:
+    with hooked_forwards((layer.module, listen(layer.name)) for layer in layers):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _loss(output: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
